@@ -1,0 +1,107 @@
+"""Every exception and warning that sar2eo raises on purpose.
+
+::
+
+    Sar2eoError                 one line for the user; exit code 1
+    ├── SettingsError           a setting that is not allowed; exit code 2 (also a ValueError)
+    ├── SceneError              an input that cannot be opened or is not what it should be
+    │   ├── GeoreferenceError   no georeference, or one that cannot be used
+    │   ├── PolarisationError   polarisations unknown, or not those that are needed
+    │   └── RadiometryError     quantity or calibration unknown, or not convertible
+    ├── CheckpointError         a checkpoint that is missing, broken, unsafe or does not fit
+    ├── OutputError             a result that cannot be written, or would overwrite something
+    │   └── JournalError        unfinished work that belongs to other settings, or is damaged
+    └── ClusterError            a Dask cluster that cannot run the graph
+
+    Sar2eoWarning               (a UserWarning)
+    ├── GeolocationWarning      geolocation of limited accuracy
+    ├── RadiometryWarning       a guess or substitution that changes how values are read
+    └── FitWarning              an input outside what the model was trained on, used by request
+
+A message names the value, what is allowed, and the likely slip, on one line.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ClusterError",
+    "FitWarning",
+    "GeolocationWarning",
+    "GeoreferenceError",
+    "JournalError",
+    "OutputError",
+    "PolarisationError",
+    "RadiometryError",
+    "RadiometryWarning",
+    "Sar2eoError",
+    "Sar2eoWarning",
+    "SceneError",
+    "SettingsError",
+]
+
+
+class Sar2eoError(Exception):
+    """Base of all errors a user can do something about.
+
+    Attributes
+    ----------
+    exit_code : int
+        What the command line exits with.
+    """
+
+    exit_code = 1
+
+
+class SettingsError(Sar2eoError, ValueError):
+    """A setting is outside what is allowed, or settings contradict each other."""
+
+    exit_code = 2
+
+
+class SceneError(Sar2eoError):
+    """A scene cannot be opened, or is not a SAR scene."""
+
+
+class GeoreferenceError(SceneError):
+    """A scene has no georeference, or one that cannot be used."""
+
+
+class PolarisationError(SceneError):
+    """The polarisations of a scene are unknown, or are not those that are needed."""
+
+
+class RadiometryError(SceneError):
+    """The quantity or calibration of a scene is unknown, or cannot be converted."""
+
+
+class CheckpointError(Sar2eoError):
+    """A checkpoint is missing, incomplete, unsafe, or does not fit the request."""
+
+
+class OutputError(Sar2eoError):
+    """A result cannot be written, or would overwrite something."""
+
+
+class JournalError(OutputError):
+    """Unfinished work beside the output belongs to other settings, or cannot be read."""
+
+
+class ClusterError(Sar2eoError):
+    """A Dask cluster cannot be started or joined, or lacks what the run needs."""
+
+
+class Sar2eoWarning(UserWarning):
+    """Base of all warnings of this package."""
+
+
+class GeolocationWarning(Sar2eoWarning):
+    """The geolocation of a scene is of limited accuracy."""
+
+
+class RadiometryWarning(Sar2eoWarning):
+    """A guess or a substitution changes how the values of a scene are read."""
+
+
+class FitWarning(Sar2eoWarning):
+    """A model is used, by request, on an input outside what it was trained on."""

@@ -1,0 +1,230 @@
+"""SAR quantities to the model's range and back, and polarisations to three channels.
+
+What a checkpoint expects belongs to its weights and stands in its card. Here are the pieces: every
+quantity becomes amplitude, each polarisation is divided by one number for the whole scene, clipped
+to 0..1 and mapped to [-1, 1]. Dividing by the scene's own 99th percentile does not care about a
+constant factor, so digital numbers and calibrated amplitude of one scene agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo.errors import PolarisationError, RadiometryError
+from sar2eo.windows import Window
+
+__all__ = [
+    "CALIBRATIONS",
+    "POLARISATIONS",
+    "QUANTITIES",
+    "Calibration",
+    "Channels",
+    "Polarisation",
+    "Quantity",
+    "amplitude_percentiles",
+    "default_channels",
+    "sample_windows",
+    "to_amplitude",
+    "to_eo_bytes",
+    "to_model_range",
+]
+
+Quantity = Literal["dn", "amplitude", "intensity", "db"]
+"""What the values are: digital numbers proportional to amplitude, amplitude, power, or 10 log10 of power."""
+
+Calibration = Literal["none", "beta0", "sigma0", "gamma0", "rtc"]
+"""What they are calibrated to; rtc is radiometrically terrain-corrected gamma0."""
+
+Polarisation = Literal["HH", "HV", "VH", "VV"]
+"""Transmit, then receive."""
+
+Channels = tuple[tuple[str, ...], ...]
+"""Three channels, each the mean of the polarisations it names."""
+
+QUANTITIES: tuple[str, ...] = get_args(Quantity)
+CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
+POLARISATIONS: tuple[str, ...] = get_args(Polarisation)
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def to_amplitude(values: npt.ArrayLike, quantity: str) -> FloatArray:
+    """Convert SAR values to amplitude, linear and up to a constant factor.
+
+    Parameters
+    ----------
+    values : array_like
+        Values of any shape; NaN is nodata and stays NaN.
+    quantity : {"dn", "amplitude", "intensity", "db"}
+        What they are.
+
+    Returns
+    -------
+    ndarray of float32
+        Amplitude. Negative dn, amplitude or intensity (which noise subtraction leaves) become 0.
+
+    Raises
+    ------
+    RadiometryError
+        For another quantity.
+    """
+    array = np.asarray(values, dtype=np.float32)
+    match quantity:
+        case "dn" | "amplitude":
+            return np.maximum(array, np.float32(0))
+        case "intensity":
+            return np.sqrt(np.maximum(array, np.float32(0)))
+        case "db":
+            return np.power(np.float32(10), array * np.float32(0.05))
+        case _:
+            raise RadiometryError(f"quantity={quantity!r}: must be one of {', '.join(QUANTITIES)}")
+
+
+def default_channels(polarisations: Sequence[str]) -> Channels:
+    """Return the three model channels of a scene's polarisations.
+
+    One polarisation is repeated three times; four become HH, mean(HV, VH), VV (C-DiffSET, section
+    3.2); co and cross become co, cross, their mean; three stand for themselves.
+
+    Raises
+    ------
+    PolarisationError
+        For none, more than four, repeated or unknown polarisations.
+    """
+    names = tuple(polarisations)
+    if not 1 <= len(names) <= 4 or len(set(names)) != len(names) or not set(names) <= set(POLARISATIONS):
+        raise PolarisationError(
+            f"polarisations={','.join(names) or 'none'}: must be one to four different ones "
+            f"of {', '.join(POLARISATIONS)}"
+        )
+    if len(names) == 4:
+        return (("HH",), ("HV", "VH"), ("VV",))
+    if len(names) == 2:
+        first, second = sorted(names, key=lambda name: name[0] != name[1])
+        return ((first,), (second,), (first, second))
+    if len(names) == 1:
+        return (names,) * 3
+    return tuple((name,) for name in names)
+
+
+def to_model_range(
+    amplitude: FloatArray, divisors: Sequence[float], polarisations: Sequence[str], channels: Channels
+) -> FloatArray:
+    """Scale amplitude to the model's range and mix polarisations into three channels.
+
+    Parameters
+    ----------
+    amplitude : ndarray of float32, shape (polarisation, row, col)
+        Without NaN.
+    divisors : sequence of float
+        One per polarisation, the amplitude that becomes 1; positive.
+    polarisations : sequence of str
+        Names of the first axis.
+    channels : tuple of tuple of str
+        What each channel averages, after scaling.
+
+    Returns
+    -------
+    ndarray of float32, shape (3, row, col)
+        In [-1, 1].
+    """
+    divisor = np.asarray(divisors, dtype=np.float32)[:, None, None]
+    scaled = np.clip(amplitude / divisor, 0, 1) * np.float32(2) - np.float32(1)
+    order = list(polarisations)
+    mixed = [np.mean([scaled[order.index(name)] for name in names], axis=0) for names in channels]
+    return np.stack(mixed).astype(np.float32, copy=False)
+
+
+def to_eo_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:
+    """Map an image from [-1, 1] to bytes, ``(x + 1) / 2 * 255`` rounded to nearest and clipped."""
+    scaled = (image + np.float32(1)) * np.float32(127.5)
+    clipped: npt.NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return clipped
+
+
+def sample_windows(
+    shape: tuple[int, int], *, seed: int = 2025, strata: int = 16, size: int = 256
+) -> list[Window]:
+    """Draw one window from every cell of a regular partition of a scene.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns of the scene.
+    seed : int
+        Of the places within the cells.
+    strata : int
+        Cells along each axis, fewer where cells would be smaller than a window.
+    size : int
+        Rows and columns of a window, less where the cell is smaller.
+    """
+    draw = np.random.Generator(np.random.Philox(seed))
+    edges = [np.linspace(0, n, max(1, min(strata, n // size)) + 1).astype(int).tolist() for n in shape]
+    found = []
+    for top, bottom in zip(edges[0], edges[0][1:], strict=False):
+        for left, right in zip(edges[1], edges[1][1:], strict=False):
+            height, width = min(size, bottom - top), min(size, right - left)
+            row = int(draw.integers(top, bottom - height + 1))
+            col = int(draw.integers(left, right - width + 1))
+            found.append(Window(row, col, height, width))
+    return found
+
+
+def amplitude_percentiles(
+    read: Callable[[Window], FloatArray],
+    shape: tuple[int, int],
+    *,
+    percentile: float = 99.0,
+    seed: int = 2025,
+) -> tuple[float, ...]:
+    """Percentile of the valid amplitude of each polarisation, from full-resolution blocks.
+
+    Never from overviews: averaging overviews pull the high percentiles down.
+
+    Parameters
+    ----------
+    read : callable
+        Window to amplitude, shape (polarisation, row, col), NaN where there is no data.
+    shape : tuple of int
+        Rows and columns of the scene.
+    percentile : float
+        In percent.
+    seed : int
+        Of the sampled places.
+
+    Returns
+    -------
+    tuple of float
+        One per polarisation.
+
+    Raises
+    ------
+    RadiometryError
+        If a polarisation has no valid pixel, or its percentile is not positive.
+    """
+    values = _valid_samples(read, sample_windows(shape, seed=seed))
+    if any(v.size == 0 for v in values):
+        # The sample fell into holes: the scene is nearly empty, so reading all of it is cheap.
+        rows = range(0, shape[0], 512)
+        values = _valid_samples(read, [Window(r, 0, min(512, shape[0] - r), shape[1]) for r in rows])
+    if any(v.size == 0 for v in values):
+        raise RadiometryError("the scene has no valid pixel: is --nodata right?")
+    found = tuple(float(np.percentile(v, percentile)) for v in values)
+    if not all(np.isfinite(p) and p > 0 for p in found):
+        raise RadiometryError(
+            f"the {percentile:g}th percentile of amplitude is {', '.join(f'{p:g}' for p in found)}, so the "
+            "scene cannot be scaled: is --quantity right, or is the scene empty?"
+        )
+    return found
+
+
+def _valid_samples(read: Callable[[Window], FloatArray], windows: list[Window]) -> list[FloatArray]:
+    blocks = [read(window) for window in windows]
+    return [
+        np.concatenate([block[band][np.isfinite(block[band])] for block in blocks])
+        for band in range(blocks[0].shape[0])
+    ]

@@ -1,0 +1,163 @@
+"""The lattice of overlapping windows over one scene: integers only.
+
+A lattice belongs to the whole scene. A region selects windows of it and never moves them, so
+that a part of a result equals the same part of the whole (moving a window moves the model's
+receptive field with it, and the picture changes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from sar2eo.errors import SettingsError
+
+__all__ = ["Lattice", "Window", "axis_origins"]
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels, by its first row and column and its size.
+
+    A window of a lattice may reach past the scene's edge: what is outside is padding.
+    """
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def stop_row(self) -> int:
+        """The row after the last."""
+        return self.row + self.height
+
+    @property
+    def stop_col(self) -> int:
+        """The column after the last."""
+        return self.col + self.width
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Row and column slices of an array in the same frame."""
+        return slice(self.row, self.stop_row), slice(self.col, self.stop_col)
+
+    def intersection(self, other: Window) -> Window | None:
+        """Return the common rectangle, or None where there is none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        height = min(self.stop_row, other.stop_row) - row
+        width = min(self.stop_col, other.stop_col) - col
+        return Window(row, col, height, width) if height > 0 and width > 0 else None
+
+    def shifted(self, rows: int, cols: int) -> Window:
+        """Return the window moved down by `rows` and right by `cols`."""
+        return Window(self.row + rows, self.col + cols, self.height, self.width)
+
+
+def axis_origins(size: int, tile: int, overlap: int, factor: int) -> tuple[int, ...]:
+    """First pixels of the windows along one axis.
+
+    Parameters
+    ----------
+    size : int
+        Pixels of the scene along the axis, at least 1.
+    tile, overlap : int
+        Window size and overlap of neighbours, both multiples of `factor`.
+    factor : int
+        Downsampling factor of the VAE.
+
+    Returns
+    -------
+    tuple of int
+        Strictly rising multiples of `factor`, from 0, ``tile - overlap`` apart. The last is pulled
+        back to the edge, so that its window reaches past it by fewer than `factor` pixels (or by
+        ``tile - size`` where the scene is smaller than a tile).
+    """
+    last = max(0, -(-(size - tile) // factor) * factor)
+    return (*range(0, last, tile - overlap), last)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Windows of one size over a scene, numbered row by row.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns of the whole scene.
+    tile : int
+        Window size in pixels, a multiple of `factor`.
+    overlap : int
+        Overlap of neighbours in pixels, a multiple of `factor`, at most half of `tile`.
+    factor : int, optional (default: 1)
+        Downsampling factor of the VAE.
+
+    Raises
+    ------
+    SettingsError
+        For sizes that are not multiples of the factor, or an overlap that is too large.
+    """
+
+    shape: tuple[int, int]
+    tile: int
+    overlap: int
+    factor: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise SettingsError(f"shape={self.shape}: a scene has at least one row and column")
+        if self.factor < 1 or self.tile < self.factor or self.tile % self.factor:
+            raise SettingsError(
+                f"tile={self.tile}: must be a positive multiple of the model's factor {self.factor}"
+            )
+        if not 0 <= self.overlap <= self.tile // 2 or self.overlap % self.factor:
+            raise SettingsError(
+                f"overlap={self.overlap}: must be a multiple of {self.factor}, "
+                f"from 0 to half of the tile ({self.tile // 2})"
+            )
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """First rows of the windows."""
+        return axis_origins(self.shape[0], self.tile, self.overlap, self.factor)
+
+    @cached_property
+    def cols(self) -> tuple[int, ...]:
+        """First columns of the windows."""
+        return axis_origins(self.shape[1], self.tile, self.overlap, self.factor)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.cols)
+
+    def __getitem__(self, index: int) -> Window:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        i, j = divmod(index, len(self.cols))
+        return Window(self.rows[i], self.cols[j], self.tile, self.tile)
+
+    def __iter__(self) -> Iterator[Window]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def scene(self) -> Window:
+        """The whole scene as a window."""
+        return Window(0, 0, *self.shape)
+
+    def touching(self, region: Window) -> list[int]:
+        """Indices, rising, of the windows that share a pixel with `region`."""
+        rows = [i for i, r in enumerate(self.rows) if r < region.stop_row and region.row < r + self.tile]
+        cols = [j for j, c in enumerate(self.cols) if c < region.stop_col and region.col < c + self.tile]
+        return [i * len(self.cols) + j for i in rows for j in cols]
+
+    def batch(self, number: int, size: int) -> range:
+        """Window indices of one batch: a run of `size` in lattice order, shorter at the end.
+
+        What a batch holds depends on the lattice and `size` alone, never on the region asked for
+        or on what is done already; so a window is always computed in the same company.
+        """
+        return range(number * size, min((number + 1) * size, len(self)))
+
+    def batches(self, size: int) -> int:
+        """Count the batches of `size` windows."""
+        return -(-len(self) // size)
