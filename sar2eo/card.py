@@ -15,7 +15,16 @@ from typing import Any, Literal, get_args
 from sar2eo.errors import CheckpointError
 from sar2eo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, Channels, default_channels
 
-__all__ = ["CARD_NAME", "PREDICTION_TYPES", "SAMPLERS", "SPACINGS", "Card", "PredictionType", "Sampler", "Spacing"]
+__all__ = [
+    "CARD_NAME",
+    "PREDICTION_TYPES",
+    "SAMPLERS",
+    "SPACINGS",
+    "Card",
+    "PredictionType",
+    "Sampler",
+    "Spacing",
+]
 
 CARD_NAME = "sar2eo.json"
 

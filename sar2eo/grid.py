@@ -95,7 +95,7 @@ class Grid:
         return Grid(self.crs, transform[:6], (window.height, window.width))
 
     def ground_sample_distance_m(self) -> tuple[float, float]:
-        """True ground size of the central pixel: metres along a row, and along a column.
+        """Return the true ground size of the central pixel: metres along a row, and along a column.
 
         Measured on the ellipsoid: a "10 m" pixel of EPSG:3395 at 34 degrees north is 8.3 m.
         """
@@ -104,7 +104,7 @@ class Grid:
         row, col = self.shape[0] / 2, self.shape[1] / 2
         to_lonlat = Transformer.from_crs(self.pyproj_crs, "EPSG:4326", always_xy=True)
         at = [self.affine @ xy for xy in ((col, row), (col + 1, row), (col, row + 1))]
-        lon, lat = to_lonlat.transform(*zip(*at, strict=True))
+        lon, lat = to_lonlat.transform([x for x, _ in at], [y for _, y in at])
         geod = Geod(ellps="WGS84")
         _, _, along = geod.inv([lon[0]] * 2, [lat[0]] * 2, list(lon[1:]), list(lat[1:]))
         return float(along[0]), float(along[1])

@@ -79,7 +79,8 @@ def to_amplitude(values: npt.ArrayLike, quantity: str) -> FloatArray:
         case "intensity":
             return np.sqrt(np.maximum(array, np.float32(0)))
         case "db":
-            return np.power(np.float32(10), array * np.float32(0.05))
+            decades: FloatArray = np.power(np.float32(10), array * np.float32(0.05))
+            return decades
         case _:
             raise RadiometryError(f"quantity={quantity!r}: must be one of {', '.join(QUANTITIES)}")
 

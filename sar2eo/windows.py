@@ -145,7 +145,7 @@ class Lattice:
         return Window(0, 0, *self.shape)
 
     def touching(self, region: Window) -> list[int]:
-        """Indices, rising, of the windows that share a pixel with `region`."""
+        """Return the indices, rising, of the windows that share a pixel with `region`."""
         rows = [i for i, r in enumerate(self.rows) if r < region.stop_row and region.row < r + self.tile]
         cols = [j for j, c in enumerate(self.cols) if c < region.stop_col and region.col < c + self.tile]
         return [i * len(self.cols) + j for i in rows for j in cols]
