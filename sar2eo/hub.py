@@ -1,0 +1,55 @@
+"""A folder of weights: one on this machine, or one fetched from the model hub by its id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sar2eo.errors import CheckpointError
+
+__all__ = ["find_folder"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def find_folder(
+    source: str | Path, *, revision: str | None = None, allow: Sequence[str], ignore: Sequence[str] = ()
+) -> Path:
+    """Return a local folder, or fetch one where the source is no path but looks like a hub id.
+
+    Parameters
+    ----------
+    source : str or Path
+        A folder, or "owner/name".
+    revision : str or None
+        Branch, tag or commit of a hub id.
+    allow, ignore : sequence of str
+        Patterns of the files to fetch and not to fetch.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder and no such id, or the hub cannot be reached (offline mode, set by
+        ``HF_HUB_OFFLINE=1``, uses what was fetched before).
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise CheckpointError(f"{source} is a file: give the folder that holds it")
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = snapshot_download(
+            source, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore)
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{source}: no such folder here, and fetching it from the hub failed: {reason}"
+        ) from error
+    return Path(found)

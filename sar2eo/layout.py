@@ -1,0 +1,201 @@
+"""The files of a checkpoint folder, read without torch: which must be there, what their headers say.
+
+::
+
+    model_index.json                     what diffusers' tools look for
+    sar2eo.json                          the card
+    unet/  config.json  diffusion_pytorch_model.safetensors
+    vae/   config.json  diffusion_pytorch_model.safetensors
+    scheduler/scheduler_config.json      the noise schedule of training
+    prompt_embeds.safetensors            the fixed prompt's embedding, where the U-Net wants one
+
+Weights are safetensors only: reading a pickle can run code, so pickles are refused by name and content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from sar2eo.card import CARD_NAME
+from sar2eo.errors import CheckpointError
+
+__all__ = [
+    "CONFIG",
+    "MODEL_INDEX",
+    "PROMPT_EMBEDS",
+    "SCHEDULER_CONFIG",
+    "TRAIN_TIMESTEPS",
+    "VAE_CLASSES",
+    "WEIGHTS",
+    "TensorHeader",
+    "VaeFacts",
+    "checkpoint_files",
+    "count_parameters",
+    "folder_sha256",
+    "read_json",
+    "refuse_pickle",
+    "tensor_headers",
+    "vae_facts",
+    "wants_prompt",
+]
+
+CONFIG = "config.json"
+MODEL_INDEX = "model_index.json"
+PROMPT_EMBEDS = "prompt_embeds.safetensors"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+TRAIN_TIMESTEPS = 1000  # T of the paper, section 4.2
+
+_PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
+_PICKLE_STARTS = (b"\x80", b"PK\x03\x04")  # a bare pickle; torch's zip of pickles
+
+
+class TensorHeader(NamedTuple):
+    """What a safetensors header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class VaeFacts(NamedTuple):
+    """What the pipeline needs to know of a VAE, from its configuration."""
+
+    class_name: str
+    factor: int
+    latent_channels: int
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the files that make up a checkpoint, sorted, after checking that they are all there.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder or a file is missing, or a pickle stands in for one.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder (a checkpoint is a folder with {CARD_NAME})")
+    if not (folder / CARD_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} has no {CARD_NAME}: not a sar2eo checkpoint (see 'sar2eo model init')"
+        )
+    names = [MODEL_INDEX, CARD_NAME, SCHEDULER_CONFIG]
+    names += [f"{part}/{name}" for part in ("unet", "vae") for name in (CONFIG, WEIGHTS)]
+    for name in names:
+        if not (folder / name).is_file():
+            for path in sorted((folder / name).parent.glob("*")):
+                refuse_pickle(path)
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing")
+    if wants_prompt(read_json(folder / "unet" / CONFIG)):
+        names.append(PROMPT_EMBEDS)
+        if not (folder / PROMPT_EMBEDS).is_file():
+            raise CheckpointError(
+                f"{folder} is incomplete: its U-Net attends to a prompt, {PROMPT_EMBEDS} is missing"
+            )
+    return [folder / name for name in sorted(names)]
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError if a file is a pickle, by name or by content."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(4)
+    if path.suffix in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when read: convert it to safetensors first"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, or is not a JSON object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object, not {type(raw).__name__}")
+    return raw
+
+
+def tensor_headers(path: Path) -> dict[str, TensorHeader]:
+    """Read names, dtypes and shapes of a safetensors file, not its tensors.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, a pickle, or not whole.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: TensorHeader(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def count_parameters(folder: Path) -> int:
+    """Count the values in the U-Net's and the VAE's weights."""
+    parts = [tensor_headers(folder / part / WEIGHTS) for part in ("unet", "vae")]
+    return sum(math.prod(header.shape) for part in parts for header in part.values())
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash a checkpoint: weights, configurations and card.
+
+    It is the sha256 of the text that ``sha256sum`` prints for `checkpoint_files`, named relative to the
+    folder; other files in the folder (a README) do not count.
+    """
+    lines = []
+    for path in checkpoint_files(folder):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def vae_facts(config: dict[str, Any]) -> VaeFacts:
+    """Read downsampling factor and latent channels from a VAE's configuration.
+
+    Raises
+    ------
+    CheckpointError
+        For another class of VAE, or a configuration that lacks these values.
+    """
+    class_name = config.get("_class_name")
+    if class_name not in VAE_CLASSES:
+        raise CheckpointError(f"vae: _class_name={class_name!r}, must be one of {', '.join(VAE_CLASSES)}")
+    blocks = config.get(
+        "block_out_channels" if class_name == "AutoencoderKL" else "encoder_block_out_channels"
+    )
+    channels = config.get("latent_channels")
+    if not isinstance(blocks, list | tuple) or not blocks or not isinstance(channels, int) or channels < 1:
+        raise CheckpointError(f"vae: {CONFIG} says latent_channels={channels!r}, block channels {blocks!r}")
+    # In both classes every block but one halves the resolution.
+    return VaeFacts(str(class_name), 2 ** (len(blocks) - 1), channels)
+
+
+def wants_prompt(unet_config: dict[str, Any]) -> bool:
+    """Tell from a U-Net's configuration whether it attends to a prompt."""
+    blocks = [*unet_config.get("down_block_types", ()), *unet_config.get("up_block_types", ())]
+    blocks.append(unet_config.get("mid_block_type", "UNetMidBlock2DCrossAttn"))
+    return any("CrossAttn" in str(block) for block in blocks)

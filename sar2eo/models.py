@@ -1,0 +1,319 @@
+"""What a model is to the pipeline: a batch of SAR windows in, EO windows out.
+
+A `ModelSpec` names a model by path and options, so that it can stand in a graph, travel to other
+processes and be written to a fingerprint; each process loads the weights once, on first use. Nothing
+here needs torch until a model other than ``identity`` is resolved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo.card import SAMPLERS, Card
+from sar2eo.device import default_batch, default_threads, resolve_device, resolve_dtype
+from sar2eo.errors import SettingsError
+from sar2eo.hub import find_folder
+from sar2eo.layout import CONFIG, TRAIN_TIMESTEPS, count_parameters, folder_sha256, read_json, vae_facts
+from sar2eo.radiometry import to_eo_bytes
+
+__all__ = [
+    "IDENTITY",
+    "IdentityTranslator",
+    "ModelSpec",
+    "Translation",
+    "Translator",
+    "resolve_model",
+    "resolve_spacing",
+]
+
+IDENTITY = "identity"
+"""Name of the diagnostic model that returns its own input."""
+
+_IDENTITY_BATCH = 4
+
+
+class Translation(NamedTuple):
+    """What a model makes of a batch of B windows of T x T pixels.
+
+    Parameters
+    ----------
+    eo : ndarray of uint8, shape (B, 3, T, T)
+        Red, green, blue.
+    variance : ndarray of float32, shape (B, T / f, T / f), or None
+        Predicted variance at latent resolution (f: the VAE's factor); None where the model has none.
+    spread : ndarray of float32, shape (B, T, T), or None
+        Sample standard deviation over several samples in levels (0 to 255), mean over the bands; None
+        for a single sample.
+    """
+
+    eo: npt.NDArray[np.uint8]
+    variance: npt.NDArray[np.float32] | None
+    spread: npt.NDArray[np.float32] | None
+
+
+class Translator(Protocol):
+    """Translates batches of windows, one batch at a time per device.
+
+    Attributes
+    ----------
+    seconds : float
+        Spent inside the model so far, without waiting for the device.
+    """
+
+    seconds: float
+
+    def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
+        """Translate up to ``batch`` windows.
+
+        Parameters
+        ----------
+        sar : ndarray of float32, shape (B, 3, T, T)
+            In [-1, 1]; T a multiple of the model's factor.
+        origins : sequence of (row, col)
+            Pixel of the whole scene where each window starts, multiples of the factor: the noise is
+            anchored there.
+        """
+        ...
+
+
+class IdentityTranslator:
+    """Returns its own three-channel input as bytes: a diagnostic of everything but the model."""
+
+    def __init__(self, samples: int = 1) -> None:
+        self.seconds = 0.0
+        self._samples = samples
+        self._lock = threading.Lock()
+
+    def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
+        """Return the input as bytes; without variance, and with a spread of zero over several samples."""
+        start = perf_counter()
+        spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
+        translation = Translation(to_eo_bytes(sar), None, spread)
+        with self._lock:
+            self.seconds += perf_counter() - start
+        return translation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model by path and options: picklable, without weights.
+
+    Parameters
+    ----------
+    path : str
+        "identity", or a local checkpoint folder.
+    sha256 : str
+        Of the folder's weights, configurations and card (`sar2eo.layout.folder_sha256`); of the text
+        "identity" for that.
+    parameters : int
+        Values in the weights of U-Net and VAE.
+    factor, latent_channels : int
+        The VAE's downsampling factor and channels.
+    card : Card or None
+        None for identity.
+    steps, sampler, spacing, seed, samples
+        How to sample; ``samples`` results of different noise are averaged.
+    device, dtype : str
+        Where and in which precision the networks run, resolved (never "auto").
+    batch : int
+        Windows per batch; smaller batches are padded to it.
+    compile : bool
+        Compile the U-Net.
+    threads : int
+        Torch threads on the CPU.
+    """
+
+    path: str
+    sha256: str
+    parameters: int
+    factor: int
+    latent_channels: int
+    card: Card | None
+    steps: int
+    sampler: str
+    spacing: str
+    seed: int
+    samples: int
+    device: str
+    dtype: str
+    batch: int
+    compile: bool
+    threads: int
+
+    @property
+    def confidence(self) -> bool:
+        """Whether the model yields a variance."""
+        return self.card is not None
+
+    def load(self) -> Translator:
+        """Return the translator, loading the weights at most once per process.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder is broken, or is not the one that was resolved.
+        """
+        with _LOAD_LOCK:
+            key = repr(self)  # the card holds a dict, so a spec has no hash
+            if key not in _LOADED:
+                # Settings may change from call to call in a long session; weights are large.
+                while len(_LOADED) >= _LOADED_AT_MOST:
+                    _LOADED.popitem(last=False)
+                _LOADED[key] = self._make()
+            _LOADED.move_to_end(key)
+            return _LOADED[key]
+
+    def _make(self) -> Translator:
+        if self.card is None:
+            return IdentityTranslator(self.samples)
+        from sar2eo.translator import DiffusionTranslator
+
+        return DiffusionTranslator(self)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that changes pixels, as JSON values; the path does not."""
+        if self.card is None:
+            return {"sha256": self.sha256, "samples": self.samples}
+        names = ("sha256", "steps", "sampler", "spacing", "seed", "samples", "device", "dtype", "batch")
+        values = {name: getattr(self, name) for name in (*names, "compile", "threads")}
+        return values | {package: version(package) for package in ("torch", "diffusers")}
+
+
+_LOADED: OrderedDict[str, Translator] = OrderedDict()
+_LOADED_AT_MOST = 2
+_LOAD_LOCK = threading.Lock()
+
+
+def resolve_model(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    steps: int | None = None,
+    sampler: str | None = None,
+    seed: int = 2025,
+    samples: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch: int | None = None,
+    compile: bool = False,  # noqa: A002 (the name of torch's function and of the flag)
+    threads: int | None = None,
+) -> ModelSpec:
+    """Find a model and settle every option, without loading weights.
+
+    Parameters
+    ----------
+    model : str or Path
+        "identity"; a checkpoint folder; or, where no such path exists, an id "owner/name" on the hub,
+        of which only safetensors and JSON files are fetched.
+    revision : str or None
+        Of a hub id.
+    steps, sampler : int, str or None
+        None: the card's. (The spacing is the card's as far as `resolve_spacing` allows.)
+    seed : int
+        Of the noise.
+    samples : int
+        Results to average.
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+    dtype : str
+        "auto", "float32", "bfloat16" or "float16".
+    batch, threads : int or None
+        None: fixed by the device.
+    compile : bool
+        Compile the U-Net.
+
+    Raises
+    ------
+    SettingsError
+        For an option that is not allowed, or a device that is not there.
+    CheckpointError
+        If there is no such checkpoint, or it is broken.
+    """
+    counts = {"steps": steps, "samples": samples, "batch": batch, "threads": threads}
+    for name, value in counts.items():
+        if value is not None and not 1 <= value <= TRAIN_TIMESTEPS:
+            raise SettingsError(f"{name}={value}: must be 1 to {TRAIN_TIMESTEPS}")
+    if not 0 <= seed < 2**64:
+        raise SettingsError(f"seed={seed}: must be 0 to 2**64 - 1")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise SettingsError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
+    if str(model) == IDENTITY:
+        return _identity_spec(seed, samples, batch)
+    folder = find_folder(model, revision=revision, allow=["*.json", "*.safetensors"])
+    sha256 = folder_sha256(folder)
+    card = Card.read(folder)
+    vae = vae_facts(read_json(folder / "vae" / CONFIG))
+    place = resolve_device(device)
+    steps, sampler = steps or card.steps, sampler or card.sampler
+    return ModelSpec(
+        path=str(folder),
+        sha256=sha256,
+        parameters=count_parameters(folder),
+        factor=vae.factor,
+        latent_channels=vae.latent_channels,
+        card=card,
+        steps=steps,
+        sampler=sampler,
+        spacing=resolve_spacing(card.spacing, sampler, steps),
+        seed=seed,
+        samples=samples,
+        device=place,
+        dtype=resolve_dtype(dtype, place),
+        batch=batch or default_batch(place),
+        compile=compile,
+        threads=threads or default_threads(),
+    )
+
+
+def resolve_spacing(spacing: str, sampler: str, steps: int) -> str:
+    """Replace leading spacing by trailing where it would not start near pure noise.
+
+    Leading spacing starts at one timestep less than a whole number of intervals, which is far from
+    T for few steps (a single one starts at t = 1, so it would call pure noise almost clean), and for
+    numbers of steps that leave a large remainder.
+
+    Parameters
+    ----------
+    spacing : {"leading", "trailing"}
+        As asked for.
+    sampler : {"ddim", "dpm++"}
+        DPM-Solver++ takes one interval more than steps.
+    steps : int
+        1 to 1000.
+    """
+    intervals = steps if sampler == "ddim" else steps + 1
+    first = (intervals - 1) * (TRAIN_TIMESTEPS // intervals) + 1
+    sound = steps >= 10 and TRAIN_TIMESTEPS * 9 // 10 <= first < TRAIN_TIMESTEPS
+    return spacing if sound else "trailing"
+
+
+def _identity_spec(seed: int, samples: int, batch: int | None) -> ModelSpec:
+    return ModelSpec(
+        path=IDENTITY,
+        sha256=hashlib.sha256(IDENTITY.encode()).hexdigest(),
+        parameters=0,
+        factor=1,
+        latent_channels=3,
+        card=None,
+        steps=0,
+        sampler="none",
+        spacing="none",
+        seed=seed,
+        samples=samples,
+        device="cpu",
+        dtype="float32",
+        batch=batch or _IDENTITY_BATCH,
+        compile=False,
+        threads=1,
+    )
