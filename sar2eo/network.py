@@ -1,0 +1,209 @@
+"""The C-DiffSET U-Net from a Stable-Diffusion U-Net, its two outputs, and the VAE's latents.
+
+The U-Net takes [SAR latent | noisy EO latent] along the channels, in this order, and returns the
+diffusion prediction and one more channel from which the variance comes (C-DiffSET, sections 3.2 and
+3.3, Eq. 2; the starting weights and the variance's range as in the authors' release).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sar2eo.errors import CheckpointError, SettingsError
+
+__all__ = [
+    "SIZES",
+    "VARIANCE_MAX",
+    "VARIANCE_MIN",
+    "Size",
+    "Vae",
+    "adapt_unet",
+    "add_variance_channel",
+    "create_unet",
+    "create_vae",
+    "decode_latents",
+    "double_input",
+    "encode_images",
+    "split_prediction",
+    "variance_of",
+]
+
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
+
+Size = Literal["tiny", "small"]
+"""Untrained architectures: tiny is for tests, small for one region on modest hardware."""
+
+SIZES: tuple[str, ...] = get_args(Size)
+
+VARIANCE_MIN, VARIANCE_MAX = 1e-6, 10.0
+_VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a raw 0 becomes variance 1
+
+
+def double_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Let a U-Net take [SAR latent | noisy EO latent]: C input channels become 2 C, in place.
+
+    The first convolution's weights are repeated and halved, so that two equal latents give the
+    activations that one gave.
+    """
+    old = unet.conv_in
+    new = _convolution_like(old, 2 * old.in_channels, old.out_channels)
+    weight = torch.cat([old.weight, old.weight], dim=1) / 2
+    new.load_state_dict({"weight": weight, "bias": old.bias})
+    unet.conv_in = new
+    unet.register_to_config(in_channels=new.in_channels)
+    return unet
+
+
+def add_variance_channel(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Add one output channel with zero weights and bias, in place: its variance starts at 1."""
+    old = unet.conv_out
+    new = _convolution_like(old, old.in_channels, old.out_channels + 1)
+    weight = torch.cat([old.weight, torch.zeros_like(old.weight[:1])])
+    bias = torch.cat([old.bias, torch.zeros_like(old.bias[:1])])
+    new.load_state_dict({"weight": weight, "bias": bias})
+    unet.conv_out = new
+    unet.register_to_config(out_channels=new.out_channels)
+    return unet
+
+
+def adapt_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Turn a latent diffusion U-Net (C channels in and out) into a C-DiffSET U-Net, in place.
+
+    Parameters
+    ----------
+    unet : UNet2DConditionModel
+        With as many channels in as out; 4 in Stable Diffusion.
+
+    Returns
+    -------
+    UNet2DConditionModel
+        The same, 2 C channels in and C + 1 out, which its configuration says, so that diffusers
+        reloads it as it is.
+
+    Raises
+    ------
+    CheckpointError
+        If input and output channels differ, as in a U-Net that is already adapted or made for
+        inpainting.
+    """
+    if unet.config.in_channels != unet.config.out_channels:
+        raise CheckpointError(
+            f"the base's U-Net has {unet.config.in_channels} channels in and {unet.config.out_channels} out: "
+            "must be equal (is it a text-to-image model, and not yet adapted?)"
+        )
+    return add_variance_channel(double_input(unet))
+
+
+def _convolution_like(old: nn.Conv2d, channels_in: int, channels_out: int) -> nn.Conv2d:
+    geometry: Any = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    return nn.Conv2d(channels_in, channels_out, **geometry, device=old.weight.device, dtype=old.weight.dtype)
+
+
+def split_prediction(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Split the U-Net's output into prediction and raw variance, in float32.
+
+    Parameters
+    ----------
+    output : Tensor, shape (B, C + 1, h, w)
+
+    Returns
+    -------
+    prediction : Tensor of float32, shape (B, C, h, w)
+    raw_variance : Tensor of float32, shape (B, 1, h, w)
+        For `variance_of`.
+    """
+    return output[:, :-1].float(), output[:, -1:].float()
+
+
+def variance_of(raw: Tensor) -> Tensor:
+    """Map the U-Net's last channel to a variance in [1e-6, 10]; 0 becomes 1."""
+    variance = functional.softplus(raw.float() + _VARIANCE_SHIFT) + VARIANCE_MIN
+    return variance.clamp(VARIANCE_MIN, VARIANCE_MAX)
+
+
+def encode_images(vae: Vae, images: Tensor) -> Tensor:
+    """Encode images to scaled latents: posterior mean, shifted and scaled as the VAE's configuration says.
+
+    Parameters
+    ----------
+    vae : AutoencoderKL or AutoencoderTiny
+    images : Tensor, shape (B, 3, H, W)
+        In [-1, 1], in the VAE's dtype.
+
+    Returns
+    -------
+    Tensor of float32, shape (B, C, H / f, W / f)
+    """
+    encoded = vae.encode(images)
+    latents: Tensor = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    shift, scale = _latent_statistics(vae, latents.device)
+    return (latents.float() - shift) * scale
+
+
+def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
+    """Decode scaled latents of float32, shape (B, C, h, w), to images of float32, (B, 3, H, W)."""
+    shift, scale = _latent_statistics(vae, latents.device)
+    images: Tensor = vae.decode((latents / scale + shift).to(vae.dtype)).sample
+    return images.float()
+
+
+def _latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return shift and scale of latents, broadcastable to (B, C, h, w), in diffusers' convention."""
+    config: Any = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [config.get("shift_factor") or 0.0], [1.0]
+    shift, spread = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    return shift, config.scaling_factor / spread
+
+
+def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
+    """Create an untrained C-DiffSET U-Net that needs no prompt.
+
+    Parameters
+    ----------
+    size : {"tiny", "small"}
+        About 1.2 M and 14 M parameters.
+    latent_channels : int
+        C of the VAE.
+    """
+    _check_size(size)
+    widths = {"tiny": (32, 64, 80), "small": (96, 192, 288)}[size]
+    unet = UNet2DConditionModel(
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=32,
+        norm_num_groups=16,
+    )
+    return add_variance_channel(unet)
+
+
+def create_vae(size: str) -> AutoencoderKL:
+    """Create an untrained VAE: four latent channels, factor 4 (tiny) or 8 (small)."""
+    _check_size(size)
+    widths = {"tiny": (16, 32, 48), "small": (32, 64, 96, 128)}[size]
+    return AutoencoderKL(
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        latent_channels=4,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+    )
+
+
+def _check_size(size: str) -> None:
+    if size not in SIZES:
+        raise SettingsError(f"size={size!r}: must be one of {', '.join(SIZES)}")
