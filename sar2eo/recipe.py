@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sar2eo.card import Sampler
 from sar2eo.errors import SettingsError
+from sar2eo.radiometry import Calibration, Quantity
 
 __all__ = [
     "Compression",
+    "RegionSettings",
+    "SceneSettings",
     "TranslateRecipe",
     "TranslateSettings",
     "apply_overrides",
@@ -79,8 +82,72 @@ class TranslateSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneSettings:
+    """How scenes are opened: the options of `sar2eo.open_scene`.
+
+    Parameters
+    ----------
+    polarisations : tuple of str or None
+        Names of the bands, or which of several to take.
+    quantity, calibration : str or None
+        What the values are, where the file does not say.
+    calibrate : str or None
+        Calibrate a SAFE product to this.
+    nodata : float or None
+        A further value that means no data.
+    crs, resolution : str, float or None
+        Grid to warp to: any CRS, or "source"; pixel size in its units.
+    datetime : str or None
+        Acquisition time, ISO 8601, where the file does not say.
+    allow_ungeoreferenced : bool
+        Take an image without a georeference.
+    """
+
+    polarisations: tuple[str, ...] | None = None
+    quantity: Quantity | None = None
+    calibration: Calibration | None = None
+    calibrate: Literal["beta0", "sigma0", "gamma0"] | None = None
+    nodata: float | None = None
+    crs: str | None = None
+    resolution: float | None = None
+    datetime: str | None = None
+    allow_ungeoreferenced: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSettings:
+    """Which part of a scene is translated; at most one of `bbox`, `aoi` and `window`.
+
+    Parameters
+    ----------
+    bbox : tuple of float or None
+        West, south, east, north.
+    bbox_crs : str
+        CRS of `bbox`.
+    aoi : str or None
+        A GeoJSON file of polygons, in degrees; pixels outside of them are masked.
+    window : tuple of int or None
+        Row, column, height, width in pixels of the scene.
+    """
+
+    bbox: tuple[float, ...] | None = None
+    bbox_crs: str = "EPSG:4326"
+    aoi: str | None = None
+    window: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("bbox", "aoi", "window") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise SettingsError(f"{' and '.join(given)} are given: a region is one of bbox, aoi, window")
+        for name in ("bbox", "window"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 4:
+                raise SettingsError(f"{name}={value}: must be four numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TranslateRecipe:
-    """One translation from file to file: a table ``[translate]`` in a TOML recipe.
+    """Translations from files to files: the table ``[translate]`` of a TOML recipe.
 
     Parameters
     ----------
@@ -88,30 +155,29 @@ class TranslateRecipe:
         Inputs, as `sar2eo.open_scene` takes them.
     out : str
         A ``.tif``, or a folder for several scenes.
-    model : str
-        "identity", a checkpoint folder, or a hub id.
-    settings : TranslateSettings
-        The table ``[translate.settings]``.
+    model : str or None
+        "identity", a checkpoint folder, or a hub id; must be given.
+    scene, region, settings
+        The tables ``[translate.scene]``, ``[translate.region]``, ``[translate.settings]``.
     compress : str
-        Compression of the COGs.
+        Compression of the EO image.
     confidence, spread, quicklook, report : str or None
-        Further outputs.
-    workers : int
-        Worker processes; 0: in this process.
+        Further outputs, for a single scene.
     overwrite, restart : bool
         Replace existing outputs; discard unfinished work.
     """
 
     scenes: tuple[str, ...]
     out: str
-    model: str
-    settings: TranslateSettings = dataclasses.field(default_factory=TranslateSettings)
+    model: str | None = None
+    scene: SceneSettings = field(default_factory=SceneSettings)
+    region: RegionSettings = field(default_factory=RegionSettings)
+    settings: TranslateSettings = field(default_factory=TranslateSettings)
     compress: Compression = "deflate"
     confidence: str | None = None
     spread: str | None = None
     quicklook: str | None = None
     report: str | None = None
-    workers: int = 0
     overwrite: bool = False
     restart: bool = False
 

@@ -1,0 +1,45 @@
+"""The accessor ``.sar2eo`` of xarray objects: the same functions, from the object at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from sar2eo.grid import Grid
+from sar2eo.inference import place_of, translate
+from sar2eo.models import ModelSpec
+from sar2eo.writing import write_cog
+
+__all__ = ["DatasetAccessor", "SceneAccessor"]
+
+
+@xr.register_dataarray_accessor("sar2eo")
+class SceneAccessor:
+    """``scene.sar2eo``: a SAR scene, as `sar2eo.open_scene` returns it."""
+
+    def __init__(self, scene: xr.DataArray) -> None:
+        self._scene = scene
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of this array; of a slice, that of the slice."""
+        whole, window = place_of(self._scene)
+        return whole.crop(window)
+
+    def translate(self, model: str | Path | ModelSpec, **options: Any) -> xr.Dataset:
+        """Translate the scene: `sar2eo.translate`."""
+        return translate(self._scene, model, **options)
+
+
+@xr.register_dataset_accessor("sar2eo")
+class DatasetAccessor:
+    """``eo.sar2eo``: a translated Dataset, as `sar2eo.translate` returns it."""
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    def write_cog(self, path: str | Path, **options: Any) -> dict[str, Any]:
+        """Compute and write it: `sar2eo.write_cog`."""
+        return write_cog(self._dataset, path, **options)

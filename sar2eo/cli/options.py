@@ -1,0 +1,86 @@
+"""Options that several commands share, defined once and spelled as rasterio's ``rio`` spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
+
+__all__ = ["debug_option", "numbers", "scene_options"]
+
+Decorator = Callable[[Any], Any]
+
+
+class _Numbers(click.ParamType):
+    """A fixed count of numbers with commas between them."""
+
+    name = "numbers"
+
+    def __init__(self, names: str, kind: type) -> None:
+        self.names = names
+        self.kind = kind
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            found = ()
+        if len(found) != len(self.names.split(",")):
+            self.fail(f"{value!r} must be {self.names}", param, ctx)
+        return found
+
+
+def numbers(names: str, kind: type = float) -> click.ParamType:
+    """Return a parameter type for as many numbers as there are names in ``A,B,C``."""
+    return _Numbers(names, kind)
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip().upper() for part in value.split(","))
+
+
+def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta["sar2eo.debug"] = value
+
+
+debug_option: Decorator = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show tracebacks."
+)
+
+
+def scene_options(command: Any) -> Any:
+    """Add the options that say how scenes are opened; they arrive as `SceneSettings` fields."""
+    for option in reversed(_SCENE_OPTIONS):
+        command = option(command)
+    return command
+
+
+_SCENE_OPTIONS: list[Decorator] = [
+    click.option(
+        "--pol",
+        "polarisations",
+        metavar="VV,VH",
+        callback=_names,
+        help="Polarisations of the bands in order, or which of a product's to take.",
+    ),
+    click.option("--quantity", type=click.Choice(QUANTITIES), help="What the values are."),
+    click.option("--calibration", type=click.Choice(CALIBRATIONS), help="What they are calibrated to."),
+    click.option(
+        "--calibrate",
+        type=click.Choice(["beta0", "sigma0", "gamma0"]),
+        help="Calibrate a Sentinel-1 SAFE product by its annotation.",
+    ),
+    click.option("--nodata", type=float, help="A further value that means no data."),
+    click.option("--crs", help="Warp to this CRS; 'source' keeps a geographic grid."),
+    click.option("--resolution", type=float, help="Warp to this pixel size, in units of the CRS."),
+    click.option("--datetime", metavar="ISO8601", help="Acquisition time, if the file is silent."),
+    click.option("--allow-ungeoreferenced", is_flag=True, help="Take an image without a georeference."),
+]

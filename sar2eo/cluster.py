@@ -1,0 +1,144 @@
+"""Where the graph runs: threads of this process, worker processes, or a cluster that is there already.
+
+Only the command line starts clusters; the library uses whatever Dask scheduler is active. All servers
+bind to the loopback interface, and there is no dashboard.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sar2eo.errors import ClusterError, SettingsError
+
+__all__ = ["available_cores", "running", "threads_per_worker"]
+
+# Beside the one thread that is inside the model, others read ahead and write behind.
+_THREADS_PER_WORKER = 3
+_JOIN_SECONDS = 15
+GDAL_CACHE_MB = 64
+
+
+def available_cores() -> int:
+    """Return the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_per_worker(workers: int) -> int:
+    """Torch threads of each of several worker processes: the cores, shared out."""
+    return max(1, available_cores() // max(1, workers))
+
+
+@contextmanager
+def running(*, workers: int = 0, scheduler: str | None = None, shared: Path | None = None) -> Iterator[None]:
+    """Make a Dask scheduler the active one while the block runs.
+
+    Parameters
+    ----------
+    workers : int
+        Worker processes to start on this machine; 0 uses threads of this process.
+    scheduler : str, optional
+        Address of a running cluster to join instead, as in ``tcp://10.0.0.1:8786``.
+    shared : Path, optional
+        A folder that a joined cluster's workers must see.
+
+    Raises
+    ------
+    SettingsError
+        If both are asked for, or a negative number of workers.
+    ClusterError
+        If a cluster cannot be reached, has no workers, lacks this package, runs another version of
+        it, or does not see the folder.
+    """
+    if workers < 0 or (workers and scheduler):
+        raise SettingsError(f"workers={workers}, scheduler={scheduler}: give one of them, workers from 0 on")
+    # GDAL's own default is a share of all memory, which each process would take for itself.
+    os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_MB))
+    if scheduler is not None:
+        with _joined(scheduler, shared):
+            yield
+    elif workers:
+        with _started(workers):
+            yield
+    else:
+        import dask
+
+        with dask.config.set(scheduler="threads", num_workers=max(_THREADS_PER_WORKER, available_cores())):
+            yield
+
+
+@contextmanager
+def _started(workers: int) -> Iterator[None]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    threads = str(threads_per_worker(workers))
+    environment = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment["GDAL_CACHEMAX"] = os.environ["GDAL_CACHEMAX"]
+    settings = {
+        "distributed.nanny.pre-spawn-environ": environment,
+        # Dask's limit counts what torch holds as leaked and would pause or kill the worker.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=_THREADS_PER_WORKER,
+            memory_limit=0,
+            dashboard_address=None,
+            host="127.0.0.1",
+            silence_logs="ERROR",
+        ) as cluster,
+        Client(cluster),
+    ):
+        yield
+
+
+@contextmanager
+def _joined(address: str, shared: Path | None) -> Iterator[None]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=_JOIN_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(f"--scheduler {address}: cannot be reached: is it tcp://HOST:PORT?") from error
+    with client:
+        _check_workers(client, address, shared)
+        yield
+
+
+def _check_workers(client: Any, address: str, shared: Path | None) -> None:
+    """Refuse at once what would otherwise wait for ever or fail in every task."""
+    from sar2eo._version import __version__
+
+    if not client.scheduler_info()["workers"]:
+        raise ClusterError(
+            f"--scheduler {address}: the cluster has no workers yet: start some, then run again"
+        )
+    for worker, version in client.run(_worker_version).items():
+        if version != __version__:
+            raise ClusterError(
+                f"worker {worker} has sar2eo {version or 'not installed'}, this is {__version__}"
+            )
+    if shared is not None:
+        blind = [worker for worker, sees in client.run(os.path.isdir, str(shared)).items() if not sees]
+        if blind:
+            raise ClusterError(
+                f"worker {blind[0]} does not see {shared}: outputs need a folder that all share"
+            )
+
+
+def _worker_version() -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sar2eo")
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,157 @@
+"""The layers of the translation graph: keys, tasks and what depends on what.
+
+Four layers: the plan (one key, so that it travels to a worker once), the scaling, the batches, and one
+layer for each variable of the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.highlevelgraph import HighLevelGraph
+
+from sar2eo.tasks import (
+    Plan,
+    gather,
+    sample_chunk,
+    scaling_from_reader,
+    scaling_from_samples,
+    translate_batch,
+)
+from sar2eo.windows import Window
+
+__all__ = ["TranslationGraph"]
+
+_SAMPLED_CHUNKS = 64
+_SAMPLE_SEED = 2025
+
+Layer = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class TranslationGraph:
+    """Builds the Dask arrays of one translation.
+
+    Parameters
+    ----------
+    plan : Plan
+        What every task needs to know.
+    scene : DataArray
+        Its chunks are read where the plan has no reader.
+    scaling : tuple of float or None
+        Amplitude that becomes 1, by polarisation; None: sampled from the scene, as a task.
+    block : tuple of int
+        Rows and columns of the result's chunks.
+    token : str
+        Identifies the result's pixels; part of every name.
+    """
+
+    plan: Plan
+    scene: xr.DataArray
+    scaling: tuple[float, ...] | None
+    block: tuple[int, int]
+    token: str
+
+    def arrays(self) -> dict[str, da.Array]:
+        """Return the lazy arrays: eo, valid, amplitude_divisor, and confidence and spread if asked for."""
+        layers, below = self._shared_layers()
+        count = len(self.plan.polarisations)
+        scaling = da.Array(
+            HighLevelGraph(layers, below), self._name("scaling"), ((count,),), dtype=np.float32
+        )
+        found = {name: self._gathered(name, dtype, layers, below) for name, dtype in self._variables()}
+        return found | {"amplitude_divisor": scaling}
+
+    def _name(self, part: str) -> str:
+        return f"{part}-{self.token}"
+
+    def _variables(self) -> list[tuple[str, npt.DTypeLike]]:
+        found: list[tuple[str, npt.DTypeLike]] = [("eo", np.uint8), ("valid", np.bool_)]
+        if self.plan.spec.confidence:
+            found.append(("confidence", np.float32))
+        if self.plan.spec.samples > 1:
+            found.append(("spread", np.float32))
+        return found
+
+    def _shared_layers(self) -> tuple[dict[str, Any], dict[str, set[str]]]:
+        plan, scaling, batch = self._name("plan"), self._name("scaling"), self._name("batch")
+        layers: dict[str, Any] = {plan: {plan: self.plan}}
+        below: dict[str, set[str]] = {plan: set()}
+        source: str | None = None
+        if self.plan.reader is None:
+            data = self.scene.chunk().data if self.scene.chunks is None else self.scene.data
+            layers |= data.dask.layers
+            below |= {name: set(names) for name, names in data.dask.dependencies.items()}
+            source = data.name
+        read = set() if source is None else {source}
+        layers[scaling], below[scaling] = self._scaling_layer(source), {plan} | read
+        layers[batch], below[batch] = self._batch_layer(source), {plan, scaling} | read
+        return layers, below
+
+    def _scaling_layer(self, source: str | None) -> Layer:
+        name, plan = self._name("scaling"), self._name("plan")
+        if self.scaling is not None:
+            return {(name, 0): np.asarray(self.scaling, np.float32)}
+        if source is None:
+            return {(name, 0): (scaling_from_reader, plan, _SAMPLE_SEED)}
+        shape = (len(self.plan.row_edges) - 1, len(self.plan.col_edges) - 1)
+        order = np.random.Generator(np.random.Philox(_SAMPLE_SEED)).permutation(shape[0] * shape[1])
+        layer: Layer = {}
+        for number in map(int, order[:_SAMPLED_CHUNKS]):
+            i, j = divmod(number, shape[1])
+            layer[f"{name}-sample", number] = (sample_chunk, plan, (source, 0, i, j), number)
+        return layer | {(name, 0): (scaling_from_samples, list(layer))}
+
+    def _batch_layer(self, source: str | None) -> Layer:
+        lattice, size = self.plan.lattice, self.plan.spec.batch
+        layer: Layer = {}
+        for number in sorted({index // size for index in lattice.touching(self.plan.region)}):
+            chunks: set[tuple[int, int]] = set()
+            if source is not None:
+                chunks = {
+                    at for index in lattice.batch(number, size) for at in self.plan.chunks_of(lattice[index])
+                }
+            layer[self._name("batch"), number] = (
+                _translate_batch,
+                self._name("plan"),
+                (self._name("scaling"), 0),
+                number,
+                [[i, j, (source, 0, i, j)] for i, j in sorted(chunks)],
+            )
+        return layer
+
+    def _gathered(
+        self, variable: str, dtype: npt.DTypeLike, layers: dict[str, Any], below: dict[str, set[str]]
+    ) -> da.Array:
+        name, size, region = self._name(variable), self.plan.spec.batch, self.plan.region
+        rows, cols = _chunk_sizes(region.height, self.block[0]), _chunk_sizes(region.width, self.block[1])
+        bands: tuple[tuple[int, ...], ...] = ((3,),) if variable == "eo" else ()
+        layer: Layer = {}
+        for i, height in enumerate(rows):
+            for j, width in enumerate(cols):
+                window = Window(region.row + i * self.block[0], region.col + j * self.block[1], height, width)
+                numbers = dict.fromkeys(index // size for index in self.plan.lattice.touching(window))
+                batches = [(self._name("batch"), number) for number in numbers]
+                at = (0,) * len(bands) + (i, j)
+                layer[name, *at] = (_gather, self._name("plan"), variable, list(window), batches)
+        depends = {self._name("batch"), self._name("plan")}
+        graph = HighLevelGraph(layers | {name: layer}, below | {name: depends})
+        return da.Array(graph, name, (*bands, rows, cols), dtype=dtype)
+
+
+def _chunk_sizes(size: int, chunk: int) -> tuple[int, ...]:
+    whole, rest = divmod(size, chunk)
+    return (chunk,) * whole + ((rest,) if rest else ())
+
+
+def _translate_batch(plan: Plan, divisors: Any, number: int, chunks: list[Any]) -> Any:
+    return translate_batch(plan, divisors, number, {(i, j): chunk for i, j, chunk in chunks})
+
+
+def _gather(plan: Plan, variable: str, block: list[int], batches: list[Any]) -> Any:
+    return gather(plan, variable, Window(*block), batches)

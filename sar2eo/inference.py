@@ -1,0 +1,283 @@
+"""The translation graph: a scene in, a lazy EO Dataset out.
+
+One graph: sample the scaling, translate a batch of windows, gather a block. Tasks are few and fat:
+one for each batch, one for each variable of each block. A scene that was opened by
+`sar2eo.open_scene`, or a slice of one, is read by the batch that needs it; what was computed from a
+scene is taken from the chunks of its Dask array. The model stands in the graph by path and options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+
+from sar2eo._version import __version__
+from sar2eo.card import Card
+from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
+from sar2eo.graph import TranslationGraph
+from sar2eo.grid import Grid
+from sar2eo.models import ModelSpec, resolve_model
+from sar2eo.radiometry import Channels, default_channels
+from sar2eo.recipe import TranslateSettings
+from sar2eo.scene import reader_of
+from sar2eo.tasks import Plan
+from sar2eo.windows import Lattice, Window
+
+__all__ = ["EO_BANDS", "place_of", "spec_of", "translate"]
+
+EO_BANDS = ("red", "green", "blue")
+
+_BLOCK = (512, 1024)
+# A model sees textures at its own scale; beyond this ratio of pixel sizes it sees something else.
+_GSD_TOLERANCE = 1.5
+
+
+def translate(
+    scene: xr.DataArray,
+    model: str | Path | ModelSpec,
+    *,
+    settings: TranslateSettings | None = None,
+    block: tuple[int, int] = _BLOCK,
+    **options: Any,
+) -> xr.Dataset:
+    """Translate a SAR scene into an EO image, lazily.
+
+    Parameters
+    ----------
+    scene : DataArray, dims (band, y, x)
+        As `sar2eo.open_scene` returns it, or a slice or a function of that. A slice keeps its place in
+        the whole scene: windows, noise and scaling are those of the whole, and so are the pixels.
+    model : str, Path or ModelSpec
+        "identity", a checkpoint folder, or a hub id.
+    settings : TranslateSettings, optional
+        All settings at once.
+    block : tuple of int
+        Rows and columns of the result's chunks; rows a multiple of 512 suit COGs.
+    **options
+        Fields of `TranslateSettings`: tile, overlap, steps, sampler, seed, samples, scaling, device,
+        dtype, batch, compile, threads, revision, force.
+
+    Returns
+    -------
+    Dataset
+        Lazy: ``eo`` (band, y, x) uint8, 0 where there is no data; ``valid`` (y, x) bool;
+        ``amplitude_divisor`` (polarisation), the amplitude that was mapped to 1. Where the model has a
+        confidence channel ``confidence`` (y, x) float32, 1 / variance (C-DiffSET, section 3.3 and Fig.
+        7). With ``samples`` above 1 ``eo`` is their mean and ``spread`` (y, x) float32 their standard
+        deviation in levels. Computing a slice runs whole batches: all those whose windows touch the
+        chunks of the slice.
+
+    Raises
+    ------
+    SettingsError, SceneError, CheckpointError
+        If settings, scene and model do not fit each other; before any pixel is read.
+    """
+    settings = dataclasses.replace(settings or TranslateSettings(), **options)
+    spec = model if isinstance(model, ModelSpec) else spec_of(model, settings)
+    whole, region = place_of(scene)
+    _check_gsd(whole, spec.card, force=settings.force)
+    plan = _plan(scene, whole, region, spec, settings)
+    scaling = _fixed_scaling(settings, spec.card, plan)
+    token = tokenize(_identity(scene, plan), scaling, block)
+    arrays = TranslationGraph(plan, scene, scaling, block, token).arrays()
+    dims = {"eo": ("band", "y", "x"), "amplitude_divisor": ("polarisation",)}
+    return xr.Dataset(
+        {name: (dims.get(name, ("y", "x")), array) for name, array in arrays.items()},
+        _coordinates(scene, plan),
+        _provenance(scene, plan, settings) | {"grid": whole.crop(region)},
+    )
+
+
+def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
+    """Return the grid of the whole scene, and the window of it that this array is.
+
+    An array that does not lie on the grid in its attributes (say, a resampled one) is a whole scene
+    of its own.
+
+    Raises
+    ------
+    SceneError
+        If the array does not have the dims (band, y, x), in this order.
+    """
+    import rioxarray  # noqa: F401  (gives the accessor .rio)
+
+    if scene.dims != ("band", "y", "x") or min(scene.shape) < 1:
+        raise SceneError(f"scene dims={scene.dims}, shape={scene.shape}: must be (band, y, x) and not empty")
+    shape = (scene.sizes["y"], scene.sizes["x"])
+    whole = scene.attrs.get("scene_grid")
+    own = Grid.create(scene.rio.crs, scene.rio.transform(recalc=True), shape)
+    if isinstance(whole, Grid) and whole.crs == own.crs:
+        col, row = ~whole.affine @ (own.affine @ (0.5, 0.5))
+        col_step, row_step = ~whole.affine @ (own.affine @ (1.5, 1.5))
+        window = Window(round(row - 0.5), round(col - 0.5), *shape)
+        near = abs(window.row + 0.5 - row) + abs(window.col + 0.5 - col) < 1e-2
+        same_step = 1 in shape or abs(row_step - row - 1) + abs(col_step - col - 1) < 1e-6
+        if near and same_step and whole.window.intersection(window) == window:
+            return whole, window
+    return own, own.window
+
+
+def spec_of(model: str | Path, settings: TranslateSettings) -> ModelSpec:
+    """Settle a model by name and the settings that concern it."""
+    return resolve_model(
+        model,
+        revision=settings.revision,
+        steps=settings.steps,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        samples=settings.samples,
+        device=settings.device,
+        dtype=settings.dtype,
+        batch=settings.batch,
+        compile=settings.compile,
+        threads=settings.threads,
+    )
+
+
+def _check_gsd(grid: Grid, card: Card | None, *, force: bool) -> None:
+    if card is None or card.gsd_m is None or grid.crs is None:
+        return
+    ground = grid.ground_sample_distance_m()
+    worst = max(max(size / card.gsd_m, card.gsd_m / size) for size in ground)
+    if worst > _GSD_TOLERANCE:
+        _misfit(
+            f"the scene's pixels are {ground[0]:.3g} x {ground[1]:.3g} m on the ground, the model was "
+            f"trained at {card.gsd_m:g} m: resample with --resolution, or use a model for this resolution",
+            SceneError,
+            force=force,
+        )
+
+
+def _misfit(message: str, error: type[SceneError], *, force: bool) -> None:
+    if not force:
+        raise error(f"{message} (--force translates all the same)")
+    warnings.warn(message, FitWarning, stacklevel=4)
+
+
+def _plan(
+    scene: xr.DataArray, whole: Grid, region: Window, spec: ModelSpec, settings: TranslateSettings
+) -> Plan:
+    found = scene.attrs.get("polarisations") or tuple(map(str, np.atleast_1d(scene["band"].values)))
+    quantity = scene.attrs.get("quantity")
+    if quantity is None:
+        raise RadiometryError(
+            "the scene's attrs name no quantity: set attrs['quantity'] to dn, amplitude, ..."
+        )
+    polarisations, channels = _choose(tuple(found), spec.card, force=settings.force)
+    _check_radiometry(spec.card, str(scene.attrs.get("calibration", "none")), force=settings.force)
+    read = reader_of(scene)
+    rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
+    return Plan(
+        lattice=Lattice(whole.shape, settings.tile, settings.overlap, spec.factor),
+        region=region,
+        reader=None if read is None else read[0],
+        row_edges=tuple(np.cumsum((region.row, *rows)).tolist()),
+        col_edges=tuple(np.cumsum((region.col, *cols)).tolist()),
+        bands=tuple(found.index(name) for name in polarisations),
+        polarisations=polarisations,
+        channels=channels,
+        quantity=str(quantity),
+        spec=spec,
+    )
+
+
+def _choose(found: tuple[str, ...], card: Card | None, *, force: bool) -> tuple[tuple[str, ...], Channels]:
+    """Return the scene's polarisations that the model takes, and what its channels average."""
+    if card is None:
+        return found, default_channels(found)
+    missing = [name for name in card.polarisations if name not in found]
+    if not missing:
+        return card.polarisations, card.channels
+    _misfit(
+        f"the scene has {', '.join(found)}, the model was trained on {', '.join(card.polarisations)}",
+        PolarisationError,
+        force=force,
+    )
+    used = {name: name if name in found else found[0] for name in card.polarisations}
+    channels = tuple(tuple(used[name] for name in names) for names in card.channels)
+    return tuple(dict.fromkeys(used.values())), channels
+
+
+def _check_radiometry(card: Card | None, calibration: str, *, force: bool) -> None:
+    if card is None:
+        return
+    if card.quantity not in ("dn", "amplitude"):
+        raise RadiometryError(
+            f"the model's card asks for {card.quantity}, and scenes are given to models as amplitude"
+        )
+    # A scaling by the scene's own percentile does not care about the calibration's factor.
+    if card.scaling != "p99" and card.calibration != calibration:
+        _misfit(
+            f"the scene's calibration is {calibration}, the model's fixed scaling is for {card.calibration}",
+            RadiometryError,
+            force=force,
+        )
+
+
+def _fixed_scaling(settings: TranslateSettings, card: Card | None, plan: Plan) -> tuple[float, ...] | None:
+    count = len(plan.polarisations)
+    if settings.scaling is not None:
+        if len(settings.scaling) not in (1, count) or not all(0 < v < np.inf for v in settings.scaling):
+            raise SettingsError(
+                f"scaling={settings.scaling}: must be positive, one for all or one for each of "
+                f"{', '.join(plan.polarisations)}"
+            )
+        return settings.scaling * (count // len(settings.scaling))
+    return None if card is None or card.scaling == "p99" else (float(card.scaling),) * count
+
+
+def _identity(scene: xr.DataArray, plan: Plan) -> list[Any]:
+    """Return what decides the pixels, for a name that is the same on every machine and day."""
+    source = plan.reader.identity() if plan.reader is not None else tokenize(scene.data)
+    layout = [plan.row_edges, plan.col_edges] if plan.reader is None else []
+    kept = [
+        plan.lattice,
+        plan.region,
+        plan.bands,
+        plan.polarisations,
+        plan.channels,
+        plan.quantity,
+        plan.spec.batch,
+    ]
+    return [
+        json.dumps(source, sort_keys=True),
+        json.dumps(plan.spec.fingerprint(), sort_keys=True),
+        layout,
+        kept,
+    ]
+
+
+def _coordinates(scene: xr.DataArray, plan: Plan) -> dict[str, Any]:
+    kept = {name: scene.coords[name] for name in ("y", "x", "spatial_ref") if name in scene.coords}
+    return kept | {"band": list(EO_BANDS), "polarisation": list(plan.polarisations)}
+
+
+def _provenance(scene: xr.DataArray, plan: Plan, settings: TranslateSettings) -> dict[str, Any]:
+    spec = plan.spec
+    return {
+        "software": f"sar2eo {__version__}",
+        "synthetic": "true: generated by a model from SAR; never measure from these pixels",
+        "source": str(scene.attrs.get("source", "array")),
+        "datetime": scene.attrs.get("datetime"),
+        "platform": scene.attrs.get("platform"),
+        "geolocation": scene.attrs.get("geolocation"),
+        "model": spec.path if spec.card is None else spec.card.name,
+        "model_sha256": spec.sha256,
+        "model_parameters": spec.parameters,
+        "input": plan.reader.identity() if plan.reader is not None else {"dask": tokenize(scene.data)},
+        "quantity": plan.quantity,
+        "polarisations": list(plan.polarisations),
+        "tile": settings.tile,
+        "overlap": settings.overlap,
+        "settings": spec.fingerprint(),
+        "region": list(plan.region),
+        "scene_shape": list(plan.lattice.shape),
+        "windows": len(plan.lattice.touching(plan.region)),
+    }

@@ -1,0 +1,147 @@
+"""Parts of scenes: bounds, windows and areas of interest.
+
+A part is cut out of the scene before translating (the slice keeps its place in the whole); polygons
+further mask the result, and blocks that lie outside of them are never computed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+
+from sar2eo.errors import SettingsError
+from sar2eo.grid import Grid
+from sar2eo.recipe import RegionSettings
+from sar2eo.windows import Window
+
+__all__ = ["clip_to", "cut", "read_area"]
+
+
+def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
+    """Cut a region out of a whole scene.
+
+    Parameters
+    ----------
+    scene : DataArray, dims (band, y, x)
+        A whole scene.
+    grid : Grid
+        Its grid.
+    region : RegionSettings
+        What to cut.
+
+    Returns
+    -------
+    tuple
+        The slice, and the area of interest in the CRS of the grid, or None.
+
+    Raises
+    ------
+    SettingsError
+        If the region does not touch the scene.
+    """
+    area = None
+    if region.aoi is not None:
+        area = read_area(Path(region.aoi), grid)
+        window = grid.window_of(area.bounds)
+    elif region.bbox is not None:
+        west, south, east, north = region.bbox
+        window = grid.window_of((west, south, east, north), region.bbox_crs)
+    elif region.window is not None:
+        asked = Window(*region.window)
+        found = asked.intersection(grid.window)
+        if found is None or found != asked:
+            raise SettingsError(
+                f"window={tuple(asked)}: must be row, column, height, width inside of the scene, "
+                f"which has {grid.shape[0]} rows and {grid.shape[1]} columns"
+            )
+        window = asked
+    else:
+        return scene, None
+    rows, cols = window.slices
+    return scene.isel(y=rows, x=cols), area
+
+
+def read_area(path: Path, grid: Grid) -> Any:
+    """Read the polygons of a GeoJSON file as one shapely geometry in the CRS of a grid.
+
+    Raises
+    ------
+    SettingsError
+        If the file cannot be read, or holds no polygon.
+    """
+    import shapely
+    from pyproj import Transformer
+
+    try:
+        shapes = shapely.from_geojson(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, shapely.errors.GEOSException) as error:
+        raise SettingsError(f"--aoi {path}: not a readable GeoJSON file ({error})") from error
+    parts = [part for part in shapely.get_parts(shapes) if part.geom_type in ("Polygon", "MultiPolygon")]
+    if not parts:
+        raise SettingsError(f"--aoi {path}: holds no polygon")
+    to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
+    area = shapely.union_all([shapely.make_valid(part) for part in parts])
+    return shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
+
+
+def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:
+    """Mask a translated Dataset outside of an area.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        As `sar2eo.translate` returns it, on `grid`.
+    area : shapely geometry
+        In the CRS of the grid. A pixel is inside if its centre is.
+    grid : Grid
+        Of the Dataset.
+
+    Returns
+    -------
+    Dataset
+        The same variables; where outside, ``eo`` is 0, ``valid`` False and the others NaN.
+    """
+    fills = {"eo": 0, "valid": False, "confidence": np.nan, "spread": np.nan}
+    clipped = {
+        name: (dataset[name].dims, _clip(dataset[name].data, area, grid, fill))
+        for name, fill in fills.items()
+        if name in dataset
+    }
+    return dataset.assign(clipped)
+
+
+def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
+    import shapely
+
+    shapely.prepare(area)
+    name = f"clip-{tokenize(array.name, shapely.to_wkb(area))}"
+    rows, cols = array.chunks[-2:]
+    tops, lefts = np.cumsum((0, *rows)).tolist(), np.cumsum((0, *cols)).tolist()
+    leading = array.shape[:-2]
+    layer: dict[Any, Any] = {}
+    for i, height in enumerate(rows):
+        for j, width in enumerate(cols):
+            at = (0,) * len(leading) + (i, j)
+            place = grid.crop(Window(tops[i], lefts[j], height, width))
+            if shapely.intersects(area, shapely.box(*place.bounds)):
+                layer[name, *at] = (_masked, (array.name, *at), area, place, fill)
+            else:
+                layer[name, *at] = (np.full, [*leading, height, width], fill, str(array.dtype))
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=[array])
+    return da.Array(graph, name, array.chunks, dtype=array.dtype)
+
+
+def _masked(block: npt.NDArray[Any], area: Any, place: Grid, fill: Any) -> npt.NDArray[Any]:
+    from rasterio.features import geometry_mask
+
+    outside = geometry_mask([area], place.shape, place.affine)
+    masked: npt.NDArray[Any] = np.where(outside, block.dtype.type(fill), block)
+    return masked

@@ -1,0 +1,45 @@
+"""Counters of what a process has done: windows and seconds by kind of work.
+
+Tasks add to them, drivers read them; a worker process has its own, which the driver asks for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["add", "reset", "snapshot", "timed"]
+
+_counts: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+def add(name: str, amount: float) -> None:
+    """Add to a counter."""
+    with _lock:
+        _counts[name] += amount  # type: ignore[assignment]
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Add the wall seconds of a block, summed over threads, to a counter."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        add(name, time.perf_counter() - start)
+
+
+def snapshot() -> dict[str, float]:
+    """Return all counters of this process."""
+    with _lock:
+        return dict(_counts)
+
+
+def reset() -> None:
+    """Set all counters of this process to zero."""
+    with _lock:
+        _counts.clear()

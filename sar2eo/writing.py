@@ -1,0 +1,193 @@
+"""From a lazy Dataset to files: compute into the journal, assemble, publish.
+
+What is computed goes block by block into the journal beside the output; the files appear whole, at the
+end, or not at all. The same call goes on where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+
+from sar2eo import cog
+from sar2eo.errors import OutputError, SettingsError
+from sar2eo.grid import Grid
+from sar2eo.inference import EO_BANDS, place_of
+from sar2eo.journal import Journal
+from sar2eo.recipe import Compression
+from sar2eo.storing import BlockStore, Progress, collect_telemetry, reporting, reset_telemetry
+from sar2eo.windows import Window
+
+__all__ = ["Outputs", "write_cog"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where the results of one translation go.
+
+    Parameters
+    ----------
+    eo : Path
+        COG of the EO image; unfinished work lies beside it in ``<name>.partial``.
+    confidence, spread : Path, optional
+        COGs of the confidence, and of the standard deviation over samples.
+    quicklook : Path, optional
+        A small PNG.
+    """
+
+    eo: Path
+    confidence: Path | None = None
+    spread: Path | None = None
+    quicklook: Path | None = None
+
+    @property
+    def rasters(self) -> dict[str, Path]:
+        """The COGs, by variable of the Dataset."""
+        named = {"eo": self.eo, "confidence": self.confidence, "spread": self.spread}
+        return {name: path for name, path in named.items() if path is not None}
+
+    @property
+    def journal(self) -> Path:
+        """Folder of unfinished work."""
+        return self.eo.with_name(self.eo.name + ".partial")
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse targets that cannot be written, before any work.
+
+        Raises
+        ------
+        OutputError
+            If a folder is missing or a file exists and may not be replaced.
+        SettingsError
+            If two outputs are the same file.
+        """
+        paths = [*self.rasters.values(), *([self.quicklook] if self.quicklook else [])]
+        if len({path.absolute() for path in paths}) < len(paths):
+            raise SettingsError(f"outputs {', '.join(map(str, paths))}: each must be a file of its own")
+        for path in self.rasters.values():
+            cog.check_target(path, overwrite=overwrite)
+        if self.quicklook is not None and self.quicklook.exists() and not overwrite:
+            raise OutputError(f"{self.quicklook} exists: pass --overwrite to replace it")
+
+
+def write_cog(
+    dataset: xr.Dataset,
+    path: str | Path,
+    *,
+    confidence: str | Path | None = None,
+    spread: str | Path | None = None,
+    quicklook: str | Path | None = None,
+    compress: Compression = "deflate",
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compute a translated Dataset and write it as COGs, safely against crashes.
+
+    The work is done by Dask's scheduler in force: threads of this process, or a cluster whose client
+    is active (its workers must see the output's folder).
+
+    Parameters
+    ----------
+    dataset : Dataset
+        As `sar2eo.translate` returns it, or edited since.
+    path : str or Path
+        Of the EO image's COG, ending in .tif.
+    confidence, spread, quicklook : str or Path, optional
+        Further outputs: two COGs, and a PNG.
+    compress : {"deflate", "zstd", "jpeg", "webp"}
+        Of the EO image; the others take deflate where it is lossy.
+    overwrite : bool
+        Replace existing files; until the new ones are complete, the old ones stay.
+    restart : bool
+        Discard unfinished work instead of going on with it.
+    progress : callable, optional
+        Called about once a second with counters (see `sar2eo.telemetry`) and ``blocks_total``,
+        ``blocks_resumed``.
+
+    Returns
+    -------
+    dict
+        The report: grid, windows, scaling, seconds and the paths written.
+
+    Raises
+    ------
+    OutputError, JournalError
+        If an output exists, cannot be written, or unfinished work belongs to another run.
+    """
+    started = time.perf_counter()
+    optional = {"confidence": confidence, "spread": spread, "quicklook": quicklook}
+    outputs = Outputs(eo=Path(path), **{k: Path(v) for k, v in optional.items() if v is not None})
+    _check_variables(dataset, outputs)
+    outputs.check(overwrite=overwrite)
+    grid = _grid_of(dataset)
+    reset_telemetry()
+    divisors = _divisors(dataset)
+    journal = Journal.open(outputs.journal, _fingerprint(dataset, grid, divisors), restart=restart)
+    try:
+        store = BlockStore(dataset, tuple(outputs.rasters))
+        done = store.finished(journal)
+        pending = [window for window in store.windows if window not in done]
+        with reporting(progress, {"blocks_total": len(store.windows), "blocks_resumed": len(done)}):
+            store.run(journal.writer(), pending, divisors)
+        work = collect_telemetry()
+        computed = time.perf_counter()
+        _assemble(journal, outputs, grid, store.windows, _tags(dataset, divisors), compress)
+    finally:
+        journal.release()
+    journal.remove()
+    seconds = {"assemble": time.perf_counter() - computed, "total": time.perf_counter() - started}
+    return _report(dataset, grid, divisors, work, seconds, pending)
+
+
+def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:
+    slips = {
+        "eo": "is this a Dataset of sar2eo.translate?",
+        "confidence": "the model has no confidence channel",
+        "spread": "it needs samples above 1",
+    }
+    for name in outputs.rasters:
+        if name not in dataset:
+            raise SettingsError(f"the Dataset has no variable {name!r}: {slips[name]}")
+
+
+def _grid_of(dataset: xr.Dataset) -> Grid:
+    anchor = dataset.attrs.get("grid")
+    eo = dataset["eo"].assign_attrs(scene_grid=anchor)
+    whole, window = place_of(eo)
+    return whole.crop(window)
+
+
+def _divisors(dataset: xr.Dataset) -> np.ndarray[Any, Any] | None:
+    if "amplitude_divisor" not in dataset:
+        return None
+    return np.asarray(dataset["amplitude_divisor"].values)
+
+
+def _fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Any) -> dict[str, Any]:
+    """Return what a result depends on: readable settings first, then the graph's own names."""
+    told = (
+        "software",
+        "input",
+        "model",
+        "model_sha256",
+        "quantity",
+        "polarisations",
+        "tile",
+        "overlap",
+        "settings",
+        "region",
+    )
+    names = {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()}
+    return {
+        **{name: dataset.attrs[name] for name in told if name in dataset.attrs},
+        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
+        "scaling": None if divisors is None else [float(d) for d in divisors],
+        "graph": names,
+    }
