@@ -1,0 +1,89 @@
+"""Files that a crash leaves whole: written under another name, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from sar2eo.errors import OutputError
+
+__all__ = ["refuse", "sync_file", "sync_folder", "write_atomically", "write_durably"]
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that, whatever happens, `path` is the old file or the whole new one.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; the old file then stays.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    write_durably(temporary, path, data)
+    sync_folder(path.parent)
+
+
+def write_durably(temporary: Path, path: Path, data: bytes | memoryview) -> None:
+    """Write and flush `temporary`, which must not exist, then rename it to `path`.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; `temporary` is then deleted.
+    """
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            refuse(error, path.parent, len(data))
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file that somebody else wrote to disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Some network file systems cannot, and the rename is whole all the same.
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def refuse(error: OSError, folder: Path, size: int = 0) -> NoReturn:
+    """Raise the one-line error for a failed write of `size` bytes in a folder.
+
+    Raises
+    ------
+    OutputError
+        Always.
+    """
+    if error.errno in _FULL_DISK:
+        raise OutputError(
+            f"{folder}: no space for another {size / 1e6:.1f} MB: free some and repeat the command, "
+            "finished work is kept"
+        ) from error
+    if error.errno in _NO_LOCKS:
+        raise OutputError(
+            f"{folder}: its file system has no locks: choose another place for --out"
+        ) from error
+    raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error

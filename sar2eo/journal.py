@@ -1,0 +1,325 @@
+"""Finished blocks of a result, kept safe against a crash until the result is whole.
+
+A journal is a folder beside the output::
+
+    eo.tif.partial/
+        manifest.json                                what this work belongs to (the fingerprint)
+        lock                                         held by the one run that may write here
+        blocks-<fingerprint digest>/
+            eo.<row>.<col>.<height>.<width>.<crc32>.tif
+        assembled/                                   made anew by every run, never trusted
+
+A block counts once it bears its final name, and that name carries a checksum of its bytes: one rename
+commits both. Everything else in the folder is left over from an interruption, and is deleted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from rasterio.io import MemoryFile
+
+from sar2eo._version import __version__
+from sar2eo.durable import refuse, write_atomically, write_durably
+from sar2eo.errors import JournalError
+from sar2eo.windows import Window
+
+__all__ = ["BlockWriter", "Journal"]
+
+_FORMAT = 1
+_TILE = 512
+_BLOCK_NAME = re.compile(r"([a-z0-9_]+)\.(\d+)\.(\d+)\.(\d+)\.(\d+)\.([0-9a-f]{8})\.tif")
+_DIFFERENCES_NAMED = 5
+
+
+@dataclass(frozen=True)
+class BlockWriter:
+    """Writes blocks into a journal from any thread, process or machine that sees its folder.
+
+    Parameters
+    ----------
+    folder : str
+        The journal's folder of blocks (`Journal.writer` knows it). It is never created here: a worker
+        that outlives its run must not write into the journal of the next.
+    """
+
+    folder: str
+
+    def write(self, variable: str, window: Window, bands: npt.NDArray[Any]) -> None:
+        """Write one block: when this returns, it is on disk, whole.
+
+        Parameters
+        ----------
+        variable : str
+            Name of the variable; lower-case letters, digits and underscores.
+        window : Window
+            Where the block lies in the output.
+        bands : ndarray of uint8 or float32, shape (band, height, width)
+            Pixels. 512 x 512 tiles of nothing but 0 (uint8) or NaN (float32) take no disk space.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written: the message names the folder and the space needed.
+        ValueError
+            If name, shape or dtype are not as above.
+        """
+        if not re.fullmatch(r"[a-z0-9_]+", variable):
+            raise ValueError(f"variable={variable!r}: lower-case letters, digits and underscores only")
+        if bands.shape[1:] != (window.height, window.width) or bands.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"a block of {bands.dtype} {bands.shape} does not fit {window}")
+        folder = Path(self.folder)
+        temporary = folder / f".{uuid.uuid4().hex}.tmp"
+        with _encoded(window, bands) as data:
+            name = f"{variable}.{'.'.join(map(str, window))}.{zlib.crc32(data):08x}.tif"
+            write_durably(temporary, folder / name, data)
+
+
+@dataclass
+class Journal:
+    """The unfinished work of one run; made by `Journal.open`.
+
+    Attributes
+    ----------
+    folder : Path
+        ``<output>.partial``.
+    blocks : Path
+        Folder of the blocks; its name depends on the fingerprint.
+    """
+
+    folder: Path
+    blocks: Path
+    _lock: int | None = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: Mapping[str, Any], *, restart: bool = False) -> Journal:
+        """Begin a journal, or go on with the one that is there, and lock it.
+
+        Parameters
+        ----------
+        folder : Path
+            Created if need be; its parent must exist.
+        fingerprint : mapping
+            All that the result depends on; nested mappings of JSON values.
+        restart : bool, optional (default: False)
+            Discard the work that is there.
+
+        Raises
+        ------
+        JournalError
+            If the work that is there belongs to another fingerprint (the message names what differs),
+            is damaged or of another format, or another run is writing here.
+        OutputError
+            If the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(exist_ok=True)
+            lock = _acquire(folder)
+        except OSError as error:
+            refuse(error, folder)
+        digest = hashlib.sha256(_canonical(fingerprint).encode()).hexdigest()[:16]
+        journal = cls(folder, folder / f"blocks-{digest}", lock)
+        try:
+            journal._begin(fingerprint, restart)
+        except OSError as error:
+            journal.release()
+            refuse(error, folder)
+        except BaseException:
+            journal.release()
+            raise
+        return journal
+
+    def _begin(self, fingerprint: Mapping[str, Any], restart: bool) -> None:
+        manifest = self.folder / "manifest.json"
+        old_blocks = list(self.folder.glob("blocks-*"))
+        if restart:
+            # Blocks go first: a crash in between leaves a valid journal with fewer of them.
+            for old in old_blocks:
+                shutil.rmtree(old)
+        elif manifest.exists() or old_blocks:
+            _check_manifest(manifest, fingerprint)
+        content = {"format": _FORMAT, "software": f"sar2eo {__version__}", "fingerprint": fingerprint}
+        write_atomically(manifest, json.dumps(content, indent=1, default=str).encode())
+        self.blocks.mkdir(exist_ok=True)
+        self._delete_leftovers()
+
+    def _delete_leftovers(self) -> None:
+        for temporary in (*self.folder.glob(".*.tmp"), *self.blocks.glob(".*.tmp")):
+            temporary.unlink(missing_ok=True)
+        for stale in (self.folder / "assembled", self.folder / "discarded", *self.folder.glob("blocks-*")):
+            if stale != self.blocks and stale.exists():
+                shutil.rmtree(stale)
+
+    def writer(self) -> BlockWriter:
+        """Return what writes blocks into this journal; it pickles as a path."""
+        return BlockWriter(str(self.blocks.absolute()))
+
+    def finished(self, variable: str, windows: Iterable[Window]) -> set[Window]:
+        """Return those of `windows` whose block is there and whole.
+
+        Every byte of them is read and checked; damaged blocks are deleted.
+        """
+        wanted = set(windows)
+        whole = set()
+        for path, name, window, checksum in self._listed():
+            if name != variable or window not in wanted:
+                continue
+            if window not in whole and f"{zlib.crc32(path.read_bytes()):08x}" == checksum:
+                whole.add(window)
+            else:
+                path.unlink()
+        return whole
+
+    def paths(self, variable: str) -> dict[Window, Path]:
+        """Return the files of all blocks of a variable, without reading them."""
+        return {window: path for path, name, window, _ in self._listed() if name == variable}
+
+    def _listed(self) -> list[tuple[Path, str, Window, str]]:
+        matches = [(path, _BLOCK_NAME.fullmatch(path.name)) for path in sorted(self.blocks.iterdir())]
+        return [
+            (path, found[1], Window(*(int(found[i]) for i in range(2, 6))), found[6])
+            for path, found in matches
+            if found
+        ]
+
+    def release(self) -> None:
+        """Unlock the journal and keep it for a later run; doing so twice is harmless."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def remove(self) -> None:
+        """Delete the journal, after success. Files in its folder that are not its own are kept.
+
+        Raises
+        ------
+        JournalError
+            If it was released before, and another run is writing here now.
+        """
+        if self._lock is None:
+            self._lock = _acquire(self.folder)
+        discarded = self.folder / "discarded"
+        # A crash on the way must leave nothing that the next run would have to ask about.
+        with suppress(FileNotFoundError):
+            self.blocks.rename(discarded)
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(discarded, ignore_errors=True)
+        shutil.rmtree(self.folder / "assembled", ignore_errors=True)
+        (self.folder / "lock").unlink(missing_ok=True)
+        self.release()
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+def _acquire(folder: Path) -> int:
+    """Lock a folder; the kernel unlocks it when this process dies, however it dies."""
+    path = folder / "lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A run that just ended may have deleted the file this lock is on.
+        current = path.exists() and os.path.samestat(os.fstat(handle), path.stat())
+    except BlockingIOError as error:
+        os.close(handle)
+        raise _busy(folder) from error
+    except OSError:
+        os.close(handle)
+        raise
+    if not current:
+        os.close(handle)
+        raise _busy(folder)
+    return handle
+
+
+def _busy(folder: Path) -> JournalError:
+    return JournalError(f"{folder}: another run is writing here: wait for it, or give another --out")
+
+
+def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any]) -> None:
+    folder = manifest.parent
+    try:
+        content = json.loads(manifest.read_bytes())
+        version, old = content["format"], content["fingerprint"]
+        old_leaves = _leaves(old) if version == _FORMAT else {}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(f"{folder}: its manifest is damaged: --restart discards this work") from error
+    if version != _FORMAT:
+        raise JournalError(
+            f"{folder}: format {version!r} of unfinished work is not known, this is {_FORMAT} "
+            "(another version of sar2eo made it?): --restart discards it"
+        )
+    new_leaves = _leaves(json.loads(_canonical(fingerprint)))
+    keys = [key for key in {**old_leaves, **new_leaves} if old_leaves.get(key) != new_leaves.get(key)]
+    if keys:
+        named = [f"{key} {_short(old_leaves, key)} -> {_short(new_leaves, key)}" for key in keys]
+        more = f" and {len(keys) - _DIFFERENCES_NAMED} more" if len(keys) > _DIFFERENCES_NAMED else ""
+        raise JournalError(
+            f"{folder} holds unfinished work of another run, which differs in "
+            f"{', '.join(named[:_DIFFERENCES_NAMED])}{more}: "
+            "repeat the earlier command to finish it, or pass --restart to discard it"
+        )
+
+
+def _canonical(fingerprint: Mapping[str, Any]) -> str:
+    return json.dumps(fingerprint, sort_keys=True, default=str)
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
+    """Flatten nested mappings to dotted keys and JSON texts (so that NaN equals NaN)."""
+    if not isinstance(value, dict) or (prefix and not value):
+        return {prefix: json.dumps(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _short(leaves: Mapping[str, str], key: str, longest: int = 60) -> str:
+    text = leaves.get(key, "(nothing)")
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+@contextmanager
+def _encoded(window: Window, bands: npt.NDArray[Any]) -> Iterator[memoryview]:
+    """Yield the bytes of a block as an uncompressed, tiled GeoTIFF."""
+    count, height, width = bands.shape
+    layout = {"tiled": True, "blockysize": _tile(height), "blockxsize": _tile(width), "interleave": "band"}
+    nodata = {"nodata": float("nan")} if bands.dtype == np.float32 else {}
+    # Never the identity, which would be taken for a lack of georeference and warned about.
+    place = Affine.translation(window.col + 1, window.row + 1)
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            dtype=bands.dtype.name,
+            count=count,
+            height=height,
+            width=width,
+            transform=place,
+            sparse_ok=True,
+            **layout,
+            **nodata,
+        ) as raster:
+            raster.write(bands)
+        yield memoryview(memory.getbuffer())
+
+
+def _tile(size: int) -> int:
+    """Return the tile size along an axis: 512, or less for a smaller block."""
+    # TIFF asks for multiples of 16.
+    return min(_TILE, -(-size // 16) * 16)
