@@ -1,0 +1,233 @@
+"""Ships, vehicles and fields that differ between the two dates, and as many that do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from rasterio.features import rasterize
+from scipy import ndimage
+from shapely import affinity
+
+from sar2eo.simulation.districts import DistrictKind
+from sar2eo.simulation.landscape import LandCover, Landscape
+from sar2eo.simulation.settings import SimulationSettings
+from sar2eo.simulation.spectral import stream
+
+__all__ = ["CROPS", "Crop", "ObjectKind", "ObjectState", "Objects", "PlantedObject", "plant_objects"]
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class ObjectKind(IntEnum):
+    """What an object is."""
+
+    SHIP = 1
+    VEHICLE = 2
+    FIELD = 3
+
+
+class ObjectState(IntEnum):
+    """Which sensor saw an object. A changed field was seen by both, with another crop at each date."""
+
+    UNCHANGED = 1
+    SAR_ONLY = 2
+    EO_ONLY = 3
+    CHANGED = 4
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What grows on a field: its red, green and blue (0 to 255) and cross-polarised backscatter in dB."""
+
+    name: str
+    colour: tuple[float, float, float]
+    cross_db: float
+    stripes: float
+    share: float
+
+
+CROPS = (
+    Crop("bare soil", (139, 133, 148), -22.2, 0.03, 0.26),
+    Crop("tilled soil", (172, 158, 158), -20.6, 0.05, 0.13),
+    Crop("stubble", (196, 178, 152), -21.4, 0.02, 0.12),
+    Crop("seedlings", (112, 134, 128), -20.2, 0.09, 0.12),
+    Crop("leafy crop", (42, 106, 84), -18.0, 0.05, 0.19),
+    Crop("tall crop", (58, 128, 88), -15.8, 0.04, 0.10),
+    Crop("orchard", (60, 84, 88), -14.8, 0.16, 0.05),
+    Crop("plastic mulch", (206, 214, 222), -19.0, 0.10, 0.03),
+)
+
+CHANGE_DB = 2.3
+"""Least difference of backscatter between the two crops of a changed field."""
+
+
+@dataclass(frozen=True)
+class PlantedObject:
+    """One object of the truth: its number in the label raster, kind, state and area in pixels."""
+
+    number: int
+    kind: ObjectKind
+    state: ObjectState
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Everything planted, on the canvas.
+
+    Parameters
+    ----------
+    label : ndarray of uint16
+        Number of the object a pixel belongs to; 0 for none.
+    planted : tuple of PlantedObject
+        Sorted by number.
+    crop_sar, crop_eo : ndarray of uint8
+        Index into `CROPS` of every parcel label, at the date of each sensor.
+    """
+
+    label: npt.NDArray[np.uint16]
+    planted: tuple[PlantedObject, ...]
+    crop_sar: npt.NDArray[np.uint8]
+    crop_eo: npt.NDArray[np.uint8]
+
+    def table(self, attribute: str) -> npt.NDArray[np.uint8]:
+        """Return `kind` or `state` by object number, 0 for no object."""
+        values = [0, *(getattr(found, attribute) for found in self.planted)]
+        return np.array(values, dtype=np.uint8)
+
+    def mask(self, kind: ObjectKind, *states: ObjectState) -> BoolArray:
+        """Return the mask of all objects of one kind in any of the states."""
+        chosen = (self.table("kind") == kind) & np.isin(self.table("state"), states)
+        found: BoolArray = chosen[self.label]
+        return found
+
+
+def plant_objects(settings: SimulationSettings, landscape: Landscape, valid: BoolArray) -> Objects:
+    """Plant ships, vehicles and field changes where both sensors have data.
+
+    Of ships and of vehicles a quarter is seen by the SAR only, a quarter by the EO only, and half by both; of
+    the fields that are recorded half changed. Kinds that a scene has no room for are left out, always in
+    whole groups, so that changed and unchanged objects are equal in number.
+    """
+    label = np.zeros(settings.canvas, dtype=np.uint16)
+    planted: list[PlantedObject] = []
+    for kind, place, sizes_m in (
+        (ObjectKind.SHIP, _sea_room(settings, landscape), ((90, 330), (5.0, 8.0))),
+        (ObjectKind.VEHICLE, _yard_room(landscape), ((22, 48), (1.4, 2.6))),
+    ):
+        outlines = _outlines(settings, kind.name, place & valid, sizes_m)
+        _record(settings, kind, outlines, label, planted)
+    crop_sar, crop_eo = _plant_fields(settings, landscape, valid, label, planted)
+    return Objects(label, tuple(planted), crop_sar, crop_eo)
+
+
+def _sea_room(settings: SimulationSettings, landscape: Landscape) -> BoolArray:
+    """Open water, a little off the shore and the breakwater."""
+    sea = (landscape.cover == LandCover.WATER) & (landscape.terrain.coast_px < -settings.pixels(30))
+    room: BoolArray = ndimage.binary_erosion(sea, iterations=3)
+    return room
+
+
+def _yard_room(landscape: Landscape) -> BoolArray:
+    """Paved yards of industry and port, and bare fields beside farms' tracks."""
+    yards = landscape.of_kind(DistrictKind.INDUSTRIAL, DistrictKind.HARBOUR, DistrictKind.CENTRE)
+    room: BoolArray = yards & (landscape.cover == LandCover.PAVED)
+    return room
+
+
+def _outlines(
+    settings: SimulationSettings,
+    name: str,
+    room: BoolArray,
+    sizes_m: tuple[tuple[float, float], tuple[float, float]],
+) -> list[shapely.Polygon]:
+    """Place rectangles of random size and heading that lie in the room and keep apart."""
+    draw = stream(settings.seed, f"objects {name}")
+    wanted = 4 * int(np.clip(np.prod(settings.shape) / 120_000, 2, 60))
+    places = np.flatnonzero(room.ravel())
+    taken = ~room
+    found: list[shapely.Polygon] = []
+    for place in draw.choice(places, min(len(places), 12 * wanted), replace=False):
+        row, col = divmod(int(place), room.shape[1])
+        (shortest, longest), (slim, slimmest) = sizes_m
+        length = settings.pixels(shortest * (longest / shortest) ** draw.random() ** 1.5)
+        width = max(length / draw.uniform(slim, slimmest), 1.1)
+        box = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
+        ship = affinity.translate(affinity.rotate(box, draw.uniform(0, 180)), col + 0.5, row + 0.5)
+        near = int(np.ceil(length / 2)) + 2
+        window = np.s_[max(0, row - near) : row + near + 1, max(0, col - near) : col + near + 1]
+        if _is_free(ship, taken, window):
+            taken[window] = True
+            found.append(ship)
+        if len(found) == wanted:
+            break
+    return found[: len(found) // 4 * 4]
+
+
+def _is_free(outline: shapely.Polygon, taken: BoolArray, window: tuple[slice, slice]) -> bool:
+    moved = affinity.translate(outline, -window[1].start, -window[0].start)
+    within = rasterize([moved], out_shape=taken[window].shape, dtype=np.uint8, all_touched=True)
+    return bool(within.any()) and not taken[window][within.view(bool)].any()
+
+
+def _record(
+    settings: SimulationSettings,
+    kind: ObjectKind,
+    outlines: list[shapely.Polygon],
+    label: npt.NDArray[np.uint16],
+    planted: list[PlantedObject],
+) -> None:
+    """Draw outlines into the label raster and give each a state."""
+    if not outlines:
+        return
+    first = len(planted) + 1
+    numbered = [(outline, first + i) for i, outline in enumerate(outlines)]
+    drawn = rasterize(numbered, out_shape=label.shape, dtype=np.uint16, all_touched=True)
+    label[drawn > 0] = drawn[drawn > 0]
+    quarter = len(outlines) // 4
+    states = np.repeat(
+        [ObjectState.SAR_ONLY, ObjectState.EO_ONLY, ObjectState.UNCHANGED], [quarter, quarter, 2 * quarter]
+    )
+    states = stream(settings.seed, f"states {kind.name}").permutation(states)
+    pixels = np.bincount(drawn.ravel(), minlength=first + len(outlines))[first:]
+    for i, (state, count) in enumerate(zip(states, pixels, strict=True)):
+        planted.append(PlantedObject(first + i, kind, ObjectState(int(state)), int(count)))
+
+
+def _plant_fields(
+    settings: SimulationSettings,
+    landscape: Landscape,
+    valid: BoolArray,
+    label: npt.NDArray[np.uint16],
+    planted: list[PlantedObject],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Sow every parcel, and change the crop of some between the dates."""
+    draw = stream(settings.seed, "fields")
+    parcel = landscape.parcels.label
+    shares = np.array([crop.share for crop in CROPS])
+    crop_sar = draw.choice(len(CROPS), len(landscape.districts.kind) << 14, p=shares / shares.sum())
+    crop_sar = crop_sar.astype(np.uint8)
+    crop_eo = crop_sar.copy()
+
+    field = landscape.cover == LandCover.FIELD
+    area = np.bincount(parcel[field & valid], minlength=len(crop_sar))
+    outside = np.bincount(parcel[field & ~valid], minlength=len(crop_sar))
+    smallest, largest = settings.pixels(80) ** 2, settings.pixels(500) ** 2
+    candidates = np.flatnonzero((area >= smallest) & (area <= largest) & (outside == 0))
+    pairs = min(len(candidates) // 3, int(np.clip(np.prod(settings.shape) / 60_000, 3, 120)))
+    chosen = draw.choice(candidates, 2 * pairs, replace=False)
+    level = np.array([crop.cross_db for crop in CROPS])
+    for one in chosen[:pairs]:
+        different = np.abs(level - level[crop_sar[one]]) >= CHANGE_DB
+        crop_eo[one] = draw.choice(len(CROPS), p=shares * different / (shares * different).sum())
+    number = np.zeros(len(crop_sar), dtype=np.uint16)
+    for i, one in enumerate(chosen):
+        state = ObjectState.CHANGED if i < pairs else ObjectState.UNCHANGED
+        number[one] = len(planted) + 1
+        planted.append(PlantedObject(int(number[one]), ObjectKind.FIELD, state, int(area[one])))
+    label[field] = np.where(number[parcel[field]] > 0, number[parcel[field]], label[field])
+    return crop_sar, crop_eo
