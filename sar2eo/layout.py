@@ -17,12 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from sar2eo.card import CARD_NAME
+from sar2eo.card import CARD_NAME, Card
 from sar2eo.errors import CheckpointError
 
 __all__ = [
@@ -35,8 +36,10 @@ __all__ = [
     "WEIGHTS",
     "TensorHeader",
     "VaeFacts",
+    "check_fit",
     "checkpoint_files",
     "count_parameters",
+    "describe_files",
     "folder_sha256",
     "read_json",
     "refuse_pickle",
@@ -153,10 +156,10 @@ def tensor_headers(path: Path) -> dict[str, TensorHeader]:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def count_parameters(folder: Path) -> int:
-    """Count the values in the U-Net's and the VAE's weights."""
-    parts = [tensor_headers(folder / part / WEIGHTS) for part in ("unet", "vae")]
-    return sum(math.prod(header.shape) for part in parts for header in part.values())
+def count_parameters(folder: Path) -> dict[str, int]:
+    """Count the values in the weights of "unet" and "vae"."""
+    headers = {part: tensor_headers(folder / part / WEIGHTS).values() for part in ("unet", "vae")}
+    return {part: sum(math.prod(header.shape) for header in found) for part, found in headers.items()}
 
 
 def folder_sha256(folder: Path) -> str:
@@ -173,7 +176,7 @@ def folder_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def vae_facts(config: dict[str, Any]) -> VaeFacts:
+def vae_facts(config: Mapping[str, Any]) -> VaeFacts:
     """Read downsampling factor and latent channels from a VAE's configuration.
 
     Raises
@@ -194,8 +197,69 @@ def vae_facts(config: dict[str, Any]) -> VaeFacts:
     return VaeFacts(str(class_name), 2 ** (len(blocks) - 1), channels)
 
 
-def wants_prompt(unet_config: dict[str, Any]) -> bool:
+def wants_prompt(unet_config: Mapping[str, Any]) -> bool:
     """Tell from a U-Net's configuration whether it attends to a prompt."""
     blocks = [*unet_config.get("down_block_types", ()), *unet_config.get("up_block_types", ())]
     blocks.append(unet_config.get("mid_block_type", "UNetMidBlock2DCrossAttn"))
     return any("CrossAttn" in str(block) for block in blocks)
+
+
+def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], prompt: Sequence[int] | None) -> None:
+    """Check that the parts of a checkpoint fit each other.
+
+    Parameters
+    ----------
+    unet, vae : mapping
+        Their configurations.
+    prompt : sequence of int or None
+        Shape of the prompt's embedding.
+
+    Raises
+    ------
+    CheckpointError
+        If channels or dimensions differ.
+    """
+    latent = vae["latent_channels"]
+    channels = (unet["in_channels"], unet["out_channels"])
+    if channels != (2 * latent, latent + 1):
+        raise CheckpointError(
+            f"the U-Net has {channels[0]} channels in and {channels[1]} out: must be {2 * latent} and "
+            f"{latent + 1} for a VAE of {latent} latent channels (see 'sar2eo model init')"
+        )
+    images = (vae["in_channels"], vae["out_channels"])
+    if images != (3, 3):
+        raise CheckpointError(f"the VAE has {images[0]} channels in and {images[1]} out: must be 3 and 3")
+    width = unet["cross_attention_dim"]
+    if wants_prompt(unet) and (prompt is None or len(prompt) != 3 or (prompt[0], prompt[2]) != (1, width)):
+        shape = None if prompt is None else tuple(prompt)
+        raise CheckpointError(
+            f"the prompt's embedding has shape {shape}: the U-Net wants (1, tokens, {width})"
+        )
+
+
+def describe_files(folder: Path) -> dict[str, Any]:
+    """Describe a checkpoint as JSON values: architecture, parameters, schedule, card and sha256."""
+    unet, vae = (read_json(folder / part / CONFIG) for part in ("unet", "vae"))
+    facts = vae_facts(vae)
+    counts = count_parameters(folder)
+    return {
+        "path": str(folder),
+        "sha256": folder_sha256(folder),
+        "parameters": counts | {"total": sum(counts.values())},
+        "unet": {
+            "channels_in": unet["in_channels"],
+            "channels_out": unet["out_channels"],
+            "block_out_channels": unet["block_out_channels"],
+            "down_block_types": unet["down_block_types"],
+            "prompt": wants_prompt(unet),
+            "dtype": tensor_headers(folder / "unet" / WEIGHTS)["conv_in.weight"].dtype,
+        },
+        "vae": {
+            "class": facts.class_name,
+            "factor": facts.factor,
+            "latent_channels": facts.latent_channels,
+            "scaling_factor": vae["scaling_factor"],
+        },
+        "schedule": read_json(folder / SCHEDULER_CONFIG),
+        "card": Card.read(folder).to_dict(),
+    }

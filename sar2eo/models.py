@@ -259,7 +259,7 @@ def resolve_model(
     return ModelSpec(
         path=str(folder),
         sha256=sha256,
-        parameters=count_parameters(folder),
+        parameters=sum(count_parameters(folder).values()),
         factor=vae.factor,
         latent_channels=vae.latent_channels,
         card=card,

@@ -1,0 +1,188 @@
+"""The C-DiffSET translator: a batch of SAR windows in, EO windows and their variance out."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sar2eo.checkpoint import load_checkpoint
+from sar2eo.diffusion import create_scheduler, sample
+from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.layout import folder_sha256
+from sar2eo.models import ModelSpec, Translation
+from sar2eo.network import Vae, decode_latents, encode_images
+from sar2eo.noise import scene_noise
+from sar2eo.radiometry import to_eo_bytes
+
+__all__ = ["DiffusionTranslator"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_DEVICE_LOCKS: dict[str, threading.Lock] = {}
+"""One translation at a time per device, whatever the number of threads and models."""
+
+
+class DiffusionTranslator:
+    """Translates batches of windows with a checkpoint (C-DiffSET, section 3.4).
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        As `sar2eo.models.resolve_model` returns it.
+
+    Attributes
+    ----------
+    seconds : float
+        Spent inside the model so far, without waiting for the device.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder is broken, or holds another checkpoint than the one that was resolved.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        if spec.card is None or folder_sha256(Path(spec.path)) != spec.sha256:
+            raise CheckpointError(
+                f"{spec.path} changed since the run was prepared, or differs on this machine"
+            )
+        self.seconds = 0.0
+        self._spec = spec
+        self._device = torch.device(spec.device)
+        self._dtype: torch.dtype = getattr(torch, spec.dtype)
+        self._lock = _DEVICE_LOCKS.setdefault(spec.device, threading.Lock())
+        checkpoint = load_checkpoint(spec.path, device=spec.device, dtype=spec.dtype)
+        self._card = spec.card
+        self._schedule = checkpoint.schedule
+        self._vae: Vae = _channels_last(checkpoint.vae)
+        unet = _channels_last(checkpoint.unet)
+        self._unet: Callable[..., Any] = torch.compile(unet, dynamic=False) if spec.compile else unet
+        self._prompt = checkpoint.prompt_embeds
+        if self._prompt is not None:
+            self._prompt = self._prompt.expand(spec.batch, -1, -1)
+        self._exact_vae: Vae | None = None
+
+    def translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
+        """Translate up to ``batch`` windows; parameters as in `sar2eo.models.Translator`.
+
+        Raises
+        ------
+        SettingsError
+            If there are more windows than a batch, or sizes or origins are not multiples of the factor.
+        """
+        self._check(sar, origins)
+        with self._lock, torch.inference_mode():
+            start = perf_counter()
+            if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
+                torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
+            translation = self._translate(sar, origins)
+            self.seconds += perf_counter() - start
+        return translation
+
+    def _check(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> None:
+        batch, factor = self._spec.batch, self._spec.factor
+        if not 1 <= len(sar) <= batch or len(origins) != len(sar):
+            raise SettingsError(
+                f"{len(sar)} windows with {len(origins)} origins: must be 1 to {batch} of each"
+            )
+        numbers = [*sar.shape[2:], *(number for origin in origins for number in origin)]
+        if any(number % factor for number in numbers):
+            raise SettingsError(
+                f"windows of {sar.shape[2]} x {sar.shape[3]} pixels at {list(origins)}: tile, overlap and "
+                f"origins must be multiples of the model's factor {factor}"
+            )
+
+    def _translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
+        spec, windows = self._spec, len(sar)
+        # 1. Pad to the fixed batch by repeating the last window, so that every call has one shape.
+        missing = spec.batch - windows
+        sar = np.concatenate([sar, np.repeat(sar[-1:], missing, axis=0)])  # [B, 3, T, T]
+        origins = [*origins, *([origins[-1]] * missing)]
+
+        # 2. Encode the SAR image: posterior mean, scaled.
+        images = self._to_device(torch.from_numpy(sar)).to(self._dtype)
+        sar_latents = self._by_vae(encode_images, _channels_last(images))  # [B, C, h, w]
+
+        decoded, variances = [], []
+        for index in range(spec.samples):
+            # 3. The noise that belongs to each window's place in the scene.
+            noise = self._noise(origins, sar_latents.shape, index)  # [B, C, h, w]
+
+            # 4. Denoise.
+            latents, variance = sample(
+                partial(self._denoise, sar_latents),
+                noise,
+                create_scheduler(spec.sampler, spec.spacing, self._card.prediction_type, self._schedule),
+                spec.steps,
+                self._card.confidence_timestep,
+            )  # [B, C, h, w], [B, 1, h, w]
+            variances.append(variance)
+
+            # 5. Decode.
+            decoded.append(self._by_vae(decode_latents, latents).clamp(-1, 1))  # [B, 3, T, T]
+
+        # 6. Mean over the samples to bytes, their spread, the mean variance; without the padding.
+        stack = torch.stack(decoded)  # [N, B, 3, T, T]
+        if not stack.isfinite().all():
+            raise CheckpointError(
+                f"{spec.path} yields values that are not finite in {spec.dtype}: try --dtype float32"
+            )
+        eo = to_eo_bytes(_to_numpy(stack.mean(dim=0)[:windows]))  # [B, 3, T, T]
+        spread = None
+        if spec.samples > 1:
+            spread = _to_numpy(stack.std(dim=0).mean(dim=1)[:windows] * 127.5)  # [B, T, T]
+        mean_variance = torch.stack(variances).mean(dim=0)[:windows, 0]  # [B, h, w]
+        return Translation(eo, _to_numpy(mean_variance), spread)
+
+    def _denoise(self, sar_latents: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Run the U-Net on [SAR latent | noisy EO latent] (C-DiffSET, Eq. 4)."""
+        inputs = _channels_last(torch.cat([sar_latents, latents], dim=1).to(self._dtype))  # [B, 2 C, h, w]
+        steps = torch.full((len(inputs),), int(timestep), device=self._device)
+        output: Tensor = self._unet(inputs, steps, encoder_hidden_states=self._prompt, return_dict=False)[0]
+        return output  # [B, C + 1, h, w]
+
+    def _noise(self, origins: Sequence[tuple[int, int]], shape: torch.Size, index: int) -> Tensor:
+        _, channels, height, width = shape
+        corners = [(row // self._spec.factor, col // self._spec.factor) for row, col in origins]
+        drawn = [
+            scene_noise(self._spec.seed, range(r, r + height), range(c, c + width), channels, index)
+            for r, c in corners
+        ]
+        return self._to_device(torch.from_numpy(np.stack(drawn)))
+
+    def _by_vae(self, apply: Callable[[Vae, Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Encode or decode; windows that overflow in half precision are redone in float32."""
+        result = apply(self._vae, inputs)
+        broken = ~result.isfinite().flatten(1).all(dim=1)  # [B]
+        if self._dtype == torch.float32 or not broken.any():
+            return result
+        if self._exact_vae is None:
+            self._exact_vae = nn.Module.float(copy.deepcopy(self._vae))  # type: ignore[arg-type]
+        # The other windows keep their values: a window does not depend on its companions.
+        result[broken] = apply(self._exact_vae, inputs.float())[broken]
+        return result
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
+
+
+def _channels_last(item: Any) -> Any:
+    """Lay a network's or batch's values out pixel by pixel, which convolutions are fastest on."""
+    return item.to(memory_format=torch.channels_last)
+
+
+def _to_numpy(tensor: Tensor) -> FloatArray:
+    array: FloatArray = tensor.float().contiguous().cpu().numpy()
+    return array

@@ -1,0 +1,80 @@
+"""Networks from configurations and weights from safetensors, strictly: all that is due, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sar2eo.errors import CheckpointError
+from sar2eo.layout import CONFIG, tensor_headers
+
+__all__ = ["check_weights", "create_empty", "fill", "one_line"]
+
+
+def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
+    """Create a network of diffusers on the device "meta": its shapes without its values.
+
+    Raises
+    ------
+    CheckpointError
+        If the configuration makes no such network.
+    """
+    try:
+        with torch.device("meta"):
+            return model_class.from_config(dict(config)).eval()
+    except Exception as error:  # a tampered value can raise anything inside the constructor
+        raise CheckpointError(
+            f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error)}"
+        ) from error
+
+
+def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> None:
+    """Check the header of a safetensors file against a network.
+
+    Parameters
+    ----------
+    module : Module
+    path : Path
+    names : mapping or None
+        From the file's names to the network's; None: the same.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, unexpected or misshapen, or the file is not a whole safetensors file.
+    """
+    headers = tensor_headers(path)
+    shapes = {names[name] if names else name: header.shape for name, header in headers.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    for problem, odd in {"lacks": wanted.keys() - shapes, "has unexpected": shapes.keys() - wanted}.items():
+        if odd:
+            raise CheckpointError(f"{path} {problem} {len(odd)} tensors, such as {min(odd)}")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise CheckpointError(f"{path}: {name} has shape {shapes[name]}, must be {shape} by {CONFIG}")
+
+
+def fill(
+    module: nn.Module,
+    path: Path,
+    names: Mapping[str, str] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Give a network on the device "meta" its values, after `check_weights`."""
+    check_weights(module, path, names)
+    tensors = load_file(path, device=device)
+    module.load_state_dict(
+        {names[name] if names else name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True
+    )
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return an exception's message on one line, cut to a limit."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
