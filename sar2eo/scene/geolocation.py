@@ -1,0 +1,212 @@
+"""Where on the ground a pixel lies, and which pixel lies at a place: maps that can be evaluated anywhere.
+
+Rows and columns here are those of pixel corners: the centre of the first pixel is (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pyproj import CRS, Transformer
+
+from sar2eo.errors import GeoreferenceError
+from sar2eo.grid import Grid
+from sar2eo.scene.identity import digest
+from sar2eo.scene.raster import GroundControl
+from sar2eo.scene.splines import ThinPlateSpline
+
+__all__ = ["AffineMapping", "ControlMapping", "Mapping", "control_centre", "held_out_rmse_m", "local_crs"]
+
+Array = npt.NDArray[np.float64]
+
+MIN_POINTS = 4
+_MAX_POINTS = 2500
+_FOLDS = 10
+
+
+class Mapping(Protocol):
+    """Ground coordinates of one CRS to the pixels of a source, and back."""
+
+    def pixels(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Return rows and columns; not finite where there is no such pixel."""
+        ...
+
+    def ground(self, rows: Array, cols: Array) -> tuple[Array, Array]:
+        """Return x and y, continuous over the whole source, also across the antimeridian."""
+        ...
+
+    def token(self) -> str:
+        """Return a short text that differs where the maps differ."""
+        ...
+
+
+@dataclass(frozen=True)
+class AffineMapping:
+    """Of a source with a CRS and an affine transform.
+
+    Parameters
+    ----------
+    source : Grid
+        CRS, transform and shape of the source.
+    crs : str
+        Of the ground coordinates.
+    """
+
+    source: Grid
+    crs: str
+
+    def pixels(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Return rows and columns; see `Mapping`."""
+        sx, sy = _transformer(self.crs, str(self.source.crs)).transform(x, y)
+        sx = _unwrapped(sx, self._centre[0], str(self.source.crs))
+        a, b, c, d, e, f = (~self.source.affine)[:6]
+        return d * sx + e * sy + f, a * sx + b * sy + c
+
+    def ground(self, rows: Array, cols: Array) -> tuple[Array, Array]:
+        """Return x and y; see `Mapping`."""
+        a, b, c, d, e, f = self.source.transform
+        to_ground = _transformer(str(self.source.crs), self.crs)
+        x, y = to_ground.transform(a * cols + b * rows + c, d * cols + e * rows + f)
+        return _unwrapped(x, float(to_ground.transform(*self._centre)[0]), self.crs), y
+
+    @property
+    def _centre(self) -> tuple[float, float]:
+        rows, cols = self.source.shape
+        x, y = self.source.affine @ (cols / 2, rows / 2)
+        return float(x), float(y)
+
+    def token(self) -> str:
+        """Return a short text that names the map."""
+        return digest([self.source.crs, self.source.transform, self.source.shape, self.crs])
+
+
+@dataclass(frozen=True, eq=False)
+class ControlMapping:
+    """Of a source with ground control points: thin-plate splines through them, there and back.
+
+    Parameters
+    ----------
+    control : GroundControl
+        The points.
+    crs : str
+        Of the ground coordinates.
+
+    Raises
+    ------
+    GeoreferenceError
+        If there are fewer than four points, or all lie on one line.
+    """
+
+    control: GroundControl
+    crs: str
+    to_pixels: ThinPlateSpline = field(init=False, repr=False)
+    to_ground: ThinPlateSpline = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pixels, ground = _control_arrays(self.control, self.crs)
+        step = -(-len(pixels) // _MAX_POINTS)
+        object.__setattr__(self, "to_pixels", ThinPlateSpline.fit(ground[::step], pixels[::step]))
+        object.__setattr__(self, "to_ground", ThinPlateSpline.fit(pixels[::step], ground[::step]))
+
+    def pixels(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """Return rows and columns; see `Mapping`."""
+        x = _unwrapped(x, float(self.to_pixels.centre[0]), self.crs)
+        found = self.to_pixels(np.column_stack([x.ravel(), y.ravel()]))
+        return found[:, 0].reshape(x.shape), found[:, 1].reshape(x.shape)
+
+    def ground(self, rows: Array, cols: Array) -> tuple[Array, Array]:
+        """Return x and y; see `Mapping`."""
+        found = self.to_ground(np.column_stack([rows.ravel(), cols.ravel()]))
+        return found[:, 0].reshape(rows.shape), found[:, 1].reshape(rows.shape)
+
+    def token(self) -> str:
+        """Return a short text that names the map."""
+        return digest([self.control.crs, self.control.points, self.crs])
+
+
+def held_out_rmse_m(control: GroundControl) -> float:
+    """Measure how well a spline places points it has not seen.
+
+    A spline passes through its own points, so each tenth of them is left out of a fit in turn and
+    placed by the rest. The final map uses all, so this errs on the safe side.
+
+    Parameters
+    ----------
+    control : GroundControl
+        At least four points.
+
+    Returns
+    -------
+    float
+        Root of the mean square distance on the ground, in metres.
+    """
+    crs = local_crs(*control_centre(control))
+    pixels, ground = _control_arrays(control, crs)
+    step = -(-len(pixels) // _MAX_POINTS)
+    pixels, ground = pixels[::step], ground[::step]
+    order = np.random.Generator(np.random.Philox(2025)).permutation(len(pixels))
+    folds = min(_FOLDS, len(pixels))
+    squared = 0.0
+    for fold in range(folds):
+        held = order[fold::folds]
+        kept = np.setdiff1d(order, held)
+        placed = ThinPlateSpline.fit(pixels[kept], ground[kept])(pixels[held])
+        squared += float(((placed - ground[held]) ** 2).sum())
+    return float(np.sqrt(squared / len(pixels)))
+
+
+def control_centre(control: GroundControl) -> tuple[float, float]:
+    """Return longitude and latitude of the middle of the points, safe across the antimeridian."""
+    points = np.array(control.points)
+    lon, lat = _transformer(control.crs, "EPSG:4326").transform(points[:, 2], points[:, 3])
+    lon = _unwrapped(lon, float(lon[0]), "EPSG:4326")
+    return float(_unwrapped(lon.mean(), 0.0, "EPSG:4326")), float(np.mean(lat))
+
+
+def local_crs(lon: float, lat: float) -> str:
+    """Return the UTM zone of a place on WGS 84, or polar stereographic (UPS) beyond 84 N and 80 S."""
+    if not (np.isfinite(lon) and np.isfinite(lat) and abs(lat) <= 90):
+        raise GeoreferenceError(f"the scene's centre ({lon:g}, {lat:g}) is no longitude and latitude")
+    if lat > 84:
+        return "EPSG:32661"
+    if lat < -80:
+        return "EPSG:32761"
+    zone = int((lon + 180) // 6) % 60 + 1
+    return f"EPSG:{(32600 if lat >= 0 else 32700) + zone}"
+
+
+def _control_arrays(control: GroundControl, crs: str) -> tuple[Array, Array]:
+    """Pixels (row, col) and ground (x, y) of the points, in one continuous frame."""
+    if len(control.points) < MIN_POINTS:
+        raise GeoreferenceError(
+            f"{len(control.points)} ground control points: at least {MIN_POINTS} are needed to place an image"
+        )
+    points = np.array(control.points, dtype=np.float64)
+    x, y = _transformer(control.crs, crs).transform(points[:, 2], points[:, 3])
+    ground = np.column_stack([_unwrapped(x, float(x[0]), crs), y])
+    if not np.isfinite(ground).all():
+        raise GeoreferenceError(f"some ground control points cannot be expressed in {crs}")
+    return points[:, :2], ground
+
+
+def _unwrapped(x: Array, around: float, crs: str) -> Array:
+    """Bring longitudes within half a turn of a value; leave projected coordinates as they are."""
+    if not _in_degrees(crs):
+        return x
+    with np.errstate(invalid="ignore"):
+        return x - 360.0 * np.floor((x - around + 180.0) / 360.0)
+
+
+@lru_cache(maxsize=64)
+def _in_degrees(crs: str) -> bool:
+    read = CRS.from_user_input(crs)
+    return bool(read.is_geographic) and read.axis_info[0].unit_name == "degree"
+
+
+@lru_cache(maxsize=64)
+def _transformer(source: str, target: str) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)

@@ -1,0 +1,154 @@
+"""STAC items: which assets are SAR, which polarisation each holds, and what the item says of them.
+
+Extensions read: sar (``sar:polarizations``, ``sar:product_type``), sat (``sat:orbit_state``) and raster
+(``unit`` and ``nodata`` of bands); https://stac-extensions.github.io.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pystac
+
+from sar2eo.errors import PolarisationError, SceneError, SettingsError
+from sar2eo.scene.metadata import Facts, iso_datetime, polarisation_words
+
+__all__ = ["ItemAssets", "is_stac", "open_item", "select_assets"]
+
+_NOT_PIXELS = {"metadata", "thumbnail", "overview", "visual", "mask"}
+
+
+@dataclass(frozen=True)
+class ItemAssets:
+    """What an item offers.
+
+    Parameters
+    ----------
+    files : dict
+        Polarisations, in order, to hrefs: one key per asset, one or several names each.
+    nodata : float or None
+        What the item declares, for files that do not.
+    facts : Facts
+        Of the acquisition and the values.
+    """
+
+    files: dict[tuple[str, ...], str]
+    nodata: float | None
+    facts: Facts
+
+
+def is_stac(source: str) -> bool:
+    """Whether a path or URL looks like a STAC item."""
+    return source.partition("?")[0].lower().endswith((".json", ".geojson"))
+
+
+def open_item(source: str) -> ItemAssets:
+    """Read a STAC item from a file or URL.
+
+    Parameters
+    ----------
+    source : str
+        Path or URL.
+
+    Raises
+    ------
+    SceneError
+        If it cannot be read, is not an item, or has no SAR asset.
+    """
+    try:
+        item = pystac.Item.from_file(source)
+    except (OSError, json.JSONDecodeError, pystac.STACError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SceneError(f"{source}: not a STAC item that can be read ({reason})") from error
+    files: dict[tuple[str, ...], str] = {}
+    used = []
+    for key, asset in item.assets.items():
+        names = _names(key, asset, item)
+        if names and not any(set(names) & set(known) for known in files):
+            files[names] = _local(asset.get_absolute_href() or asset.href)
+            used.append(asset)
+    if not files:
+        raise SceneError(
+            f"{source}: no SAR asset among {', '.join(item.assets) or 'none'}: they are told by keys such as "
+            "vv or by sar:polarizations"
+        )
+    bands = [band for asset in used for band in _raster_bands(asset)]
+    nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
+    return ItemAssets(files, nodata.pop() if len(nodata) == 1 else None, _facts(item, bands))
+
+
+def select_assets(
+    files: Mapping[tuple[str, ...], str], wanted: tuple[str, ...] | None, source: str
+) -> dict[tuple[str, ...], str]:
+    """Keep the assets that hold the polarisations wanted; None wants all.
+
+    Raises
+    ------
+    PolarisationError
+        If one is not there.
+    """
+    known = [name for names in files for name in names]
+    missing = [name for name in wanted or () if name not in known]
+    if missing:
+        raise PolarisationError(f"{source}: no {', '.join(missing)}, the item has {', '.join(known)}")
+    return {names: href for names, href in files.items() if wanted is None or set(names) & set(wanted)}
+
+
+def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
+    """Polarisations of an asset; none where it holds no SAR pixels."""
+    if set(asset.roles or ()) & _NOT_PIXELS or not _is_raster(asset):
+        return ()
+    said = asset.extra_fields.get("sar:polarizations")
+    if said:
+        return tuple(str(name).upper() for name in said)
+    of_key = polarisation_words(key)
+    if len(of_key) == 1:
+        return tuple(of_key)
+    data = [a for a in item.assets.values() if "data" in (a.roles or ())]
+    if data == [asset]:
+        return tuple(str(name).upper() for name in item.properties.get("sar:polarizations", ()))
+    return ()
+
+
+def _is_raster(asset: pystac.Asset) -> bool:
+    media = (asset.media_type or "").lower()
+    if media:
+        return media.startswith("image/tiff") or media in {"application/x-hdf5", "image/vnd.stac.geotiff"}
+    return asset.href.partition("?")[0].lower().endswith((".tif", ".tiff", ".vrt"))
+
+
+def _raster_bands(asset: pystac.Asset) -> list[dict[str, Any]]:
+    found = asset.extra_fields.get("raster:bands") or asset.extra_fields.get("bands") or []
+    return [band for band in found if isinstance(band, dict)]
+
+
+def _local(href: str) -> str:
+    return href.removeprefix("file://") if href.startswith("file://") else href
+
+
+def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
+    properties = item.properties
+    units = {str(band.get("unit", "")).lower() for band in bands}
+    is_rtc = str(properties.get("sar:product_type", "")).upper() == "RTC"
+    time = item.datetime or properties.get("start_datetime")
+    try:
+        acquired = iso_datetime(time) if time else None
+    except SettingsError:
+        acquired = None
+    return Facts(
+        quantity="db" if units == {"db"} else None,
+        calibration="rtc" if is_rtc else None,
+        datetime=acquired,
+        platform=_platform(properties.get("platform")),
+        orbit_direction=properties.get("sat:orbit_state"),
+        terrain_corrected=True if is_rtc else None,
+    )
+
+
+def _platform(name: str | None) -> str | None:
+    # Catalogues write sentinel-1a, products Sentinel-1A.
+    lower = (name or "").lower()
+    return f"Sentinel-1{lower[-1].upper()}" if lower[:-1] == "sentinel-1" else name
