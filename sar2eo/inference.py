@@ -112,15 +112,17 @@ def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
         raise SceneError(f"scene dims={scene.dims}, shape={scene.shape}: must be (band, y, x) and not empty")
     shape = (scene.sizes["y"], scene.sizes["x"])
     whole = scene.attrs.get("scene_grid")
-    own = Grid.create(scene.rio.crs, scene.rio.transform(recalc=True), shape)
-    if isinstance(whole, Grid) and whole.crs == own.crs:
-        col, row = ~whole.affine @ (own.affine @ (0.5, 0.5))
-        col_step, row_step = ~whole.affine @ (own.affine @ (1.5, 1.5))
-        window = Window(round(row - 0.5), round(col - 0.5), *shape)
-        near = abs(window.row + 0.5 - row) + abs(window.col + 0.5 - col) < 1e-2
-        same_step = 1 in shape or abs(row_step - row - 1) + abs(col_step - col - 1) < 1e-6
-        if near and same_step and whole.window.intersection(window) == window:
+    if isinstance(whole, Grid):
+        to_pixel = ~whole.affine
+        x, y = scene["x"].values, scene["y"].values
+        (left, top), (right, bottom) = to_pixel @ (x[0], y[0]), to_pixel @ (x[-1], y[-1])
+        window = Window(round(top - 0.5), round(left - 0.5), *shape)
+        ends = (window.row + 0.5, window.col + 0.5, window.stop_row - 0.5, window.stop_col - 0.5)
+        off = max(abs(a - b) for a, b in zip(ends, (top, left, bottom, right), strict=True))
+        same_crs = Grid.create(scene.rio.crs, whole.affine, shape).crs == whole.crs
+        if same_crs and off < 1e-2 and whole.window.intersection(window) == window:
             return whole, window
+    own = Grid.create(scene.rio.crs, scene.rio.transform(recalc=True), shape)
     return own, own.window
 
 

@@ -159,12 +159,12 @@ def sample_windows(
     seed : int
         Of the places within the cells.
     strata : int
-        Cells along each axis, fewer where cells would be smaller than a window.
+        Cells along each axis at the most; small scenes have fewer and are sampled whole.
     size : int
         Rows and columns of a window, less where the cell is smaller.
     """
     draw = np.random.Generator(np.random.Philox(seed))
-    edges = [np.linspace(0, n, max(1, min(strata, n // size)) + 1).astype(int).tolist() for n in shape]
+    edges = [np.linspace(0, n, min(strata, -(-n // size)) + 1).astype(int).tolist() for n in shape]
     found = []
     for top, bottom in zip(edges[0], edges[0][1:], strict=False):
         for left, right in zip(edges[1], edges[1][1:], strict=False):

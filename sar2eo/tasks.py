@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 SCALING_PERCENTILE = 99.0
-_SAMPLES_PER_CHUNK = 65_536
+_SAMPLES_PER_CHUNK = 2**19
 
 
 @dataclass(frozen=True, kw_only=True)

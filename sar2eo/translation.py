@@ -24,7 +24,7 @@ from sar2eo.region import clip_to, cut
 from sar2eo.scene import open_scene
 from sar2eo.writing import Outputs, write_cog
 
-__all__ = ["Job", "jobs_of", "resolve", "run_job", "scaling_of"]
+__all__ = ["Job", "jobs_of", "opened", "prepare", "resolve", "run_job", "scaling_of"]
 
 # Blocks of the journal: wide, so that there are few tasks, but not so wide that memory follows the scene.
 _BLOCK = (512, 4096)
@@ -157,10 +157,15 @@ def run_job(
     return report
 
 
-def prepare(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
-    """Open, cut and translate one scene, lazily."""
+def opened(job: Job, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:
+    """Open the scene of a job and cut it; returns the area of interest too, or None."""
     scene = open_scene(job.source, **dataclasses.asdict(recipe.scene))
-    part, area = cut(scene, scene.attrs["scene_grid"], recipe.region)
+    return cut(scene, scene.attrs["scene_grid"], recipe.region)
+
+
+def prepare(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
+    """Open, cut and translate the scene of a job, lazily."""
+    part, area = opened(job, recipe)
     dataset = translate(part, spec, settings=recipe.settings, block=_BLOCK)
     return dataset if area is None else clip_to(dataset, area, dataset.attrs["grid"])
 

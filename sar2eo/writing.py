@@ -6,12 +6,15 @@ end, or not at all. The same call goes on where an interrupted one stopped.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from dask.base import tokenize
 
@@ -134,16 +137,22 @@ def write_cog(
         store = BlockStore(dataset, tuple(outputs.rasters))
         done = store.finished(journal)
         pending = [window for window in store.windows if window not in done]
-        with reporting(progress, {"blocks_total": len(store.windows), "blocks_resumed": len(done)}):
+        cog.check_space(journal.folder, grid, outputs.rasters, done, compress)
+        counts = {
+            "windows_total": _windows(dataset),
+            "blocks_total": len(store.windows),
+            "blocks_resumed": len(done),
+        }
+        with reporting(progress, counts):
             store.run(journal.writer(), pending, divisors)
-        work = collect_telemetry()
         computed = time.perf_counter()
-        _assemble(journal, outputs, grid, store.windows, _tags(dataset, divisors), compress)
+        _finish(journal, outputs, grid, store, dataset, _tags(dataset, divisors), compress)
+        journal.remove()
     finally:
         journal.release()
-    journal.remove()
-    seconds = {"assemble": time.perf_counter() - computed, "total": time.perf_counter() - started}
-    return _report(dataset, grid, divisors, work, seconds, pending)
+    ended = time.perf_counter()
+    seconds = {"total": ended - started, "assemble": ended - computed}
+    return _report(dataset, grid, divisors, collect_telemetry(), seconds)
 
 
 def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:
@@ -164,7 +173,7 @@ def _grid_of(dataset: xr.Dataset) -> Grid:
     return whole.crop(window)
 
 
-def _divisors(dataset: xr.Dataset) -> np.ndarray[Any, Any] | None:
+def _divisors(dataset: xr.Dataset) -> npt.NDArray[np.float32] | None:
     if "amplitude_divisor" not in dataset:
         return None
     return np.asarray(dataset["amplitude_divisor"].values)
@@ -190,4 +199,96 @@ def _fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Any) -> dict[str, An
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
         "scaling": None if divisors is None else [float(d) for d in divisors],
         "graph": names,
+    }
+
+
+def _windows(dataset: xr.Dataset) -> int:
+    return int(dataset.attrs.get("windows", 0))
+
+
+def _tags(dataset: xr.Dataset, divisors: npt.NDArray[np.float32] | None) -> dict[str, str]:
+    """Provenance for the files' metadata."""
+    attrs = dataset.attrs
+    told = (
+        "software",
+        "synthetic",
+        "source",
+        "model",
+        "model_sha256",
+        "polarisations",
+        "quantity",
+        "geolocation",
+    )
+    sampling = attrs.get("settings", {})
+    values = {
+        **{name: attrs.get(name) for name in told},
+        **{name: sampling.get(name) for name in ("steps", "sampler", "spacing", "seed", "samples")},
+        "card": attrs.get("card"),
+        "amplitude_divisor": None if divisors is None else [f"{d:.9g}" for d in divisors],
+        "TIFFTAG_DATETIME": _tiff_time(attrs.get("datetime")),
+        "TIFFTAG_SOFTWARE": attrs.get("software"),
+    }
+    return {name: _tag_text(value) for name, value in values.items() if value is not None}
+
+
+def _tag_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _tiff_time(iso: str | None) -> str | None:
+    return None if iso is None else datetime.fromisoformat(iso).strftime("%Y:%m:%d %H:%M:%S")
+
+
+def _finish(
+    journal: Journal,
+    outputs: Outputs,
+    grid: Grid,
+    store: BlockStore,
+    dataset: xr.Dataset,
+    tags: dict[str, str],
+    compress: Compression,
+) -> None:
+    """Assemble every COG, then publish them together, then what is made from them."""
+    files = [
+        (cog.assemble(journal, name, grid, store.windows, tags=tags, compress=compress), path)
+        for name, path in outputs.rasters.items()
+    ]
+    cog.publish(files)
+    if outputs.quicklook is not None:
+        cog.quicklook(outputs.eo, outputs.quicklook)
+    if dataset.attrs.get("datetime") is not None and grid.crs is not None:
+        describe(outputs.eo, grid, dataset.attrs["datetime"])
+
+
+def _report(
+    dataset: xr.Dataset,
+    grid: Grid,
+    divisors: npt.NDArray[np.float32] | None,
+    work: dict[str, float],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    attrs = dataset.attrs
+    counted = {name: int(work.get(f"windows_{name}", 0)) for name in ("translated", "skipped")}
+    total = _windows(dataset)
+    kinds = {"read": "read", "model": "model", "blend": "blend", "journal": "journal", "scaling": "scaling"}
+    sampling = dict(attrs.get("settings", {}))
+    return {
+        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
+        "windows": {"total": total, **counted, "resumed": max(0, total - sum(counted.values()))},
+        "scaling": {
+            "quantity": attrs.get("quantity"),
+            "polarisations": attrs.get("polarisations"),
+            "p99": None if divisors is None else [float(d) for d in divisors],
+        },
+        "model": {
+            "id": attrs.get("model"),
+            "sha256": attrs.get("model_sha256"),
+            "parameters": attrs.get("model_parameters"),
+        },
+        "settings": {"tile": attrs.get("tile"), "overlap": attrs.get("overlap"), **sampling},
+        "seconds": {**seconds, **{name: work.get(f"{kind}_seconds", 0.0) for name, kind in kinds.items()}},
+        "megapixels": grid.shape[0] * grid.shape[1] / 1e6,
+        "peak_rss_bytes": int(work["peak_rss_bytes"]),
     }

@@ -78,12 +78,12 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sar2eo")
 def cli() -> None:
-    r"""Translate georeferenced SAR scenes into EO images.
+    """Translate georeferenced SAR scenes into EO images.
 
     \b
     sar2eo translate scene.tif --out eo.tif --model checkpoint/
     sar2eo info scene.tif
-    """
+    """  # noqa: D301  (click's mark for lines that stay as they are)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``sar2eo model``."""
+"""``sar2eo model``: init, import, info."""
 
 from __future__ import annotations
 
@@ -8,12 +8,82 @@ from typing import Any
 
 import click
 
+from sar2eo.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
 from sar2eo.cli.describing import lines
-from sar2eo.cli.options import debug_option
+from sar2eo.cli.options import debug_option, names_option
+from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
 
 __all__ = ["model"]
+
+_CARD_OPTIONS = [
+    click.option("--name", help="Short name of the model."),
+    click.option("--quantity", type=click.Choice(QUANTITIES), help="Of the SAR it is trained on."),
+    click.option("--calibration", type=click.Choice(CALIBRATIONS), help="Of the SAR it is trained on."),
+    names_option("--pol", "polarisations", help="Polarisations it takes."),
+    click.option("--gsd", "gsd_m", type=float, help="Ground sample distance in true ground metres."),
+    click.option("--prediction-type", type=click.Choice(PREDICTION_TYPES), help="What the U-Net predicts."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="Default sampler."),
+    click.option("--spacing", type=click.Choice(SPACINGS), help="Default spacing of timesteps."),
+    click.option("--steps", type=int, help="Default number of steps."),
+    click.option("--licence", help="Of the weights."),
+    click.option("--training-data", help="What it was trained on."),
+]
+
+
+def _card_options(command: Any) -> Any:
+    for option in reversed(_CARD_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group()
 def model() -> None:
-    """Make, import and describe checkpoints."""
+    """Make, import and describe C-DiffSET checkpoints."""
+
+
+@model.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option(
+    "--base", metavar="FOLDER|HUB_ID", help="A Stable Diffusion 1.x or 2.x model in diffusers' layout."
+)
+@click.option("--revision", help="Of a base on a hub.")
+@click.option("--size", type=click.Choice(["tiny", "small"]), help="Untrained, without a base.")
+@_card_options
+@debug_option
+def init(out: Path, base: str | None, revision: str | None, size: str | None, **card: Any) -> None:
+    """Make a checkpoint to be trained, from a base model or from nothing."""
+    from sar2eo.checkpoint import init_checkpoint
+
+    click.echo(init_checkpoint(out, base=base, revision=revision, size=size, **_given(card)))
+
+
+@model.command("import")
+@click.option(
+    "--unet", required=True, type=click.Path(path_type=Path), help="The release's model.safetensors."
+)
+@click.option("--base", required=True, metavar="FOLDER|HUB_ID", help="The model it was trained from.")
+@click.option("--revision", help="Of a base on a hub.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@_card_options
+@debug_option
+def import_release(unet: Path, base: str, revision: str | None, out: Path, **card: Any) -> None:
+    """Make a checkpoint of the C-DiffSET authors' release."""
+    from sar2eo.checkpoint import import_checkpoint
+
+    click.echo(import_checkpoint(out, unet=unet, base=base, revision=revision, **_given(card)))
+
+
+@model.command("info")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+def show(folder: Path, as_json: bool) -> None:
+    """Show architecture, parameters, card and sha256 of a checkpoint."""
+    from sar2eo.checkpoint import describe_checkpoint
+
+    described = describe_checkpoint(folder)
+    click.echo(json.dumps(described, indent=2) if as_json else "\n".join(lines(described)))
+
+
+def _given(card: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in card.items() if value is not None}

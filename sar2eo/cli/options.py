@@ -9,7 +9,7 @@ import click
 
 from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
 
-__all__ = ["debug_option", "numbers", "scene_options"]
+__all__ = ["debug_option", "names_option", "numbers", "scene_options"]
 
 Decorator = Callable[[Any], Any]
 
@@ -47,6 +47,11 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return None if value is None else tuple(part.strip().upper() for part in value.split(","))
 
 
+def names_option(flag: str, field: str, help: str) -> Decorator:  # noqa: A002  (click's own name)
+    """Return an option that takes names with commas between them."""
+    return click.option(flag, field, metavar="VV,VH", callback=_names, help=help)
+
+
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta["sar2eo.debug"] = value
 
@@ -64,13 +69,7 @@ def scene_options(command: Any) -> Any:
 
 
 _SCENE_OPTIONS: list[Decorator] = [
-    click.option(
-        "--pol",
-        "polarisations",
-        metavar="VV,VH",
-        callback=_names,
-        help="Polarisations of the bands in order, or which of a product's to take.",
-    ),
+    names_option("--pol", "polarisations", help="Of the bands in order, or which of a product's to take."),
     click.option("--quantity", type=click.Choice(QUANTITIES), help="What the values are."),
     click.option("--calibration", type=click.Choice(CALIBRATIONS), help="What they are calibrated to."),
     click.option(

@@ -1,0 +1,101 @@
+"""What a translation will do and take, before it is done: ``--dry-run``.
+
+Nothing is written. The scaling is sampled as the run would sample it, validity is looked up in a seeded
+share of the windows, and the model is timed on two short runs of one batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+
+from sar2eo.cog import needed_bytes
+from sar2eo.models import ModelSpec
+from sar2eo.recipe import TranslateRecipe
+from sar2eo.scene import describe_scene
+from sar2eo.translation import Job, opened, prepare
+from sar2eo.windows import Lattice, Window
+
+__all__ = ["estimate"]
+
+_WINDOWS_SAMPLED = 64
+# Of an activation-heavy model, beyond its weights, for each window of a batch; measured with SD 2.1 at 512.
+_BYTES_PER_WINDOW = 1.5e9
+
+
+def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, Any]:
+    """Describe one job of a recipe without doing it.
+
+    Returns
+    -------
+    dict
+        Nested, for printing: scene, scaling, windows, model, memory and disk, seconds.
+
+    Raises
+    ------
+    Sar2eoError
+        All that the run itself would raise before work starts.
+    """
+    job.outputs.check(overwrite=recipe.overwrite)
+    scene, _ = opened(job, recipe)
+    dataset = prepare(job, recipe, spec)
+    attrs, grid = dataset.attrs, dataset.attrs["grid"]
+    lattice = Lattice(tuple(attrs["scene_shape"]), attrs["tile"], attrs["overlap"], spec.factor)
+    windows = lattice.touching(Window(*attrs["region"]))
+    empty = _empty_share(scene, lattice, windows)
+    translated = round(len(windows) * (1 - empty))
+    divisors = [float(d) for d in dataset["amplitude_divisor"].values]
+    disk = needed_bytes(grid, variables=tuple(job.outputs.rasters))
+    return {
+        "scene": describe_scene(scene),
+        "output": {"file": str(job.outputs.eo), "crs": grid.crs, "shape": list(grid.shape)},
+        "scaling": dict(zip(attrs["polarisations"], divisors, strict=True)),
+        "windows": {"total": len(windows), "without data, estimated": len(windows) - translated},
+        "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},
+        "takes": {
+            "memory, GB": round((_model_bytes(spec) + 0.5e9) / 1e9, 1),
+            "memory available, GB": round(psutil.virtual_memory().available / 1e9, 1),
+            "disk, GB": round(disk / 1e9, 2),
+            "seconds, estimated": round(_seconds(spec, attrs["tile"], translated), 1),
+        },
+    }
+
+
+def _empty_share(scene: Any, lattice: Lattice, windows: list[int]) -> float:
+    """Share of windows without a valid pixel, from a seeded sample of them."""
+    draw = np.random.Generator(np.random.Philox(2025))
+    picked = draw.permutation(windows)[:_WINDOWS_SAMPLED]
+    empty = 0
+    for index in picked:
+        rows, cols = lattice[int(index)].slices
+        empty += not bool(np.isfinite(scene.isel(y=rows, x=cols).values).all(axis=0).any())
+    return empty / len(picked)
+
+
+def _model_bytes(spec: ModelSpec) -> float:
+    if spec.card is None:
+        return 0.0
+    per_parameter = 4 if spec.dtype == "float32" else 2
+    return spec.parameters * per_parameter + _BYTES_PER_WINDOW * spec.batch
+
+
+def _seconds(spec: ModelSpec, tile: int, windows: int) -> float:
+    """Seconds inside the model: a batch of one step is timed, and of three."""
+    sar = np.zeros((spec.batch, 3, tile, tile), np.float32)
+    origins = [(0, tile * k) for k in range(spec.batch)]
+
+    def timed(steps: int) -> float:
+        translator = dataclasses.replace(spec, steps=steps, samples=1).load()
+        start = time.perf_counter()
+        translator.translate(sar, origins)
+        return time.perf_counter() - start
+
+    few, more = (1, 3) if spec.steps else (0, 0)
+    timed(few)
+    short, long = timed(few), timed(more)
+    batch = short + max(long - short, 0) / 2 * (spec.steps - few)
+    return batch * spec.samples * -(-windows // spec.batch)

@@ -1,0 +1,199 @@
+"""The lazy result: identity through the whole path, regions, slices, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from scenes import amplitude, holes, scene_array, write_scene
+
+import sar2eo
+from sar2eo import telemetry
+from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
+from sar2eo.models import resolve_model
+from sar2eo.tasks import fill_invalid
+
+
+def scaled(values: np.ndarray, divisor: float = 255.0) -> np.ndarray:
+    """What identity makes of amplitude: three equal bands of bytes."""
+    return np.repeat(np.clip(np.rint(values / divisor * 255), 0, 255), 3, axis=0).astype(np.uint8)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 130), st.integers(1, 130)),
+    tile=st.sampled_from([16, 32, 48, 64]),
+    share=st.sampled_from([0, 1, 2, 4]),
+    chunk=st.sampled_from([7, 32, 200]),
+    block=st.sampled_from([(16, 32), (64, 64), (512, 512)]),
+    batch=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+def test_identity_returns_the_input_for_every_layout(
+    shape: tuple[int, int],
+    tile: int,
+    share: int,
+    chunk: int,
+    block: tuple[int, int],
+    batch: int,
+    seed: int,
+) -> None:
+    values, valid = amplitude(shape, seed), holes(shape, seed)
+    scene = scene_array(np.where(valid, values, np.nan)).chunk(y=chunk, x=chunk)
+    overlap = 0 if share == 0 else tile // (2 * share)
+    eo = sar2eo.translate(
+        scene, "identity", tile=tile, overlap=overlap, scaling=(255.0,), batch=batch, block=block
+    ).compute(scheduler="sync")
+    np.testing.assert_array_equal(eo.valid.values, valid)
+    np.testing.assert_array_equal(eo.eo.values, np.where(valid, scaled(values), 0))
+
+
+@pytest.fixture(scope="module")
+def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    valid = np.ones((500, 700), bool)
+    valid[:150, 420:] = False
+    valid[300:340, 100:180] = False
+    return write_scene(tmp_path_factory.mktemp("scenes") / "scene.tif", amplitude((500, 700), 5), valid)
+
+
+def test_result_lies_on_the_scenes_grid(scene_file: Path) -> None:
+    scene = sar2eo.open_scene(scene_file)
+    eo = sar2eo.translate(scene, "identity", tile=128, overlap=16)
+    assert eo.eo.dtype == np.uint8
+    assert eo.eo.dims == ("band", "y", "x")
+    assert eo.eo.rio.crs == scene.rio.crs
+    assert eo.eo.rio.transform() == scene.rio.transform()
+    np.testing.assert_array_equal(eo.x, scene.x)
+
+
+def test_default_scaling_is_the_scenes_99th_percentile(scene_file: Path) -> None:
+    scene = sar2eo.open_scene(scene_file)
+    eo = sar2eo.translate(scene, "identity", tile=128, overlap=16).compute()
+    exact = np.nanpercentile(scene.values, 99)
+    assert float(eo.amplitude_divisor[0]) == pytest.approx(exact, rel=0.01)
+    expected = scaled(np.nan_to_num(scene.values), float(eo.amplitude_divisor[0]))
+    assert np.abs(eo.eo.values.astype(int) - np.where(eo.valid, expected, 0)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "place", [(0, 60, 0, 80), (130, 131, 255, 300), (333, 500, 600, 700), (40, 460, 30, 690)]
+)
+def test_a_slice_of_the_result_the_result_of_a_slice_and_the_whole_agree(
+    scene_file: Path, place: tuple[int, int, int, int]
+) -> None:
+    top, bottom, left, right = place
+    where = {"y": slice(top, bottom), "x": slice(left, right)}
+    scene = sar2eo.open_scene(scene_file)
+    options = {"tile": 128, "overlap": 32, "block": (64, 64)}
+    whole = sar2eo.translate(scene, "identity", **options)
+    of_slice = sar2eo.translate(scene.isel(where), "identity", **options)
+    for name in ("eo", "valid"):
+        np.testing.assert_array_equal(whole[name].isel(where).values, of_slice[name].values)
+        np.testing.assert_array_equal(whole[name].compute().isel(where).values, of_slice[name].values)
+    assert float(of_slice.amplitude_divisor[0]) == float(whole.amplitude_divisor[0])
+
+
+def test_only_needed_batches_run_and_empty_windows_never_reach_the_model(scene_file: Path) -> None:
+    scene = sar2eo.open_scene(scene_file)
+    eo = sar2eo.translate(scene, "identity", tile=128, overlap=16, batch=1, block=(64, 64), scaling=(255.0,))
+    telemetry.reset()
+    eo.eo.isel(y=slice(0, 10), x=slice(0, 10)).compute()
+    assert telemetry.snapshot()["windows_translated"] == 1
+    telemetry.reset()
+    eo.eo.isel(y=slice(0, 60), x=slice(560, 700)).compute()
+    counts = telemetry.snapshot()
+    assert counts.get("windows_translated", 0) == 0
+    assert counts["windows_skipped"] >= 2
+
+
+def test_a_computed_scene_is_taken_from_its_chunks(scene_file: Path) -> None:
+    scene = sar2eo.open_scene(scene_file)
+    doubled = scene * 2
+    options = {"tile": 128, "overlap": 16, "scaling": (255.0,)}
+    eo = sar2eo.translate(doubled, "identity", **options)
+    expected = scaled(np.nan_to_num(doubled.values))
+    np.testing.assert_array_equal(eo.eo.values, np.where(eo.valid, expected, 0))
+    default = sar2eo.translate(doubled, "identity", tile=128, overlap=16)
+    assert float(default.amplitude_divisor[0]) == pytest.approx(
+        np.nanpercentile(doubled.values, 99), rel=0.01
+    )
+
+
+def test_names_are_the_same_for_equal_requests_and_differ_for_others(scene_file: Path) -> None:
+    def name(**options: object) -> str:
+        return sar2eo.translate(sar2eo.open_scene(scene_file), "identity", **options).eo.data.name
+
+    assert name() == name()
+    assert len({name(), name(tile=256), name(overlap=32), name(scaling=(9.0,)), name(samples=2)}) == 5
+
+
+def test_two_samples_of_identity_have_no_spread(scene_file: Path) -> None:
+    eo = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", tile=128, overlap=16, samples=2)
+    spread = eo.spread.values
+    assert (spread[eo.valid.values] == 0).all()
+    assert np.isnan(spread[~eo.valid.values]).all()
+
+
+def test_intensity_and_db_become_amplitude() -> None:
+    values = amplitude((40, 50), 3)
+    options = {"tile": 32, "overlap": 8, "scaling": (255.0,)}
+    expected = scaled(values)
+    for quantity, stored in {
+        "intensity": values**2,
+        "db": 20 * np.log10(values),
+        "amplitude": values,
+    }.items():
+        eo = sar2eo.translate(
+            scene_array(stored.astype(np.float32), quantity=quantity), "identity", **options
+        )
+        assert np.abs(eo.eo.values.astype(int) - expected).max() <= 1, quantity
+
+
+def test_co_and_cross_become_co_cross_and_their_mean() -> None:
+    values = amplitude((32, 32), 4, bands=2)
+    scene = scene_array(values, ("VH", "VV"))
+    eo = sar2eo.translate(scene, "identity", tile=32, overlap=0, scaling=(200.0, 100.0)).eo.values.astype(
+        float
+    )
+    cross, co = np.clip(values / np.array([200, 100])[:, None, None], 0, 1) * 255
+    np.testing.assert_allclose(eo, [co, cross, (co + cross) / 2], atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        (lambda s: s.isel(band=0), SceneError, "band"),
+        (lambda s: s.assign_attrs(quantity=None), RadiometryError, "quantity"),
+        (lambda s: s.isel(y=slice(0, 0)), SceneError, "empty"),
+        (lambda s: s.assign_attrs(polarisations=("XX",)), PolarisationError, "XX"),
+    ],
+)
+def test_what_is_no_scene_is_refused(change: object, error: type[Exception], word: str) -> None:
+    scene = scene_array(amplitude((20, 20), 1))
+    with pytest.raises(error, match=word):
+        sar2eo.translate(change(scene), "identity")
+
+
+@pytest.mark.parametrize(
+    "options", [{"tile": 0}, {"overlap": 300}, {"scaling": (0.0,)}, {"scaling": (1.0, 2.0)}]
+)
+def test_settings_that_do_not_fit_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        sar2eo.translate(scene_array(amplitude((20, 20), 1)), "identity", **options)
+
+
+def test_filling_takes_the_nearest_valid_value() -> None:
+    values = np.array([[[1.0, np.nan, np.nan, 4.0]]], np.float32)
+    np.testing.assert_array_equal(fill_invalid(values, np.isfinite(values[0])), [[[1, 1, 4, 4]]])
+
+
+def test_the_accessor_is_the_same_function(scene_file: Path) -> None:
+    scene = sar2eo.open_scene(scene_file)
+    spec = resolve_model("identity")
+    xr.testing.assert_identical(
+        scene.sar2eo.translate(spec, tile=128).compute(), sar2eo.translate(scene, spec, tile=128).compute()
+    )
+    part = scene.isel(y=slice(8, 20))
+    assert part.sar2eo.grid.shape == (12, 700)
+    assert part.sar2eo.grid.transform[5] == scene.sar2eo.grid.transform[5] - 80
