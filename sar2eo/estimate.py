@@ -49,7 +49,7 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
     empty = _empty_share(scene, lattice, windows)
     translated = round(len(windows) * (1 - empty))
     divisors = [float(d) for d in dataset["amplitude_divisor"].values]
-    disk = needed_bytes(grid, variables=tuple(job.outputs.rasters))
+    disk = needed_bytes(grid, job.outputs.rasters, recipe.compress)
     return {
         "scene": describe_scene(scene),
         "output": {"file": str(job.outputs.eo), "crs": grid.crs, "shape": list(grid.shape)},

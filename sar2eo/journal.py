@@ -283,7 +283,7 @@ def _canonical(fingerprint: Mapping[str, Any]) -> str:
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
     """Flatten nested mappings to dotted keys and JSON texts (so that NaN equals NaN)."""
     if not isinstance(value, dict) or (prefix and not value):
-        return {prefix: json.dumps(value)}
+        return {prefix: json.dumps(value, sort_keys=True)}
     flat: dict[str, str] = {}
     for key, inner in value.items():
         flat |= _leaves(inner, f"{prefix}.{key}" if prefix else str(key))

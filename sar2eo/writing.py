@@ -18,14 +18,14 @@ import numpy.typing as npt
 import xarray as xr
 from dask.base import tokenize
 
-from sar2eo import cog
+from sar2eo.cog import assemble, check_space, check_target, needed_bytes, publish
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.grid import Grid
-from sar2eo.inference import EO_BANDS, place_of
+from sar2eo.inference import place_of
 from sar2eo.journal import Journal
+from sar2eo.preview import quicklook
 from sar2eo.recipe import Compression
 from sar2eo.storing import BlockStore, Progress, collect_telemetry, reporting, reset_telemetry
-from sar2eo.windows import Window
 
 __all__ = ["Outputs", "write_cog"]
 
@@ -74,7 +74,7 @@ class Outputs:
         if len({path.absolute() for path in paths}) < len(paths):
             raise SettingsError(f"outputs {', '.join(map(str, paths))}: each must be a file of its own")
         for path in self.rasters.values():
-            cog.check_target(path, overwrite=overwrite)
+            check_target(path, overwrite)
         if self.quicklook is not None and self.quicklook.exists() and not overwrite:
             raise OutputError(f"{self.quicklook} exists: pass --overwrite to replace it")
 
@@ -137,7 +137,8 @@ def write_cog(
         store = BlockStore(dataset, tuple(outputs.rasters))
         done = store.finished(journal)
         pending = [window for window in store.windows if window not in done]
-        cog.check_space(journal.folder, grid, outputs.rasters, done, compress)
+        if not done:
+            check_space(journal.folder, needed_bytes(grid, outputs.rasters, compress))
         counts = {
             "windows_total": _windows(dataset),
             "blocks_total": len(store.windows),
@@ -252,14 +253,12 @@ def _finish(
 ) -> None:
     """Assemble every COG, then publish them together, then what is made from them."""
     files = [
-        (cog.assemble(journal, name, grid, store.windows, tags=tags, compress=compress), path)
+        (assemble(journal, name, grid, store.windows, tags=tags, compress=compress), path)
         for name, path in outputs.rasters.items()
     ]
-    cog.publish(files)
+    publish(files)
     if outputs.quicklook is not None:
-        cog.quicklook(outputs.eo, outputs.quicklook)
-    if dataset.attrs.get("datetime") is not None and grid.crs is not None:
-        describe(outputs.eo, grid, dataset.attrs["datetime"])
+        quicklook(outputs.eo, outputs.quicklook)
 
 
 def _report(

@@ -1,0 +1,249 @@
+"""From finished blocks to a Cloud-Optimised GeoTIFF: assembled, validated, then renamed over the target.
+
+GDAL's COG driver reads the blocks through a VRT, so the raster is never in memory. Georeference, names and
+provenance are in the VRT before the COG is made: a COG that is edited afterwards loses its layout.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import rasterio
+import rasterio.shutil
+from rasterio.errors import NotGeoreferencedWarning
+
+from sar2eo.durable import refuse, sync_file, sync_folder
+from sar2eo.errors import OutputError
+from sar2eo.grid import Grid
+from sar2eo.journal import Journal
+from sar2eo.layers import BLOCK, LAYERS, Layer, mosaic
+from sar2eo.recipe import Compression
+from sar2eo.windows import Window
+
+__all__ = ["assemble", "check_space", "check_target", "needed_bytes", "publish"]
+
+# More is not faster (at 4096, 8192 and 16384 squared), and fills up with the size of the scene.
+_CACHE_BYTES = 12 * 2**20
+_OPEN_BLOCKS = 64
+_LOSSY: tuple[Compression, ...] = ("jpeg", "webp")
+_LOSSY_QUALITY = 90
+_SIDECARS = (".aux.xml", ".ovr", ".msk")
+
+
+def assemble(
+    journal: Journal,
+    variable: str,
+    grid: Grid,
+    windows: Iterable[Window],
+    *,
+    tags: Mapping[str, str],
+    compress: Compression = "deflate",
+    threads: int | Literal["ALL_CPUS"] = "ALL_CPUS",
+) -> Path:
+    """Build the COG of a variable in the journal, from its blocks.
+
+    Parameters
+    ----------
+    journal : Journal
+        With the finished blocks.
+    variable : str
+        One of `LAYERS`.
+    grid : Grid
+        Of the output.
+    windows : iterable of Window
+        A partition of the grid.
+    tags : mapping
+        Provenance. ``TIFFTAG_`` names become TIFF tags.
+    compress : {"deflate", "zstd", "jpeg", "webp"}
+        The lossy two are for uint8; float32 then takes deflate.
+    threads : int or "ALL_CPUS"
+        That compress.
+
+    Returns
+    -------
+    Path
+        A valid COG, flushed to disk, for `publish`.
+
+    Raises
+    ------
+    JournalError
+        If a block is missing.
+    OutputError
+        If the COG cannot be written, or is not valid.
+    """
+    layer = LAYERS[variable]
+    source = mosaic(journal, variable, grid, windows, tags)
+    target = source.with_suffix(".tif")
+    settings = {
+        # Blocks lie in one folder by the thousand, which GDAL would list for each of them.
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_CACHEMAX": _CACHE_BYTES,
+        "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_BLOCKS,
+    }
+    try:
+        with rasterio.Env(**settings):
+            rasterio.shutil.copy(
+                str(source),
+                str(target),
+                driver="COG",
+                BLOCKSIZE=BLOCK,
+                BIGTIFF="IF_SAFER",
+                NUM_THREADS=threads,
+                OVERVIEW_RESAMPLING=layer.overviews,
+                **_compression(layer, compress),
+            )
+        sync_file(target)
+    except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
+        space = needed_bytes(grid, [variable], compress) / 1e6
+        raise OutputError(
+            f"{target.parent}: the COG cannot be written ({' '.join(str(error).split())}): "
+            f"are {space:.0f} MB free there? Finished work is kept"
+        ) from error
+    _validate(target)
+    return target
+
+
+def _compression(layer: Layer, compress: Compression) -> dict[str, str | int]:
+    if layer.dtype == "float32" and compress in _LOSSY:
+        compress = "deflate"
+    if compress in _LOSSY:
+        return {"COMPRESS": compress, "QUALITY": _LOSSY_QUALITY}
+    return {"COMPRESS": compress, "PREDICTOR": "YES"}
+
+
+def _validate(path: Path) -> None:
+    from rio_cogeo.cogeo import cog_validate
+
+    with warnings.catch_warnings():
+        # A result without georeference is one that the user asked for.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        valid, errors, remarks = cog_validate(str(path), strict=True, quiet=True)
+    if not valid:
+        raise OutputError(f"{path} is not a valid COG: {'; '.join([*errors, *remarks])}")
+
+
+def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Rename assembled files over their targets, in this order.
+
+    At any time a target is the old file or the whole new one. Sidecar files of a replaced target
+    (``.aux.xml``, ``.ovr``, ``.msk``), which would speak of the old pixels, are deleted.
+
+    Parameters
+    ----------
+    pairs : sequence of (Path, Path)
+        Assembled file and target. Put the main output last: then its presence says that all is done.
+
+    Raises
+    ------
+    OutputError
+        If a target cannot be written.
+    """
+    for source, target in pairs:
+        try:
+            _replace(source, target)
+            for suffix in _SIDECARS:
+                target.with_name(target.name + suffix).unlink(missing_ok=True)
+            sync_folder(target.parent)
+        except OSError as error:
+            refuse(error, target.parent, source.stat().st_size if source.exists() else 0)
+
+
+def _replace(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # On another file system: copied under another name first.
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            shutil.copyfile(source, temporary)
+            sync_file(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Path, overwrite: bool) -> None:
+    """Refuse a target that could not be written in the end, before any work.
+
+    Parameters
+    ----------
+    path : Path
+        Of a COG.
+    overwrite : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If the name does not end in .tif or .tiff, the folder is missing or not writable, or the file exists
+        and `overwrite` is False.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise OutputError(f"{path}: the result is a GeoTIFF, its name must end in .tif or .tiff")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}: make it first, or check the spelling")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: pass --overwrite to replace it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: its folder is not writable")
+
+
+def needed_bytes(grid: Grid, variables: Iterable[str], compress: Compression = "deflate") -> int:
+    """Estimate the disk space a run needs at its peak: journal, COGs and their overviews in the making.
+
+    The journal is not compressed and counted in full (blocks without a valid pixel take nothing). COGs are
+    counted at two thirds of their pixels when lossless, a quarter when lossy, with overviews; Sentinel-2
+    content took a third and a twelfth.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the output.
+    variables : iterable of str
+        Of `LAYERS`.
+    compress : {"deflate", "zstd", "jpeg", "webp"}
+        Of uint8 COGs.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    pixels = grid.shape[0] * grid.shape[1]
+    total = 0.0
+    for layer in (LAYERS[variable] for variable in variables):
+        share = 1 / 4 if compress in _LOSSY and layer.dtype == "uint8" else 2 / 3
+        total += pixels * layer.bytes_per_pixel * (1 + share)
+    return round(total)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the output.
+    needed : int
+        Bytes.
+
+    Raises
+    ------
+    OutputError
+        If fewer are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"{folder}: {free / 1e6:.0f} MB are free, and this takes about {needed / 1e6:.0f} MB"
+        )
