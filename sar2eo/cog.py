@@ -59,7 +59,7 @@ def assemble(
     windows : iterable of Window
         A partition of the grid.
     tags : mapping
-        Provenance. ``TIFFTAG_`` names become TIFF tags.
+        Provenance; names without ``:`` and ``=``. ``TIFFTAG_`` names become TIFF tags.
     compress : {"deflate", "zstd", "jpeg", "webp"}
         The lossy two are for uint8; float32 then takes deflate.
     threads : int or "ALL_CPUS"

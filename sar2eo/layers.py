@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ __all__ = ["BLOCK", "LAYERS", "Layer", "mosaic"]
 
 BLOCK = 512
 """Rows and columns of a COG's tiles."""
+
+# The transform of a raster without one.
+_NOWHERE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ def mosaic(
     windows : iterable of Window
         A partition of the grid.
     tags : mapping
-        Metadata of the raster.
+        Metadata of the raster; names without ``:`` and ``=``.
 
     Returns
     -------
@@ -87,6 +91,8 @@ def mosaic(
     ------
     JournalError
         If a block is missing.
+    ValueError
+        If the name of a tag is not allowed.
     """
     layer = LAYERS[variable]
     paths = journal.paths(variable)
@@ -100,10 +106,13 @@ def mosaic(
     root = ET.Element("VRTDataset", rasterXSize=str(grid.shape[1]), rasterYSize=str(grid.shape[0]))
     if grid.crs is not None:
         ET.SubElement(root, "SRS").text = grid.crs
-    a, b, c, d, e, f = grid.transform
-    ET.SubElement(root, "GeoTransform").text = ", ".join(repr(value) for value in (c, a, b, f, d, e))
+    if grid.transform != _NOWHERE:
+        a, b, c, d, e, f = grid.transform
+        ET.SubElement(root, "GeoTransform").text = ", ".join(repr(value) for value in (c, a, b, f, d, e))
     metadata = ET.SubElement(root, "Metadata")
     for key, value in tags.items():
+        if re.search("[:=]", key):
+            raise ValueError(f"tag {key!r}: GDAL would split the name there")
         ET.SubElement(metadata, "MDI", key=key).text = value
     for number, name in enumerate(layer.bands, start=1):
         band = _band(root, layer, number, [(paths[window], window) for window in blocks])

@@ -36,11 +36,11 @@ def quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
     OutputError
         If the PNG cannot be written.
     """
-    with _opened(cog) as raster:
+    with _unplaced_is_fine(), rasterio.open(cog) as raster:
         shape = _small_shape(raster, longest)
         rgb = raster.read((1, 2, 3), out_shape=(3, *shape), resampling=Resampling.average)
         alpha = raster.dataset_mask(out_shape=shape)
-    with MemoryFile(ext=".png") as memory:
+    with MemoryFile(ext=".png") as memory, _unplaced_is_fine():
         layout = {"driver": "PNG", "dtype": "uint8", "count": 4, "height": shape[0], "width": shape[1]}
         with memory.open(**layout) as picture:
             picture.write(np.concatenate([rgb, alpha[None]]))
@@ -62,16 +62,16 @@ def valid_pixels(cog: Path, longest: int = 1024) -> npt.NDArray[np.bool_]:
     ndarray of bool, shape (row, col)
         Of the same extent as the COG.
     """
-    with _opened(cog) as raster:
+    with _unplaced_is_fine(), rasterio.open(cog) as raster:
         return np.asarray(raster.dataset_mask(out_shape=_small_shape(raster, longest)) > 0)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[DatasetReader]:
+def _unplaced_is_fine() -> Iterator[None]:
+    """Say nothing of a lack of georeference: a PNG has none, and for a COG the user asked for it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as raster:
-            yield raster
+        yield
 
 
 def _small_shape(raster: DatasetReader, longest: int) -> tuple[int, int]:
