@@ -22,7 +22,7 @@ from sar2eo.windows import Lattice, Window
 
 __all__ = ["estimate"]
 
-_WINDOWS_SAMPLED = 64
+_WINDOWS_SAMPLED = 256
 # Of an activation-heavy model, beyond its weights, for each window of a batch; measured with SD 2.1 at 512.
 _BYTES_PER_WINDOW = 1.5e9
 

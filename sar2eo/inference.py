@@ -35,6 +35,18 @@ __all__ = ["EO_BANDS", "place_of", "spec_of", "translate"]
 EO_BANDS = ("red", "green", "blue")
 
 _BLOCK = (512, 1024)
+_REPORTED = (
+    "steps",
+    "sampler",
+    "spacing",
+    "seed",
+    "samples",
+    "device",
+    "dtype",
+    "batch",
+    "compile",
+    "threads",
+)
 # A model sees textures at its own scale; beyond this ratio of pixel sizes it sees something else.
 _GSD_TOLERANCE = 1.5
 
@@ -173,7 +185,7 @@ def _plan(
             "the scene's attrs name no quantity: set attrs['quantity'] to dn, amplitude, ..."
         )
     polarisations, channels = _choose(tuple(found), spec.card, force=settings.force)
-    _check_radiometry(spec.card, str(scene.attrs.get("calibration", "none")), force=settings.force)
+    _check_radiometry(spec.card, scene.attrs.get("calibration") or "unknown", force=settings.force)
     read = reader_of(scene)
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
     return Plan(
@@ -278,7 +290,8 @@ def _provenance(scene: xr.DataArray, plan: Plan, settings: TranslateSettings) ->
         "polarisations": list(plan.polarisations),
         "tile": settings.tile,
         "overlap": settings.overlap,
-        "settings": spec.fingerprint(),
+        "fingerprint": spec.fingerprint(),
+        "settings": {name: getattr(spec, name) for name in _REPORTED},
         "region": list(plan.region),
         "scene_shape": list(plan.lattice.shape),
         "windows": len(plan.lattice.touching(plan.region)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,9 @@ def run_job(
         As `sar2eo.open_scene`, `sar2eo.translate` and `sar2eo.write_cog` raise.
     """
     job.outputs.check(overwrite=recipe.overwrite)
+    started = time.perf_counter()
     dataset = prepare(job, recipe, spec)
+    opened_in = time.perf_counter() - started
     report = write_cog(
         dataset,
         job.outputs.eo,
@@ -152,6 +155,8 @@ def run_job(
         restart=recipe.restart,
         progress=progress,
     )
+    report["seconds"]["open"] = opened_in
+    report["seconds"]["total"] += opened_in
     if job.report is not None:
         write_atomically(job.report, (json.dumps(report, indent=2) + "\n").encode())
     return report

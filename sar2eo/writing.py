@@ -191,7 +191,7 @@ def _fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Any) -> dict[str, An
         "polarisations",
         "tile",
         "overlap",
-        "settings",
+        "fingerprint",
         "region",
     )
     names = {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()}

@@ -46,12 +46,12 @@ class _Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        warnings.showwarning = _show_warning
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except KeyboardInterrupt:
-            hint = ctx.meta.get("sar2eo.resume", "")
-            click.echo(f"\ninterrupted{hint}", err=True)
+            click.echo(f"\ninterrupted{ctx.meta.get('sar2eo.resume', '')}", err=True)
             ctx.exit(_INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise

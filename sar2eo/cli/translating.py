@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -142,7 +143,7 @@ class _ProgressLine:
 
     def __init__(self) -> None:
         self.start = self.told = time.monotonic()
-        self.stream = click.get_text_stream("stderr")
+        self.stream = sys.stderr
         self.live = self.stream.isatty()
 
     def __enter__(self) -> _ProgressLine:
