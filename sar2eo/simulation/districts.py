@@ -10,6 +10,7 @@ import numpy.typing as npt
 import shapely
 from rasterio.features import rasterize
 
+from sar2eo.simulation.features import Harbour
 from sar2eo.simulation.settings import SimulationSettings
 from sar2eo.simulation.spectral import FloatArray, stream
 from sar2eo.simulation.terrain import Terrain
@@ -89,24 +90,32 @@ class Parcels:
     across_left: FloatArray
 
     @property
+    def column(self) -> IntArray:
+        """Which column of its district a parcel is in."""
+        return (self.label // COLUMNS) % COLUMNS
+
+    @property
+    def row(self) -> IntArray:
+        """Which parcel of its column it is."""
+        return self.label % COLUMNS
+
+    @property
     def edge(self) -> FloatArray:
         """Distance from the nearest edge, in pixels."""
         return np.minimum(np.minimum(self.along, self.along_left), np.minimum(self.across, self.across_left))
 
 
-def stamp(
-    geometries: list[shapely.Geometry], shape: tuple[int, int], *, all_touched: bool = False
-) -> npt.NDArray[np.bool_]:
+def stamp(geometries: list[shapely.Geometry], shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Return a mask of the pixels whose centres lie in any of the geometries."""
     drawn = [(g, 1) for g in geometries if not g.is_empty]
     if not drawn:
         return np.zeros(shape, dtype=bool)
-    mask: npt.NDArray[np.uint8] = rasterize(drawn, out_shape=shape, dtype=np.uint8, all_touched=all_touched)
+    mask: npt.NDArray[np.uint8] = rasterize(drawn, out_shape=shape, dtype=np.uint8)
     return mask.view(np.bool_)
 
 
-def make_districts(settings: SimulationSettings, terrain: Terrain) -> Districts:
-    """Divide the canvas into districts around jittered points, towns first where it is flat and near water."""
+def make_districts(settings: SimulationSettings, terrain: Terrain, harbour: Harbour | None) -> Districts:
+    """Divide the canvas into districts around jittered points, and make the port a district of its own."""
     draw = stream(settings.seed, "districts")
     rows, cols = settings.canvas
     spacing = float(np.clip(min(settings.shape) / 7, 56, settings.pixels(1900)))
@@ -116,29 +125,38 @@ def make_districts(settings: SimulationSettings, terrain: Terrain) -> Districts:
         shapely.MultiPoint(points[:, ::-1]), extend_to=shapely.box(0, 0, cols, rows)
     ).geoms
     cells = [cell for cell in cells if cell.intersects(shapely.box(0, 0, cols, rows))]
-    label = rasterize(
-        [(cell, i) for i, cell in enumerate(cells)], out_shape=(rows, cols), dtype=np.int16, all_touched=False
-    )
+    label = rasterize([(cell, i) for i, cell in enumerate(cells)], out_shape=(rows, cols), dtype=np.int16)
     inside = [shapely.intersection(cell, shapely.box(0, 0, cols, rows)).centroid for cell in cells]
     site = np.array([[p.y, p.x] for p in inside], dtype=np.float32)
     # Neighbouring towns often share one grid of streets.
     angle = draw.choice(draw.uniform(0, np.pi / 2, 5), len(cells)) + draw.normal(0, 0.02, len(cells))
-    return Districts(
-        label, _kinds(draw, settings, terrain, site), site, angle.astype(np.float32),
-        [cell.boundary for cell in cells],
-    )  # fmt: skip
+    kind = _kinds(draw, settings, terrain, site, harbour)
+    borders = [cell.boundary for cell in cells]
+    if harbour is not None:
+        label[stamp([harbour.platform], label.shape)] = len(cells)
+        kind = np.append(kind, np.uint8(DistrictKind.HARBOUR))
+        site = np.append(site, np.array([harbour.centre], dtype=np.float32), axis=0)
+        angle = np.append(angle, harbour.angle)
+        borders = [border.difference(harbour.platform) for border in borders]
+    return Districts(label, kind, site, angle.astype(np.float32), borders)
 
 
 def _kinds(
-    draw: np.random.Generator, settings: SimulationSettings, terrain: Terrain, site: FloatArray
+    draw: np.random.Generator,
+    settings: SimulationSettings,
+    terrain: Terrain,
+    site: FloatArray,
+    harbour: Harbour | None,
 ) -> npt.NDArray[np.uint8]:
     at = tuple(np.clip(site.astype(int), 0, np.array(settings.canvas) - 1).T)
     kind = np.full(len(site), DistrictKind.WILD, dtype=np.uint8)
     land = np.flatnonzero((terrain.coast_px[at] > 0) & (terrain.mountain[at] < 0.4))
+    if not len(land):
+        return kind
     # A town is a cluster: rank districts by the distance from a few town centres on the plain.
-    towns = (
-        site[draw.choice(land, min(len(land), 2 + len(site) // 60), replace=False)] if len(land) else site[:1]
-    )
+    towns = site[draw.choice(land, min(len(land), 2 + len(site) // 60), replace=False)]
+    if harbour is not None:
+        towns[:1] = harbour.centre
     distance = np.hypot(*(site[land, None] - towns[None]).transpose(2, 0, 1)).min(axis=1)
     ranked = land[np.argsort(distance + draw.uniform(0, 0.25, len(land)) * np.ptp(distance))]
     shares = {

@@ -77,7 +77,11 @@ def river(settings: SimulationSettings, terrain: Terrain) -> shapely.LineString:
     draw = stream(settings.seed, "river")
     spring = np.argwhere(terrain.mountain[::8, ::8] > 0.3)
     mouth = np.argwhere(terrain.coast_px[::8, ::8] < -4)
-    start = spring[draw.integers(len(spring))] * 8.0 if len(spring) else np.zeros(2)
+    start = np.zeros(2)
+    if len(spring):
+        # The one of a few that lies farthest from the sea.
+        few = spring[draw.integers(len(spring), size=8)] * 8.0
+        start = few[np.argmin(few @ np.array(terrain.seaward))]
     distance = np.hypot(*(mouth * 8.0 - start).T)
     near = mouth[np.argsort(distance)[: max(1, len(mouth) // 6)]]
     end = near[draw.integers(len(near))] * 8.0
@@ -117,11 +121,17 @@ def make_harbour(settings: SimulationSettings, terrain: Terrain) -> Harbour | No
     coast = np.argwhere(np.abs(distance) < 3) * 4.0
     inner = np.array(settings.canvas) / 2
     central = np.abs(coast - inner) < (inner - MARGIN) * 0.72
-    coast = coast[central.all(axis=1)]
+    flat = terrain.mountain[tuple(coast.astype(int).T)] < 0.05
+    inland = np.clip(coast - np.array(terrain.seaward) * settings.pixels(500), 0, 2 * inner - 1).astype(int)
+    coast = coast[central.all(axis=1) & flat & (terrain.mountain[tuple(inland.T)] < 0.3)]
     if not len(coast):
         return None
     row, col = coast[draw.integers(len(coast))]
-    window = terrain.coast_px[max(0, int(row) - 12) : int(row) + 13, max(0, int(col) - 12) : int(col) + 13]
+    # The quays follow the coast at large, not its roughness.
+    reach = min(settings.shape) // 16
+    window = terrain.coast_px[
+        max(0, int(row) - reach) : int(row) + reach, max(0, int(col) - reach) : int(col) + reach
+    ]
     down, right = (float(-g.mean()) for g in np.gradient(window))
     angle = float(np.arctan2(down, right)) - np.pi / 2
     scale = float(np.clip(min(settings.shape) / 1100, 0.28, 1.0)) * settings.pixels(10)
@@ -160,4 +170,4 @@ def _port(draw: np.random.Generator) -> tuple[shapely.Geometry, shapely.Geometry
         x += width + slip
     dug = shapely.union_all(basins)
     land = shapely.union_all([shapely.box(-165, -52, x, 6), *piers])
-    return land.difference(dug), dug
+    return land.difference(dug), dug.intersection(land.convex_hull)

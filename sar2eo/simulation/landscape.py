@@ -79,10 +79,8 @@ class Landscape:
 def make_landscape(settings: SimulationSettings) -> Landscape:
     """Make the landscape of a seed."""
     terrain = make_terrain(settings)
-    districts = make_districts(settings, terrain)
     harbour = make_harbour(settings, terrain)
-    if harbour is not None:
-        districts = _with_harbour(districts, harbour)
+    districts = make_districts(settings, terrain, harbour)
     parcels = make_parcels(settings, districts)
     draw = stream(settings.seed, "textures")
     texture = spectral_noise(draw, settings.canvas, longest=settings.pixels(400), slope=1.3)
@@ -92,26 +90,13 @@ def make_landscape(settings: SimulationSettings) -> Landscape:
     lot = _lots(settings, districts, parcels)
     cover, building = _cover(settings, terrain, districts, parcels, lot, texture, moisture)
     _draw_waters(settings, terrain, districts, harbour, cover)
-    _draw_roads(settings, districts, cover)
+    _draw_roads(settings, terrain, districts, cover)
     building[cover != LandCover.BUILDING] = 0
     return Landscape(cover, terrain, districts, parcels, lot, building, texture, moisture, harbour)
 
 
-def _with_harbour(districts: Districts, harbour: Harbour) -> Districts:
-    """Make the port a district of its own, with parcels along its quays."""
-    label = districts.label.copy()
-    label[stamp([harbour.platform], label.shape)] = len(districts.kind)
-    return Districts(
-        label,
-        np.append(districts.kind, np.uint8(DistrictKind.HARBOUR)),
-        np.append(districts.site, np.float32([harbour.centre]), axis=0),
-        np.append(districts.angle, np.float32(harbour.angle)),
-        [border.difference(harbour.platform) for border in districts.borders],
-    )
-
-
 def _lots(settings: SimulationSettings, districts: Districts, parcels: Parcels) -> npt.NDArray[np.uint16]:
-    """Number the lots within parcels: houses about 20 m apart, larger halls in industry."""
+    """Give the pixels of one lot one number: houses about 20 m apart, larger halls in industry."""
     sizes = np.full(len(DistrictKind), settings.pixels(21.0), dtype=np.float32)
     sizes[DistrictKind.INDUSTRIAL] = settings.pixels(55)
     sizes[DistrictKind.CENTRE] = settings.pixels(38)
@@ -147,17 +132,22 @@ def _cover(
     ).astype(np.uint8)
     farm = kind == DistrictKind.FARM
     cover[farm] = LandCover.FIELD
-    cover[farm & (edge < 0.6)] = LandCover.BARE
+    cover[farm & (edge < 0.35)] = LandCover.BARE
     town = kind >= DistrictKind.RESIDENTIAL
     cover[town] = LandCover.RESIDENTIAL
-    works = kind >= DistrictKind.INDUSTRIAL
+    main_street = (parcels.column % 5 == 0) | (parcels.row % 4 == 0)
+    shops = (kind == DistrictKind.RESIDENTIAL) & main_street & (chance < 0.3)
+    works = (kind >= DistrictKind.INDUSTRIAL) | shops
     cover[works] = LandCover.PAVED
     built, building = _buildings(settings, draw, kind, parcels, chance, lot, works)
     cover[built] = LandCover.BUILDING
-    cover[town & ~works & (edge < settings.pixels(8))] = LandCover.PAVED
+    street = np.minimum(parcels.along, parcels.across) < settings.pixels(9)
+    avenue = (parcels.column % 5 == 0) & (parcels.along < settings.pixels(19))
+    avenue |= (parcels.row % 4 == 0) & (parcels.across < settings.pixels(19))
+    cover[town & (street | avenue)] = LandCover.PAVED
     parks = town & (kind != DistrictKind.HARBOUR) & ((chance > 0.965) | (moisture > 2.0))
-    cover[parks & (edge >= 0.6)] = LandCover.GRASS
-    hills = terrain.mountain > 0.35 + 0.06 * texture
+    cover[parks & ~street & ~avenue] = LandCover.GRASS
+    hills = terrain.mountain > 0.3 + 0.07 * texture
     slopes = np.where(green > 1.1, LandCover.FOREST, np.where(green > -0.7, LandCover.SHRUB, LandCover.GRASS))
     cover[hills] = slopes[hills]
     return cover, building
@@ -209,15 +199,19 @@ def _draw_waters(
     cover[terrain.coast_px < 0] = LandCover.WATER
     if harbour is not None:
         cover[stamp([harbour.basins], cover.shape)] = LandCover.WATER
-        cover[stamp([harbour.breakwater], cover.shape, all_touched=True)] = LandCover.BARE
+        off_coast = terrain.coast_px < -settings.pixels(120)
+        cover[stamp([harbour.breakwater], cover.shape) & off_coast] = LandCover.BARE
         cover[port] = yards
 
 
-def _draw_roads(settings: SimulationSettings, districts: Districts, cover: npt.NDArray[np.uint8]) -> None:
+def _draw_roads(
+    settings: SimulationSettings, terrain: Terrain, districts: Districts, cover: npt.NDArray[np.uint8]
+) -> None:
     """Draw roads between districts and motorways, in place; none cross the sea."""
     towns = districts.site[districts.kind >= DistrictKind.RESIDENTIAL].astype(np.float64)
-    wide = [line.buffer(settings.pixels(24)) for line in motorways(settings, towns)]
+    wide = [line.buffer(settings.pixels(30)) for line in motorways(settings, towns)]
     roads = stamp(wide, cover.shape)
     settled = districts.kind[districts.label] != DistrictKind.WILD
+    settled &= cover != LandCover.WATER
     roads |= stamp([b.buffer(settings.pixels(9)) for b in districts.borders], cover.shape) & settled
-    cover[roads & (cover != LandCover.WATER)] = LandCover.PAVED
+    cover[roads & (terrain.coast_px > 0)] = LandCover.PAVED

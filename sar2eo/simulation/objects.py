@@ -51,17 +51,20 @@ class Crop:
 
 
 CROPS = (
-    Crop("bare soil", (139, 133, 148), -22.2, 0.03, 0.26),
-    Crop("tilled soil", (172, 158, 158), -20.6, 0.05, 0.13),
-    Crop("stubble", (196, 178, 152), -21.4, 0.02, 0.12),
-    Crop("seedlings", (112, 134, 128), -20.2, 0.09, 0.12),
-    Crop("leafy crop", (42, 106, 84), -18.0, 0.05, 0.19),
-    Crop("tall crop", (58, 128, 88), -15.8, 0.04, 0.10),
-    Crop("orchard", (60, 84, 88), -14.8, 0.16, 0.05),
-    Crop("plastic mulch", (206, 214, 222), -19.0, 0.10, 0.03),
+    Crop("bare soil", (139, 133, 148), -20.9, 0.03, 0.26),
+    Crop("tilled soil", (166, 154, 156), -19.8, 0.04, 0.13),
+    Crop("stubble", (188, 172, 152), -20.3, 0.02, 0.12),
+    Crop("seedlings", (112, 130, 128), -19.2, 0.04, 0.12),
+    Crop("leafy crop", (42, 106, 84), -17.4, 0.04, 0.19),
+    Crop("tall crop", (62, 124, 92), -15.8, 0.03, 0.10),
+    Crop("orchard", (60, 84, 88), -14.8, 0.07, 0.05),
+    Crop("plastic mulch", (206, 214, 222), -18.2, 0.06, 0.03),
 )
 
-CHANGE_DB = 2.3
+MIN_PIXELS = 2
+"""Pixels of the smallest ship or vehicle."""
+
+CHANGE_DB = 2.2
 """Least difference of backscatter between the two crops of a changed field."""
 
 
@@ -116,8 +119,8 @@ def plant_objects(settings: SimulationSettings, landscape: Landscape, valid: Boo
     label = np.zeros(settings.canvas, dtype=np.uint16)
     planted: list[PlantedObject] = []
     for kind, place, sizes_m in (
-        (ObjectKind.SHIP, _sea_room(settings, landscape), ((90, 330), (5.0, 8.0))),
-        (ObjectKind.VEHICLE, _yard_room(landscape), ((22, 48), (1.4, 2.6))),
+        (ObjectKind.SHIP, _sea_room(settings, landscape), ((45, 330), (5.0, 8.0))),
+        (ObjectKind.VEHICLE, _yard_room(landscape), ((22, 45), (1.4, 2.6))),
     ):
         outlines = _outlines(settings, kind.name, place & valid, sizes_m)
         _record(settings, kind, outlines, label, planted)
@@ -147,16 +150,16 @@ def _outlines(
 ) -> list[shapely.Polygon]:
     """Place rectangles of random size and heading that lie in the room and keep apart."""
     draw = stream(settings.seed, f"objects {name}")
-    wanted = 4 * int(np.clip(np.prod(settings.shape) / 120_000, 2, 60))
+    wanted = 4 * int(np.clip(np.prod(settings.shape) / 200_000, 2, 60))
     places = np.flatnonzero(room.ravel())
     taken = ~room
     found: list[shapely.Polygon] = []
     for place in draw.choice(places, min(len(places), 12 * wanted), replace=False):
         row, col = divmod(int(place), room.shape[1])
         (shortest, longest), (slim, slimmest) = sizes_m
-        length = settings.pixels(shortest * (longest / shortest) ** draw.random() ** 1.5)
-        width = max(length / draw.uniform(slim, slimmest), 1.1)
-        box = shapely.box(-length / 2, -width / 2, length / 2, width / 2)
+        length = settings.pixels(shortest * (longest / shortest) ** draw.random() ** 1.7)
+        width = max(length / draw.uniform(slim, slimmest), 1.5)
+        box = _hull(length, width)
         ship = affinity.translate(affinity.rotate(box, draw.uniform(0, 180)), col + 0.5, row + 0.5)
         near = int(np.ceil(length / 2)) + 2
         window = np.s_[max(0, row - near) : row + near + 1, max(0, col - near) : col + near + 1]
@@ -168,10 +171,18 @@ def _outlines(
     return found[: len(found) // 4 * 4]
 
 
+def _hull(length: float, width: float) -> shapely.Polygon:
+    """Draw a rectangle with one end tapered."""
+    bow, shoulder, beam = length / 2, length / 2 - width, width / 2
+    return shapely.Polygon(
+        [(-bow, -beam), (shoulder, -beam), (bow, -beam / 3), (bow, beam / 3), (shoulder, beam), (-bow, beam)]
+    )
+
+
 def _is_free(outline: shapely.Polygon, taken: BoolArray, window: tuple[slice, slice]) -> bool:
     moved = affinity.translate(outline, -window[1].start, -window[0].start)
-    within = rasterize([moved], out_shape=taken[window].shape, dtype=np.uint8, all_touched=True)
-    return bool(within.any()) and not taken[window][within.view(bool)].any()
+    within = rasterize([moved], out_shape=taken[window].shape, dtype=np.uint8).view(bool)
+    return int(within.sum()) >= MIN_PIXELS and not taken[window][within].any()
 
 
 def _record(
@@ -186,7 +197,7 @@ def _record(
         return
     first = len(planted) + 1
     numbered = [(outline, first + i) for i, outline in enumerate(outlines)]
-    drawn = rasterize(numbered, out_shape=label.shape, dtype=np.uint16, all_touched=True)
+    drawn = rasterize(numbered, out_shape=label.shape, dtype=np.uint16)
     label[drawn > 0] = drawn[drawn > 0]
     quarter = len(outlines) // 4
     states = np.repeat(
@@ -209,8 +220,8 @@ def _plant_fields(
     draw = stream(settings.seed, "fields")
     parcel = landscape.parcels.label
     shares = np.array([crop.share for crop in CROPS])
-    crop_sar = draw.choice(len(CROPS), len(landscape.districts.kind) << 14, p=shares / shares.sum())
-    crop_sar = crop_sar.astype(np.uint8)
+    sown = draw.choice(len(CROPS), len(landscape.districts.kind) << 14, p=shares / shares.sum())
+    crop_sar: npt.NDArray[np.uint8] = sown.astype(np.uint8)
     crop_eo = crop_sar.copy()
 
     field = landscape.cover == LandCover.FIELD

@@ -23,9 +23,9 @@ HAZE = (30.0, 58.0, 92.0)
 COLOURS = {
     LandCover.WATER: (41, 79, 119),
     LandCover.BARE: (214, 196, 178),
-    LandCover.GRASS: (150, 128, 122),
+    LandCover.GRASS: (152, 130, 126),
     LandCover.SHRUB: (88, 98, 112),
-    LandCover.FOREST: (54, 86, 92),
+    LandCover.FOREST: (54, 80, 92),
     LandCover.FIELD: (140, 140, 150),
     LandCover.PAVED: (146, 158, 174),
     LandCover.RESIDENTIAL: (112, 134, 142),
@@ -40,7 +40,7 @@ CONTAINERS = (
     (112, 138, 140),
     (178, 150, 140),
 )
-ROOFS = ((196, 186, 180), (172, 138, 124), (160, 166, 176), (214, 216, 220), (126, 132, 146))
+ROOFS = ((180, 176, 176), (164, 140, 132), (158, 164, 174), (198, 202, 208), (132, 138, 150))
 HULLS = ((182, 120, 112), (120, 116, 128), (206, 206, 210), (96, 112, 140))
 
 
@@ -76,7 +76,7 @@ def render_eo(settings: SimulationSettings, landscape: Landscape, objects: Objec
 def _lots(draw: np.random.Generator, colours: tuple[tuple[int, int, int], ...]) -> FloatArray:
     """Give every lot number one of the colours, lighter or darker, shape (lot, 3)."""
     chosen = np.array(colours, dtype=np.float32)[draw.integers(len(colours), size=LOTS)]
-    lots: FloatArray = chosen * draw.normal(1, 0.13, (LOTS, 1)).astype(np.float32)
+    lots: FloatArray = chosen * draw.normal(1, 0.1, (LOTS, 1)).astype(np.float32)
     return lots
 
 
@@ -86,7 +86,7 @@ def _light(settings: SimulationSettings, landscape: Landscape) -> FloatArray:
     south, east = np.gradient(height, np.float32(settings.gsd_m))
     towards_sun = south * np.float32(np.cos(SUN_AZIMUTH)) - east * np.float32(np.sin(SUN_AZIMUTH))
     light = (1 + towards_sun / np.float32(np.tan(SUN_ELEVATION))) / np.sqrt(1 + south * south + east * east)
-    np.clip(light, 0.18, 1.7, out=light)
+    np.clip(light, 0.3, 1.4, out=light)
     surface = height + landscape.building_m
     dark = np.zeros(surface.shape, dtype=bool)
     step = (-np.cos(SUN_AZIMUTH), np.sin(SUN_AZIMUTH))
@@ -97,7 +97,8 @@ def _light(settings: SimulationSettings, landscape: Landscape) -> FloatArray:
         shaded = np.s_[: surface.shape[0] - rows, : surface.shape[1] - cols]
         dark[shaded] |= surface[rows:, cols:] - surface[shaded] > rise
     light[dark] *= np.float32(0.45)
-    return light
+    shaded_light: FloatArray = light
+    return shaded_light
 
 
 def _tone(draw: np.random.Generator, landscape: Landscape) -> FloatArray:
@@ -119,7 +120,7 @@ def _tone(draw: np.random.Generator, landscape: Landscape) -> FloatArray:
 def _paint_wild(landscape: Landscape, image: FloatArray, band: int) -> None:
     """Shift the colour of vegetation from dry and reddish to lush."""
     wild = np.flatnonzero(np.isin(landscape.cover, (LandCover.GRASS, LandCover.SHRUB, LandCover.FOREST)))
-    lush = np.float32((-16, 2, -5)[band]) * landscape.moisture.ravel()[wild]
+    lush = np.float32((-11, -1, -5)[band]) * landscape.moisture.ravel()[wild]
     image.ravel()[wild] += lush
     grass = np.flatnonzero(
         landscape.of_kind(DistrictKind.RESIDENTIAL, DistrictKind.CENTRE, DistrictKind.INDUSTRIAL)
@@ -149,7 +150,7 @@ def _paint_towns(
     lots = landscape.lot.ravel()
     at = np.flatnonzero(landscape.cover == LandCover.RESIDENTIAL)
     garden = gardens[lots[at]]
-    green = (62, 92, 96)[band] + 70 * garden
+    green = (74, 102, 106)[band] + 60 * garden
     # Old quarters are leafy, new ones are not.
     share = 0.55 + 0.1 * landscape.moisture.ravel()[at]
     image.ravel()[at] = np.where(garden < share, green, luts["roofs"][lots[at], band])
@@ -171,9 +172,6 @@ def _paint_water(settings: SimulationSettings, landscape: Landscape, image: Floa
         + np.float32((9, 14, 8)[band]) * shallow
         + np.float32(2.0) * landscape.moisture.ravel()[water]
     )
-    edge = np.flatnonzero((landscape.terrain.coast_px < 0) & (landscape.terrain.coast_px > -1))
-    surf = edge[landscape.cover.ravel()[edge] == LandCover.WATER]
-    image.ravel()[surf] += 40
 
 
 def _paint_objects(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +147,8 @@ def _place(settings: SimulationSettings) -> tuple[Landscape, Objects, BoolArray,
     return landscape, plant_objects(settings, landscape, both), sar_valid, eo_valid
 
 
-def _inner(settings: SimulationSettings, canvas: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _inner(settings: SimulationSettings, canvas: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the scene's part of an array of the canvas' shape."""
     rows, cols = settings.shape
     return canvas[..., MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
 
@@ -165,7 +167,7 @@ def _sar(
 
 
 def _edges(settings: SimulationSettings) -> tuple[BoolArray, BoolArray]:
-    """Valid pixels of the SAR and of the EO: each is cut by the slanted edge of its own product."""
+    """Return the valid pixels of the SAR and of the EO, each cut by the slanted edge of its product."""
     rows, cols = settings.shape
     if not settings.nodata_edges:
         return np.ones((rows, cols), dtype=bool), np.ones((rows, cols), dtype=bool)

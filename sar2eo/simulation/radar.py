@@ -14,7 +14,7 @@ from sar2eo.simulation.objects import CROPS, ObjectKind, Objects, ObjectState
 from sar2eo.simulation.settings import MARGIN, SimulationSettings
 from sar2eo.simulation.spectral import FloatArray, stream
 
-__all__ = ["LOOKS", "expected_power", "speckled_amplitude"]
+__all__ = ["LOOKS", "expected_power", "look_weights", "project_to_range", "speckled_amplitude"]
 
 LOOKS = 4.4
 """Equivalent number of looks: that of Sentinel-1 IW GRDH."""
@@ -24,6 +24,9 @@ INCIDENCE = np.radians(38.5)
 
 NOISE_DB = -27.5
 """Noise-equivalent sigma nought."""
+
+TALL_M = 25.0
+"""Buildings lower than this are not laid over: that would move whole towns by a fraction of a pixel."""
 
 RESOLUTION_M = 11.0
 """Standard deviation of the amplitude's point spread."""
@@ -35,7 +38,7 @@ CROSS_DB = {
     LandCover.SHRUB: -16.2,
     LandCover.FOREST: -14.2,
     LandCover.FIELD: -20.0,
-    LandCover.PAVED: -21.0,
+    LandCover.PAVED: -21.8,
     LandCover.RESIDENTIAL: -16.2,
     LandCover.BUILDING: -19.0,
 }
@@ -54,7 +57,7 @@ CO_OFFSET_DB = {
 }
 """What VV adds to that; HH has less over water and more where walls reflect twice."""
 
-SCATTER_DB = {LandCover.RESIDENTIAL: 3.6, LandCover.BUILDING: 3.5, LandCover.PAVED: 2.0}
+SCATTER_DB = {LandCover.RESIDENTIAL: 4.0, LandCover.BUILDING: 3.5, LandCover.PAVED: 2.0}
 """Standard deviation from lot to lot in towns."""
 
 
@@ -72,7 +75,9 @@ def expected_power(
         Shape of the scene; positive.
     """
     power = _ground_power(settings, landscape, objects, polarisation)
-    power = _in_range_geometry(settings, landscape, power)
+    tall = landscape.building_m * (landscape.building_m > TALL_M)
+    to_pixels = np.float32(1 / settings.gsd_m)
+    power = project_to_range(power, landscape.terrain.relief_m * to_pixels, tall * to_pixels)
     spread = settings.pixels(RESOLUTION_M) / math.sqrt(2)
     power = ndimage.gaussian_filter(power, spread, truncate=3.0)
     rows, cols = settings.shape
@@ -149,11 +154,11 @@ def _add_towns(
     tall = np.float32(6) + np.float32(0.08) * landscape.building_m[wall]
     decibel[wall] = np.maximum(decibel[wall] + tall, -15)
     port = landscape.of_kind(DistrictKind.HARBOUR) & roof
-    decibel[port] += np.float32(6.5)
+    decibel[port] += np.float32(7)
     centre = landscape.of_kind(DistrictKind.CENTRE) & roof
     decibel[centre] += np.float32(3)
-    corner = built & (draw.random(built.shape, dtype=np.float32) < 0.006)
-    decibel[corner] += draw.exponential(5, int(corner.sum())).astype(np.float32) + np.float32(5)
+    corner = built & (draw.random(built.shape, dtype=np.float32) < 0.009)
+    decibel[corner] += draw.exponential(4, int(corner.sum())).astype(np.float32) + np.float32(4)
 
 
 def _add_objects(
@@ -170,33 +175,43 @@ def _add_objects(
         power.ravel()[seen] += 10 ** (glint / 10)
 
 
-def _in_range_geometry(settings: SimulationSettings, landscape: Landscape, power: FloatArray) -> FloatArray:
-    """Project relief and tall buildings along the line of sight, on the ground range of flat land.
+def project_to_range(power: FloatArray, relief_px: FloatArray, buildings_px: FloatArray) -> FloatArray:
+    """Project heights along the line of sight, on the ground range of flat land.
 
     A point at height h appears ``h / tan(incidence)`` nearer to the sensor, so that slopes towards it are
-    squeezed (foreshortening) or fold over (layover); each facet carries the energy its projected area
-    intercepts. What lies behind something higher along the ray is in shadow and gives nothing.
+    squeezed (foreshortening) or fold over (layover); each facet carries the energy that its area across the
+    line of sight intercepts, ``1 + slope tan(incidence)`` of that of flat ground. What lies behind something
+    higher along the ray is in shadow and gives nothing.
+
+    Parameters
+    ----------
+    power : ndarray of float32
+        Backscatter of the ground, columns from west to east; the sensor is in the east.
+    relief_px, buildings_px : ndarray of float32
+        Height of the ground, and of what stands on it, in pixels. Only the ground's slopes change the energy.
+
+    Returns
+    -------
+    ndarray of float32
+        Of the same shape.
     """
-    height = landscape.terrain.relief_m + landscape.building_m * (landscape.building_m > 25)
-    height /= np.float32(settings.gsd_m)
     # From here on columns run away from the sensor.
-    height, away = np.ascontiguousarray(height[:, ::-1]), power[:, ::-1]
+    power, relief = power[:, ::-1], relief_px[:, ::-1]
+    height = relief + buildings_px[:, ::-1]
     tangent = math.tan(INCIDENCE)
-    relief = landscape.terrain.relief_m[:, ::-1] / np.float32(settings.gsd_m)
-    facing = np.maximum(1 + np.gradient(relief, axis=1) * np.float32(tangent), 0)
     rows, cols = height.shape
-    ray = np.arange(cols, dtype=np.float32) + height * np.float32(tangent)
+    facing = np.maximum(1 + np.gradient(relief, axis=1) * np.float32(tangent), 0)
+    column = np.arange(cols, dtype=np.float32)
+    ray = column + height * np.float32(tangent)
     lit = ray >= np.maximum.accumulate(ray, axis=1) - np.float32(1e-3)
-    energy = (away * facing * lit).ravel()
-    at = np.arange(cols, dtype=np.float32) - height / np.float32(tangent)
-    np.clip(at, 0, cols - 1.001, out=at)
+    energy = (power * facing * lit).ravel()
+    at = np.clip(column - height / np.float32(tangent), 0, cols - 1.001)
     near = np.floor(at)
     share = (at - near).ravel()
     index = (near.astype(np.int32) + np.arange(rows, dtype=np.int32)[:, None] * cols).ravel()
     image = np.bincount(index, energy * (1 - share), rows * cols)
     image += np.bincount(index + 1, energy * share, rows * cols)
-    projected: FloatArray = image.reshape(rows, cols)[:, ::-1].astype(np.float32)
-    return projected
+    return np.ascontiguousarray(image.reshape(rows, cols)[:, ::-1], dtype=np.float32)
 
 
 def speckled_amplitude(settings: SimulationSettings, power: FloatArray, polarisation: str) -> FloatArray:

@@ -72,7 +72,7 @@ class SimulationSettings:
         known = set(self.polarisations) <= set(POLARISATIONS)
         if not self.polarisations or not known or len(set(self.polarisations)) < len(self.polarisations):
             raise PolarisationError(
-                f"polarisations={self.polarisations}: must be one or more of {', '.join(POLARISATIONS)}, each once"
+                f"polarisations={self.polarisations}: must be some of {', '.join(POLARISATIONS)}, each once"
             )
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, sparse
 
-__all__ = ["FloatArray", "smoothstep", "spectral_noise", "stream"]
+__all__ = ["FloatArray", "resized", "smoothstep", "spectral_noise", "stream"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -63,18 +63,22 @@ def spectral_noise(
     field: FloatArray = fft.irfft2(spectrum * gain, s=size)[: coarse[0], : coarse[1]]
     field -= field.mean()
     field /= field.std()
-    return field[: shape[0], : shape[1]] if step == 1 else _upsampled(field, shape, step)
+    return field[: shape[0], : shape[1]] if step == 1 else resized(field, shape, step)
 
 
-def _upsampled(coarse: FloatArray, shape: tuple[int, int], step: int) -> FloatArray:
-    """Interpolate by cubic B-splines, without prefilter: smooth up to the second derivative."""
+def resized(coarse: FloatArray, shape: tuple[int, int], step: int) -> FloatArray:
+    """Interpolate a field known at every `step`-th pixel to a finer shape.
+
+    By cubic B-splines without prefilter, which are smooth up to the second derivative. The field is repeated
+    at its border.
+    """
     rows = _spline_matrix(shape[0], coarse.shape[0], step) @ coarse
     fine: FloatArray = np.ascontiguousarray((_spline_matrix(shape[1], coarse.shape[1], step) @ rows.T).T)
     return fine
 
 
 def _spline_matrix(fine: int, coarse: int, step: int) -> sparse.csr_array:
-    at = (np.arange(fine) + 0.5) / step + 0.5
+    at = np.arange(fine) / step
     left = np.floor(at).astype(int)
     t = at - left
     weights = np.stack(

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from sar2eo.simulation.settings import SimulationSettings
-from sar2eo.simulation.spectral import FloatArray, smoothstep, spectral_noise, stream
+from sar2eo.simulation.spectral import FloatArray, resized, smoothstep, spectral_noise, stream
 
 __all__ = ["Terrain", "make_terrain"]
 
-RIDGE_HEIGHTS_M = ((1000.0, 150.0), (420.0, 62.0), (170.0, 22.0))
+RIDGES_M = ((1300.0, 150.0), (520.0, 45.0))
 """Spacing of ridges, and how far they rise over the valleys between."""
+
+GULLY_SPACING_M, GULLY_DEPTH_M = 170.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Terrain:
     Parameters
     ----------
     coast_px : ndarray of float32
-        Distance from the coastline in pixels, negative at sea; good near the coast, clipped to 200.
+        Distance from the coastline in pixels, negative at sea; clipped to 200.
     mountain : ndarray of float32
         From 0 on plains and at sea to 1 in mountains.
     relief_m : ndarray of float32
@@ -47,6 +50,7 @@ def make_terrain(settings: SimulationSettings) -> Terrain:
     tilt = _tilt(shape, seaward, extent)
 
     height = 0.45 * spectral_noise(draw, shape, longest=0.7 * extent, shortest=extent / 14) - tilt
+    height += 0.05 * spectral_noise(draw, shape, longest=extent / 8, shortest=settings.pixels(160), slope=1.2)
     coast = _distance(height - np.float32(np.quantile(height[::8, ::8], draw.uniform(0.16, 0.24))))
 
     upland = 0.7 * spectral_noise(draw, shape, longest=0.5 * extent, shortest=extent / 12) - 0.7 * tilt
@@ -64,27 +68,57 @@ def _tilt(shape: tuple[int, int], seaward: tuple[float, float], extent: float) -
 
 
 def _distance(field: FloatArray) -> FloatArray:
-    """Turn a smooth field into the distance from its zero line: field over gradient, to first order."""
-    down, right = np.gradient(field)
-    down *= down
-    down += right * right
-    down = np.sqrt(np.maximum(down, np.float32(1e-10)))
-    distance: FloatArray = np.clip(field / down, -200, 200).astype(np.float32)
+    """Return the distance in pixels from the zero line of a field.
+
+    Near the line field over gradient, which is exact to first order and finer than a pixel; farther away the
+    distance transform of every fourth pixel.
+    """
+    gradient = np.gradient(field)
+    slope = np.sqrt(np.maximum(gradient[0] ** 2 + gradient[1] ** 2, np.float32(1e-10)))
+    close = np.clip(field / slope, -8, 8)
+    land = field[::4, ::4] > 0
+    coarse = ndimage.distance_transform_edt(land) - ndimage.distance_transform_edt(~land)
+    coarse -= np.where(land, 0.5, -0.5)  # from the line, not from the next cell's centre
+    far = np.clip(resized(4 * coarse.astype(np.float32), field.shape, 4), -200, 200)
+    distance: FloatArray = np.where(np.abs(far) < 8, close, far).astype(np.float32)
     return distance
 
 
 def _relief(draw: np.random.Generator, settings: SimulationSettings, mountain: FloatArray) -> FloatArray:
     relief = np.zeros(settings.canvas, dtype=np.float32)
-    for spacing_m, height_m in RIDGE_HEIGHTS_M:
+    for spacing_m, height_m in RIDGES_M:
+        spacing = settings.pixels(spacing_m)
         wave = spectral_noise(
-            draw,
-            settings.canvas,
-            longest=1.5 * settings.pixels(spacing_m),
-            shortest=max(2.0, 0.5 * settings.pixels(spacing_m)),
-            slope=2.5,
+            draw, settings.canvas, longest=1.5 * spacing, shortest=max(2.0, 0.4 * spacing), slope=2.5
         )
         # A sharp crest where the field crosses zero; the mean of |normal| is taken out so that mountains
         # stand as much below the reference surface as above it.
         relief += np.float32(height_m) * (np.float32(0.8) - np.abs(wave))
+    relief += np.float32(GULLY_DEPTH_M) * _gullies(draw, settings, relief)
     relief *= mountain
     return relief
+
+
+def _gullies(draw: np.random.Generator, settings: SimulationSettings, relief: FloatArray) -> FloatArray:
+    """Cut gullies that run down the slopes: noise averaged along the line of steepest descent.
+
+    Line integral convolution (Cabral and Leedom, 1993), on a grid of half the resolution.
+    """
+    half = np.ascontiguousarray(relief[::2, ::2])
+    spacing = max(2.0, settings.pixels(GULLY_SPACING_M) / 2)
+    noise = spectral_noise(draw, half.shape, longest=2 * spacing, shortest=spacing, slope=1.0)
+    smooth: FloatArray = ndimage.gaussian_filter(half, settings.pixels(60) / 2)
+    gradient = np.gradient(smooth)
+    steep = np.sqrt(gradient[0] ** 2 + gradient[1] ** 2) + np.float32(1e-3)
+    down, right = gradient[0] / steep, gradient[1] / steep
+    row = np.arange(half.shape[0], dtype=np.float32)[:, None]
+    col = np.arange(half.shape[1], dtype=np.float32)[None, :]
+    total = noise.copy()
+    for part in (-1.2, -0.8, -0.4, 0.4, 0.8, 1.2):
+        reach = np.float32(part * spacing)
+        total += ndimage.map_coordinates(
+            noise, [row + reach * down, col + reach * right], order=1, mode="nearest"
+        )
+    total /= total.std()
+    crest = np.float32(0.8) - np.abs(total)
+    return resized(crest, relief.shape, 2)
