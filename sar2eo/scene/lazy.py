@@ -12,6 +12,7 @@ import numpy.typing as npt
 import rioxarray  # noqa: F401 (registers .rio)
 import xarray as xr
 from dask._task_spec import Task
+from dask.array import chunk
 from dask.highlevelgraph import HighLevelGraph
 
 from sar2eo.grid import Grid
@@ -23,6 +24,7 @@ __all__ = ["describe_scene", "lazy_scene", "reader_of"]
 
 _PREFIX = "scene-"
 _CHUNK = 1024
+_SLICING = (getitem, chunk.getitem)
 
 
 def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
@@ -162,7 +164,7 @@ def _corner(graph: HighLevelGraph, key: Any, source: str) -> tuple[int, int, int
         parent = getattr(task.args[0], "key", None)
         index = getattr(task.args[1], "value", task.args[1])
         from_source = parent == source
-        if not (from_source or task.func is getitem) or not isinstance(index, tuple) or len(index) != 3:
+        if not (from_source or task.func in _SLICING) or not isinstance(index, tuple) or len(index) != 3:
             return None
         if not all(isinstance(part, slice) and part.step in (None, 1) for part in index):
             return None

@@ -186,10 +186,13 @@ def open_safe(
     rasters = [open_raster(measurement.path, nodata=0.0) for measurement in chosen]
     reader = _stack(chosen, rasters, members)
     facts = _product_facts(chosen[0].annotation, calibrate)
-    control = _ground_control(chosen[0].annotation) or rasters[0].ground_control
-    if calibrate is None:
-        return Safe(reader, control, facts)
-    tables = tuple(_calibration_table(str(label), m, members, calibrate) for m in chosen)
+    try:
+        control = _ground_control(chosen[0].annotation) or rasters[0].ground_control
+        if calibrate is None:
+            return Safe(reader, control, facts)
+        tables = tuple(_calibration_table(str(label), m, members, calibrate) for m in chosen)
+    except ValueError as error:
+        raise SceneError(f"{label}: an annotation holds text in place of a number ({error})") from error
     return Safe(CalibratedReader(reader, tables, calibrate), control, facts)
 
 
@@ -304,7 +307,7 @@ def _ground_control(annotation: ElementTree.Element) -> GroundControl | None:
     points = []
     for point in annotation.iterfind("geolocationGrid/geolocationGridPointList/geolocationGridPoint"):
         line, pixel, lon, lat = (
-            float(point.findtext(tag, "nan")) for tag in ("line", "pixel", "longitude", "latitude")
+            float(point.findtext(t, "")) for t in ("line", "pixel", "longitude", "latitude")
         )
         # Annotations number samples, whose centres are half a pixel from their corners.
         points.append((line + 0.5, pixel + 0.5, lon, lat))
@@ -319,7 +322,7 @@ def _calibration_table(
     vectors = sorted(
         (
             (
-                float(vector.findtext("line", "nan")),
+                float(vector.findtext("line", "")),
                 np.array(vector.findtext("pixel", "").split(), dtype=np.float64),
                 np.array(vector.findtext(tag, "").split(), dtype=np.float64),
             )

@@ -6,7 +6,6 @@ Extensions read: sar (``sar:polarizations``, ``sar:product_type``), sat (``sat:o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +59,7 @@ def open_item(source: str) -> ItemAssets:
     """
     try:
         item = pystac.Item.from_file(source)
-    except (OSError, json.JSONDecodeError, pystac.STACError, KeyError, TypeError, ValueError) as error:
+    except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SceneError(f"{source}: not a STAC item that can be read ({reason})") from error
     files: dict[tuple[str, ...], str] = {}

@@ -53,7 +53,7 @@ def target_grid(
         That of the mapping.
     resolution : tuple of float, optional
         Pixel width and height in units of the CRS; by default square pixels of the area that source
-        pixels have there, to three digits.
+        pixels have there, to within 1 %.
     corner : tuple of float
         A point where four pixels meet. By default the origin, so that scenes of one zone and pixel
         size align.
@@ -99,11 +99,15 @@ def _native_size(mapping: Mapping, shape: tuple[int, int]) -> float:
     r = np.array([0.25, 0.75, 0.5, 0.5]) * rows
     c = np.array([0.5, 0.5, 0.25, 0.75]) * cols
     x, y = mapping.ground(r, c)
-    area = abs((x[1] - x[0]) * (y[3] - y[2]) - (x[3] - x[2]) * (y[1] - y[0])) / (rows / 2 * cols / 2)
+    with np.errstate(invalid="ignore"):
+        parallelogram = (x[1] - x[0]) * (y[3] - y[2]) - (x[3] - x[2]) * (y[1] - y[0])
+    area = abs(parallelogram) / (rows / 2 * cols / 2)
     if not (np.isfinite(area) and area > 0):
         return 0.0
     size = float(np.sqrt(area))
-    return round(size, 2 - floor(log10(size)))
+    # "10 m" pixels measure 10.07 m here and 9.99 m there: the roundest number within 1 % is meant.
+    rounded = (round(size, digits - floor(log10(size))) for digits in range(3))
+    return next(r for r in rounded if abs(r - size) <= 0.01 * size)
 
 
 @dataclass(frozen=True, eq=False)
