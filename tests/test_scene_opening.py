@@ -346,6 +346,15 @@ def test_what_is_no_raster_is_refused(tmp_path):
         open_scene(tmp_path / "a.xml")
 
 
+def test_a_file_damaged_after_its_header(tmp_path):
+    path = write_raster(tmp_path / "vv.tif", speckle((200, 300)), compress="deflate")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    scene = open_scene(path)
+    with pytest.raises(SceneError, match="damaged"):
+        scene.compute(scheduler="sync")
+
+
 @pytest.mark.parametrize(
     "option",
     [{"quantity": "dB"}, {"calibration": "sigma"}, {"datetime": "last week"}, {"resolution": -10},

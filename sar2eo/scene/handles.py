@@ -23,11 +23,14 @@ IDLE_LIMIT = 32
 """Handles that stay open, of all scenes together, while nobody reads."""
 
 # https://gdal.org/en/stable/user/configoptions.html: no listing of the folder (there may be
-# thousands of files, or no right to list), patience with a server that hiccups.
+# thousands of files, or no right to list), patience with a server that hiccups, none with a dead one.
 REMOTE_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 0.5,
+    "GDAL_HTTP_CONNECTTIMEOUT": 30,
+    "GDAL_HTTP_LOW_SPEED_TIME": 60,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "VSI_CACHE": True,
@@ -45,6 +48,7 @@ _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
 
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
 _lock = threading.Lock()
+_filters = threading.Lock()
 
 
 def gdal_path(source: str | Path) -> str:
@@ -103,6 +107,9 @@ def borrowed(path: str, stamp: str) -> Iterator[Any]:
             dataset = _open(path)
         try:
             yield dataset
+        except RasterioIOError as error:
+            dataset.close()
+            raise SceneError(f"{path}: cannot be read, is it damaged? ({_line(error)})") from error
         except BaseException:
             dataset.close()
             raise
@@ -126,18 +133,27 @@ def _surplus() -> list[Any]:
 
 
 def _environment(path: str) -> AbstractContextManager[Any]:
-    environment: AbstractContextManager[Any] = (
-        rasterio.Env(**REMOTE_OPTIONS) if is_remote(path) else nullcontext()
-    )
+    if not is_remote(path):
+        return nullcontext()
+    # What the user sets for GDAL, in the environment or around the call, stays.
+    known = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
+    options = {name: value for name, value in REMOTE_OPTIONS.items() if name not in known}
+    environment: AbstractContextManager[Any] = rasterio.Env(**options)
     return environment
 
 
 def _open(path: str) -> Any:
     try:
-        with warnings.catch_warnings():
+        # Warning filters belong to the process, not to a thread: one open at a time.
+        with _filters, warnings.catch_warnings():
             # Whether a scene needs a georeference is decided by who opens it, with a better message.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path, sharing=False)
     except RasterioIOError as error:
-        reason = " ".join(str(error).split())
-        raise SceneError(f"{path}: GDAL cannot open it as a raster ({reason})") from error
+        raise SceneError(f"{path}: GDAL cannot open it as a raster ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    """Put GDAL's message, and that of its cause, on one line."""
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    return " ".join("; ".join(map(str, causes)).split())

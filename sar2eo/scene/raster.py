@@ -312,15 +312,14 @@ def _kind(dtypes: list[str], bands: tuple[Band, ...]) -> str:
 
 def _georeference(dataset: Any) -> tuple[Grid, GroundControl | None]:
     points, points_crs = dataset.gcps
-    if points and points_crs and dataset.transform.is_identity:
-        shared = tuple((p.row, p.col, p.x, p.y) for p in points)
-        frame = Grid(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), dataset.shape)
-        return frame, GroundControl(points_crs.to_wkt(), shared)
+    frame = Grid(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), dataset.shape)
     try:
+        if points and points_crs and dataset.transform.is_identity:
+            crs = str(Grid.create(points_crs, dataset.transform, dataset.shape).crs)
+            return frame, GroundControl(crs, tuple((p.row, p.col, p.x, p.y) for p in points))
         # A CRS without a transform places nothing, nor does a transform without a CRS.
-        placed = dataset.crs and not dataset.transform.is_identity
-        if not placed:
-            return Grid(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), dataset.shape), None
+        if not dataset.crs or dataset.transform.is_identity:
+            return frame, None
         return Grid.create(dataset.crs, dataset.transform, dataset.shape), None
     except GeoreferenceError as error:
         raise GeoreferenceError(f"{dataset.name}: {error}") from error
