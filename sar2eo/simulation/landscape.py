@@ -148,7 +148,7 @@ def _cover(
     parks = town & (kind != DistrictKind.HARBOUR) & ((chance > 0.965) | (moisture > 2.0))
     cover[parks & ~street & ~avenue] = LandCover.GRASS
     hills = terrain.mountain > 0.3 + 0.07 * texture
-    slopes = np.where(green > 1.1, LandCover.FOREST, np.where(green > -0.7, LandCover.SHRUB, LandCover.GRASS))
+    slopes = np.where(green > 1.1, LandCover.FOREST, np.where(green > -1.2, LandCover.SHRUB, LandCover.GRASS))
     cover[hills] = slopes[hills]
     return cover, building
 

@@ -129,14 +129,14 @@ def plant_objects(settings: SimulationSettings, landscape: Landscape, valid: Boo
 
 
 def _sea_room(settings: SimulationSettings, landscape: Landscape) -> BoolArray:
-    """Open water, a little off the shore and the breakwater."""
+    """Return open water, a little off the shore and the breakwater."""
     sea = (landscape.cover == LandCover.WATER) & (landscape.terrain.coast_px < -settings.pixels(30))
     room: BoolArray = ndimage.binary_erosion(sea, iterations=3)
     return room
 
 
 def _yard_room(landscape: Landscape) -> BoolArray:
-    """Paved yards of industry and port, and bare fields beside farms' tracks."""
+    """Return the paved yards of industry, centres and port."""
     yards = landscape.of_kind(DistrictKind.INDUSTRIAL, DistrictKind.HARBOUR, DistrictKind.CENTRE)
     room: BoolArray = yards & (landscape.cover == LandCover.PAVED)
     return room

@@ -40,7 +40,7 @@ CONTAINERS = (
     (112, 138, 140),
     (178, 150, 140),
 )
-ROOFS = ((180, 176, 176), (164, 140, 132), (158, 164, 174), (198, 202, 208), (132, 138, 150))
+ROOFS = ((160, 168, 180), (160, 146, 146), (150, 162, 178), (184, 194, 206), (134, 144, 162))
 HULLS = ((182, 120, 112), (120, 116, 128), (206, 206, 210), (96, 112, 140))
 
 
@@ -60,13 +60,13 @@ def render_eo(settings: SimulationSettings, landscape: Landscape, objects: Objec
         image = np.array([0, *(COLOURS[c][band] for c in LandCover)], dtype=np.float32)[landscape.cover]
         _paint_wild(landscape, image, band)
         _paint_fields(landscape, objects, image, band, field_tone)
-        _paint_towns(landscape, image, band, luts, gardens)
+        _paint_towns(settings, landscape, image, band, luts, gardens)
         image *= tone
         image -= np.float32(HAZE[band])
         image *= light
         image += np.float32(HAZE[band])
         _paint_water(settings, landscape, image, band)
-        _paint_objects(settings, landscape, objects, image, band)
+        _paint_objects(settings, objects, image, band)
         image = _spread(image)
         image += draw.standard_normal(image.shape, dtype=np.float32) * np.float32(1.6)
         picture[band] = np.clip(np.rint(image), 1, 255).astype(np.uint8)
@@ -86,7 +86,7 @@ def _light(settings: SimulationSettings, landscape: Landscape) -> FloatArray:
     south, east = np.gradient(height, np.float32(settings.gsd_m))
     towards_sun = south * np.float32(np.cos(SUN_AZIMUTH)) - east * np.float32(np.sin(SUN_AZIMUTH))
     light = (1 + towards_sun / np.float32(np.tan(SUN_ELEVATION))) / np.sqrt(1 + south * south + east * east)
-    np.clip(light, 0.3, 1.4, out=light)
+    np.clip(light, 0.3, 1.3, out=light)
     surface = height + landscape.building_m
     dark = np.zeros(surface.shape, dtype=bool)
     step = (-np.cos(SUN_AZIMUTH), np.sin(SUN_AZIMUTH))
@@ -144,15 +144,23 @@ def _paint_fields(
 
 
 def _paint_towns(
-    landscape: Landscape, image: FloatArray, band: int, luts: dict[str, FloatArray], gardens: FloatArray
+    settings: SimulationSettings,
+    landscape: Landscape,
+    image: FloatArray,
+    band: int,
+    luts: dict[str, FloatArray],
+    gardens: FloatArray,
 ) -> None:
     """Paint roofs and gardens lot by lot, and the containers of the port."""
     lots = landscape.lot.ravel()
     at = np.flatnonzero(landscape.cover == LandCover.RESIDENTIAL)
     garden = gardens[lots[at]]
-    green = (74, 102, 106)[band] + 60 * garden
-    # Old quarters are leafy, new ones are not.
-    share = 0.55 + 0.1 * landscape.moisture.ravel()[at]
+    green = (80, 106, 122)[band] + 44 * garden
+    # Houses stand along the streets with gardens behind; old quarters are leafy, new ones are not.
+    parcels = landscape.parcels
+    setback = np.minimum(parcels.along.ravel()[at], parcels.along_left.ravel()[at] + settings.pixels(9))
+    behind = setback > settings.pixels(34)
+    share = 0.35 + 0.4 * behind + 0.1 * landscape.moisture.ravel()[at]
     image.ravel()[at] = np.where(garden < share, green, luts["roofs"][lots[at], band])
     port = landscape.of_kind(DistrictKind.HARBOUR).ravel()
     at = np.flatnonzero(port & (landscape.cover.ravel() == LandCover.BUILDING))
@@ -174,9 +182,7 @@ def _paint_water(settings: SimulationSettings, landscape: Landscape, image: Floa
     )
 
 
-def _paint_objects(
-    settings: SimulationSettings, landscape: Landscape, objects: Objects, image: FloatArray, band: int
-) -> None:
+def _paint_objects(settings: SimulationSettings, objects: Objects, image: FloatArray, band: int) -> None:
     """Paint the ships and vehicles that were there at the EO's date."""
     draw = stream(settings.seed, "paint")
     count = len(objects.planted) + 1

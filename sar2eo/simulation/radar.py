@@ -57,7 +57,7 @@ CO_OFFSET_DB = {
 }
 """What VV adds to that; HH has less over water and more where walls reflect twice."""
 
-SCATTER_DB = {LandCover.RESIDENTIAL: 4.0, LandCover.BUILDING: 3.5, LandCover.PAVED: 2.0}
+SCATTER_DB = {LandCover.RESIDENTIAL: 3.3, LandCover.BUILDING: 3.5, LandCover.PAVED: 2.0}
 """Standard deviation from lot to lot in towns."""
 
 
@@ -100,7 +100,7 @@ def _ground_power(
     decibel += rough[landscape.cover] * draw.standard_normal(LOTS, dtype=np.float32)[landscape.lot]
     _add_texture(landscape, decibel)
     _add_fields(landscape, objects, decibel, draw, polarisation)
-    _add_towns(settings, landscape, decibel, draw)
+    _add_towns(landscape, decibel, draw)
     power: FloatArray = np.exp(decibel * np.float32(math.log(10) / 10))
     _add_objects(settings, objects, power, polarisation)
     return power
@@ -138,9 +138,7 @@ def _add_fields(
     decibel.ravel()[at] = levels[objects.crop_sar[parcel]] + wetness[parcel] + np.float32(offset) + uneven
 
 
-def _add_towns(
-    settings: SimulationSettings, landscape: Landscape, decibel: FloatArray, draw: np.random.Generator
-) -> None:
+def _add_towns(landscape: Landscape, decibel: FloatArray, draw: np.random.Generator) -> None:
     """Brighten streets that run square to the line of sight, walls that face it, and corner reflectors."""
     districts = landscape.districts
     turn = np.mod(districts.angle + np.pi / 4, np.pi / 2) - np.pi / 4
@@ -158,7 +156,7 @@ def _add_towns(
     centre = landscape.of_kind(DistrictKind.CENTRE) & roof
     decibel[centre] += np.float32(3)
     corner = built & (draw.random(built.shape, dtype=np.float32) < 0.009)
-    decibel[corner] += draw.exponential(4, int(corner.sum())).astype(np.float32) + np.float32(4)
+    decibel[corner] += draw.exponential(3.5, int(corner.sum())).astype(np.float32) + np.float32(4)
 
 
 def _add_objects(
@@ -205,8 +203,8 @@ def project_to_range(power: FloatArray, relief_px: FloatArray, buildings_px: Flo
     ray = column + height * np.float32(tangent)
     lit = ray >= np.maximum.accumulate(ray, axis=1) - np.float32(1e-3)
     energy = (power * facing * lit).ravel()
-    at = np.clip(column - height / np.float32(tangent), 0, cols - 1.001)
-    near = np.floor(at)
+    at = np.clip(column - height / np.float32(tangent), 0, cols - 1)
+    near = np.minimum(np.floor(at), cols - 2)
     share = (at - near).ravel()
     index = (near.astype(np.int32) + np.arange(rows, dtype=np.int32)[:, None] * cols).ravel()
     image = np.bincount(index, energy * (1 - share), rows * cols)
@@ -243,7 +241,7 @@ def speckled_amplitude(settings: SimulationSettings, power: FloatArray, polarisa
 def look_weights(looks: float) -> list[float]:
     """Weights of whole looks, the last a part, whose weighted mean has `looks` equivalent looks.
 
-    Solves ``(n + a)^2 / (n + a^2) = looks`` for the last weight a, with n the whole looks.
+    `looks` is more than 1. Solves ``(n + a)^2 / (n + a^2) = looks`` for the last weight a, with n the whole looks.
     """
     whole = math.ceil(looks) - 1
     last = (whole - math.sqrt(whole**2 - (looks - 1) * whole * (looks - whole))) / (looks - 1)

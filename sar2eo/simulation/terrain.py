@@ -12,10 +12,10 @@ from sar2eo.simulation.spectral import FloatArray, resized, smoothstep, spectral
 
 __all__ = ["Terrain", "make_terrain"]
 
-RIDGES_M = ((1300.0, 150.0), (520.0, 45.0))
+RIDGES_M = ((1300.0, 105.0), (520.0, 36.0))
 """Spacing of ridges, and how far they rise over the valleys between."""
 
-GULLY_SPACING_M, GULLY_DEPTH_M = 170.0, 30.0
+GULLY_SPACING_M, GULLY_DEPTH_M = 140.0, 22.0
 
 
 @dataclass(frozen=True)
