@@ -241,7 +241,8 @@ def speckled_amplitude(settings: SimulationSettings, power: FloatArray, polarisa
 def look_weights(looks: float) -> list[float]:
     """Weights of whole looks, the last a part, whose weighted mean has `looks` equivalent looks.
 
-    `looks` is more than 1. Solves ``(n + a)^2 / (n + a^2) = looks`` for the last weight a, with n the whole looks.
+    `looks` is more than 1. Solves ``(n + a)^2 / (n + a^2) = looks`` for the last weight a, n being the whole
+    looks.
     """
     whole = math.ceil(looks) - 1
     last = (whole - math.sqrt(whole**2 - (looks - 1) * whole * (looks - whole))) / (looks - 1)
