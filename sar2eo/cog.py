@@ -29,7 +29,7 @@ from sar2eo.windows import Window
 __all__ = ["assemble", "check_space", "check_target", "needed_bytes", "publish"]
 
 # More is not faster (at 4096, 8192 and 16384 squared), and fills up with the size of the scene.
-_CACHE_BYTES = 12 * 2**20
+_CACHE_BYTES = 8 * 2**20
 _OPEN_BLOCKS = 64
 _LOSSY: tuple[Compression, ...] = ("jpeg", "webp")
 _LOSSY_QUALITY = 90
