@@ -167,7 +167,7 @@ class DiffusionTranslator:
         if self._dtype == torch.float32 or not broken.any():
             return result
         if self._exact_vae is None:
-            self._exact_vae = nn.Module.float(copy.deepcopy(self._vae))  # type: ignore[arg-type]
+            self._exact_vae = nn.Module.float(copy.deepcopy(self._vae))
         # The other windows keep their values: a window does not depend on its companions.
         result[broken] = apply(self._exact_vae, inputs.float())[broken]
         return result
