@@ -76,7 +76,7 @@ def _started(workers: int) -> Iterator[None]:
     from distributed import Client, LocalCluster
 
     threads = str(threads_per_worker(workers))
-    environment = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     environment["GDAL_CACHEMAX"] = os.environ["GDAL_CACHEMAX"]
     settings = {
         "distributed.nanny.pre-spawn-environ": environment,

@@ -284,6 +284,7 @@ def _provenance(scene: xr.DataArray, plan: Plan, settings: TranslateSettings) ->
         "geolocation": scene.attrs.get("geolocation"),
         "model": spec.path if spec.card is None else spec.card.name,
         "model_sha256": spec.sha256,
+        "card": None if spec.card is None else spec.card.to_dict(),
         "model_parameters": spec.parameters,
         "input": plan.reader.identity() if plan.reader is not None else {"dask": tokenize(scene.data)},
         "quantity": plan.quantity,

@@ -93,8 +93,8 @@ class BlockStore:
         if isinstance(self.scaling, da.Array) and self.scaling.name in graph.layers:
             known = {(self.scaling.name, 0): divisors}
             graph = HighLevelGraph(
-                graph.layers | {self.scaling.name: MaterializedLayer(known)},
-                graph.dependencies | {self.scaling.name: set()},
+                {**graph.layers, self.scaling.name: MaterializedLayer(known)},
+                {**graph.dependencies, self.scaling.name: set()},
             )
         compute_as_if_collection(da.Array, graph, list(layer))
 
@@ -127,7 +127,7 @@ def collect_telemetry() -> dict[str, float]:
         snapshots += client.run(_process_snapshot).values()
     total: Counter[str] = Counter()
     for snapshot in snapshots:
-        total.update(snapshot)  # type: ignore[arg-type]
+        total.update(snapshot)
     peak = max(snapshot["peak_rss_bytes"] for snapshot in snapshots)
     return {**total, "peak_rss_bytes": peak}
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import xarray as xr
 
+from sar2eo.durable import write_atomically
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.inference import spec_of, translate
-from sar2eo.journal import write_atomically
 from sar2eo.models import ModelSpec
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to, cut
@@ -65,7 +65,10 @@ def jobs_of(recipe: TranslateRecipe) -> list[Job]:
     if not recipe.scenes:
         raise SettingsError("no scene is given")
     if len(recipe.scenes) == 1 and out.suffix.lower() in (".tif", ".tiff"):
-        return [Job(source=recipe.scenes[0], outputs=Outputs(eo=out, **paths), report=report)]
+        outputs = Outputs(eo=out, **paths)
+        if report is not None and report.absolute() == outputs.item.absolute():
+            raise SettingsError(f"--report {report}: is where the STAC item goes; choose another name")
+        return [Job(source=recipe.scenes[0], outputs=outputs, report=report)]
     if out.suffix:
         raise SettingsError(f"--out {out}: for several scenes it must be a folder")
     if len(recipe.scenes) > 1 and (paths or report):

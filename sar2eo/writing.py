@@ -20,11 +20,13 @@ from dask.base import tokenize
 
 from sar2eo.cog import assemble, check_space, check_target, needed_bytes, publish
 from sar2eo.errors import OutputError, SettingsError
+from sar2eo.footprint import footprint_of
 from sar2eo.grid import Grid
 from sar2eo.inference import place_of
 from sar2eo.journal import Journal
-from sar2eo.preview import quicklook
+from sar2eo.preview import quicklook, valid_pixels
 from sar2eo.recipe import Compression
+from sar2eo.stac_item import stac_item, write_stac_item
 from sar2eo.storing import BlockStore, Progress, collect_telemetry, reporting, reset_telemetry
 
 __all__ = ["Outputs", "write_cog"]
@@ -56,6 +58,11 @@ class Outputs:
         return {name: path for name, path in named.items() if path is not None}
 
     @property
+    def item(self) -> Path:
+        """The STAC item, which is written where the acquisition time is known."""
+        return self.eo.with_suffix(".json")
+
+    @property
     def journal(self) -> Path:
         """Folder of unfinished work."""
         return self.eo.with_name(self.eo.name + ".partial")
@@ -70,13 +77,15 @@ class Outputs:
         SettingsError
             If two outputs are the same file.
         """
-        paths = [*self.rasters.values(), *([self.quicklook] if self.quicklook else [])]
+        beside = [self.item, *([self.quicklook] if self.quicklook else [])]
+        paths = [*self.rasters.values(), *beside]
         if len({path.absolute() for path in paths}) < len(paths):
             raise SettingsError(f"outputs {', '.join(map(str, paths))}: each must be a file of its own")
         for path in self.rasters.values():
             check_target(path, overwrite)
-        if self.quicklook is not None and self.quicklook.exists() and not overwrite:
-            raise OutputError(f"{self.quicklook} exists: pass --overwrite to replace it")
+        for path in beside:
+            if path.exists() and not overwrite:
+                raise OutputError(f"{path} exists: pass --overwrite to replace it")
 
 
 def write_cog(
@@ -259,6 +268,11 @@ def _finish(
     publish(files)
     if outputs.quicklook is not None:
         quicklook(outputs.eo, outputs.quicklook)
+    when = dataset.attrs.get("datetime")
+    if when is not None and grid.crs is not None:
+        outline = footprint_of(valid_pixels(outputs.eo), grid)
+        item = stac_item(outputs.rasters, grid, outline, when, tags=tags, quicklook=outputs.quicklook)
+        write_stac_item(item, outputs.item)
 
 
 def _report(
