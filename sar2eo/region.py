@@ -135,7 +135,8 @@ def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
                 layer[name, *at] = (_masked, (array.name, *at), area, place, fill)
             else:
                 layer[name, *at] = (np.full, [*leading, height, width], fill, str(array.dtype))
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=[array])
+    below: Any = [array]
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=below)
     return da.Array(graph, name, array.chunks, dtype=array.dtype)
 
 

@@ -89,7 +89,8 @@ class BlockStore:
                 for variable, array in self.arrays.items()
             ]
             layer[name, i, j] = (_store_block, writer, list(window), blocks)
-        graph = HighLevelGraph.from_collections(name, layer, dependencies=list(self.arrays.values()))
+        below: Any = list(self.arrays.values())
+        graph = HighLevelGraph.from_collections(name, layer, dependencies=below)
         if isinstance(self.scaling, da.Array) and self.scaling.name in graph.layers:
             known = {(self.scaling.name, 0): divisors}
             graph = HighLevelGraph(

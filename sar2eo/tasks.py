@@ -237,7 +237,7 @@ def _model_input(
     assert inside is not None  # noqa: S101  (a lattice has no window outside of its scene)
     values = _from_chunks(plan, inside, chunks) if plan.reader is None else plan.reader.read(inside)
     values = values[list(plan.bands)]
-    valid: npt.NDArray[np.bool_] = np.isfinite(values).all(axis=0)
+    valid = np.asarray(np.isfinite(values).all(axis=0))
     if not valid.any():
         return None
     whole = bool(valid.all())
@@ -299,8 +299,7 @@ def _fetch_variance(plan: Plan, windows: Batch) -> Any:
         variance = windows[index].variance if index in windows else None
         if variance is None:
             return None
-        upsampled: FloatArray = matrix[rows] @ variance @ matrix[cols].T
-        return upsampled[None]
+        return np.asarray(matrix[rows] @ variance @ matrix[cols].T, np.float32)[None]
 
     return fetch
 

@@ -260,12 +260,12 @@ def _finish(
     tags: dict[str, str],
     compress: Compression,
 ) -> None:
-    """Assemble every COG, then publish them together, then what is made from them."""
+    """Assemble every COG, then publish them together, the EO image last, then what is made from them."""
     files = [
         (assemble(journal, name, grid, store.windows, tags=tags, compress=compress), path)
         for name, path in outputs.rasters.items()
     ]
-    publish(files)
+    publish(files[::-1])
     if outputs.quicklook is not None:
         quicklook(outputs.eo, outputs.quicklook)
     when = dataset.attrs.get("datetime")

@@ -20,3 +20,17 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("no real scenes beside the project")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    """A tiny checkpoint that means something; trained once for each state of the code it depends on."""
+    import hashlib
+
+    import torch
+    from model_fixtures import trained_checkpoint
+
+    sources = [Path(__file__).parent / "model_fixtures.py"]
+    sources += [Path(__file__).parents[1] / "sar2eo" / f"{name}.py" for name in ("network", "diffusion")]
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + torch.__version__.encode())
+    return trained_checkpoint(request.config.cache.mkdir(f"checkpoint-{state.hexdigest()[:12]}"))

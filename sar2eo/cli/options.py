@@ -14,7 +14,7 @@ __all__ = ["debug_option", "names_option", "numbers", "scene_options"]
 Decorator = Callable[[Any], Any]
 
 
-class _Numbers(click.ParamType):
+class _Numbers(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no argument
     """A fixed count of numbers with commas between them."""
 
     name = "numbers"
@@ -38,7 +38,7 @@ class _Numbers(click.ParamType):
         return found
 
 
-def numbers(names: str, kind: type = float) -> click.ParamType:
+def numbers(names: str, kind: type = float) -> click.ParamType:  # type: ignore[type-arg]
     """Return a parameter type for as many numbers as there are names in ``A,B,C``."""
     return _Numbers(names, kind)
 
