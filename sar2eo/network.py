@@ -164,26 +164,26 @@ def _latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
-    """Create an untrained C-DiffSET U-Net that needs no prompt.
+    """Create an untrained C-DiffSET U-Net of convolutions alone, which needs no prompt.
 
     Parameters
     ----------
     size : {"tiny", "small"}
-        About 1.2 M and 14 M parameters.
+        About 1.2 M and 12 M parameters.
     latent_channels : int
         C of the VAE.
     """
     _check_size(size)
-    widths = {"tiny": (32, 64, 80), "small": (96, 192, 288)}[size]
+    widths = {"tiny": (32, 64, 80), "small": (64, 128, 192, 256)}[size]
+    levels = len(widths)
     unet = UNet2DConditionModel(
         in_channels=2 * latent_channels,
         out_channels=latent_channels,
         block_out_channels=widths,
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        down_block_types=("DownBlock2D",) * levels,
         mid_block_type="UNetMidBlock2D",
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=32,
+        up_block_types=("UpBlock2D",) * levels,
         norm_num_groups=16,
     )
     return add_variance_channel(unet)
