@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sar2eo.windows import Lattice, Window
 
-__all__ = ["Span", "axis_spans", "axis_weights", "gather_block", "upsampling_matrix"]
+__all__ = ["Span", "axis_spans", "axis_weights", "gather_block", "upsample"]
 
 FloatArray = npt.NDArray[np.float32]
 Fetch = Callable[[int, slice, slice], "npt.NDArray[Any] | None"]
@@ -169,28 +169,35 @@ def _clipped(spans: tuple[Span, ...], start: int, stop: int) -> list[Span]:
     return clipped
 
 
-@lru_cache(maxsize=8)
-def upsampling_matrix(size: int, factor: int) -> FloatArray:
-    """Matrix of bilinear upsampling along one axis, pixel centres aligned, edges repeated.
+def upsample(field: FloatArray, factor: int, rows: slice, cols: slice) -> FloatArray:
+    """Upsample a field bilinearly, pixel centres aligned, edges repeated; a part of the result.
+
+    Every pixel is the same sum whatever part is asked for (a matrix product's last bits would depend
+    on its size).
 
     Parameters
     ----------
-    size : int
-        Samples before.
+    field : ndarray of float32, shape (h, w)
+        At latent resolution.
     factor : int
-        Samples after for each one before.
+        Pixels for each sample, along both axes.
+    rows, cols : slice
+        The part, in pixels of the whole result of shape (h * factor, w * factor).
 
     Returns
     -------
-    ndarray of float32, shape (size * factor, size)
-        Rows sum to 1.
+    ndarray of float32
+        Shape of the part.
     """
-    at = np.clip((np.arange(size * factor) + 0.5) / factor - 0.5, 0, size - 1)
-    low = np.minimum(at.astype(int), max(size - 2, 0))
-    share = at - low
-    matrix = np.zeros((size * factor, size), np.float32)
-    each = np.arange(size * factor)
-    matrix[each, low] += 1 - share
-    matrix[each, np.minimum(low + 1, size - 1)] += share
-    matrix.setflags(write=False)
-    return matrix
+    low, high, share = _neighbours(field.shape[0], factor, rows)
+    stretched = field[low] * (1 - share[:, None]) + field[high] * share[:, None]
+    low, high, share = _neighbours(field.shape[1], factor, cols)
+    upsampled: FloatArray = stretched[:, low] * (1 - share) + stretched[:, high] * share
+    return upsampled
+
+
+def _neighbours(size: int, factor: int, part: slice) -> tuple[Any, Any, FloatArray]:
+    """Return the samples below and above each pixel of a part of an axis, and the share of the one above."""
+    at = np.clip((np.arange(part.start, part.stop) + 0.5) / factor - 0.5, 0, size - 1)
+    low = at.astype(int)
+    return low, np.minimum(low + 1, size - 1), (at - low).astype(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo import telemetry
-from sar2eo.feather import gather_block, upsampling_matrix
+from sar2eo.feather import gather_block, upsample
 from sar2eo.models import ModelSpec
 from sar2eo.radiometry import Channels, FloatArray, amplitude_percentiles, to_amplitude, to_model_range
 from sar2eo.scene import SceneReader
@@ -292,14 +292,9 @@ def _fetch_spread(windows: Batch) -> Any:
 
 
 def _fetch_variance(plan: Plan, windows: Batch) -> Any:
-    factor = plan.spec.factor
-    matrix = upsampling_matrix(plan.lattice.tile // factor, factor)
-
     def fetch(index: int, rows: slice, cols: slice) -> FloatArray | None:
         variance = windows[index].variance if index in windows else None
-        if variance is None:
-            return None
-        return np.asarray(matrix[rows] @ variance @ matrix[cols].T, np.float32)[None]
+        return None if variance is None else upsample(variance, plan.spec.factor, rows, cols)[None]
 
     return fetch
 

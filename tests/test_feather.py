@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import lattices
 
-from sar2eo.feather import axis_weights, gather_block, upsampling_matrix
+from sar2eo.feather import axis_weights, gather_block, upsample
 from sar2eo.windows import Lattice, Window
 
 
@@ -91,7 +91,23 @@ def test_a_skipped_window_counts_as_nothing() -> None:
 
 
 def test_upsampling_is_linear_interpolation_of_centres() -> None:
-    matrix = upsampling_matrix(3, 2)
-    np.testing.assert_allclose(matrix @ np.array([0, 1, 2], np.float32), [0, 0.25, 0.75, 1.25, 1.75, 2])
-    np.testing.assert_allclose(upsampling_matrix(1, 4) @ np.array([5], np.float32), [5] * 4)
-    np.testing.assert_allclose(upsampling_matrix(7, 8).sum(axis=1), 1, rtol=1e-6)
+    ramp = np.array([[0, 1, 2]], np.float32)
+    np.testing.assert_allclose(
+        upsample(ramp, 2, slice(0, 2), slice(0, 6)), [[0, 0.25, 0.75, 1.25, 1.75, 2]] * 2
+    )
+    np.testing.assert_allclose(upsample(ramp.T, 2, slice(1, 4), slice(0, 1)), [[0.25], [0.75], [1.25]])
+    np.testing.assert_array_equal(upsample(np.full((1, 1), 5, np.float32), 4, slice(0, 4), slice(0, 4)), 5)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 2, 8]), st.data())
+def test_a_part_of_the_upsampled_field_is_bit_equal_to_the_whole(
+    h: int, w: int, factor: int, data: st.DataObject
+) -> None:
+    field = np.random.default_rng(h * 10 + w).random((h, w), np.float32)
+    whole = upsample(field, factor, slice(0, h * factor), slice(0, w * factor))
+    assert field.min() <= whole.min()
+    assert whole.max() <= field.max()
+    top, left = data.draw(st.integers(0, h * factor - 1)), data.draw(st.integers(0, w * factor - 1))
+    rows = slice(top, data.draw(st.integers(top + 1, h * factor)))
+    cols = slice(left, data.draw(st.integers(left + 1, w * factor)))
+    np.testing.assert_array_equal(upsample(field, factor, rows, cols), whole[rows, cols])
