@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sar2eo import telemetry
 from sar2eo.card import SAMPLERS, Card
 from sar2eo.device import default_batch, default_threads, resolve_device, resolve_dtype
 from sar2eo.errors import SettingsError
@@ -65,13 +65,9 @@ class Translation(NamedTuple):
 class Translator(Protocol):
     """Translates batches of windows, one batch at a time per device.
 
-    Attributes
-    ----------
-    seconds : float
-        Spent inside the model so far, without waiting for the device.
+    The seconds spent inside the model, without waiting for the device, are added to the counter
+    ``model_seconds`` of `sar2eo.telemetry`.
     """
-
-    seconds: float
 
     def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
         """Translate up to ``batch`` windows.
@@ -91,18 +87,13 @@ class IdentityTranslator:
     """Returns its own three-channel input as bytes: a diagnostic of everything but the model."""
 
     def __init__(self, samples: int = 1) -> None:
-        self.seconds = 0.0
         self._samples = samples
-        self._lock = threading.Lock()
 
     def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
         """Return the input as bytes; without variance, and with a spread of zero over several samples."""
-        start = perf_counter()
-        spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
-        translation = Translation(to_eo_bytes(sar), None, spread)
-        with self._lock:
-            self.seconds += perf_counter() - start
-        return translation
+        with telemetry.timed("model_seconds"):
+            spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
+            return Translation(to_eo_bytes(sar), None, spread)
 
 
 @dataclass(frozen=True, kw_only=True)

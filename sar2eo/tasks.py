@@ -163,8 +163,7 @@ def translate_batch(plan: Plan, divisors: FloatArray, number: int, chunks: Chunk
     translator = plan.spec.load()
     windows = [plan.lattice[index] for index in inputs]
     stack = np.stack([sar for sar, _ in inputs.values()])
-    with telemetry.timed("translator_seconds"):
-        result = translator.translate(stack, [(window.row, window.col) for window in windows])
+    result = translator.translate(stack, [(window.row, window.col) for window in windows])
     telemetry.add("windows_translated", len(inputs))
     return {
         index: WindowResult(

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from sar2eo import telemetry
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.diffusion import create_scheduler, sample
 from sar2eo.errors import CheckpointError, SettingsError
@@ -40,11 +40,6 @@ class DiffusionTranslator:
     spec : ModelSpec
         As `sar2eo.models.resolve_model` returns it.
 
-    Attributes
-    ----------
-    seconds : float
-        Spent inside the model so far, without waiting for the device.
-
     Raises
     ------
     CheckpointError
@@ -56,7 +51,6 @@ class DiffusionTranslator:
             raise CheckpointError(
                 f"{spec.path} changed since the run was prepared, or differs on this machine"
             )
-        self.seconds = 0.0
         self._spec = spec
         self._device = torch.device(spec.device)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
@@ -81,13 +75,10 @@ class DiffusionTranslator:
             If there are more windows than a batch, or sizes or origins are not multiples of the factor.
         """
         self._check(sar, origins)
-        with self._lock, torch.inference_mode():
-            start = perf_counter()
+        with self._lock, telemetry.timed("model_seconds"), torch.inference_mode():
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
-            translation = self._translate(sar, origins)
-            self.seconds += perf_counter() - start
-        return translation
+            return self._translate(sar, origins)
 
     def _check(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> None:
         batch, factor = self._spec.batch, self._spec.factor

@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(checkpoint: Path, tmp_path: Path
     quick = ["--steps", "1"]
     process = subprocess.Popen(command(scene, checkpoint, out, *quick))
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("eo.tif.partial/blocks*/eo*.tif")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("eo.tif.partial/blocks*/eo.0.0.*.tif")) and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
