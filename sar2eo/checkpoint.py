@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sar2eo.card import Card
@@ -45,7 +45,7 @@ from sar2eo.pretrained import (
     pretrained_vae,
     release_unet,
 )
-from sar2eo.weights import check_weights, create_empty, fill
+from sar2eo.weights import check_weights, create_empty, fill, read_tensors
 
 __all__ = [
     "Checkpoint",
@@ -284,7 +284,7 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
         fill(module, folder / part / WEIGHTS, device=device, dtype=kind)
     embeds = checkpoint.prompt_embeds
     if embeds is not None:
-        embeds = load_file(folder / PROMPT_EMBEDS, device=device)["prompt_embeds"].to(kind)
+        embeds = read_tensors(folder / PROMPT_EMBEDS, device=device, dtype=kind)["prompt_embeds"]
     return Checkpoint(**vars(checkpoint) | {"prompt_embeds": embeds})
 
 

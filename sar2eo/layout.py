@@ -111,8 +111,10 @@ def refuse_pickle(path: Path) -> None:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS):
+        start = file.read(9)
+    # A safetensors file starts with the length of its header, eight bytes that may look like a pickle's.
+    pickled = start.startswith(_PICKLE_STARTS) and start[8:] != b"{"
+    if path.suffix in _PICKLE_SUFFIXES or pickled:
         raise CheckpointError(
             f"{path} is a pickle, which can run code when read: convert it to safetensors first"
         )

@@ -100,7 +100,10 @@ def embed_prompt(folder: Path, prompt: str = PROMPT) -> Tensor:
             raise CheckpointError(f"{folder} has no {part}/, which the U-Net's prompt needs")
     variant = _variant(folder / "text_encoder", _TEXT_WEIGHTS)
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
 
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder, info = CLIPTextModel.from_pretrained(
@@ -114,6 +117,9 @@ def embed_prompt(folder: Path, prompt: str = PROMPT) -> Tensor:
         raise CheckpointError(
             f"{folder}: tokenizer or text encoder cannot be read: {one_line(error)}"
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     if info["missing_keys"]:
         raise CheckpointError(f"{folder}: the text encoder lacks {sorted(info['missing_keys'])[0]}")
     tokens = tokenizer(prompt, padding=False, truncation=True, return_tensors="pt").input_ids

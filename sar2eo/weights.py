@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from sar2eo.errors import CheckpointError
 from sar2eo.layout import CONFIG, tensor_headers
 
-__all__ = ["check_weights", "create_empty", "fill", "one_line"]
+__all__ = ["check_weights", "create_empty", "fill", "one_line", "read_tensors"]
 
 
 def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
@@ -69,10 +69,18 @@ def fill(
 ) -> None:
     """Give a network on the device "meta" its values, after `check_weights`."""
     check_weights(module, path, names)
-    tensors = load_file(path, device=device)
+    tensors = read_tensors(path, device=device, dtype=dtype)
     module.load_state_dict(
-        {names[name] if names else name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True
+        {names[name] if names else name: tensor for name, tensor in tensors.items()}, assign=True
     )
+
+
+def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Read a safetensors file into memory of its own.
+
+    The library would map the file, and a process that maps a file dies when someone writes over it.
+    """
+    return {name: tensor.to(dtype, copy=True) for name, tensor in load_file(path, device=device).items()}
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
