@@ -23,6 +23,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from sar2eo import telemetry
 from sar2eo.journal import BlockWriter, Journal
+from sar2eo.pacing import paced
 from sar2eo.windows import Window
 
 __all__ = ["BlockStore", "Progress", "collect_telemetry", "reporting", "reset_telemetry"]
@@ -97,7 +98,8 @@ class BlockStore:
                 {**graph.layers, self.scaling.name: MaterializedLayer(known)},
                 {**graph.dependencies, self.scaling.name: set()},
             )
-        compute_as_if_collection(da.Array, graph, list(layer))
+        keys = list(layer)
+        compute_as_if_collection(da.Array, paced(graph, keys, _is_batch, _lead()), keys)
 
 
 def _store_block(writer: BlockWriter, window: list[int], blocks: list[Any]) -> None:
@@ -158,6 +160,16 @@ def reporting(progress: Progress | None, counts: Mapping[str, float]) -> Iterato
 def _process_snapshot() -> dict[str, float]:
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {**telemetry.snapshot(), "peak_rss_bytes": kilobytes * (1 if sys.platform == "darwin" else 1024)}
+
+
+def _is_batch(key: Any) -> bool:
+    return isinstance(key, tuple) and str(key[0]).startswith("batch-")
+
+
+def _lead() -> int:
+    """Batches that may run ahead: enough to keep every thread busy."""
+    client = _active_client()
+    return 8 if client is None else max(8, 3 * sum(client.nthreads().values()))
 
 
 def _active_client() -> Any:
