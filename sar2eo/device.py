@@ -53,14 +53,18 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if dtype != "auto":
         raise SettingsError(f"dtype={dtype!r}: must be one of auto, {', '.join(DTYPES)}")
     if device == "cpu":
-        try:
-            flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-        except OSError:
-            return "float32"
-        return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+        return "bfloat16" if _cpu_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
     import torch
 
     return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+
+
+def _cpu_flags() -> set[str]:
+    """Return what the processor says it can do, where the system tells (Linux)."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return set()
 
 
 def default_batch(device: str) -> int:
