@@ -1,0 +1,112 @@
+"""The architecture of Stable Diffusion 2.1 in full size, with random weights."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from base_fixtures import stable_diffusion_folder
+from model_fixtures import simulate_pair, to_model_input
+from safetensors import safe_open
+
+from sar2eo.checkpoint import describe_checkpoint, init_checkpoint, load_checkpoint
+from sar2eo.models import resolve_model
+from sar2eo.network import decode_latents, encode_images
+from sar2eo.noise import scene_noise
+from sar2eo.radiometry import to_eo_bytes
+
+pytestmark = pytest.mark.slow
+
+UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+# As wide as Stable Diffusion's text encoder, and shallow: it is used once.
+TEXT: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 256,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 1,
+    "max_position_embeddings": 77,
+}
+TILE, ORIGIN, SEED = 512, (1024, 448), 2025
+WEIGHTS = "unet/diffusion_pytorch_model"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full-size") / "base"
+    return stable_diffusion_folder(folder, unet=UNET, vae=VAE, text=TEXT, half=True)
+
+
+@pytest.fixture(scope="module")
+def full(base: Path) -> Path:
+    return init_checkpoint(base.with_name("checkpoint"), base=base)
+
+
+def test_a_base_of_full_size_becomes_a_checkpoint(base: Path, full: Path) -> None:
+    facts = describe_checkpoint(full)
+    assert facts["parameters"]["unet"] == 865_910_724 + 4 * 320 * 9 + 320 * 9 + 1
+    assert facts["vae"]["factor"] == 8
+    with (
+        safe_open(base / f"{WEIGHTS}.fp16.safetensors", framework="pt") as before,
+        safe_open(full / f"{WEIGHTS}.safetensors", framework="pt") as after,
+    ):
+        assert set(before.keys()) == set(after.keys())
+        weight = before.get_tensor("conv_in.weight").float()
+        assert torch.equal(after.get_tensor("conv_in.weight"), torch.cat([weight, weight], dim=1) / 2)
+        assert torch.equal(after.get_tensor("conv_in.bias"), before.get_tensor("conv_in.bias").float())
+        for name in ("conv_out.weight", "conv_out.bias"):
+            old, new = before.get_tensor(name).float(), after.get_tensor(name)
+            assert len(new) == 5
+            assert torch.equal(new[:4], old)
+            assert not new[4].any()
+        for name in before.keys():  # noqa: SIM118
+            if not name.startswith(("conv_in.", "conv_out.")):
+                assert torch.equal(after.get_tensor(name), before.get_tensor(name).float()), name
+
+
+def test_one_tile_in_two_steps_equals_a_plain_loop(full: Path, record_property: Any) -> None:
+    sar = to_model_input(simulate_pair(TILE, TILE, seed=4)[0])[None]
+    spec = resolve_model(full, steps=2, device="cpu", seed=SEED)
+    started = time.perf_counter()
+    translator = spec.load()
+    loaded = time.perf_counter()
+    found = translator.translate(sar, [ORIGIN])
+    record_property("seconds_load", loaded - started)
+    record_property("seconds_tile_of_two_steps", time.perf_counter() - loaded)
+
+    # DDIM with eta 0 by its equations, trailing steps of 999 and 499, epsilon prediction.
+    parts = load_checkpoint(full, dtype=spec.dtype)
+    for module in (parts.unet, parts.vae):
+        module.to(memory_format=torch.channels_last)
+    dtype = parts.unet.dtype
+    alpha_bars = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    rows, cols = (range(start // 8, start // 8 + TILE // 8) for start in ORIGIN)
+    with torch.inference_mode():
+        images = torch.from_numpy(sar).to(dtype)
+        condition = encode_images(parts.vae, images.to(memory_format=torch.channels_last))
+        latents = torch.from_numpy(scene_noise(SEED, rows, cols, 4))[None]
+        for timestep, after in ((999, 499), (499, None)):
+            inputs = torch.cat([condition, latents], dim=1).to(dtype, memory_format=torch.channels_last)
+            output = parts.unet(inputs, timestep, encoder_hidden_states=parts.prompt_embeds).sample
+            noise = output[:, :4].float()
+            here, there = float(alpha_bars[timestep]), 1.0 if after is None else float(alpha_bars[after])
+            clean = (latents - (1 - here) ** 0.5 * noise) / here**0.5
+            latents = there**0.5 * clean + (1 - there) ** 0.5 * noise
+        expected = to_eo_bytes(decode_latents(parts.vae, latents).numpy())
+    difference = np.abs(found.eo.astype(int) - expected)
+    assert (difference <= 1).mean() > 0.999
+    assert expected.std() > 1
+    assert found.variance is not None
+    np.testing.assert_allclose(found.variance, 1, rtol=1e-5)  # untrained: the fifth channel is zero
