@@ -6,10 +6,12 @@ bind to the loopback interface, and there is no dashboard.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from sar2eo.errors import ClusterError, SettingsError
@@ -85,14 +87,19 @@ def _started(workers: int) -> Iterator[None]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": False,
+        # Ctrl-C reaches every process of a terminal; the driver alone is to stop the run.
+        "distributed.worker.preload": ["import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"],
     }
     with (
         dask.config.set(settings),
+        _quiet("asyncio"),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=_THREADS_PER_WORKER,
             memory_limit=0,
             dashboard_address=None,
+            # A health page is served all the same, by default on a port that others may have.
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             host="127.0.0.1",
             silence_logs="ERROR",
         ) as cluster,
@@ -102,16 +109,31 @@ def _started(workers: int) -> Iterator[None]:
 
 
 @contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Keep back what an interrupted client's tasks have to say, which is nothing to the user."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def _joined(address: str, shared: Path | None) -> Iterator[None]:
+    import dask
     from distributed import Client
 
-    try:
-        client = Client(address, timeout=_JOIN_SECONDS)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ClusterError(f"--scheduler {address}: cannot be reached: is it tcp://HOST:PORT?") from error
-    with client:
-        _check_workers(client, address, shared)
-        yield
+    # A client that fails to start would leave itself behind as Dask's scheduler in force.
+    with dask.config.set(scheduler="distributed"):
+        try:
+            client = Client(address, timeout=_JOIN_SECONDS)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(f"--scheduler {address}: cannot be reached: is it tcp://HOST:PORT?") from error
+        with client:
+            _check_workers(client, address, shared)
+            yield
 
 
 def _check_workers(client: Any, address: str, shared: Path | None) -> None:
@@ -122,23 +144,15 @@ def _check_workers(client: Any, address: str, shared: Path | None) -> None:
         raise ClusterError(
             f"--scheduler {address}: the cluster has no workers yet: start some, then run again"
         )
-    for worker, version in client.run(_worker_version).items():
+    # A function of this package could not even be named on a worker that lacks it.
+    found = client.run(resolve_name, "sar2eo._version:__version__", on_error="return")
+    for worker, version in found.items():
         if version != __version__:
-            raise ClusterError(
-                f"worker {worker} has sar2eo {version or 'not installed'}, this is {__version__}"
-            )
+            has = f"sar2eo {version}" if isinstance(version, str) else "no sar2eo that it can import"
+            raise ClusterError(f"worker {worker} has {has}, this is {__version__}: install the same on all")
     if shared is not None:
         blind = [worker for worker, sees in client.run(os.path.isdir, str(shared)).items() if not sees]
         if blind:
             raise ClusterError(
                 f"worker {blind[0]} does not see {shared}: outputs need a folder that all share"
             )
-
-
-def _worker_version() -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("sar2eo")
-    except PackageNotFoundError:
-        return None

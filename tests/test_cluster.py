@@ -1,0 +1,104 @@
+"""Clusters: loopback only, cores shared out, and what cannot work is refused at once."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import psutil
+import pytest
+from distributed import LocalCluster, get_client
+
+from sar2eo import cluster
+from sar2eo.errors import ClusterError, SettingsError
+
+
+@pytest.fixture(scope="module")
+def joined() -> Iterator[str]:
+    """The address of a cluster somebody else started."""
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        dashboard_address=None,
+        scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+        host="127.0.0.1",
+    ) as running:
+        yield running.scheduler_address
+
+
+def test_started_workers_listen_on_loopback_share_the_cores_and_leave_ctrl_c_to_the_driver() -> None:
+    with cluster.running(workers=1):
+        client = get_client()
+        pids = client.run(os.getpid).values()
+        family = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
+        listening = [c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+        assert listening
+        assert set(listening) == {"127.0.0.1"}
+        assert set(client.run(signal.getsignal, signal.SIGINT).values()) == {signal.SIG_IGN}
+        threads = set(client.run(os.environ.get, "OMP_NUM_THREADS").values())
+        assert threads == {str(cluster.threads_per_worker(1))}
+
+
+def test_cores_are_shared_out() -> None:
+    cores = cluster.available_cores()
+    assert [cluster.threads_per_worker(n) for n in (0, 1, cores, 10 * cores)] == [cores, cores, 1, 1]
+
+
+def test_a_joined_cluster_is_used_and_stays(joined: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        with cluster.running(scheduler=joined, shared=tmp_path):
+            assert get_client().submit(sum, [1, 2]).result() == 3
+
+
+@pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 2, "scheduler": "tcp://127.0.0.1:1"}])
+def test_contradictions_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="workers"), cluster.running(**options):
+        pass
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense"])
+def test_an_unreachable_cluster_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_JOIN_SECONDS", 1)
+    with pytest.raises(ClusterError, match=address), cluster.running(scheduler=address):
+        pass
+    assert dask.config.get("scheduler", None) is None
+
+
+def test_workers_that_do_not_see_the_output_are_named(joined: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ClusterError, match="does not see"),
+        cluster.running(scheduler=joined, shared=tmp_path / "elsewhere"),
+    ):
+        pass
+
+
+class Foreign:
+    """Stands for a client of workers with another set of packages."""
+
+    def __init__(self, workers: int, answer: object) -> None:
+        self.workers, self.answer = workers, answer
+
+    def scheduler_info(self) -> dict[str, Any]:
+        return {"workers": dict.fromkeys(range(self.workers))}
+
+    def run(self, function: Callable[..., Any], *_: Any, on_error: str = "raise") -> dict[str, Any]:
+        assert not function.__module__.startswith("sar2eo"), "a worker without it could not unpickle this"
+        assert on_error == "return"
+        return {"tcp://a": self.answer}
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        (Foreign(0, ""), "no workers"),
+        (Foreign(1, "0.0.0"), r"sar2eo 0\.0\.0"),
+        (Foreign(1, ModuleNotFoundError("sar2eo")), "no sar2eo"),
+    ],
+)
+def test_workers_that_are_missing_or_differ_are_named(client: Foreign, words: str) -> None:
+    with pytest.raises(ClusterError, match=words):
+        cluster._check_workers(client, "tcp://a", None)
