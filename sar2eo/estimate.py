@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from sar2eo.cog import needed_bytes
+from sar2eo.graph import count_windows
 from sar2eo.models import ModelSpec
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.scene import describe_scene
@@ -40,21 +41,21 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
     Sar2eoError
         All that the run itself would raise before work starts.
     """
+    job.check_inputs()
     job.outputs.check(overwrite=recipe.overwrite)
     scene, _ = opened(job, recipe)
     dataset = prepare(job, recipe, spec)
     attrs, grid = dataset.attrs, dataset.attrs["grid"]
     lattice = Lattice(tuple(attrs["scene_shape"]), attrs["tile"], attrs["overlap"], spec.factor)
-    windows = lattice.touching(Window(*attrs["region"]))
-    empty = _empty_share(scene, lattice, windows)
-    translated = round(len(windows) * (1 - empty))
+    windows = count_windows(dataset["eo"].data)
+    translated = round(windows * (1 - _empty_share(scene, lattice, Window(*attrs["region"]))))
     divisors = [float(d) for d in dataset["amplitude_divisor"].values]
     disk = needed_bytes(grid, job.outputs.rasters, recipe.compress)
     return {
         "scene": describe_scene(scene),
         "output": {"file": str(job.outputs.eo), "crs": grid.crs, "shape": list(grid.shape)},
         "scaling": dict(zip(attrs["polarisations"], divisors, strict=True)),
-        "windows": {"total": len(windows), "without data, estimated": len(windows) - translated},
+        "windows": {"total": windows, "without data, estimated": windows - translated},
         "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},
         "takes": {
             "memory, GB": round((_model_bytes(spec) + 0.5e9) / 1e9, 1),
@@ -65,14 +66,16 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
     }
 
 
-def _empty_share(scene: Any, lattice: Lattice, windows: list[int]) -> float:
-    """Share of windows without a valid pixel, from a seeded sample of them."""
+def _empty_share(part: Any, lattice: Lattice, region: Window) -> float:
+    """Share of the windows over a region that hold no valid pixel of it, from a seeded sample of them."""
     draw = np.random.Generator(np.random.Philox(2025))
-    picked = draw.permutation(windows)[:_WINDOWS_SAMPLED]
+    picked = draw.permutation(lattice.touching(region))[:_WINDOWS_SAMPLED]
     empty = 0
     for index in picked:
-        rows, cols = lattice[int(index)].slices
-        empty += not bool(np.isfinite(scene.isel(y=rows, x=cols).values).all(axis=0).any())
+        common = lattice[int(index)].intersection(region)
+        assert common is not None  # noqa: S101  (they touch)
+        rows, cols = common.shifted(-region.row, -region.col).slices
+        empty += not bool(np.isfinite(part.isel(y=rows, x=cols).values).all(axis=0).any())
     return empty / len(picked)
 
 

@@ -13,6 +13,7 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 
 from sar2eo.tasks import (
@@ -25,7 +26,7 @@ from sar2eo.tasks import (
 )
 from sar2eo.windows import Window
 
-__all__ = ["TranslationGraph"]
+__all__ = ["TranslationGraph", "count_windows"]
 
 _SAMPLED_CHUNKS = 64
 _SAMPLE_SEED = 2025
@@ -142,6 +143,21 @@ class TranslationGraph:
         depends = {self._name("batch"), self._name("plan")}
         graph = HighLevelGraph(layers | {name: layer}, below | {name: depends})
         return da.Array(graph, name, (*bands, rows, cols), dtype=dtype)
+
+
+def count_windows(array: da.Array) -> int:
+    """Count the windows of the batches that computing an array of a translation runs.
+
+    These are all windows of every batch that is needed, so of a slice or a clipped area fewer than of
+    the whole, and a few more than touch it. What was computed before needs none.
+    """
+    graph = array.dask.cull(set(flatten(array.__dask_keys__())))
+    counted = 0
+    for key in graph:
+        if isinstance(key, tuple) and str(key[0]).startswith("batch-"):
+            plan: Any = graph.get(key[0].replace("batch-", "plan-", 1))
+            counted += len(plan.lattice.batch(key[1], plan.spec.batch)) if isinstance(plan, Plan) else 0
+    return counted
 
 
 def _chunk_sizes(size: int, chunk: int) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneE
 from sar2eo.graph import TranslationGraph
 from sar2eo.grid import Grid
 from sar2eo.models import ModelSpec, resolve_model
-from sar2eo.radiometry import Channels, default_channels
+from sar2eo.radiometry import POLARISATIONS, Channels, default_channels
 from sar2eo.recipe import TranslateSettings
 from sar2eo.scene import reader_of
 from sar2eo.tasks import Plan
@@ -178,13 +178,13 @@ def _misfit(message: str, error: type[SceneError], *, force: bool) -> None:
 def _plan(
     scene: xr.DataArray, whole: Grid, region: Window, spec: ModelSpec, settings: TranslateSettings
 ) -> Plan:
-    found = scene.attrs.get("polarisations") or tuple(map(str, np.atleast_1d(scene["band"].values)))
+    found = _polarisations(scene)
     quantity = scene.attrs.get("quantity")
     if quantity is None:
         raise RadiometryError(
             "the scene's attrs name no quantity: set attrs['quantity'] to dn, amplitude, ..."
         )
-    polarisations, channels = _choose(tuple(found), spec.card, force=settings.force)
+    polarisations, channels = _choose(found, spec.card, force=settings.force)
     _check_radiometry(spec.card, scene.attrs.get("calibration") or "unknown", force=settings.force)
     read = reader_of(scene)
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
@@ -202,6 +202,20 @@ def _plan(
     )
 
 
+def _polarisations(scene: xr.DataArray) -> tuple[str, ...]:
+    """Return the names of the bands: their labels, which follow every selection, else the attribute."""
+    labels = tuple(map(str, np.atleast_1d(scene["band"].values)))
+    if set(labels) <= set(POLARISATIONS):
+        return labels
+    named = tuple(scene.attrs.get("polarisations") or labels)
+    if len(named) != len(labels):
+        raise PolarisationError(
+            f"the scene has {len(labels)} bands, and its attrs name {', '.join(named)}: label them, as in "
+            "scene.assign_coords(band=['VV', 'VH'])"
+        )
+    return named
+
+
 def _choose(found: tuple[str, ...], card: Card | None, *, force: bool) -> tuple[tuple[str, ...], Channels]:
     """Return the scene's polarisations that the model takes, and what its channels average."""
     if card is None:
@@ -214,9 +228,14 @@ def _choose(found: tuple[str, ...], card: Card | None, *, force: bool) -> tuple[
         PolarisationError,
         force=force,
     )
-    used = {name: name if name in found else found[0] for name in card.polarisations}
+    used = {name: _nearest(name, found) for name in card.polarisations}
     channels = tuple(tuple(used[name] for name in names) for names in card.channels)
     return tuple(dict.fromkeys(used.values())), channels
+
+
+def _nearest(wanted: str, found: tuple[str, ...]) -> str:
+    """Return the polarisation itself, else one of its kind (co or cross), else any."""
+    return min(found, key=lambda name: (name != wanted, (name[0] == name[1]) != (wanted[0] == wanted[1])))
 
 
 def _check_radiometry(card: Card | None, calibration: str, *, force: bool) -> None:
@@ -295,5 +314,4 @@ def _provenance(scene: xr.DataArray, plan: Plan, settings: TranslateSettings) ->
         "settings": {name: getattr(spec, name) for name in _REPORTED},
         "region": list(plan.region),
         "scene_shape": list(plan.lattice.shape),
-        "windows": len(plan.lattice.touching(plan.region)),
     }

@@ -47,13 +47,20 @@ def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.Dat
     SettingsError
         If the region does not touch the scene.
     """
+    from pyproj.exceptions import CRSError
+
     area = None
     if region.aoi is not None:
         area = read_area(Path(region.aoi), grid)
         window = grid.window_of(area.bounds)
     elif region.bbox is not None:
         west, south, east, north = region.bbox
-        window = grid.window_of((west, south, east, north), region.bbox_crs)
+        try:
+            window = grid.window_of((west, south, east, north), region.bbox_crs)
+        except CRSError as error:
+            raise SettingsError(
+                f"bbox_crs={region.bbox_crs!r}: not a CRS, or bbox {region.bbox} is not in its range"
+            ) from error
     elif region.window is not None:
         asked = Window(*region.window)
         found = asked.intersection(grid.window)

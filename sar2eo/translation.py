@@ -49,6 +49,32 @@ class Job:
     outputs: Outputs
     report: Path | None = None
 
+    def check_report(self) -> None:
+        """Refuse a report that cannot be written, or that would replace another output.
+
+        Raises
+        ------
+        SettingsError, OutputError
+        """
+        if self.report is None:
+            return
+        if self.report.resolve() in {path.resolve() for path in self.outputs.paths}:
+            raise SettingsError(f"--report {self.report}: another output goes there; choose another name")
+        if not self.report.parent.is_dir():
+            raise OutputError(f"--report {self.report}: there is no folder {self.report.parent}")
+
+    def check_inputs(self) -> None:
+        """Refuse to replace the scene by its own translation.
+
+        Raises
+        ------
+        SettingsError
+        """
+        inputs = {Path(part.split("=")[-1]).resolve() for part in (self.source, *self.source.split(","))}
+        taken = [path for path in self.outputs.paths if path.resolve() in inputs]
+        if taken:
+            raise SettingsError(f"{taken[0]} is the scene itself: give the result another name")
+
 
 def jobs_of(recipe: TranslateRecipe) -> list[Job]:
     """Pair every scene of a recipe with its outputs.
@@ -65,10 +91,9 @@ def jobs_of(recipe: TranslateRecipe) -> list[Job]:
     if not recipe.scenes:
         raise SettingsError("no scene is given")
     if len(recipe.scenes) == 1 and out.suffix.lower() in (".tif", ".tiff"):
-        outputs = Outputs(eo=out, **paths)
-        if report is not None and report.absolute() == outputs.item.absolute():
-            raise SettingsError(f"--report {report}: is where the STAC item goes; choose another name")
-        return [Job(source=recipe.scenes[0], outputs=outputs, report=report)]
+        job = Job(source=recipe.scenes[0], outputs=Outputs(eo=out, **paths), report=report)
+        job.check_report()
+        return [job]
     if out.suffix:
         raise SettingsError(f"--out {out}: for several scenes it must be a folder")
     if len(recipe.scenes) > 1 and (paths or report):
@@ -143,6 +168,7 @@ def run_job(
     Sar2eoError
         As `sar2eo.open_scene`, `sar2eo.translate` and `sar2eo.write_cog` raise.
     """
+    job.check_inputs()
     job.outputs.check(overwrite=recipe.overwrite)
     started = time.perf_counter()
     dataset = prepare(job, recipe, spec)

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
@@ -21,6 +22,7 @@ from dask.base import tokenize
 from sar2eo.cog import assemble, check_space, check_target, needed_bytes, publish
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.footprint import footprint_of
+from sar2eo.graph import count_windows
 from sar2eo.grid import Grid
 from sar2eo.inference import place_of
 from sar2eo.journal import Journal
@@ -58,6 +60,11 @@ class Outputs:
         return {name: path for name, path in named.items() if path is not None}
 
     @property
+    def paths(self) -> list[Path]:
+        """All files that are, or may be, written."""
+        return [*self.rasters.values(), self.item, *([self.quicklook] if self.quicklook else [])]
+
+    @property
     def item(self) -> Path:
         """The STAC item, which is written where the acquisition time is known."""
         return self.eo.with_suffix(".json")
@@ -77,13 +84,13 @@ class Outputs:
         SettingsError
             If two outputs are the same file.
         """
-        beside = [self.item, *([self.quicklook] if self.quicklook else [])]
-        paths = [*self.rasters.values(), *beside]
-        if len({path.absolute() for path in paths}) < len(paths):
-            raise SettingsError(f"outputs {', '.join(map(str, paths))}: each must be a file of its own")
+        if len({path.resolve() for path in self.paths}) < len(self.paths):
+            raise SettingsError(f"outputs {', '.join(map(str, self.paths))}: each must be a file of its own")
         for path in self.rasters.values():
             check_target(path, overwrite)
-        for path in beside:
+        for path in self.paths[len(self.rasters) :]:
+            if not path.parent.is_dir():
+                raise OutputError(f"{path}: there is no folder {path.parent}: make it first")
             if path.exists() and not overwrite:
                 raise OutputError(f"{path} exists: pass --overwrite to replace it")
 
@@ -139,6 +146,7 @@ def write_cog(
     _check_variables(dataset, outputs)
     outputs.check(overwrite=overwrite)
     grid = _grid_of(dataset)
+    windows = _windows(dataset)
     reset_telemetry()
     divisors = _divisors(dataset)
     journal = Journal.open(outputs.journal, _fingerprint(dataset, grid, divisors), restart=restart)
@@ -149,7 +157,7 @@ def write_cog(
         if not done:
             check_space(journal.folder, needed_bytes(grid, outputs.rasters, compress))
         counts = {
-            "windows_total": _windows(dataset),
+            "windows_total": windows,
             "blocks_total": len(store.windows),
             "blocks_resumed": len(done),
         }
@@ -162,7 +170,7 @@ def write_cog(
         journal.release()
     ended = time.perf_counter()
     seconds = {"total": ended - started, "assemble": ended - computed}
-    return _report(dataset, grid, divisors, collect_telemetry(), seconds)
+    return _report(dataset, grid, windows, divisors, collect_telemetry(), seconds)
 
 
 def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:
@@ -174,6 +182,12 @@ def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:
     for name in outputs.rasters:
         if name not in dataset:
             raise SettingsError(f"the Dataset has no variable {name!r}: {slips[name]}")
+    eo = dataset["eo"]
+    if eo.dtype != np.uint8 or sorted(map(str, eo.dims)) != ["band", "x", "y"] or eo.sizes["band"] != 3:
+        raise SettingsError(
+            f"eo is {eo.dtype} {dict(eo.sizes)}: must be uint8 with 3 bands, y and x; after arithmetic, "
+            "round and cast it back with .astype('uint8')"
+        )
 
 
 def _grid_of(dataset: xr.Dataset) -> Grid:
@@ -213,7 +227,8 @@ def _fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Any) -> dict[str, An
 
 
 def _windows(dataset: xr.Dataset) -> int:
-    return int(dataset.attrs.get("windows", 0))
+    eo = dataset["eo"].data
+    return count_windows(eo) if isinstance(eo, da.Array) else 0
 
 
 def _tags(dataset: xr.Dataset, divisors: npt.NDArray[np.float32] | None) -> dict[str, str]:
@@ -278,18 +293,18 @@ def _finish(
 def _report(
     dataset: xr.Dataset,
     grid: Grid,
+    windows: int,
     divisors: npt.NDArray[np.float32] | None,
     work: dict[str, float],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     attrs = dataset.attrs
     counted = {name: int(work.get(f"windows_{name}", 0)) for name in ("translated", "skipped")}
-    total = _windows(dataset)
     kinds = {"read": "read", "model": "model", "blend": "blend", "journal": "journal", "scaling": "scaling"}
     sampling = dict(attrs.get("settings", {}))
     return {
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
-        "windows": {"total": total, **counted, "resumed": max(0, total - sum(counted.values()))},
+        "windows": {"total": windows, **counted, "resumed": max(0, windows - sum(counted.values()))},
         "scaling": {
             "quantity": attrs.get("quantity"),
             "polarisations": attrs.get("polarisations"),

@@ -166,7 +166,12 @@ def test_co_and_cross_become_co_cross_and_their_mean() -> None:
         (lambda s: s.isel(band=0), SceneError, "band"),
         (lambda s: s.assign_attrs(quantity=None), RadiometryError, "quantity"),
         (lambda s: s.isel(y=slice(0, 0)), SceneError, "empty"),
-        (lambda s: s.assign_attrs(polarisations=("XX",)), PolarisationError, "XX"),
+        (lambda s: s.assign_coords(band=["XX"]).assign_attrs(polarisations=()), PolarisationError, "XX"),
+        (
+            lambda s: s.assign_coords(band=[1]).assign_attrs(polarisations=("VV", "VH")),
+            PolarisationError,
+            "1",
+        ),
     ],
 )
 def test_what_is_no_scene_is_refused(change: object, error: type[Exception], word: str) -> None:

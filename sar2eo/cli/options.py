@@ -77,7 +77,7 @@ _SCENE_OPTIONS: list[Decorator] = [
         type=click.Choice(["beta0", "sigma0", "gamma0"]),
         help="Calibrate a Sentinel-1 SAFE product by its annotation.",
     ),
-    click.option("--nodata", type=float, help="A further value that means no data."),
+    click.option("--nodata", type=float, help="The value that means no data, instead of the file's own."),
     click.option("--crs", help="Warp to this CRS; 'source' keeps a geographic grid."),
     click.option("--resolution", type=float, help="Warp to this pixel size, in units of the CRS."),
     click.option("--datetime", metavar="ISO8601", help="Acquisition time, if the file is silent."),
