@@ -124,7 +124,7 @@ class Grid:
         SettingsError
             If the bounds are empty or lie outside of the grid.
         """
-        from math import ceil, floor
+        from math import ceil, floor, isfinite
 
         from pyproj import Transformer
 
@@ -134,6 +134,11 @@ class Grid:
         if crs is not None:
             to_grid = Transformer.from_crs(crs, self.pyproj_crs, always_xy=True)
             west, south, east, north = to_grid.transform_bounds(west, south, east, north)
+        if not all(map(isfinite, (west, south, east, north))):
+            raise SettingsError(
+                f"bounds {bounds} have no place in {self.crs}: the order is west, south, east, north, and "
+                "degrees are longitude before latitude"
+            )
         to_pixel = ~self.affine
         corners = [to_pixel @ xy for xy in ((west, south), (west, north), (east, south), (east, north))]
         cols, rows = zip(*corners, strict=True)
