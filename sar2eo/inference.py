@@ -65,7 +65,9 @@ def translate(
     ----------
     scene : DataArray, dims (band, y, x)
         As `sar2eo.open_scene` returns it, or a slice or a function of that. A slice keeps its place in
-        the whole scene: windows, noise and scaling are those of the whole, and so are the pixels.
+        the whole scene: windows, noise and scaling are those of the whole, and so are the pixels. (A
+        slice of a function, say of ``2 * scene``, keeps windows and noise only: nothing outside of it
+        is known, so scaling and borders are its own. Slice the result instead.)
     model : str, Path or ModelSpec
         "identity", a checkpoint folder, or a hub id.
     settings : TranslateSettings, optional

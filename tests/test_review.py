@@ -1,12 +1,16 @@
 """What a run must refuse, count and name rightly at its edges."""
 
+import dataclasses
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
 from click.testing import CliRunner, Result
 from scenes import amplitude, scene_array, write_scene
@@ -14,10 +18,11 @@ from scenes import amplitude, scene_array, write_scene
 import sar2eo
 from sar2eo import graph
 from sar2eo.card import Card
-from sar2eo.cli import cli
-from sar2eo.errors import SettingsError
+from sar2eo.cli import cli, translating
+from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.estimate import estimate
 from sar2eo.inference import _choose
+from sar2eo.models import resolve_model
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to
 from sar2eo.translation import jobs_of, resolve
@@ -49,11 +54,11 @@ def test_bands_keep_their_names_when_selected_or_reordered() -> None:
 
 def test_force_substitutes_like_by_like() -> None:
     card = Card(name="a", polarisations=("VV", "VH"))
-    with pytest.warns(sar2eo.errors.FitWarning, match="HV, HH"):
+    with pytest.warns(FitWarning, match="HV, HH"):
         names, channels = _choose(("HV", "HH"), card, force=True)
     assert names == ("HH", "HV")
     assert channels == (("HH",), ("HV",), ("HH", "HV"))
-    with pytest.warns(sar2eo.errors.FitWarning):
+    with pytest.warns(FitWarning):
         assert _choose(("VV",), card, force=True) == (("VV",), (("VV",), ("VV",), ("VV", "VV")))
 
 
@@ -183,3 +188,72 @@ def test_names_of_edited_datasets_are_the_same_in_another_process(scene_file: Pa
     ]
     assert told[0] == told[1]
     assert len(set(json.loads(told[0]))) == 6
+
+
+@pytest.mark.parametrize(
+    ("card", "error", "words"),
+    [
+        ({"gsd_m": 4.0}, SceneError, ["10 x 10 m", "4 m", "--resolution"]),
+        ({"polarisations": ("HH",)}, PolarisationError, ["has VV", "HH"]),
+        ({"scaling": 0.5, "calibration": "sigma0"}, RadiometryError, ["none", "sigma0"]),
+    ],
+)
+def test_a_scene_that_does_not_fit_the_card_is_refused_or_forced_with_a_warning(
+    card: dict[str, Any], error: type[SceneError], words: list[str]
+) -> None:
+    scene = scene_array(amplitude((64, 64), 4))
+    spec = dataclasses.replace(
+        resolve_model("identity"), card=Card(name="a", **{"polarisations": ("VV",)} | card)
+    )
+    with pytest.raises(error) as caught:
+        sar2eo.translate(scene, spec)
+    assert all(word in str(caught.value) for word in [*words, "--force"])
+    with pytest.warns(FitWarning, match=words[0]):
+        sar2eo.translate(scene, spec, force=True)
+
+
+def test_a_card_that_fits_says_nothing_and_its_fixed_scaling_is_used() -> None:
+    card = Card(name="a", gsd_m=10.0, scaling=100.0)
+    eo = sar2eo.translate(
+        scene_array(amplitude((64, 64), 4)), dataclasses.replace(resolve_model("identity"), card=card)
+    )
+    assert eo.amplitude_divisor.values.tolist() == [100.0]
+
+
+def test_spread_is_written_on_request(scene_file: Path, tmp_path: Path) -> None:
+    spread = tmp_path / "spread.tif"
+    done = run(
+        *("translate", scene_file, "--out", tmp_path / "eo.tif", *SMALL, "--samples", 2, "--spread", spread)
+    )
+    assert done.exit_code == 0, done.output
+    with rasterio.open(spread) as raster, rasterio.open(scene_file) as source:
+        valid = source.read_masks(1) > 0
+        assert (raster.read(1)[valid] == 0).all()
+        np.testing.assert_array_equal(raster.read_masks(1) > 0, valid)
+
+
+class Terminal(io.StringIO):
+    def __init__(self, live: bool) -> None:
+        super().__init__()
+        self.live = live
+
+    def isatty(self) -> bool:
+        return self.live
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_progress_renews_a_line_on_a_terminal_and_is_plain_otherwise(
+    monkeypatch: pytest.MonkeyPatch, live: bool
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(translating.time, "monotonic", lambda: clock[0])
+    stream = Terminal(live)
+    monkeypatch.setattr(translating.sys, "stderr", stream)
+    counts = {"windows_total": 40, "windows_translated": 8, "windows_skipped": 2}
+    with translating._ProgressLine() as progress:
+        for clock[0] in (101.0, 140.0, 150.0):
+            progress(counts)
+    told = stream.getvalue()
+    assert "10 of 40 windows, 0.25 a second, 0:02:00 left" in told
+    assert told.count("windows,") == (3 if live else 1)
+    assert ("\x1b" in told) == live
