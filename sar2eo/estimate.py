@@ -6,7 +6,6 @@ share of the windows, and the model is timed on two short runs of one batch.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -90,15 +89,14 @@ def _seconds(spec: ModelSpec, tile: int, windows: int) -> float:
     """Seconds inside the model: a batch of one step is timed, and of three."""
     sar = np.zeros((spec.batch, 3, tile, tile), np.float32)
     origins = [(0, tile * k) for k in range(spec.batch)]
+    translator = spec.load()
 
     def timed(steps: int) -> float:
-        translator = dataclasses.replace(spec, steps=steps, samples=1).load()
         start = time.perf_counter()
-        translator.translate(sar, origins)
+        translator.with_steps(steps).translate(sar, origins)
         return time.perf_counter() - start
 
-    few, more = (1, 3) if spec.steps else (0, 0)
-    timed(few)
-    short, long = timed(few), timed(more)
-    batch = short + max(long - short, 0) / 2 * (spec.steps - few)
-    return batch * spec.samples * -(-windows // spec.batch)
+    timed(1)
+    short, long = timed(1), timed(3)
+    batch = (short + max(long - short, 0) / 2 * max(spec.steps - 1, 0)) * spec.samples
+    return batch * -(-windows // spec.batch)

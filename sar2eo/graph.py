@@ -145,13 +145,13 @@ class TranslationGraph:
         return da.Array(graph, name, (*bands, rows, cols), dtype=dtype)
 
 
-def count_windows(array: da.Array) -> int:
-    """Count the windows of the batches that computing an array of a translation runs.
+def count_windows(array: da.Array, keys: list[Any] | None = None) -> int:
+    """Count the windows of the batches that computing an array of a translation, or some keys, runs.
 
     These are all windows of every batch that is needed, so of a slice or a clipped area fewer than of
     the whole, and a few more than touch it. What was computed before needs none.
     """
-    graph = array.dask.cull(set(flatten(array.__dask_keys__())))
+    graph = array.dask.cull(set(flatten(array.__dask_keys__()) if keys is None else keys))
     counted = 0
     for key in graph:
         if isinstance(key, tuple) and str(key[0]).startswith("batch-"):

@@ -82,6 +82,10 @@ class Translator(Protocol):
         """
         ...
 
+    def with_steps(self, steps: int) -> Translator:
+        """Return a translator of the same weights with a single sample of another number of steps."""
+        ...
+
 
 class IdentityTranslator:
     """Returns its own three-channel input as bytes: a diagnostic of everything but the model."""
@@ -94,6 +98,10 @@ class IdentityTranslator:
         with telemetry.timed("model_seconds"):
             spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
             return Translation(to_eo_bytes(sar), None, spread)
+
+    def with_steps(self, steps: int) -> IdentityTranslator:
+        """Return itself: identity has no steps."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

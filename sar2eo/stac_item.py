@@ -48,7 +48,8 @@ def stac_item(
     Parameters
     ----------
     rasters : mapping of str to Path
-        The COGs by variable of `sar2eo.layers.LAYERS`; "eo" is among them and gives the item its name.
+        Where the COGs are, or will be, by variable of `sar2eo.layers.LAYERS`; "eo" is among them and
+        gives the item its name.
     grid : Grid
         Of all of them.
     footprint : Polygon or MultiPolygon
@@ -144,7 +145,7 @@ def _add_projection(item: pystac.Item, grid: Grid) -> None:
 
 def _asset(variable: str, path: Path, home: Path) -> pystac.Asset:
     title, roles = _TEXTS[variable]
-    written = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(microsecond=0)
+    written = datetime.now(UTC).replace(microsecond=0)
     return pystac.Asset(
         _relative(path, home),
         title=title,

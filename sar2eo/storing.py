@@ -9,8 +9,9 @@ from __future__ import annotations
 import resource
 import sys
 import threading
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +23,7 @@ from dask.base import compute_as_if_collection, tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from sar2eo import telemetry
+from sar2eo.errors import Sar2eoWarning
 from sar2eo.journal import BlockWriter, Journal
 from sar2eo.pacing import paced
 from sar2eo.windows import Window
@@ -64,6 +66,10 @@ class BlockStore:
     def windows(self) -> list[Window]:
         """All blocks, in the Dataset's own frame."""
         return list(self._places)
+
+    def keys(self, windows: Sequence[Window]) -> list[Any]:
+        """Return the keys of the EO image's chunks under some blocks."""
+        return [(self.arrays["eo"].name, 0, *self._places[window]) for window in windows]
 
     def finished(self, journal: Journal) -> set[Window]:
         """Return the blocks of which the journal holds every variable, whole."""
@@ -119,7 +125,7 @@ def reset_telemetry() -> None:
     telemetry.reset()
     client = _active_client()
     if client is not None:
-        client.run(telemetry.reset)
+        client.run(telemetry.reset, on_error="ignore")
 
 
 def collect_telemetry() -> dict[str, float]:
@@ -127,7 +133,9 @@ def collect_telemetry() -> dict[str, float]:
     snapshots = [_process_snapshot()]
     client = _active_client()
     if client is not None:
-        snapshots += client.run(_process_snapshot).values()
+        # A worker may be lost while it is asked; its counts then are, too.
+        found = client.run(_process_snapshot, on_error="ignore")
+        snapshots += [snapshot for snapshot in found.values() if snapshot]
     total: Counter[str] = Counter()
     for snapshot in snapshots:
         total.update(snapshot)
@@ -144,17 +152,27 @@ def reporting(progress: Progress | None, counts: Mapping[str, float]) -> Iterato
     stop = threading.Event()
 
     def tell() -> None:
-        while not stop.wait(_PROGRESS_SECONDS):
+        try:
             progress({**counts, **collect_telemetry()})
+        except Exception as error:
+            # Hours of work are not to fail for the sake of a progress line.
+            warnings.warn(f"progress is not reported any more: {error}", Sar2eoWarning, stacklevel=2)
+            stop.set()
 
-    thread = threading.Thread(target=tell, name="sar2eo-progress", daemon=True)
+    def keep_telling() -> None:
+        while not stop.wait(_PROGRESS_SECONDS):
+            tell()
+
+    thread = threading.Thread(target=keep_telling, name="sar2eo-progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
+        ended = stop.is_set()
         stop.set()
         thread.join()
-        progress({**counts, **collect_telemetry()})
+        if not ended:
+            tell()
 
 
 def _process_snapshot() -> dict[str, float]:

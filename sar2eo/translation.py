@@ -20,10 +20,11 @@ from sar2eo.durable import write_atomically
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.inference import spec_of, translate
 from sar2eo.models import ModelSpec
+from sar2eo.outputs import Outputs
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to, cut
 from sar2eo.scene import open_scene
-from sar2eo.writing import Outputs, write_cog
+from sar2eo.writing import write_cog
 
 __all__ = ["Job", "jobs_of", "opened", "prepare", "resolve", "run_job", "scaling_of"]
 

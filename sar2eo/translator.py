@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,12 @@ class DiffusionTranslator:
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
             return self._translate(sar, origins)
+
+    def with_steps(self, steps: int) -> DiffusionTranslator:
+        """Return a translator of the same weights with a single sample of another number of steps."""
+        other = copy.copy(self)
+        other._spec = replace(self._spec, steps=steps, samples=1)
+        return other
 
     def _check(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> None:
         batch, factor = self._spec.batch, self._spec.factor

@@ -157,7 +157,3 @@ class Lattice:
         or on what is done already; so a window is always computed in the same company.
         """
         return range(number * size, min((number + 1) * size, len(self)))
-
-    def batches(self, size: int) -> int:
-        """Count the batches of `size` windows."""
-        return -(-len(self) // size)

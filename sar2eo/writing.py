@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,80 +18,17 @@ import numpy.typing as npt
 import xarray as xr
 from dask.base import tokenize
 
-from sar2eo.cog import assemble, check_space, check_target, needed_bytes, publish
-from sar2eo.errors import OutputError, SettingsError
-from sar2eo.footprint import footprint_of
+from sar2eo.cog import check_space, needed_bytes
+from sar2eo.errors import SettingsError
 from sar2eo.graph import count_windows
 from sar2eo.grid import Grid
 from sar2eo.inference import place_of
 from sar2eo.journal import Journal
-from sar2eo.preview import quicklook, valid_pixels
+from sar2eo.outputs import Outputs
 from sar2eo.recipe import Compression
-from sar2eo.stac_item import stac_item, write_stac_item
 from sar2eo.storing import BlockStore, Progress, collect_telemetry, reporting, reset_telemetry
 
-__all__ = ["Outputs", "write_cog"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outputs:
-    """Where the results of one translation go.
-
-    Parameters
-    ----------
-    eo : Path
-        COG of the EO image; unfinished work lies beside it in ``<name>.partial``.
-    confidence, spread : Path, optional
-        COGs of the confidence, and of the standard deviation over samples.
-    quicklook : Path, optional
-        A small PNG.
-    """
-
-    eo: Path
-    confidence: Path | None = None
-    spread: Path | None = None
-    quicklook: Path | None = None
-
-    @property
-    def rasters(self) -> dict[str, Path]:
-        """The COGs, by variable of the Dataset."""
-        named = {"eo": self.eo, "confidence": self.confidence, "spread": self.spread}
-        return {name: path for name, path in named.items() if path is not None}
-
-    @property
-    def paths(self) -> list[Path]:
-        """All files that are, or may be, written."""
-        return [*self.rasters.values(), self.item, *([self.quicklook] if self.quicklook else [])]
-
-    @property
-    def item(self) -> Path:
-        """The STAC item, which is written where the acquisition time is known."""
-        return self.eo.with_suffix(".json")
-
-    @property
-    def journal(self) -> Path:
-        """Folder of unfinished work."""
-        return self.eo.with_name(self.eo.name + ".partial")
-
-    def check(self, *, overwrite: bool) -> None:
-        """Refuse targets that cannot be written, before any work.
-
-        Raises
-        ------
-        OutputError
-            If a folder is missing or a file exists and may not be replaced.
-        SettingsError
-            If two outputs are the same file.
-        """
-        if len({path.resolve() for path in self.paths}) < len(self.paths):
-            raise SettingsError(f"outputs {', '.join(map(str, self.paths))}: each must be a file of its own")
-        for path in self.rasters.values():
-            check_target(path, overwrite)
-        for path in self.paths[len(self.rasters) :]:
-            if not path.parent.is_dir():
-                raise OutputError(f"{path}: there is no folder {path.parent}: make it first")
-            if path.exists() and not overwrite:
-                raise OutputError(f"{path} exists: pass --overwrite to replace it")
+__all__ = ["write_cog"]
 
 
 def write_cog(
@@ -157,14 +93,16 @@ def write_cog(
         if not done:
             check_space(journal.folder, needed_bytes(grid, outputs.rasters, compress))
         counts = {
-            "windows_total": windows,
+            "windows_total": _windows(dataset, store.keys(pending)),
             "blocks_total": len(store.windows),
             "blocks_resumed": len(done),
         }
         with reporting(progress, counts):
             store.run(journal.writer(), pending, divisors)
         computed = time.perf_counter()
-        _finish(journal, outputs, grid, store, dataset, _tags(dataset, divisors), compress)
+        outputs.finish(
+            journal, grid, store.windows, _tags(dataset, divisors), dataset.attrs.get("datetime"), compress
+        )
         journal.remove()
     finally:
         journal.release()
@@ -226,9 +164,9 @@ def _fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Any) -> dict[str, An
     }
 
 
-def _windows(dataset: xr.Dataset) -> int:
+def _windows(dataset: xr.Dataset, keys: list[Any] | None = None) -> int:
     eo = dataset["eo"].data
-    return count_windows(eo) if isinstance(eo, da.Array) else 0
+    return count_windows(eo, keys) if isinstance(eo, da.Array) else 0
 
 
 def _tags(dataset: xr.Dataset, divisors: npt.NDArray[np.float32] | None) -> dict[str, str]:
@@ -264,30 +202,6 @@ def _tag_text(value: Any) -> str:
 
 def _tiff_time(iso: str | None) -> str | None:
     return None if iso is None else datetime.fromisoformat(iso).strftime("%Y:%m:%d %H:%M:%S")
-
-
-def _finish(
-    journal: Journal,
-    outputs: Outputs,
-    grid: Grid,
-    store: BlockStore,
-    dataset: xr.Dataset,
-    tags: dict[str, str],
-    compress: Compression,
-) -> None:
-    """Assemble every COG, then publish them together, the EO image last, then what is made from them."""
-    files = [
-        (assemble(journal, name, grid, store.windows, tags=tags, compress=compress), path)
-        for name, path in outputs.rasters.items()
-    ]
-    publish(files[::-1])
-    if outputs.quicklook is not None:
-        quicklook(outputs.eo, outputs.quicklook)
-    when = dataset.attrs.get("datetime")
-    if when is not None and grid.crs is not None:
-        outline = footprint_of(valid_pixels(outputs.eo), grid)
-        item = stac_item(outputs.rasters, grid, outline, when, tags=tags, quicklook=outputs.quicklook)
-        write_stac_item(item, outputs.item)
 
 
 def _report(
