@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from sar2eo.device import resolve_device
 from sar2eo.errors import ClusterError, SettingsError
 
-__all__ = ["available_cores", "running", "threads_per_worker"]
+__all__ = ["available_cores", "check_workers", "running", "threads_per_worker"]
 
 # Beside the one thread that is inside the model, others read ahead and write behind.
 _THREADS_PER_WORKER = 3
@@ -29,13 +30,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_per_worker(workers: int) -> int:
-    """Torch threads of each of several worker processes: the cores, shared out."""
-    return max(1, available_cores() // max(1, workers))
+def threads_per_worker(workers: int, scheduler: str | None = None) -> int:
+    """Torch threads of each worker process: the cores of its machine, shared out.
+
+    Parameters
+    ----------
+    workers : int
+        Processes on this machine; 0: this one.
+    scheduler : str, optional
+        If given, the joined cluster that is active decides: its smallest share.
+    """
+    if scheduler is None:
+        return max(1, available_cores() // max(1, workers))
+    from distributed import get_client
+
+    cores: dict[str, int] = get_client().run(available_cores)
+    hosts = [worker.rsplit(":", 1)[0] for worker in cores]
+    shares = [count // hosts.count(worker.rsplit(":", 1)[0]) for worker, count in cores.items()]
+    return max(1, min(shares))
 
 
 @contextmanager
-def running(*, workers: int = 0, scheduler: str | None = None, shared: Path | None = None) -> Iterator[None]:
+def running(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]:
     """Make a Dask scheduler the active one while the block runs.
 
     Parameters
@@ -44,23 +60,21 @@ def running(*, workers: int = 0, scheduler: str | None = None, shared: Path | No
         Worker processes to start on this machine; 0 uses threads of this process.
     scheduler : str, optional
         Address of a running cluster to join instead, as in ``tcp://10.0.0.1:8786``.
-    shared : Path, optional
-        A folder that a joined cluster's workers must see.
 
     Raises
     ------
     SettingsError
         If both are asked for, or a negative number of workers.
     ClusterError
-        If a cluster cannot be reached, has no workers, lacks this package, runs another version of
-        it, or does not see the folder.
+        If a cluster cannot be reached, has no workers, lacks this package or runs another version of
+        it.
     """
     if workers < 0 or (workers and scheduler):
         raise SettingsError(f"workers={workers}, scheduler={scheduler}: give one of them, workers from 0 on")
     # GDAL's own default is a share of all memory, which each process would take for itself.
     os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_MB))
     if scheduler is not None:
-        with _joined(scheduler, shared):
+        with _joined(scheduler):
             yield
     elif workers:
         with _started(workers):
@@ -121,7 +135,7 @@ def _quiet(logger: str) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(address: str, shared: Path | None) -> Iterator[None]:
+def _joined(address: str) -> Iterator[None]:
     import dask
     from distributed import Client
 
@@ -132,11 +146,11 @@ def _joined(address: str, shared: Path | None) -> Iterator[None]:
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(f"--scheduler {address}: cannot be reached: is it tcp://HOST:PORT?") from error
         with client:
-            _check_workers(client, address, shared)
+            _check_versions(client, address)
             yield
 
 
-def _check_workers(client: Any, address: str, shared: Path | None) -> None:
+def _check_versions(client: Any, address: str) -> None:
     """Refuse at once what would otherwise wait for ever or fail in every task."""
     from sar2eo._version import __version__
 
@@ -150,9 +164,33 @@ def _check_workers(client: Any, address: str, shared: Path | None) -> None:
         if version != __version__:
             has = f"sar2eo {version}" if isinstance(version, str) else "no sar2eo that it can import"
             raise ClusterError(f"worker {worker} has {has}, this is {__version__}: install the same on all")
-    if shared is not None:
-        blind = [worker for worker, sees in client.run(os.path.isdir, str(shared)).items() if not sees]
+
+
+def check_workers(*, paths: Sequence[Path], device: str) -> None:
+    """Refuse a joined cluster that cannot do the work, before there is any.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files and folders that every worker must see, as this process does.
+    device : str
+        That every worker must have.
+
+    Raises
+    ------
+    ClusterError
+        Naming a worker and what it lacks.
+    """
+    from distributed import get_client
+
+    client = get_client()
+    for path in paths:
+        blind = [worker for worker, sees in client.run(os.path.exists, str(path)).items() if not sees]
         if blind:
             raise ClusterError(
-                f"worker {blind[0]} does not see {shared}: outputs need a folder that all share"
+                f"worker {blind[0]} does not see {path}: scenes, models and outputs need a place "
+                "that all share"
             )
+    for worker, found in client.run(resolve_device, device, on_error="return").items():
+        if isinstance(found, Exception):
+            raise ClusterError(f"worker {worker} lacks what the run needs: {found}")

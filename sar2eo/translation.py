@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sar2eo.region import clip_to, cut
 from sar2eo.scene import open_scene
 from sar2eo.writing import write_cog
 
-__all__ = ["Job", "jobs_of", "opened", "prepare", "resolve", "run_job", "scaling_of"]
+__all__ = ["Job", "jobs_of", "opened", "prepare", "resolve", "run_job", "scaling_of", "shared_paths"]
 
 # Blocks of the journal: wide, so that there are few tasks, but not so wide that memory follows the scene.
 _BLOCK = (512, 4096)
@@ -64,6 +64,11 @@ class Job:
         if not self.report.parent.is_dir():
             raise OutputError(f"--report {self.report}: there is no folder {self.report.parent}")
 
+    @property
+    def inputs(self) -> list[Path]:
+        """What may be local files of the scene."""
+        return [Path(part.split("=")[-1]) for part in (self.source, *self.source.split(","))]
+
     def check_inputs(self) -> None:
         """Refuse to replace the scene by its own translation.
 
@@ -71,7 +76,7 @@ class Job:
         ------
         SettingsError
         """
-        inputs = {Path(part.split("=")[-1]).resolve() for part in (self.source, *self.source.split(","))}
+        inputs = {path.resolve() for path in self.inputs}
         taken = [path for path in self.outputs.paths if path.resolve() in inputs]
         if taken:
             raise SettingsError(f"{taken[0]} is the scene itself: give the result another name")
@@ -127,6 +132,14 @@ def resolve(recipe: TranslateRecipe) -> ModelSpec:
             "or 'identity' to try everything but the model"
         )
     return spec_of(recipe.model, recipe.settings)
+
+
+def shared_paths(jobs: Sequence[Job], spec: ModelSpec) -> list[Path]:
+    """Return the local files and folders that every worker of a cluster must see."""
+    model = [] if spec.card is None else [Path(spec.path).absolute()]
+    folders = [job.outputs.eo.absolute().parent for job in jobs]
+    scenes = [path.absolute() for job in jobs for path in job.inputs if path.exists()]
+    return list(dict.fromkeys([*model, *folders, *scenes]))
 
 
 def scaling_of(text: str) -> tuple[float, ...]:

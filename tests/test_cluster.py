@@ -50,7 +50,7 @@ def test_cores_are_shared_out() -> None:
 
 def test_a_joined_cluster_is_used_and_stays(joined: str, tmp_path: Path) -> None:
     for _ in range(2):
-        with cluster.running(scheduler=joined, shared=tmp_path):
+        with cluster.running(scheduler=joined):
             assert get_client().submit(sum, [1, 2]).result() == 3
 
 
@@ -68,12 +68,14 @@ def test_an_unreachable_cluster_is_named(address: str, monkeypatch: pytest.Monke
     assert dask.config.get("scheduler", None) is None
 
 
-def test_workers_that_do_not_see_the_output_are_named(joined: str, tmp_path: Path) -> None:
-    with (
-        pytest.raises(ClusterError, match="does not see"),
-        cluster.running(scheduler=joined, shared=tmp_path / "elsewhere"),
-    ):
-        pass
+def test_workers_that_lack_a_file_or_a_device_are_named(joined: str, tmp_path: Path) -> None:
+    with cluster.running(scheduler=joined):
+        assert cluster.threads_per_worker(0, joined) == cluster.available_cores()
+        cluster.check_workers(paths=[tmp_path], device="cpu")
+        with pytest.raises(ClusterError, match=r"does not see .*elsewhere"):
+            cluster.check_workers(paths=[tmp_path, tmp_path / "elsewhere"], device="cpu")
+        with pytest.raises(ClusterError, match=r"lacks what the run needs: .*nonsense"):
+            cluster.check_workers(paths=[tmp_path], device="nonsense")
 
 
 class Foreign:
@@ -101,4 +103,4 @@ class Foreign:
 )
 def test_workers_that_are_missing_or_differ_are_named(client: Foreign, words: str) -> None:
     with pytest.raises(ClusterError, match=words):
-        cluster._check_workers(client, "tcp://a", None)
+        cluster._check_versions(client, "tcp://a")

@@ -12,7 +12,7 @@ from scenes import amplitude, holes, scene_array, write_scene
 import sar2eo
 from sar2eo import telemetry
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
-from sar2eo.models import resolve_model
+from sar2eo.models import IdentityTranslator, resolve_model
 from sar2eo.tasks import fill_invalid
 
 
@@ -202,3 +202,49 @@ def test_the_accessor_is_the_same_function(scene_file: Path) -> None:
     part = scene.isel(y=slice(8, 20))
     assert part.sar2eo.grid.shape == (12, 700)
     assert part.sar2eo.grid.transform[5] == scene.sar2eo.grid.transform[5] - 80
+
+
+def model_inputs(scene: xr.DataArray, monkeypatch: pytest.MonkeyPatch, **options: object) -> list[np.ndarray]:
+    """Every window that reaches the model, in order."""
+    seen: list[np.ndarray] = []
+    original = IdentityTranslator.translate
+
+    def watched(self: IdentityTranslator, sar: np.ndarray, origins: object) -> object:
+        seen.extend(sar.copy())
+        return original(self, sar, origins)
+
+    monkeypatch.setattr(IdentityTranslator, "translate", watched)
+    sar2eo.translate(scene, "identity", scaling=(255.0,), **options).compute(scheduler="sync")
+    return seen
+
+
+def test_a_scene_smaller_than_a_tile_is_padded_by_reflection(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = amplitude((20, 26), 2)
+    (window,) = model_inputs(scene_array(values), monkeypatch, tile=32, overlap=0)
+    expected = np.pad(values[0], ((0, 12), (0, 6)), mode="reflect") / 255 * 2 - 1
+    np.testing.assert_allclose(window, [expected] * 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2)])
+def test_tiny_scenes_reach_the_model_whole(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+    values = amplitude(shape, 2)
+    (window,) = model_inputs(scene_array(values), monkeypatch, tile=32, overlap=0)
+    assert window.shape == (3, 32, 32)
+    np.testing.assert_allclose((window[0, : shape[0], : shape[1]] + 1) * 127.5, values[0], rtol=1e-5)
+    assert np.isfinite(window).all()
+
+
+def test_holes_are_filled_before_padding_and_no_nan_reaches_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = amplitude((20, 26), 2)
+    values[0, 15:] = np.nan
+    (window,) = model_inputs(scene_array(values), monkeypatch, tile=32, overlap=0)
+    assert np.isfinite(window).all()
+    np.testing.assert_array_equal(window[:, 15:20, :26], np.repeat(window[:, 14:15, :26], 5, axis=1))
+
+
+def test_a_result_is_selected_by_coordinates(scene_file: Path) -> None:
+    eo = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", tile=128, overlap=16, scaling=(255.0,))
+    part = eo.eo.sel(x=slice(501_000, 502_000), y=slice(3_999_000, 3_998_000))
+    np.testing.assert_array_equal(part.values, eo.eo.values[:, 100:200, 100:200])

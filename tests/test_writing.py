@@ -11,8 +11,8 @@ from rio_cogeo.cogeo import cog_validate
 from scenes import amplitude, scene_array, write_scene
 
 import sar2eo
-from sar2eo import storing, telemetry
-from sar2eo.errors import JournalError, OutputError, SettingsError
+from sar2eo import outputs, storing, telemetry
+from sar2eo.errors import JournalError, OutputError, Sar2eoWarning, SettingsError
 
 OPTIONS = {"tile": 128, "overlap": 16, "scaling": (255.0,), "block": (512, 512)}
 
@@ -154,3 +154,45 @@ def test_a_scene_made_in_memory_is_written_too(tmp_path: Path) -> None:
     eo = sar2eo.translate(scene_array(values), "identity", **OPTIONS)
     sar2eo.write_cog(eo, tmp_path / "eo.tif")
     np.testing.assert_array_equal(pixels(tmp_path / "eo.tif")[0], np.repeat(values, 3, 0).astype(np.uint8))
+
+
+@pytest.mark.parametrize("stopped_at", ["quicklook", "write_stac_item", "publish"])
+def test_a_run_stopped_while_it_publishes_is_finished_by_the_same_command(
+    dataset: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str
+) -> None:
+    options = {"quicklook": tmp_path / "eo.png"}
+    with monkeypatch.context() as broken:
+        publish = outputs.publish
+
+        def stop(*args: object, **_: object) -> None:
+            if stopped_at == "publish":
+                publish(args[0][:2])
+            raise OutputError("stopped")
+
+        broken.setattr(outputs, stopped_at, stop)
+        with pytest.raises(OutputError, match="stopped"):
+            sar2eo.write_cog(dataset, tmp_path / "eo.tif", **options)
+    assert not (tmp_path / "eo.tif").exists()
+    assert (tmp_path / "eo.png").exists() == (stopped_at == "publish")
+    report = sar2eo.write_cog(dataset, tmp_path / "eo.tif", **options)
+    assert report["windows"]["translated"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eo.json", "eo.png", "eo.tif"]
+
+
+def test_a_replaced_result_leaves_no_item_that_speaks_of_the_old_one(
+    dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    sar2eo.write_cog(dataset, tmp_path / "eo.tif")
+    assert (tmp_path / "eo.json").exists()
+    timeless = dataset.assign_attrs(datetime=None)
+    sar2eo.write_cog(timeless, tmp_path / "eo.tif", overwrite=True)
+    assert not (tmp_path / "eo.json").exists()
+
+
+def test_a_failing_progress_function_does_not_stop_the_run(dataset: xr.Dataset, tmp_path: Path) -> None:
+    def broken(_: object) -> None:
+        raise ValueError("no terminal")
+
+    with pytest.warns(Sar2eoWarning, match="no terminal"):
+        sar2eo.write_cog(dataset, tmp_path / "eo.tif", progress=broken)
+    assert cog_validate(tmp_path / "eo.tif", strict=True)[0]

@@ -87,22 +87,26 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
     """
     from sar2eo import cluster
     from sar2eo.estimate import estimate
-    from sar2eo.translation import jobs_of, resolve, run_job
+    from sar2eo.translation import jobs_of, resolve, run_job, shared_paths
 
     context = click.get_current_context()
-    context.meta["sar2eo.resume"] = ": run the same command again to go on where it stopped"
-    if recipe.settings.threads is None:
-        settings = dataclasses.replace(recipe.settings, threads=cluster.threads_per_worker(workers))
-        recipe = dataclasses.replace(recipe, settings=settings)
     jobs = jobs_of(recipe)
-    spec = resolve(recipe)
     failed = 0
-    with cluster.running(workers=workers, scheduler=scheduler, shared=jobs[0].outputs.eo.absolute().parent):
+    with cluster.running(workers=workers, scheduler=scheduler):
+        if recipe.settings.threads is None:
+            threads = cluster.threads_per_worker(workers, scheduler)
+            recipe = dataclasses.replace(
+                recipe, settings=dataclasses.replace(recipe.settings, threads=threads)
+            )
+        spec = resolve(recipe)
+        if scheduler is not None:
+            cluster.check_workers(paths=shared_paths(jobs, spec), device=spec.device)
         for job in jobs:
             try:
                 if dry_run:
                     click.echo("\n".join(lines(estimate(job, recipe, spec))))
                     continue
+                context.meta["sar2eo.resume"] = ": run the same command again to go on where it stopped"
                 with _ProgressLine() as progress:
                     report = run_job(job, recipe, spec, progress=progress)
                 click.echo(_summary(job.outputs.eo, report))
