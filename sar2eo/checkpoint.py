@@ -269,8 +269,11 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
     Parameters
     ----------
     folder : str or Path
-    device, dtype : str
-        As torch spells them.
+    device : str
+        As torch spells it.
+    dtype : str
+        Of the U-Net and the prompt. The VAE is float32 always: bfloat16 is as coarse as the levels of
+        an image.
 
     Raises
     ------
@@ -280,8 +283,8 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
     folder = Path(folder)
     checkpoint = _empty_checkpoint(folder)
     kind = getattr(torch, dtype)
-    for part, module in {"unet": checkpoint.unet, "vae": checkpoint.vae}.items():
-        fill(module, folder / part / WEIGHTS, device=device, dtype=kind)
+    fill(checkpoint.unet, folder / "unet" / WEIGHTS, device=device, dtype=kind)
+    fill(checkpoint.vae, folder / "vae" / WEIGHTS, device=device)
     embeds = checkpoint.prompt_embeds
     if embeds is not None:
         embeds = read_tensors(folder / PROMPT_EMBEDS, device=device, dtype=kind)["prompt_embeds"]

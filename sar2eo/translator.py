@@ -60,12 +60,14 @@ class DiffusionTranslator:
         self._card = spec.card
         self._schedule = checkpoint.schedule
         self._vae: Vae = _channels_last(checkpoint.vae)
+        self._half_vae = self._vae
+        if self._dtype != torch.float32:
+            self._half_vae = nn.Module.to(copy.deepcopy(self._vae), self._dtype)
         unet = _channels_last(checkpoint.unet)
         self._unet: Callable[..., Any] = torch.compile(unet, dynamic=False) if spec.compile else unet
         self._prompt = checkpoint.prompt_embeds
         if self._prompt is not None:
             self._prompt = self._prompt.expand(spec.batch, -1, -1)
-        self._exact_vae: Vae | None = None
 
     def translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
         """Translate up to ``batch`` windows; parameters as in `sar2eo.models.Translator`.
@@ -126,8 +128,9 @@ class DiffusionTranslator:
             )  # [B, C, h, w], [B, 1, h, w]
             variances.append(variance)
 
-            # 5. Decode.
-            decoded.append(self._by_vae(decode_latents, latents).clamp(-1, 1))  # [B, 3, T, T]
+            # 5. Decode; not in bfloat16, which is as coarse as the levels of an image.
+            exact = self._dtype == torch.bfloat16
+            decoded.append(self._by_vae(decode_latents, latents, exact=exact).clamp(-1, 1))  # [B, 3, T, T]
 
         # 6. Mean over the samples to bytes, their spread, the mean variance; without the padding.
         stack = torch.stack(decoded)  # [N, B, 3, T, T]
@@ -158,16 +161,17 @@ class DiffusionTranslator:
         ]
         return self._to_device(torch.from_numpy(np.stack(drawn)))
 
-    def _by_vae(self, apply: Callable[[Vae, Tensor], Tensor], inputs: Tensor) -> Tensor:
-        """Encode or decode; windows that overflow in half precision are redone in float32."""
-        result = apply(self._vae, inputs)
+    def _by_vae(
+        self, apply: Callable[[Vae, Tensor], Tensor], inputs: Tensor, *, exact: bool = False
+    ) -> Tensor:
+        """Encode or decode; exactly in float32, else in half precision and again where that overflows."""
+        if exact or self._dtype == torch.float32:
+            return apply(self._vae, inputs.float())
+        result = apply(self._half_vae, inputs)
         broken = ~result.isfinite().flatten(1).all(dim=1)  # [B]
-        if self._dtype == torch.float32 or not broken.any():
-            return result
-        if self._exact_vae is None:
-            self._exact_vae = nn.Module.float(copy.deepcopy(self._vae))
-        # The other windows keep their values: a window does not depend on its companions.
-        result[broken] = apply(self._exact_vae, inputs.float())[broken]
+        if broken.any():
+            # The other windows keep their values: a window does not depend on its companions.
+            result[broken] = apply(self._vae, inputs.float())[broken]
         return result
 
     def _to_device(self, tensor: Tensor) -> Tensor:
