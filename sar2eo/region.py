@@ -88,15 +88,26 @@ def read_area(path: Path, grid: Grid) -> Any:
     from pyproj import Transformer
 
     try:
-        shapes = shapely.from_geojson(json.dumps(json.loads(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, shapely.errors.GEOSException) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if content["type"] == "FeatureCollection":
+            # A feature may lack a geometry (RFC 7946, section 3.2).
+            features = [feature for feature in content["features"] if feature["geometry"] is not None]
+            content = content | {"features": features}
+        shapes = shapely.from_geojson(json.dumps(content))
+    except (OSError, ValueError, KeyError, TypeError, shapely.errors.GEOSException) as error:
         raise SettingsError(f"--aoi {path}: not a readable GeoJSON file ({error})") from error
-    parts = [part for part in shapely.get_parts(shapes) if part.geom_type in ("Polygon", "MultiPolygon")]
+    members = shapely.get_parts(shapely.get_parts(shapes))  # of collections in a collection, too
+    parts = [p for p in members if p.geom_type in ("Polygon", "MultiPolygon") and not p.is_empty]
     if not parts:
         raise SettingsError(f"--aoi {path}: holds no polygon")
     to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
     area = shapely.union_all([shapely.make_valid(part) for part in parts])
-    return shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
+    placed = shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
+    if not np.isfinite(shapely.get_coordinates(placed)).all():
+        raise SettingsError(
+            f"--aoi {path}: has no place in {grid.crs}: GeoJSON is in degrees, longitude before latitude"
+        )
+    return placed
 
 
 def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:

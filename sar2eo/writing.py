@@ -19,13 +19,14 @@ import xarray as xr
 from dask.base import tokenize
 
 from sar2eo.cog import check_space, needed_bytes
-from sar2eo.errors import SettingsError
+from sar2eo.errors import OutputError, SettingsError
 from sar2eo.graph import count_windows
 from sar2eo.grid import Grid
 from sar2eo.inference import place_of
 from sar2eo.journal import Journal
 from sar2eo.outputs import Outputs
 from sar2eo.recipe import Compression
+from sar2eo.scene.identity import file_identity
 from sar2eo.storing import BlockStore, Progress, collect_telemetry, reporting, reset_telemetry
 
 __all__ = ["write_cog"]
@@ -81,6 +82,7 @@ def write_cog(
     outputs = Outputs(eo=Path(path), **{k: Path(v) for k, v in optional.items() if v is not None})
     _check_variables(dataset, outputs)
     outputs.check(overwrite=overwrite)
+    _check_apart(dataset, outputs)
     grid = _grid_of(dataset)
     windows = _windows(dataset)
     reset_telemetry()
@@ -109,6 +111,14 @@ def write_cog(
     ended = time.perf_counter()
     seconds = {"total": ended - started, "assemble": ended - computed}
     return _report(dataset, grid, windows, divisors, collect_telemetry(), seconds)
+
+
+def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:
+    """Refuse to replace what the Dataset is yet to be computed from, however it is named or pointed to."""
+    read = json.dumps(dataset.attrs.get("input"), default=str)
+    for path in outputs.paths:
+        if path.is_file() and file_identity(str(path))["sha256"] in read:
+            raise OutputError(f"{path} is a file of the scene itself: give the result another name")
 
 
 def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:

@@ -1,13 +1,18 @@
 """Slips and oddities that users bring, each of which once ended badly."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from scenes import CRS, TRANSFORM, amplitude, write_scene
 
 import sar2eo
-from sar2eo.errors import SettingsError
+from sar2eo.errors import OutputError, SettingsError
 from sar2eo.grid import Grid
+from sar2eo.region import read_area
 
 
 @pytest.mark.parametrize("bounds", [(33.7, -118.3, 33.8, -118.2), (-1e9, -1e9, 1e9, 1e9)])
@@ -19,7 +24,7 @@ def test_bounds_that_are_nowhere_on_earth_are_a_slip_of_the_user(
 
 
 @pytest.mark.parametrize("shape", [(600, 1), (1, 600), (1, 1), (2100, 2)])
-def test_scenes_of_one_row_or_column_are_written(shape: tuple[int, int], tmp_path) -> None:
+def test_scenes_of_one_row_or_column_are_written(shape: tuple[int, int], tmp_path: Path) -> None:
     source = write_scene(tmp_path / "scene.tif", amplitude(shape, 3))
     eo = sar2eo.translate(sar2eo.open_scene(source), "identity", scaling=(255.0,))
     sar2eo.write_cog(eo, tmp_path / "eo.tif")
@@ -30,3 +35,50 @@ def test_scenes_of_one_row_or_column_are_written(shape: tuple[int, int], tmp_pat
             rasterio.CRS.from_string(CRS),
         )
         np.testing.assert_array_equal(raster.read(1), scene.read(1))
+
+
+@pytest.mark.parametrize("name", ["plain", "url", "link", "warped", "vrt"])
+def test_a_file_of_the_scene_is_never_replaced(name: str, tmp_path: Path) -> None:
+    source = write_scene(tmp_path / "scene_vv.tif", amplitude((60, 70), 3))
+    (tmp_path / "link_vv.tif").symlink_to(source)
+    rasterio.shutil.copy(source, tmp_path / "scene_vv.vrt", driver="VRT")
+    named = {"url": f"file://{source}", "link": tmp_path / "link_vv.tif", "vrt": tmp_path / "scene_vv.vrt"}
+    crs = "EPSG:3857" if name == "warped" else None
+    scene = sar2eo.open_scene(named.get(name, source), crs=crs)
+    before = source.read_bytes()
+    with pytest.raises(OutputError, match="the scene itself"):
+        sar2eo.write_cog(sar2eo.translate(scene, "identity"), source, overwrite=True)
+    assert source.read_bytes() == before
+
+
+RING = [[-117.0, 36.0], [-116.9, 36.0], [-116.9, 36.1], [-117.0, 36.0]]
+POLYGON = {"type": "Polygon", "coordinates": [RING]}
+NESTED = {"type": "GeometryCollection", "geometries": [POLYGON]}
+
+
+@pytest.mark.parametrize("geometry", [POLYGON, NESTED, {"type": "MultiPolygon", "coordinates": [[RING]]}])
+def test_features_may_lack_a_geometry_or_hold_a_collection(geometry: object, tmp_path: Path) -> None:
+    features = [{"type": "Feature", "properties": {}, "geometry": g} for g in (geometry, None)]
+    path = tmp_path / "area.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8-sig")
+    area = read_area(path, Grid.create("EPSG:4326", (0.1, 0, -118, 0, -0.1, 37), (20, 20)))
+    assert area.area == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"type": "Polygon", "coordinates": []}, "no polygon"),
+        ({"type": "FeatureCollection", "features": []}, "no polygon"),
+        (
+            {"type": "Polygon", "coordinates": [[[5e5, 4e6], [6e5, 4e6], [6e5, 5e6], [5e5, 4e6]]]},
+            "in degrees",
+        ),
+        ([], "not a readable GeoJSON"),
+    ],
+)
+def test_areas_that_are_none_say_why(content: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "area.geojson"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match=words):
+        read_area(path, Grid.create(CRS, TRANSFORM, (100, 100)))
