@@ -131,20 +131,36 @@ def to_model_range(
     Returns
     -------
     ndarray of float32, shape (3, row, col)
-        In [-1, 1].
+        In [-1, 1]; read-only where the channels are one polarisation repeated.
     """
-    divisor = np.asarray(divisors, dtype=np.float32)[:, None, None]
-    scaled = np.clip(amplitude / divisor, 0, 1) * np.float32(2) - np.float32(1)
+    scaled = amplitude / np.asarray(divisors, dtype=np.float32)[:, None, None]
+    np.clip(scaled, 0, 1, out=scaled)
+    scaled *= np.float32(2)
+    scaled -= np.float32(1)
     order = list(polarisations)
-    mixed = [np.mean([scaled[order.index(name)] for name in names], axis=0) for names in channels]
-    return np.stack(mixed).astype(np.float32, copy=False)
+    # Without copies where a channel is one polarisation, or all channels are the same.
+    mixed = {
+        names: scaled[order.index(names[0])]
+        if len(names) == 1
+        else np.mean([scaled[order.index(name)] for name in names], axis=0)
+        for names in channels
+    }
+    if len(mixed) == 1:
+        return np.broadcast_to(mixed[channels[0]], (len(channels), *scaled.shape[1:]))
+    return np.stack([mixed[names] for names in channels])
 
 
 def to_eo_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:
     """Map an image from [-1, 1] to bytes, ``(x + 1) / 2 * 255`` rounded to nearest and clipped."""
-    scaled = (image + np.float32(1)) * np.float32(127.5)
-    clipped: npt.NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    return clipped
+    out = np.empty(image.shape, np.uint8)
+    scaled = np.empty(image.shape[1:], np.float32)
+    # Part by part: what lies between stays small.
+    for i, part in enumerate(image):
+        np.add(part, np.float32(1), out=scaled)
+        np.multiply(scaled, np.float32(127.5), out=scaled)
+        np.rint(scaled, out=scaled)
+        out[i] = np.clip(scaled, 0, 255, out=scaled)
+    return out
 
 
 def sample_windows(
@@ -214,7 +230,7 @@ def amplitude_percentiles(
         values = _valid_samples(read, [Window(r, 0, min(512, shape[0] - r), shape[1]) for r in rows])
     if any(v.size == 0 for v in values):
         raise RadiometryError("the scene has no valid pixel: is --nodata right?")
-    found = tuple(float(np.percentile(v, percentile)) for v in values)
+    found = tuple(float(np.percentile(v, percentile, overwrite_input=True)) for v in values)
     if not all(np.isfinite(p) and p > 0 for p in found):
         raise RadiometryError(
             f"the {percentile:g}th percentile of amplitude is {', '.join(f'{p:g}' for p in found)}, so the "
@@ -224,8 +240,22 @@ def amplitude_percentiles(
 
 
 def _valid_samples(read: Callable[[Window], FloatArray], windows: list[Window]) -> list[FloatArray]:
-    blocks = [read(window) for window in windows]
-    return [
-        np.concatenate([block[band][np.isfinite(block[band])] for block in blocks])
-        for band in range(blocks[0].shape[0])
-    ]
+    """Return the finite values of every polarisation."""
+    parts: list[list[FloatArray]] = []
+    for window in windows:
+        block = read(window)
+        parts = parts or [[] for _ in block]
+        for kept, values in zip(parts, block, strict=True):
+            kept.append(values[np.isfinite(values)])
+    return [_joined(kept) for kept in parts]
+
+
+def _joined(parts: list[FloatArray]) -> FloatArray:
+    """Join arrays and give up the parts one by one: a sample is large, and should not be held twice."""
+    joined = np.empty(sum(part.size for part in parts), np.float32)
+    end = joined.size
+    while parts:
+        part = parts.pop()
+        joined[end - part.size : end] = part
+        end -= part.size
+    return joined

@@ -203,7 +203,7 @@ def gather(plan: Plan, variable: str, block: Window, batches: Sequence[Batch]) -
             return valid
         if variable == "eo":
             eo = gather_block(block, plan.lattice, 3, np.uint8, _fetch_eo(windows))
-            eo[:, ~valid] = 0
+            eo *= valid
             return eo
         fetch = _fetch_variance(plan, windows) if variable == "confidence" else _fetch_spread(windows)
         field: FloatArray = gather_block(block, plan.lattice, 1, np.float32, fetch)[0]
@@ -223,9 +223,18 @@ def fill_invalid(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray
     """
     from scipy.ndimage import distance_transform_edt
 
-    rows, cols = distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    filled: FloatArray = values[:, rows, cols]
+    # The nearest valid pixel of an invalid one is beside an invalid one: no need to look further around.
+    rows, cols = _around_invalid(valid, 0), _around_invalid(valid, 1)
+    nearest = distance_transform_edt(~valid[rows, cols], return_distances=False, return_indices=True)
+    filled = values.copy()
+    filled[:, rows, cols] = values[:, rows, cols][:, nearest[0], nearest[1]]
     return filled
+
+
+def _around_invalid(valid: npt.NDArray[np.bool_], axis: int) -> slice:
+    """Return the part of an axis from one before the first invalid pixel to one after the last."""
+    places = np.flatnonzero(~valid.all(axis=1 - axis))
+    return slice(0, 0) if places.size == 0 else slice(max(0, int(places[0]) - 1), int(places[-1]) + 2)
 
 
 def _model_input(

@@ -193,6 +193,23 @@ def test_filling_takes_the_nearest_valid_value() -> None:
     np.testing.assert_array_equal(fill_invalid(values, np.isfinite(values[0])), [[[1, 1, 4, 4]]])
 
 
+@given(
+    shape=st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    share=st.sampled_from([0.05, 0.5, 0.95, 1.0]),
+    seed=st.integers(0, 999),
+)
+def test_filling_never_looks_too_near(shape: tuple[int, int], share: float, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    valid = draw.random(shape) < share
+    valid[tuple(draw.integers(0, shape))] = True
+    places = np.indices(shape).astype(np.float32)  # every pixel holds its own place
+    filled = fill_invalid(places, valid)
+    sources = np.argwhere(valid)
+    nearest = np.hypot(*(sources[:, :, None, None] - places).transpose(1, 0, 2, 3)).min(axis=0)
+    np.testing.assert_allclose(np.hypot(*(filled - places)), nearest, rtol=1e-6)
+    assert valid[tuple(filled.astype(int))].all()
+
+
 def test_the_accessor_is_the_same_function(scene_file: Path) -> None:
     scene = sar2eo.open_scene(scene_file)
     spec = resolve_model("identity")

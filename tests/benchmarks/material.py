@@ -58,7 +58,7 @@ def swath(path: Path, rows: int, cols: int) -> Path:
         for col in np.linspace(0, cols, 21):
             height_m = 100 * np.sin(row / 8000) * np.cos(col / 6000)
             east = 10 * (col + 0.2 * row) + 0.8 * height_m
-            north = 10 * (0.2 * col - row) + 2e-4 * (col - cols / 2) ** 2
+            north = 10 * (0.2 * col - row) + 2e-6 * (col - cols / 2) ** 2
             points.append(GroundControlPoint(row, col, 12 + east / 78_800, 45 + north / 111_100))
     profile = {"driver": "GTiff", "dtype": "uint16", "count": 1, "nodata": 0, "tiled": True}
     with warnings.catch_warnings():
