@@ -1,5 +1,7 @@
 """The architecture of Stable Diffusion 2.1 in full size, with random weights."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,10 @@ WEIGHTS = "unet/diffusion_pytorch_model"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("full-size") / "base"
-    return stable_diffusion_folder(folder, unet=UNET, vae=VAE, text=TEXT, half=True)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("full-size")
+    yield stable_diffusion_folder(folder / "base", unet=UNET, vae=VAE, text=TEXT, half=True)
+    shutil.rmtree(folder)  # 6 GB
 
 
 @pytest.fixture(scope="module")
