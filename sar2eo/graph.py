@@ -16,6 +16,7 @@ import xarray as xr
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 
+from sar2eo.errors import Sar2eoError
 from sar2eo.tasks import (
     Plan,
     gather,
@@ -166,7 +167,12 @@ def _chunk_sizes(size: int, chunk: int) -> tuple[int, ...]:
 
 
 def _translate_batch(plan: Plan, divisors: Any, number: int, chunks: list[Any]) -> Any:
-    return translate_batch(plan, divisors, number, {(i, j): chunk for i, j, chunk in chunks})
+    try:
+        return translate_batch(plan, divisors, number, {(i, j): chunk for i, j, chunk in chunks})
+    except Sar2eoError as error:
+        # Its causes may be of classes that do not travel between processes; its text says it all.
+        error.__cause__ = error.__context__ = None
+        raise
 
 
 def _gather(plan: Plan, variable: str, block: list[int], batches: list[Any]) -> Any:

@@ -25,7 +25,7 @@ from sar2eo.graph import TranslationGraph
 from sar2eo.grid import Grid
 from sar2eo.models import ModelSpec, resolve_model
 from sar2eo.radiometry import POLARISATIONS, Channels, default_channels
-from sar2eo.recipe import TranslateSettings
+from sar2eo.recipe import TranslateSettings, checked
 from sar2eo.scene import reader_of
 from sar2eo.tasks import Plan
 from sar2eo.windows import Lattice, Window
@@ -35,6 +35,7 @@ __all__ = ["EO_BANDS", "place_of", "spec_of", "translate"]
 EO_BANDS = ("red", "green", "blue")
 
 _BLOCK = (512, 1024)
+_LARGEST_TILE = 4096  # of which a batch of four takes a gigabyte before the model sees it
 _REPORTED = (
     "steps",
     "sampler",
@@ -93,7 +94,11 @@ def translate(
     SettingsError, SceneError, CheckpointError
         If settings, scene and model do not fit each other; before any pixel is read.
     """
-    settings = dataclasses.replace(settings or TranslateSettings(), **options)
+    if not isinstance(scene, xr.DataArray):
+        raise SceneError(f"{type(scene).__name__} is not a scene: open it with sar2eo.open_scene first")
+    settings = checked(dataclasses.replace(settings or TranslateSettings(), **options))
+    if settings.tile > _LARGEST_TILE:
+        raise SettingsError(f"tile={settings.tile}: must be at most {_LARGEST_TILE}")
     spec = model if isinstance(model, ModelSpec) else spec_of(model, settings)
     whole, region = place_of(scene)
     _check_gsd(whole, spec.card, force=settings.force)
@@ -124,6 +129,10 @@ def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
 
     if scene.dims != ("band", "y", "x") or min(scene.shape) < 1:
         raise SceneError(f"scene dims={scene.dims}, shape={scene.shape}: must be (band, y, x) and not empty")
+    for name in ("y", "x"):
+        steps = np.diff(scene[name].values.astype(float))
+        if steps.size and np.ptp(steps) > 1e-3 * abs(steps).max():
+            raise SceneError(f"{name} coordinates are not evenly spaced: select slices, or reproject first")
     shape = (scene.sizes["y"], scene.sizes["x"])
     whole = scene.attrs.get("scene_grid")
     if isinstance(whole, Grid):
@@ -133,7 +142,8 @@ def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
         window = Window(round(top - 0.5), round(left - 0.5), *shape)
         ends = (window.row + 0.5, window.col + 0.5, window.stop_row - 0.5, window.stop_col - 0.5)
         off = max(abs(a - b) for a, b in zip(ends, (top, left, bottom, right), strict=True))
-        same_crs = Grid.create(scene.rio.crs, whole.affine, shape).crs == whole.crs
+        own_crs = scene.rio.crs
+        same_crs = own_crs is None or Grid.create(own_crs, whole.affine, shape).crs == whole.crs
         if same_crs and off < 1e-2 and whole.window.intersection(window) == window:
             return whole, window
     own = Grid.create(scene.rio.crs, scene.rio.transform(recalc=True), shape)

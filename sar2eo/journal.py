@@ -267,6 +267,8 @@ def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any]) -> None:
     new_leaves = _leaves(json.loads(_canonical(fingerprint)))
     keys = [key for key in {**old_leaves, **new_leaves} if old_leaves.get(key) != new_leaves.get(key)]
     if keys:
+        # The graph's names differ whenever anything does: they matter where nothing else tells.
+        keys = [key for key in keys if not key.startswith("graph.")] or keys
         named = [f"{key} {_short(old_leaves, key)} -> {_short(new_leaves, key)}" for key in keys]
         more = f" and {len(keys) - _DIFFERENCES_NAMED} more" if len(keys) > _DIFFERENCES_NAMED else ""
         raise JournalError(

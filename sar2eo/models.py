@@ -256,7 +256,7 @@ def resolve_model(
     place = resolve_device(device)
     steps, sampler = steps or card.steps, sampler or card.sampler
     return ModelSpec(
-        path=str(folder),
+        path=str(folder.absolute()),
         sha256=sha256,
         parameters=sum(count_parameters(folder).values()),
         factor=vae.factor,

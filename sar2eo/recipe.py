@@ -24,6 +24,7 @@ __all__ = [
     "TranslateRecipe",
     "TranslateSettings",
     "apply_overrides",
+    "checked",
     "from_table",
     "read_recipe",
 ]
@@ -94,7 +95,7 @@ class SceneSettings:
     calibrate : str or None
         Calibrate a SAFE product to this.
     nodata : float or None
-        A further value that means no data.
+        The value that means no data, instead of the file's own.
     crs, resolution : str, float or None
         Grid to warp to: any CRS, or "source"; pixel size in its units.
     datetime : str or None
@@ -255,6 +256,22 @@ def from_table(kind: type[Record], table: Any, where: str) -> Record:
         raise SettingsError(f"[{where}]: missing {', '.join(missing)}")
     hints = get_type_hints(kind)
     return kind(**{name: _converted(hints[name], value, f"{where}.{name}") for name, value in table.items()})
+
+
+def checked(record: Record) -> Record:
+    """Return a settings dataclass as it is, if its values have the types of its fields.
+
+    Raises
+    ------
+    SettingsError
+        If one has not.
+    """
+    hints = get_type_hints(type(record))
+    for name, hint in hints.items():
+        value = getattr(record, name)
+        if value is not None:
+            _converted(hint, list(value) if isinstance(value, tuple) else value, name)
+    return record
 
 
 def _converted(hint: Any, value: Any, where: str) -> Any:

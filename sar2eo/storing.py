@@ -19,11 +19,11 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import compute_as_if_collection, tokenize
+from dask.base import compute_as_if_collection, get_scheduler, tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from sar2eo import telemetry
-from sar2eo.errors import Sar2eoWarning
+from sar2eo.errors import ClusterError, Sar2eoWarning
 from sar2eo.journal import BlockWriter, Journal
 from sar2eo.pacing import paced
 from sar2eo.windows import Window
@@ -33,6 +33,8 @@ __all__ = ["BlockStore", "Progress", "collect_telemetry", "reporting", "reset_te
 Progress = Callable[[Mapping[str, float]], None]
 
 _PROGRESS_SECONDS = 1.0
+_WATCH_SECONDS = 2.0
+_LONELY_SECONDS = 60.0
 
 
 class BlockStore:
@@ -105,7 +107,7 @@ class BlockStore:
                 {**graph.dependencies, self.scaling.name: set()},
             )
         keys = list(layer)
-        compute_as_if_collection(da.Array, paced(graph, keys, _is_batch, _lead()), keys)
+        _compute(paced(graph, keys, _is_batch, _lead()), keys)
 
 
 def _store_block(writer: BlockWriter, window: list[int], blocks: list[Any]) -> None:
@@ -190,11 +192,45 @@ def _lead() -> int:
     return 8 if client is None else max(8, 3 * sum(client.nthreads().values()))
 
 
+def _compute(graph: dict[Any, Any], keys: list[Any]) -> None:
+    """Run a graph on the scheduler in force; a cluster that lost all its workers is an error."""
+    client = _active_client()
+    if client is None:
+        compute_as_if_collection(da.Array, graph, keys)
+        return
+    from distributed import CancelledError
+
+    futures = client.get(graph, keys, sync=False)
+    stop, alone = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        lonely = 0.0
+        while not stop.wait(_WATCH_SECONDS):
+            lonely = 0.0 if client.nthreads() else lonely + _WATCH_SECONDS
+            if lonely >= _LONELY_SECONDS:
+                alone.set()
+                client.cancel(futures, force=True)
+                return
+
+    thread = threading.Thread(target=watch, name="sar2eo-watch", daemon=True)
+    thread.start()
+    try:
+        client.gather(futures)
+    except CancelledError as error:
+        if alone.is_set():
+            raise ClusterError(
+                f"the cluster has had no workers for {_LONELY_SECONDS:.0f} s: start some, then run the same "
+                "command again to go on"
+            ) from error
+        raise
+    finally:
+        stop.set()
+        thread.join()
+
+
 def _active_client() -> Any:
-    """Return the active distributed client, without importing distributed where nobody did."""
+    """Return the client that Dask would use now, without importing distributed where nobody did."""
     if "distributed" not in sys.modules:
         return None
-    try:
-        return sys.modules["distributed"].get_client()
-    except ValueError:
-        return None
+    client = getattr(get_scheduler(cls=da.Array), "__self__", None)
+    return client if isinstance(client, sys.modules["distributed"].Client) else None

@@ -23,7 +23,7 @@ from sar2eo.models import ModelSpec
 from sar2eo.outputs import Outputs
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to, cut
-from sar2eo.scene import open_scene
+from sar2eo.scene import open_scene, parse_source
 from sar2eo.writing import write_cog
 
 __all__ = ["Job", "jobs_of", "opened", "prepare", "resolve", "run_job", "scaling_of", "shared_paths"]
@@ -77,7 +77,8 @@ class Job:
         SettingsError
         """
         inputs = {path.resolve() for path in self.inputs}
-        taken = [path for path in self.outputs.paths if path.resolve() in inputs]
+        written = [*self.outputs.paths, *([self.report] if self.report else [])]
+        taken = [path for path in written if path.resolve() in inputs]
         if taken:
             raise SettingsError(f"{taken[0]} is the scene itself: give the result another name")
 
@@ -100,8 +101,8 @@ def jobs_of(recipe: TranslateRecipe) -> list[Job]:
         job = Job(source=recipe.scenes[0], outputs=Outputs(eo=out, **paths), report=report)
         job.check_report()
         return [job]
-    if out.suffix:
-        raise SettingsError(f"--out {out}: for several scenes it must be a folder")
+    if not recipe.out or (out.suffix and not out.is_dir()):
+        raise SettingsError(f"--out {recipe.out!r}: must end in .tif, or be a folder")
     if len(recipe.scenes) > 1 and (paths or report):
         raise SettingsError("--confidence, --spread, --quicklook and --report name one file, for one scene")
     if not out.is_dir():
@@ -207,7 +208,7 @@ def run_job(
 
 def opened(job: Job, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:
     """Open the scene of a job and cut it; returns the area of interest too, or None."""
-    scene = open_scene(job.source, **dataclasses.asdict(recipe.scene))
+    scene = open_scene(_absolute(job.source), **dataclasses.asdict(recipe.scene))
     return cut(scene, scene.attrs["scene_grid"], recipe.region)
 
 
@@ -216,6 +217,15 @@ def prepare(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
     part, area = opened(job, recipe)
     dataset = translate(part, spec, settings=recipe.settings, block=_BLOCK)
     return dataset if area is None else clip_to(dataset, area, dataset.attrs["grid"])
+
+
+def _absolute(source: str) -> str | dict[str, str]:
+    """Name local files so that a worker in another folder finds them."""
+    parsed = parse_source(source)
+    if isinstance(parsed, dict):
+        return {name: str(_absolute(str(part))) for name, part in parsed.items()}
+    path = Path(str(parsed))
+    return str(path.absolute()) if path.exists() else str(parsed)
 
 
 def _stem(source: str) -> str:

@@ -10,7 +10,7 @@ import json
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dask.array as da
 import numpy as np
@@ -77,6 +77,10 @@ def write_cog(
     OutputError, JournalError
         If an output exists, cannot be written, or unfinished work belongs to another run.
     """
+    if not isinstance(dataset, xr.Dataset):
+        raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
+    if compress not in get_args(Compression):
+        raise SettingsError(f"compress={compress!r}: must be one of {', '.join(get_args(Compression))}")
     started = time.perf_counter()
     optional = {"confidence": confidence, "spread": spread, "quicklook": quicklook}
     outputs = Outputs(eo=Path(path), **{k: Path(v) for k, v in optional.items() if v is not None})

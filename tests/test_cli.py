@@ -117,6 +117,15 @@ def test_several_scenes_go_to_a_folder_and_a_failing_one_stops_nobody(
     assert (tmp_path / "other_eo.tif").exists()
 
 
+def test_a_report_never_replaces_the_scene(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", amplitude((60, 60), 6))
+    before = scene.read_bytes()
+    done = run("translate", scene, "--out", tmp_path / "eo.tif", *SMALL, "--report", scene)
+    assert done.exit_code == 2, done.output
+    assert "the scene itself" in done.stderr
+    assert scene.read_bytes() == before
+
+
 def test_dry_run_says_what_it_takes_and_writes_nothing(scene_file: Path, tmp_path: Path) -> None:
     done = run("translate", scene_file, "--out", tmp_path / "eo.tif", *SMALL, "--dry-run")
     assert done.exit_code == 0, done.output

@@ -9,9 +9,9 @@ from typing import Any
 import dask
 import psutil
 import pytest
-from distributed import LocalCluster, get_client
+from distributed import Client, LocalCluster, get_client
 
-from sar2eo import cluster
+from sar2eo import cluster, storing
 from sar2eo.errors import ClusterError, SettingsError
 
 
@@ -104,3 +104,15 @@ class Foreign:
 def test_workers_that_are_missing_or_differ_are_named(client: Foreign, words: str) -> None:
     with pytest.raises(ClusterError, match=words):
         cluster._check_versions(client, "tcp://a")
+
+
+def test_a_cluster_without_workers_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing, "_WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(storing, "_LONELY_SECONDS", 0.3)
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": None, "host": "127.0.0.1"}
+    scheduler = {"dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=0, scheduler_kwargs=scheduler, **options) as empty, Client(empty):
+        with pytest.raises(ClusterError, match="no workers"):
+            storing._compute({"three": (sum, [1, 2])}, ["three"])
+        empty.scale(1)
+        storing._compute({"three": (sum, [1, 2])}, ["three"])

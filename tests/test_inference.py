@@ -166,6 +166,8 @@ def test_co_and_cross_become_co_cross_and_their_mean() -> None:
         (lambda s: s.isel(band=0), SceneError, "band"),
         (lambda s: s.assign_attrs(quantity=None), RadiometryError, "quantity"),
         (lambda s: s.isel(y=slice(0, 0)), SceneError, "empty"),
+        (lambda s: s.isel(x=[1, 2, 9]), SceneError, "evenly"),
+        (lambda s: "scene.tif", SceneError, "open_scene"),
         (lambda s: s.assign_coords(band=["XX"]).assign_attrs(polarisations=()), PolarisationError, "XX"),
         (
             lambda s: s.assign_coords(band=[1]).assign_attrs(polarisations=("VV", "VH")),
@@ -181,7 +183,17 @@ def test_what_is_no_scene_is_refused(change: object, error: type[Exception], wor
 
 
 @pytest.mark.parametrize(
-    "options", [{"tile": 0}, {"overlap": 300}, {"scaling": (0.0,)}, {"scaling": (1.0, 2.0)}]
+    "options",
+    [
+        {"tile": 0},
+        {"tile": 512.0},
+        {"tile": 100_000},
+        {"overlap": 300},
+        {"scaling": (0.0,)},
+        {"scaling": (1.0, 2.0)},
+        {"scaling": 3.0},
+        {"steps": "3"},
+    ],
 )
 def test_settings_that_do_not_fit_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(SettingsError):

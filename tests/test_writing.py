@@ -196,3 +196,16 @@ def test_a_failing_progress_function_does_not_stop_the_run(dataset: xr.Dataset, 
     with pytest.warns(Sar2eoWarning, match="no terminal"):
         sar2eo.write_cog(dataset, tmp_path / "eo.tif", progress=broken)
     assert cog_validate(tmp_path / "eo.tif", strict=True)[0]
+
+
+def test_what_is_no_dataset_or_no_compression_is_refused(dataset: xr.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="Dataset"):
+        sar2eo.write_cog(dataset.eo, tmp_path / "eo.tif")
+    with pytest.raises(SettingsError, match="lzw"):
+        sar2eo.write_cog(dataset, tmp_path / "eo.tif", compress="lzw")
+
+
+def test_a_dataset_that_lost_its_crs_is_placed_by_its_grid(dataset: xr.Dataset, tmp_path: Path) -> None:
+    sar2eo.write_cog(dataset.drop_vars("spatial_ref"), tmp_path / "eo.tif")
+    with rasterio.open(tmp_path / "eo.tif") as raster:
+        assert raster.crs == dataset.eo.rio.crs
