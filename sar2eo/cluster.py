@@ -22,7 +22,8 @@ __all__ = ["available_cores", "check_workers", "running", "threads_per_worker"]
 # Beside the one thread that is inside the model, others read ahead and write behind.
 _THREADS_PER_WORKER = 3
 _JOIN_SECONDS = 15
-GDAL_CACHE_MB = 64
+# A row of a scene's blocks; more fills up with the size of the scene, and is no faster.
+GDAL_CACHE_MB = 32
 
 
 def available_cores() -> int:

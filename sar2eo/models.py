@@ -40,8 +40,6 @@ __all__ = [
 IDENTITY = "identity"
 """Name of the diagnostic model that returns its own input."""
 
-_IDENTITY_BATCH = 4
-
 
 class Translation(NamedTuple):
     """What a model makes of a batch of B windows of T x T pixels.
@@ -169,7 +167,8 @@ class ModelSpec:
                 # Settings may change from call to call in a long session; weights are large.
                 while len(_LOADED) >= _LOADED_AT_MOST:
                     _LOADED.popitem(last=False)
-                _LOADED[key] = self._make()
+                with telemetry.timed("load_seconds"):
+                    _LOADED[key] = self._make()
             _LOADED.move_to_end(key)
             return _LOADED[key]
 
@@ -312,7 +311,7 @@ def _identity_spec(seed: int, samples: int, batch: int | None) -> ModelSpec:
         samples=samples,
         device="cpu",
         dtype="float32",
-        batch=batch or _IDENTITY_BATCH,
+        batch=batch or default_batch("cpu"),
         compile=False,
         threads=1,
     )

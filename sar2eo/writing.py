@@ -228,7 +228,7 @@ def _report(
 ) -> dict[str, Any]:
     attrs = dataset.attrs
     counted = {name: int(work.get(f"windows_{name}", 0)) for name in ("translated", "skipped")}
-    kinds = {"read": "read", "model": "model", "blend": "blend", "journal": "journal", "scaling": "scaling"}
+    kinds = ("load", "scaling", "read", "model", "blend", "journal")
     sampling = dict(attrs.get("settings", {}))
     return {
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
@@ -244,7 +244,7 @@ def _report(
             "parameters": attrs.get("model_parameters"),
         },
         "settings": {"tile": attrs.get("tile"), "overlap": attrs.get("overlap"), **sampling},
-        "seconds": {**seconds, **{name: work.get(f"{kind}_seconds", 0.0) for name, kind in kinds.items()}},
+        "seconds": {**seconds, **{name: work.get(f"{name}_seconds", 0.0) for name in kinds}},
         "megapixels": grid.shape[0] * grid.shape[1] / 1e6,
         "peak_rss_bytes": int(work["peak_rss_bytes"]),
     }

@@ -46,7 +46,7 @@ def test_translate_writes_the_image_the_report_and_the_picture(scene_file: Path,
     assert told["grid"]["shape"] == [400, 500]
     assert set(told["windows"]) == {"total", "translated", "skipped", "resumed"}
     assert told["scaling"] == {"quantity": "dn", "polarisations": ["VV"], "p99": [255.0]}
-    assert {"total", "open", "read", "model", "blend", "assemble"} <= set(told["seconds"])
+    assert {"total", "open", "load", "read", "model", "blend", "assemble"} <= set(told["seconds"])
     assert told["megapixels"] == pytest.approx(0.2)
     assert told["peak_rss_bytes"] > 1e7
     assert {"tile", "overlap", "batch", "threads", "device", "dtype", "seed"} <= set(told["settings"])

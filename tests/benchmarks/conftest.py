@@ -33,7 +33,7 @@ def ratios(request: pytest.FixtureRequest) -> list[Ratio]:
 def compare(benchmark: Any, ratios: list[Ratio]) -> Callable[..., None]:
     """Measure a case and its baselines in turn, round by round, so that all see the same machine.
 
-    Medians go into the table; `note` makes a remark of the case's median.
+    Medians go into the table.
     """
 
     def compared(
@@ -43,7 +43,6 @@ def compare(benchmark: Any, ratios: list[Ratio]) -> Callable[..., None]:
         *,
         rounds: int,
         warmups: int = 0,
-        note: Callable[[float], str] = lambda median: "",
     ) -> None:
         against = list(baselines)
         seconds: list[list[float]] = [[] for _ in against]
@@ -56,17 +55,19 @@ def compare(benchmark: Any, ratios: list[Ratio]) -> Callable[..., None]:
 
         benchmark.pedantic(run, setup=before, rounds=rounds, warmup_rounds=warmups)
         median = benchmark.stats.stats.median
-        ratios.extend(
-            Ratio(
-                case=case,
-                value=median,
-                baseline=baseline.name,
-                against=statistics.median(times[-rounds:]),
-                goal=baseline.goal,
-                note=note(median),
+        for baseline, times in zip(against, seconds, strict=True):
+            other = statistics.median(times[-rounds:])
+            note = baseline.note(median, other)
+            ratios.append(
+                Ratio(
+                    case=case,
+                    value=median,
+                    baseline=baseline.name,
+                    against=other,
+                    goal=baseline.goal,
+                    note=note,
+                )
             )
-            for baseline, times in zip(against, seconds, strict=True)
-        )
 
     return compared
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +44,12 @@ class Ratio:
 
 
 class Baseline(NamedTuple):
-    """What a case is measured against."""
+    """What a case is measured against; `note` makes a remark of the case's median and this one's."""
 
     name: str
     run: Callable[[], Any]
     goal: float | None = None
+    note: Callable[[float, float], str] = lambda value, against: ""
 
 
 class Usage(NamedTuple):
@@ -91,14 +90,16 @@ def cpu_features() -> list[str]:
     return [name for name in _CPU_FEATURES if name in found]
 
 
-def matrix_peak(dtype_name: str, size: int = 2048, repeats: int = 9) -> float:
-    """Measured floating-point operations a second of a large matrix product."""
+def matrix_products(flops: float, dtype: Any, size: int = 2048) -> Callable[[], None]:
+    """Return a function that spends about as many floating-point operations in large matrix products."""
     import torch
 
-    left, right = torch.randn(2, size, size).to(getattr(torch, dtype_name))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds)
+    left, right = torch.randn(2, size, size).to(dtype)
+    out = torch.empty_like(left)
+    count = round(flops / (2 * size**3))
+
+    def multiply() -> None:
+        for _ in range(count):
+            torch.mm(left, right, out=out)
+
+    return multiply
