@@ -38,7 +38,7 @@ test-all: .stamp-test  ## Run the suite with slow and full-size tests
 	$(PYTEST) --benchmark-skip
 
 bench: .stamp-test  ## Measure, as ratios against baselines of the same run
-	$(PYTEST) tests/benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds -s
+	$(PYTEST) tests/benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 
 lint: .stamp-lint  ## Check style, types and the import contract
 	$(BIN)/ruff format --check .

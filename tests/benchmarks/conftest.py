@@ -88,6 +88,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], 
         path.unlink()
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the table and keep it as JSON."""
     found = config.stash.get(_RATIOS, [])
