@@ -70,7 +70,7 @@ def write_cog(
     Returns
     -------
     dict
-        The report: grid, windows, scaling, seconds and the paths written.
+        The report: grid, windows, scaling, model, settings, seconds and peak memory, as JSON values.
 
     Raises
     ------
