@@ -9,6 +9,7 @@ constant factor, so digital numbers and calibrated amplitude of one scene agree.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 import numpy as np
@@ -50,6 +51,8 @@ CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
 POLARISATIONS: tuple[str, ...] = get_args(Polarisation)
 
 FloatArray = npt.NDArray[np.float32]
+
+_READERS = 4
 
 
 def to_amplitude(values: npt.ArrayLike, quantity: str) -> FloatArray:
@@ -240,13 +243,15 @@ def amplitude_percentiles(
 
 
 def _valid_samples(read: Callable[[Window], FloatArray], windows: list[Window]) -> list[FloatArray]:
-    """Return the finite values of every polarisation."""
-    parts: list[list[FloatArray]] = []
-    for window in windows:
-        block = read(window)
-        parts = parts or [[] for _ in block]
-        for kept, values in zip(parts, block, strict=True):
-            kept.append(values[np.isfinite(values)])
+    """Return the finite values of every polarisation; reading waits and decodes, so in parallel."""
+
+    def valid(window: Window) -> list[FloatArray]:
+        return [values[np.isfinite(values)] for values in read(window)]
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        blocks = list(pool.map(valid, windows))
+    parts = [list(kept) for kept in zip(*blocks, strict=True)]
+    del blocks
     return [_joined(kept) for kept in parts]
 
 
