@@ -111,8 +111,9 @@ def test_a_cluster_without_workers_is_an_error_after_a_while(monkeypatch: pytest
     monkeypatch.setattr(storing, "_LONELY_SECONDS", 0.3)
     options = {"processes": False, "protocol": "tcp", "dashboard_address": None, "host": "127.0.0.1"}
     scheduler = {"dashboard_address": "127.0.0.1:0"}
-    with LocalCluster(n_workers=0, scheduler_kwargs=scheduler, **options) as empty, Client(empty):
+    with LocalCluster(n_workers=0, scheduler_kwargs=scheduler, **options) as empty, Client(empty) as client:
         with pytest.raises(ClusterError, match="no workers"):
             storing._compute({"three": (sum, [1, 2])}, ["three"])
         empty.scale(1)
+        client.wait_for_workers(1, timeout=60)
         storing._compute({"three": (sum, [1, 2])}, ["three"])
