@@ -82,8 +82,10 @@ def running(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]
             yield
     else:
         import dask
+        from dask.threaded import get
 
-        with dask.config.set(scheduler="threads", num_workers=max(_THREADS_PER_WORKER, available_cores())):
+        # Given by its name, Dask would import distributed to look for it: a sixth of a second.
+        with dask.config.set(scheduler=get, num_workers=max(_THREADS_PER_WORKER, available_cores())):
             yield
 
 

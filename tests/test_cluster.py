@@ -116,4 +116,4 @@ def test_a_cluster_without_workers_is_an_error_after_a_while(monkeypatch: pytest
             storing._compute({"three": (sum, [1, 2])}, ["three"])
         empty.scale(1)
         client.wait_for_workers(1, timeout=60)
-        storing._compute({"three": (sum, [1, 2])}, ["three"])
+        storing._compute({"four": (sum, [1, 3])}, ["four"])  # another key: the first stays cancelled

@@ -79,7 +79,9 @@ def parts(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
 
 @pytest.mark.parametrize("part", ["whole", "slice of the result", "clipped", "edited", "computed"])
 def test_windows_in_the_report_are_those_that_ran(scene_file: Path, tmp_path: Path, part: str) -> None:
-    dataset = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", **OPTIONS, block=(128, 128))
+    dataset = sar2eo.translate(
+        sar2eo.open_scene(scene_file), "identity", **OPTIONS, batch=4, block=(128, 128)
+    )
     windows = sar2eo.write_cog(parts(dataset)[part], tmp_path / "eo.tif")["windows"]
     assert windows["resumed"] == 0
     assert windows["translated"] + windows["skipped"] == windows["total"]
