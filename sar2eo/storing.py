@@ -189,7 +189,7 @@ def _is_batch(key: Any) -> bool:
 def _lead() -> int:
     """Batches that may run ahead: enough to keep every thread busy."""
     client = _active_client()
-    return 8 if client is None else max(8, 3 * sum(client.nthreads().values()))
+    return 16 if client is None else max(16, 3 * sum(client.nthreads().values()))
 
 
 def _compute(graph: dict[Any, Any], keys: list[Any]) -> None:
