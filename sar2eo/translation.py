@@ -29,7 +29,7 @@ from sar2eo.writing import write_cog
 __all__ = ["Job", "jobs_of", "opened", "prepare", "resolve", "run_job", "scaling_of", "shared_paths"]
 
 # Blocks of the journal: wide, so that there are few tasks, but not so wide that memory follows the scene.
-_BLOCK = (512, 4096)
+_BLOCK = (512, 2048)
 
 
 @dataclass(frozen=True, kw_only=True)

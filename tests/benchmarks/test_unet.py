@@ -97,7 +97,7 @@ def bare_step(folder, *, dtype, compiled):
 
 @pytest.mark.parametrize(
     ("dtype", "compiled", "rounds"),
-    [("float32", False, 3), ("bfloat16", False, 7), ("bfloat16", True, 7)],
+    [("float32", False, 5), ("bfloat16", False, 7), ("bfloat16", True, 7)],
     ids=["float32", "bfloat16", "bfloat16-compiled"],
 )
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch and of diffusers
