@@ -59,6 +59,8 @@ def test_identity_throughput(compare, scene, tmp_path):
     )
     with rasterio.open(out) as ours, rasterio.open(copy) as theirs:
         assert [ours.checksum(i) for i in (1, 2, 3)] == [theirs.checksum(i) for i in (1, 2, 3)]
+    for large in (out, copy, plain):
+        large.unlink()
 
 
 def test_identity_memory(benchmark, ratios, scene, tmp_path):

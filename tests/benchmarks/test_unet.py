@@ -1,6 +1,7 @@
 """One denoising step at full size (the U-Net of Stable Diffusion 2.1), against a bare diffusers loop."""
 
 import gc
+import shutil
 from functools import partial
 
 import pytest
@@ -28,6 +29,7 @@ ARCHITECTURE = {
 }
 TOKENS = 6  # "electro-optical image" without padding
 LATENT = (1, 4, 64, 64)
+EQUAL = 1.02  # as far as medians of a few rounds can tell
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +42,10 @@ def checkpoint(tmp_path_factory):
         torch.set_default_dtype(torch.float32)
     parts = {"unet": unet, "vae": create_vae("small"), "prompt_embeds": torch.randn(1, TOKENS, 1024)}
     schedule = schedule_config(DDIMScheduler().config, set_alpha_to_one=True)
-    return save_checkpoint(
-        Checkpoint(**parts, schedule=schedule, card=Card(name="random")),
-        tmp_path_factory.mktemp("models") / "full",
-    )
+    whole = Checkpoint(**parts, schedule=schedule, card=Card(name="random"))
+    folder = save_checkpoint(whole, tmp_path_factory.mktemp("models") / "full")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,9 @@ def test_unet_step(compare, checkpoint, flops, dtype, compiled, rounds):
         our_step(checkpoint, dtype=dtype, compile=compiled),
         [
             Baseline(
-                f"bare diffusers, {kind}", bare_step(checkpoint, dtype=dtype, compiled=compiled), goal=1
+                f"bare diffusers, {kind}",
+                bare_step(checkpoint, dtype=dtype, compiled=compiled),
+                goal=EQUAL,
             ),
             Baseline(
                 "as many FLOP of bf16 matrix products", matrix_products(flops, torch.bfloat16), note=share
