@@ -9,6 +9,8 @@
     │   ├── PolarisationError   polarisations unknown, or not those that are needed
     │   └── RadiometryError     quantity or calibration unknown, or not convertible
     ├── CheckpointError         a checkpoint that is missing, broken, unsafe or does not fit
+    ├── PairsError              pairs or a data set that are missing, broken or not what they should be
+    ├── TrainingError           a training run that cannot go on
     ├── OutputError             a result that cannot be written, or would overwrite something
     │   └── JournalError        unfinished work that belongs to other settings, or is damaged
     └── ClusterError            a Dask cluster that cannot run the graph
@@ -16,7 +18,8 @@
     Sar2eoWarning               (a UserWarning)
     ├── GeolocationWarning      geolocation of limited accuracy
     ├── RadiometryWarning       a guess or substitution that changes how values are read
-    └── FitWarning              an input outside what the model was trained on, used by request
+    ├── FitWarning              an input outside what the model was trained on, used by request
+    └── PairsWarning            pairs that are weaker than they look
 
 A message names the value, what is allowed, and the likely slip, on one line.
 """
@@ -31,6 +34,8 @@ __all__ = [
     "GeoreferenceError",
     "JournalError",
     "OutputError",
+    "PairsError",
+    "PairsWarning",
     "PolarisationError",
     "RadiometryError",
     "RadiometryWarning",
@@ -38,6 +43,7 @@ __all__ = [
     "Sar2eoWarning",
     "SceneError",
     "SettingsError",
+    "TrainingError",
 ]
 
 
@@ -79,6 +85,14 @@ class CheckpointError(Sar2eoError):
     """A checkpoint is missing, incomplete, unsafe, or does not fit the request."""
 
 
+class PairsError(Sar2eoError):
+    """Pairs or a data set are missing, broken, empty, or not what they should be."""
+
+
+class TrainingError(Sar2eoError):
+    """A training run cannot start or go on: other settings, a broken state, values that are not finite."""
+
+
 class OutputError(Sar2eoError):
     """A result cannot be written, or would overwrite something."""
 
@@ -105,3 +119,7 @@ class RadiometryWarning(Sar2eoWarning):
 
 class FitWarning(Sar2eoWarning):
     """A model is used, by request, on an input outside what it was trained on."""
+
+
+class PairsWarning(Sar2eoWarning):
+    """Pairs are weaker than they look: uncertain alignment, a scene that is not terrain-corrected."""

@@ -1,38 +1,18 @@
-"""Every setting of a run as a frozen dataclass; TOML in, the resolved recipe out.
-
-Choices are written once, here and in the modules they belong to, and the command line takes them from
-here.
-"""
+"""Settings of `sar2eo.translate` and of the command of that name."""
 
 from __future__ import annotations
 
-import dataclasses
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from sar2eo.card import Sampler
 from sar2eo.errors import SettingsError
 from sar2eo.radiometry import Calibration, Quantity
 
-__all__ = [
-    "Compression",
-    "RegionSettings",
-    "SceneSettings",
-    "TranslateRecipe",
-    "TranslateSettings",
-    "apply_overrides",
-    "checked",
-    "from_table",
-    "read_recipe",
-]
+__all__ = ["Compression", "RegionSettings", "SceneSettings", "TranslateRecipe", "TranslateSettings"]
 
 Compression = Literal["deflate", "zstd", "jpeg", "webp"]
 """Compression of COGs; jpeg and webp lose detail of the EO image."""
-
-Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,121 +161,3 @@ class TranslateRecipe:
     report: str | None = None
     overwrite: bool = False
     restart: bool = False
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a TOML recipe as plain tables.
-
-    Raises
-    ------
-    SettingsError
-        If it cannot be read or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: not a readable TOML recipe: {error}") from error
-
-
-def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Set ``key=value`` pairs in a recipe; keys are dotted, values TOML (bare words are text).
-
-    Raises
-    ------
-    SettingsError
-        If a pair has no ``=``, or its key runs through something that is not a table.
-    """
-    result = _copied(table)
-    for pair in overrides:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise SettingsError(f"--set {pair}: must be key=value, as in translate.settings.steps=10")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        *parents, last = key.split(".")
-        inner = result
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise SettingsError(f"--set {pair}: {parent} is not a table of the recipe")
-        inner[last] = value
-    return result
-
-
-def from_table(kind: type[Record], table: Any, where: str) -> Record:
-    """Build a settings dataclass from a TOML table, strictly.
-
-    Parameters
-    ----------
-    kind : type
-        A dataclass.
-    table : dict
-        Plain TOML values.
-    where : str
-        Name of the table, for messages.
-
-    Raises
-    ------
-    SettingsError
-        For unknown or missing keys, or values of another type.
-    """
-    if not isinstance(table, dict):
-        raise SettingsError(f"[{where}]: must be a table, not {table!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - set(fields))
-    if unknown:
-        raise SettingsError(f"[{where}]: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in table and f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise SettingsError(f"[{where}]: missing {', '.join(missing)}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _converted(hints[name], value, f"{where}.{name}") for name, value in table.items()})
-
-
-def checked(record: Record) -> Record:
-    """Return a settings dataclass as it is, if its values have the types of its fields.
-
-    Raises
-    ------
-    SettingsError
-        If one has not.
-    """
-    hints = get_type_hints(type(record))
-    for name, hint in hints.items():
-        value = getattr(record, name)
-        if value is not None:
-            _converted(hint, list(value) if isinstance(value, tuple) else value, name)
-    return record
-
-
-def _converted(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_table(hint, value, where)  # type: ignore[arg-type]
-    options = get_args(hint) if get_origin(hint) is UnionType or type(None) in get_args(hint) else (hint,)
-    for option in options:
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
-        if get_origin(option) is tuple and isinstance(value, list):
-            return tuple(_converted(get_args(option)[0], item, where) for item in value)
-        if option is float and type(value) in (int, float):
-            return float(value)
-        if isinstance(option, type) and type(value) is option:
-            return value
-    allowed = " or ".join(
-        ", ".join(map(repr, get_args(option)))
-        if get_origin(option) is Literal
-        else getattr(option, "__name__", str(option))
-        for option in options
-        if option is not type(None)
-    )
-    raise SettingsError(f"{where}={value!r}: must be {allowed}")
-
-
-def _copied(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, dict) else value for key, value in table.items()}

@@ -1,0 +1,1 @@
+"""Matching of SAR and EO images: where one lies in the other."""

@@ -1,0 +1,1 @@
+"""Build pairs, with the matcher that aligns them."""

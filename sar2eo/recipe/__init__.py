@@ -1,0 +1,38 @@
+"""Every setting of a run as a frozen dataclass; TOML in, the resolved recipe out.
+
+Choices are written once, here and in the modules they belong to, and the command line takes them from
+here.
+"""
+
+from sar2eo.recipe.evaluating import EvaluateRecipe, EvaluateSettings
+from sar2eo.recipe.pairs import PairsRecipe, PairsSettings
+from sar2eo.recipe.tables import apply_overrides, checked, from_table, read_recipe
+from sar2eo.recipe.training import DataSettings, TrainRecipe, TrainSettings, VaeRecipe, VaeSettings
+from sar2eo.recipe.translating import (
+    Compression,
+    RegionSettings,
+    SceneSettings,
+    TranslateRecipe,
+    TranslateSettings,
+)
+
+__all__ = [
+    "Compression",
+    "DataSettings",
+    "EvaluateRecipe",
+    "EvaluateSettings",
+    "PairsRecipe",
+    "PairsSettings",
+    "RegionSettings",
+    "SceneSettings",
+    "TrainRecipe",
+    "TrainSettings",
+    "TranslateRecipe",
+    "TranslateSettings",
+    "VaeRecipe",
+    "VaeSettings",
+    "apply_overrides",
+    "checked",
+    "from_table",
+    "read_recipe",
+]

@@ -1,0 +1,236 @@
+"""Settings of `sar2eo.train` and `sar2eo.train_vae`, and of the commands of those names.
+
+Defaults are the paper's where it has any (C-DiffSET, section 4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sar2eo.card import PredictionType
+from sar2eo.errors import SettingsError
+
+__all__ = ["DataSettings", "Dataset", "Loss", "TrainRecipe", "TrainSettings", "VaeRecipe", "VaeSettings"]
+
+Dataset = Literal["qxs", "sar2opt", "spacenet6"]
+"""Published data sets whose folders are read as they come."""
+
+Loss = Literal["c-diff", "c-diff-timestep", "l2"]
+"""Likelihood of the variance channel, the same with the release's timestep weight, or squared error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which pairs: built ones, or a published data set.
+
+    Parameters
+    ----------
+    pairs : str or None
+        Folder of `sar2eo.build_pairs`.
+    dataset, root : str or None
+        A published data set instead, and its folder.
+    split_by : {"release", "place"}
+        Of published data sets: the random list of the authors' release, or places that do not touch.
+    """
+
+    pairs: str | None = None
+    dataset: Dataset | None = None
+    root: str | None = None
+    split_by: Literal["release", "place"] = "release"
+
+    def __post_init__(self) -> None:
+        if (self.pairs is None) == (self.dataset is None) or (self.dataset is None) != (self.root is None):
+            raise SettingsError("give either pairs (a folder), or dataset and root (its folder)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a U-Net is fine-tuned.
+
+    Parameters
+    ----------
+    loss : {"c-diff", "c-diff-timestep", "l2"}
+    prediction_type : str or None
+        None: as the base's card says.
+    steps, batch, accumulate : int
+        Optimiser steps; images per device and pass; passes per step.
+    lr, warmup, decay
+        Peak learning rate, steps to reach it, and whether it then falls as a half cosine.
+    weight_decay, max_grad_norm : float
+    crop : int
+        Side of random crops in pixels; images smaller than that are taken whole.
+    gain_jitter : float
+        The SAR is multiplied by a random factor of up to ``1 +- gain_jitter`` before clipping.
+    seed : int
+    ema : float
+        Decay of the averaged weights that are validated and kept; 0: none.
+    gradient_checkpointing : bool
+    cache_latents : bool
+        Encode the images once, before training.
+    crops : int
+        Fixed crops of each image in a cache (each in 8 orientations).
+    lora : int or None
+        Rank of adapters to train instead of all weights.
+    device, dtype : str
+    threads : int or None
+        Torch threads; None: all cores.
+    validate_every, save_every : int
+        Steps between; 0: only at the end.
+    keep : int
+        States kept for resuming.
+    """
+
+    loss: Loss = "c-diff"
+    prediction_type: PredictionType | None = None
+    steps: int = 50_000
+    batch: int = 16
+    accumulate: int = 1
+    lr: float = 3e-5
+    warmup: int = 100
+    decay: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    crop: int = 512
+    gain_jitter: float = 0.0
+    seed: int = 2025
+    ema: float = 0.9999
+    gradient_checkpointing: bool = False
+    cache_latents: bool = False
+    crops: int = 4
+    lora: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    validate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _check_loop(self)
+        if not 0 <= self.gain_jitter < 1:
+            raise SettingsError(f"gain_jitter={self.gain_jitter:g}: must be from 0 to below 1")
+        if self.crops < 1 or (self.lora is not None and self.lora < 1):
+            raise SettingsError(f"crops={self.crops}, lora={self.lora}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """Fine-tuning: the table ``[train]`` of a TOML recipe.
+
+    Parameters
+    ----------
+    data
+        The table ``[train.data]``.
+    base : str
+        Checkpoint folder, or a Stable Diffusion folder or hub id.
+    revision : str or None
+        Of a hub id.
+    out : str
+        Run folder; the same command goes on in it.
+    settings
+        The table ``[train.settings]``.
+    """
+
+    data: DataSettings
+    base: str
+    out: str
+    revision: str | None = None
+    settings: TrainSettings = field(default_factory=TrainSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeSettings:
+    """How a VAE is trained from nothing.
+
+    Parameters
+    ----------
+    latent_channels : int
+    widths : tuple of int
+        Channels of each level; one level more doubles the factor.
+    layers : int
+        Residual blocks per level.
+    images : {"both", "eo", "sar"}
+        Of the pairs.
+    l1, gradient, kl, adversarial : float
+        Weights of the absolute error, of that of the image's gradient, of the divergence from a
+        standard normal, and of a patch discriminator.
+    adversarial_from : float
+        Share of the steps after which the discriminator joins.
+    steps, batch, accumulate, lr, warmup, decay, weight_decay, max_grad_norm, crop, seed, ema, device, \
+dtype, threads, validate_every, save_every, keep
+        As in `TrainSettings`.
+    """
+
+    latent_channels: int = 8
+    widths: tuple[int, ...] = (32, 64, 96, 128)
+    layers: int = 1
+    images: Literal["both", "eo", "sar"] = "both"
+    l1: float = 1.0
+    gradient: float = 1.0
+    kl: float = 1e-6
+    adversarial: float = 0.0
+    adversarial_from: float = 0.67
+    steps: int = 20_000
+    batch: int = 8
+    accumulate: int = 1
+    lr: float = 4e-4
+    warmup: int = 100
+    decay: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    crop: int = 256
+    seed: int = 2025
+    ema: float = 0.999
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    validate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _check_loop(self)
+        if self.latent_channels < 1 or self.layers < 1 or not self.widths or min(self.widths) < 1:
+            raise SettingsError(
+                f"latent_channels={self.latent_channels}, widths={self.widths}, layers={self.layers}: must "
+                "be at least 1"
+            )
+        for name in ("l1", "gradient", "kl", "adversarial"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name}={getattr(self, name):g}: must not be negative")
+        if not 0 <= self.adversarial_from <= 1:
+            raise SettingsError(f"adversarial_from={self.adversarial_from:g}: must be a share from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeRecipe:
+    """Training of a VAE: the table ``[train-vae]`` of a TOML recipe.
+
+    Parameters
+    ----------
+    data
+        The table ``[train-vae.data]``.
+    out : str
+        Run folder; the same command goes on in it.
+    settings
+        The table ``[train-vae.settings]``.
+    """
+
+    data: DataSettings
+    out: str
+    settings: VaeSettings = field(default_factory=VaeSettings)
+
+
+def _check_loop(settings: TrainSettings | VaeSettings) -> None:
+    for name in ("steps", "batch", "accumulate", "crop", "keep"):
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"{name}={getattr(settings, name)}: must be at least 1")
+    for name in ("warmup", "weight_decay", "validate_every", "save_every", "seed"):
+        if getattr(settings, name) < 0:
+            raise SettingsError(f"{name}={getattr(settings, name)}: must not be negative")
+    for name in ("lr", "max_grad_norm"):
+        if not getattr(settings, name) > 0:
+            raise SettingsError(f"{name}={getattr(settings, name):g}: must be above 0")
+    if not 0 <= settings.ema < 1:
+        raise SettingsError(f"ema={settings.ema:g}: must be from 0 to below 1")

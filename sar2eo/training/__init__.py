@@ -1,0 +1,1 @@
+"""Fine-tuning of the U-Net, and training of a VAE."""
