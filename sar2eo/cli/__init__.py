@@ -24,6 +24,7 @@ _COMMANDS = {
     "info": ("describing", "info", "Show what a SAR scene is and how it will be read."),
     "model": ("modelling", "model", "Make, import and describe checkpoints."),
     "run": ("recipes", "run", "Run a recipe, a TOML file."),
+    "simulate": ("simulating", "simulate", "Simulate a pair of SAR and EO scenes with known truth."),
     "translate": ("translating", "translate_command", "Translate SAR scenes into EO images (COGs)."),
 }
 _INTERRUPTED = 130

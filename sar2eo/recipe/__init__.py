@@ -5,7 +5,9 @@ here.
 """
 
 from sar2eo.recipe.evaluating import EvaluateRecipe, EvaluateSettings
+from sar2eo.recipe.making import CardSettings, InitRecipe, SimulateRecipe
 from sar2eo.recipe.pairs import PairsRecipe, PairsSettings
+from sar2eo.recipe.stages import STAGES, Stage, stages_of
 from sar2eo.recipe.tables import apply_overrides, checked, from_table, read_recipe
 from sar2eo.recipe.training import DataSettings, TrainRecipe, TrainSettings, VaeRecipe, VaeSettings
 from sar2eo.recipe.translating import (
@@ -17,14 +19,19 @@ from sar2eo.recipe.translating import (
 )
 
 __all__ = [
+    "STAGES",
+    "CardSettings",
     "Compression",
     "DataSettings",
     "EvaluateRecipe",
     "EvaluateSettings",
+    "InitRecipe",
     "PairsRecipe",
     "PairsSettings",
     "RegionSettings",
     "SceneSettings",
+    "SimulateRecipe",
+    "Stage",
     "TrainRecipe",
     "TrainSettings",
     "TranslateRecipe",
@@ -35,4 +42,5 @@ __all__ = [
     "checked",
     "from_table",
     "read_recipe",
+    "stages_of",
 ]

@@ -32,12 +32,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     """Set ``key=value`` pairs in a recipe; keys are dotted, values TOML (bare words are text).
 
+    In an array of tables a number picks one of them, as in ``train.0.settings.steps=10``; without it
+    all are set.
+
     Raises
     ------
     SettingsError
         If a pair has no ``=``, or its key runs through something that is not a table.
     """
-    result = _copied(table)
+    result: dict[str, Any] = _copied(table)
     for pair in overrides:
         key, equals, text = pair.partition("=")
         if not equals or not key:
@@ -46,13 +49,7 @@ def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[s
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        *parents, last = key.split(".")
-        inner = result
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise SettingsError(f"--set {pair}: {parent} is not a table of the recipe")
-        inner[last] = value
+        _set(result, key.split("."), value, pair)
     return result
 
 
@@ -129,5 +126,21 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
     raise SettingsError(f"{where}={value!r}: must be {allowed}")
 
 
-def _copied(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, dict) else value for key, value in table.items()}
+def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
+    first, *rest = keys
+    if not rest:
+        table[first] = value
+        return
+    inner = table.setdefault(first, {})
+    if isinstance(inner, list) and rest[0].isdecimal() and int(rest[0]) < len(inner):
+        inner, rest = inner[int(rest[0])], rest[1:]
+    for each in inner if isinstance(inner, list) else [inner]:
+        if not isinstance(each, dict) or not rest:
+            raise SettingsError(f"--set {pair}: {first} is not a table of the recipe")
+        _set(each, rest, value, pair)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value

@@ -5,19 +5,21 @@ the SAR is shifted against the EO are all known. The pictures resemble Sentinel-
 they are simple models of what a sensor sees, not radiative transfer.
 """
 
-from sar2eo.simulation.files import write_pair, write_scene
+from sar2eo.simulation.files import SETTINGS_TAG, settings_tag, write_pair, write_scene
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene, simulate_pair, simulate_scene
 from sar2eo.simulation.settings import SimulationSettings
 
 __all__ = [
+    "SETTINGS_TAG",
     "LandCover",
     "ObjectKind",
     "ObjectState",
     "SimulatedPair",
     "SimulatedScene",
     "SimulationSettings",
+    "settings_tag",
     "simulate_pair",
     "simulate_scene",
     "write_pair",

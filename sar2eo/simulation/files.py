@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,12 @@ from sar2eo.errors import OutputError
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene
+from sar2eo.simulation.settings import SimulationSettings
 
-__all__ = ["write_pair", "write_scene"]
+__all__ = ["SETTINGS_TAG", "settings_tag", "write_pair", "write_scene"]
+
+SETTINGS_TAG = "SIMULATION"
+"""Tag that holds the settings, as `settings_tag` writes them."""
 
 BLOCK = 512
 SAR_TIME = "2021:06:15 13:52:41"
@@ -56,6 +63,11 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
     _write_eo(pair, paths["eo"])
     _write_truth(pair, paths["truth"])
     return paths
+
+
+def settings_tag(settings: SimulationSettings) -> str:
+    """Return settings as the text that every simulated file carries: equal text, equal pixels."""
+    return json.dumps(dataclasses.asdict(settings), sort_keys=True)
 
 
 def write_scene(scene: SimulatedScene, path: Path) -> Path:
@@ -137,16 +149,19 @@ def _write(
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK,
         "compress": "deflate", "predictor": 2, "photometric": photometric,
     }  # fmt: skip
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tif")
     try:
         with (
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-            rasterio.open(path, "w", **profile) as dataset,
+            rasterio.open(temporary, "w", **profile) as dataset,
         ):
             dataset.descriptions = names
-            dataset.update_tags(**tags)
+            dataset.update_tags(**tags, **{SETTINGS_TAG: settings_tag(scene.settings)})
             dataset.write(bands)
             if mask is not None:
                 dataset.write_mask(mask)
                 dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+        temporary.rename(path)
     except (OSError, rasterio.errors.RasterioError) as error:
+        temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written: {error}") from error

@@ -1,0 +1,68 @@
+"""``sar2eo simulate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sar2eo.cli.options import debug_option, names_option, numbers
+from sar2eo.recipe import SimulateRecipe
+
+__all__ = ["simulate", "simulate_files"]
+
+
+@click.command()
+@click.option("--out", required=True, metavar="DIR", help="Folder of sar.tif, eo.tif and truth.tif.")
+@click.option("--size", type=int, default=2048, show_default=True, help="Rows and columns, in pixels.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the landscape and the speckle.")
+@names_option("--polarisations", "polarisations", help="Bands of the SAR scene; VH if not given.")
+@click.option("--shift", type=numbers("ROWS,COLS"), default=(0.0, 0.0), help="Of the SAR against the EO.")
+@debug_option
+def simulate(**flags: Any) -> None:
+    """Simulate a pair of SAR and EO scenes with known truth.
+
+    The truth file holds land cover, and the objects that changed between the two dates. The same
+    settings give the same pixels.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    simulate_files(SimulateRecipe(**given), dry_run=False)
+
+
+def simulate_files(recipe: SimulateRecipe, *, dry_run: bool) -> None:
+    """Simulate, or find that it was done before.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds files of other settings.
+    """
+    import rasterio
+
+    from sar2eo.errors import OutputError
+    from sar2eo.simulation import SETTINGS_TAG, SimulationSettings, settings_tag, simulate_pair, write_pair
+
+    settings = SimulationSettings(
+        size=recipe.size, seed=recipe.seed, polarisations=recipe.polarisations, shift=_two(recipe.shift)
+    )
+    truth = Path(recipe.out) / "truth.tif"
+    if truth.exists():  # the last of the three to be written
+        with rasterio.open(truth) as dataset:
+            found = dataset.tags().get(SETTINGS_TAG)
+        if found != settings_tag(settings):
+            raise OutputError(f"{recipe.out} holds another simulated pair ({found}): choose another folder")
+        click.echo(f"{recipe.out}: simulated before, kept")
+    elif dry_run:
+        click.echo(f"{recipe.out}: a pair of {recipe.size} x {recipe.size} pixels, seed {recipe.seed}")
+    else:
+        for path in write_pair(simulate_pair(settings), Path(recipe.out)).values():
+            click.echo(path)
+
+
+def _two(shift: tuple[float, ...]) -> tuple[float, float]:
+    from sar2eo.errors import SettingsError
+
+    if len(shift) != 2:
+        raise SettingsError(f"shift={shift}: must be two numbers, rows and columns")
+    return shift[0], shift[1]
