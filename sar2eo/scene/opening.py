@@ -67,7 +67,7 @@ def open_scene(
     source : str, Path or mapping
         A raster that GDAL reads, local or remote (``https://``, ``s3://``); one file per polarisation
         as a mapping or as ``"VV=a.tif,VH=b.tif"``; a Sentinel-1 GRD ``.SAFE`` folder or zip; a STAC
-        item.
+        item (``items.json#ID`` for one of an item collection).
     polarisations : str or sequence of str, optional
         Names of the bands in order (``"VV,VH"``); of a source that names its bands itself, those to
         take. By default from band descriptions, tags and file names, all of them.
@@ -163,7 +163,7 @@ def _open(
         return _open_files({(name,): file for name, file in source.items()}, names, nodata)
     path = gdal_path(source)
     if not path.startswith("/vsi"):
-        _check_local(Path(path))
+        _check_local(Path(path.partition("#")[0] if is_stac(source) else path))
         if is_safe(Path(path)):
             return _open_product(Path(path), names, nodata, calibrate)
     _refuse_calibrate(calibrate)

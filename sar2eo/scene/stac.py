@@ -15,7 +15,7 @@ import pystac
 from sar2eo.errors import PolarisationError, SceneError, SettingsError
 from sar2eo.scene.metadata import Facts, iso_datetime, polarisation_words
 
-__all__ = ["ItemAssets", "is_stac", "open_item", "select_assets"]
+__all__ = ["ItemAssets", "is_stac", "open_item", "read_item", "select_assets"]
 
 _NOT_PIXELS = {"metadata", "thumbnail", "overview", "visual", "mask"}
 
@@ -40,8 +40,31 @@ class ItemAssets:
 
 
 def is_stac(source: str) -> bool:
-    """Whether a path or URL looks like a STAC item."""
-    return source.partition("?")[0].lower().endswith((".json", ".geojson"))
+    """Whether a path or URL looks like a STAC item, or one of an item collection (``items.json#ID``)."""
+    return source.partition("#")[0].partition("?")[0].lower().endswith((".json", ".geojson"))
+
+
+def read_item(source: str) -> pystac.Item:
+    """Read a STAC item from a file or URL; ``items.json#ID`` is one item of an item collection.
+
+    Raises
+    ------
+    SceneError
+        If it cannot be read, or is not an item.
+    """
+    file, _, name = source.partition("#")
+    try:
+        if not name:
+            return pystac.Item.from_file(source)
+        item = next((item for item in pystac.ItemCollection.from_file(file) if item.id == name), None)
+    except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SceneError(f"{source}: not a STAC item that can be read ({reason})") from error
+    if item is None:
+        raise SceneError(f"{source}: the item collection has no item of this name")
+    if item.get_self_href() is None:
+        item.set_self_href(file)  # relative hrefs of assets start from the collection's file
+    return item
 
 
 def open_item(source: str) -> ItemAssets:
@@ -50,18 +73,14 @@ def open_item(source: str) -> ItemAssets:
     Parameters
     ----------
     source : str
-        Path or URL.
+        Path or URL; ``items.json#ID`` for one item of an item collection.
 
     Raises
     ------
     SceneError
         If it cannot be read, is not an item, or has no SAR asset.
     """
-    try:
-        item = pystac.Item.from_file(source)
-    except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SceneError(f"{source}: not a STAC item that can be read ({reason})") from error
+    item = read_item(source)
     files: dict[tuple[str, ...], str] = {}
     used = []
     for key, asset in item.assets.items():
