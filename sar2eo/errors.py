@@ -19,7 +19,8 @@
     ├── GeolocationWarning      geolocation of limited accuracy
     ├── RadiometryWarning       a guess or substitution that changes how values are read
     ├── FitWarning              an input outside what the model was trained on, used by request
-    └── PairsWarning            pairs that are weaker than they look
+    ├── PairsWarning            pairs that are weaker than they look
+    └── TrainingWarning         a run that goes on otherwise than it would have
 
 A message names the value, what is allowed, and the likely slip, on one line.
 """
@@ -44,6 +45,7 @@ __all__ = [
     "SceneError",
     "SettingsError",
     "TrainingError",
+    "TrainingWarning",
 ]
 
 
@@ -123,3 +125,7 @@ class FitWarning(Sar2eoWarning):
 
 class PairsWarning(Sar2eoWarning):
     """Pairs are weaker than they look: uncertain alignment, a scene that is not terrain-corrected."""
+
+
+class TrainingWarning(Sar2eoWarning):
+    """A training run goes on otherwise than it would have: from an older state, on another machine."""
