@@ -1,40 +1,24 @@
-"""Blocks of a lazy Dataset into a journal, on Dask's scheduler in force.
-
-Which scheduler that is, is the caller's choice: threads of this process, or the cluster of an active
-client. Counters of the workers are collected from wherever they worked.
-"""
+"""Blocks of a lazy Dataset into a journal, on Dask's scheduler in force."""
 
 from __future__ import annotations
 
-import resource
-import sys
-import threading
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import compute_as_if_collection, get_scheduler, tokenize
+from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from sar2eo import telemetry
-from sar2eo.errors import ClusterError, Sar2eoWarning
+from sar2eo.computing import active_client, compute_keys
 from sar2eo.journal import BlockWriter, Journal
 from sar2eo.pacing import paced
 from sar2eo.windows import Window
 
-__all__ = ["BlockStore", "Progress", "collect_telemetry", "reporting", "reset_telemetry"]
-
-Progress = Callable[[Mapping[str, float]], None]
-
-_PROGRESS_SECONDS = 1.0
-_WATCH_SECONDS = 2.0
-_LONELY_SECONDS = 60.0
+__all__ = ["BlockStore"]
 
 
 class BlockStore:
@@ -107,7 +91,7 @@ class BlockStore:
                 {**graph.dependencies, self.scaling.name: set()},
             )
         keys = list(layer)
-        _compute(paced(graph, keys, _is_batch, _lead()), keys)
+        compute_keys(paced(graph, keys, _is_batch, _lead()), keys)
 
 
 def _store_block(writer: BlockWriter, window: list[int], blocks: list[Any]) -> None:
@@ -122,115 +106,11 @@ def _store_block(writer: BlockWriter, window: list[int], blocks: list[Any]) -> N
     telemetry.add("blocks_done", 1)
 
 
-def reset_telemetry() -> None:
-    """Set the counters to zero, here and on the workers of an active client."""
-    telemetry.reset()
-    client = _active_client()
-    if client is not None:
-        client.run(telemetry.reset, on_error="ignore")
-
-
-def collect_telemetry() -> dict[str, float]:
-    """Sum the counters of this process and of all workers; of peak memory, the largest process."""
-    snapshots = [_process_snapshot()]
-    client = _active_client()
-    if client is not None:
-        # A worker may be lost while it is asked; its counts then are, too.
-        found = client.run(_process_snapshot, on_error="ignore")
-        snapshots += [snapshot for snapshot in found.values() if snapshot]
-    total: Counter[str] = Counter()
-    for snapshot in snapshots:
-        total.update(snapshot)
-    peak = max(snapshot["peak_rss_bytes"] for snapshot in snapshots)
-    return {**total, "peak_rss_bytes": peak}
-
-
-@contextmanager
-def reporting(progress: Progress | None, counts: Mapping[str, float]) -> Iterator[None]:
-    """Call `progress` with the counters about once a second while the block runs, and once after."""
-    if progress is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def tell() -> None:
-        try:
-            progress({**counts, **collect_telemetry()})
-        except Exception as error:
-            # Hours of work are not to fail for the sake of a progress line.
-            warnings.warn(f"progress is not reported any more: {error}", Sar2eoWarning, stacklevel=2)
-            stop.set()
-
-    def keep_telling() -> None:
-        while not stop.wait(_PROGRESS_SECONDS):
-            tell()
-
-    thread = threading.Thread(target=keep_telling, name="sar2eo-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended = stop.is_set()
-        stop.set()
-        thread.join()
-        if not ended:
-            tell()
-
-
-def _process_snapshot() -> dict[str, float]:
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**telemetry.snapshot(), "peak_rss_bytes": kilobytes * (1 if sys.platform == "darwin" else 1024)}
-
-
 def _is_batch(key: Any) -> bool:
     return isinstance(key, tuple) and str(key[0]).startswith("batch-")
 
 
 def _lead() -> int:
     """Batches that may run ahead: enough to keep every thread busy."""
-    client = _active_client()
+    client = active_client()
     return 16 if client is None else max(16, 3 * sum(client.nthreads().values()))
-
-
-def _compute(graph: dict[Any, Any], keys: list[Any]) -> None:
-    """Run a graph on the scheduler in force; a cluster that lost all its workers is an error."""
-    client = _active_client()
-    if client is None:
-        compute_as_if_collection(da.Array, graph, keys)
-        return
-    from distributed import CancelledError
-
-    futures = client.get(graph, keys, sync=False)
-    stop, alone = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        lonely = 0.0
-        while not stop.wait(_WATCH_SECONDS):
-            lonely = 0.0 if client.nthreads() else lonely + _WATCH_SECONDS
-            if lonely >= _LONELY_SECONDS:
-                alone.set()
-                client.cancel(futures, force=True)
-                return
-
-    thread = threading.Thread(target=watch, name="sar2eo-watch", daemon=True)
-    thread.start()
-    try:
-        client.gather(futures)
-    except CancelledError as error:
-        if alone.is_set():
-            raise ClusterError(
-                f"the cluster has had no workers for {_LONELY_SECONDS:.0f} s: start some, then run the same "
-                "command again to go on"
-            ) from error
-        raise
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _active_client() -> Any:
-    """Return the client that Dask would use now, without importing distributed where nobody did."""
-    if "distributed" not in sys.modules:
-        return None
-    client = getattr(get_scheduler(cls=da.Array), "__self__", None)
-    return client if isinstance(client, sys.modules["distributed"].Client) else None

@@ -19,6 +19,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from sar2eo.cog import check_space, needed_bytes
+from sar2eo.computing import Progress, collect_telemetry, reporting, reset_telemetry
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.graph import count_windows
 from sar2eo.grid import Grid
@@ -27,7 +28,7 @@ from sar2eo.journal import Journal
 from sar2eo.outputs import Outputs
 from sar2eo.recipe import Compression
 from sar2eo.scene.identity import file_identity
-from sar2eo.storing import BlockStore, Progress, collect_telemetry, reporting, reset_telemetry
+from sar2eo.storing import BlockStore
 
 __all__ = ["write_cog"]
 

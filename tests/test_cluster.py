@@ -11,7 +11,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster, get_client
 
-from sar2eo import cluster, storing
+from sar2eo import cluster, computing
 from sar2eo.errors import ClusterError, SettingsError
 
 
@@ -107,13 +107,13 @@ def test_workers_that_are_missing_or_differ_are_named(client: Foreign, words: st
 
 
 def test_a_cluster_without_workers_is_an_error_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storing, "_WATCH_SECONDS", 0.1)
-    monkeypatch.setattr(storing, "_LONELY_SECONDS", 0.3)
+    monkeypatch.setattr(computing, "_WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(computing, "_LONELY_SECONDS", 0.3)
     options = {"processes": False, "protocol": "tcp", "dashboard_address": None, "host": "127.0.0.1"}
     scheduler = {"dashboard_address": "127.0.0.1:0"}
     with LocalCluster(n_workers=0, scheduler_kwargs=scheduler, **options) as empty, Client(empty) as client:
         with pytest.raises(ClusterError, match="no workers"):
-            storing._compute({"three": (sum, [1, 2])}, ["three"])
+            computing.compute_keys({"three": (sum, [1, 2])}, ["three"])
         empty.scale(1)
         client.wait_for_workers(1, timeout=60)
-        storing._compute({"four": (sum, [1, 3])}, ["four"])  # another key: the first stays cancelled
+        computing.compute_keys({"four": (sum, [1, 3])}, ["four"])  # another key: the first stays cancelled
