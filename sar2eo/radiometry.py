@@ -28,6 +28,7 @@ __all__ = [
     "Quantity",
     "amplitude_percentiles",
     "default_channels",
+    "fill_invalid",
     "sample_windows",
     "to_amplitude",
     "to_eo_bytes",
@@ -151,6 +152,32 @@ def to_model_range(
     if len(mixed) == 1:
         return np.broadcast_to(mixed[channels[0]], (len(channels), *scaled.shape[1:]))
     return np.stack([mixed[names] for names in channels])
+
+
+def fill_invalid(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
+    """Give every invalid pixel the value of its nearest valid one.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (band, row, col)
+        Anything where invalid.
+    valid : ndarray of bool, shape (row, col)
+        With at least one valid pixel.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    # The nearest valid pixel of an invalid one is beside an invalid one: no need to look further around.
+    rows, cols = _around_invalid(valid, 0), _around_invalid(valid, 1)
+    nearest = distance_transform_edt(~valid[rows, cols], return_distances=False, return_indices=True)
+    filled = values.copy()
+    filled[:, rows, cols] = values[:, rows, cols][:, nearest[0], nearest[1]]
+    return filled
+
+
+def _around_invalid(valid: npt.NDArray[np.bool_], axis: int) -> slice:
+    """Return the part of an axis from one before the first invalid pixel to one after the last."""
+    places = np.flatnonzero(~valid.all(axis=1 - axis))
+    return slice(0, 0) if places.size == 0 else slice(max(0, int(places[0]) - 1), int(places[-1]) + 2)
 
 
 def to_eo_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:

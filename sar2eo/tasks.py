@@ -17,14 +17,20 @@ import numpy.typing as npt
 from sar2eo import telemetry
 from sar2eo.feather import gather_block, upsample
 from sar2eo.models import ModelSpec
-from sar2eo.radiometry import Channels, FloatArray, amplitude_percentiles, to_amplitude, to_model_range
+from sar2eo.radiometry import (
+    Channels,
+    FloatArray,
+    amplitude_percentiles,
+    fill_invalid,
+    to_amplitude,
+    to_model_range,
+)
 from sar2eo.scene import SceneReader
 from sar2eo.windows import Lattice, Window
 
 __all__ = [
     "Plan",
     "WindowResult",
-    "fill_invalid",
     "gather",
     "sample_chunk",
     "scaling_from_reader",
@@ -209,32 +215,6 @@ def gather(plan: Plan, variable: str, block: Window, batches: Sequence[Batch]) -
         field: FloatArray = gather_block(block, plan.lattice, 1, np.float32, fetch)[0]
         field[~valid] = np.nan
         return np.reciprocal(field, out=field) if variable == "confidence" else field
-
-
-def fill_invalid(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
-    """Give every invalid pixel the value of its nearest valid one.
-
-    Parameters
-    ----------
-    values : ndarray of float32, shape (band, row, col)
-        Anything where invalid.
-    valid : ndarray of bool, shape (row, col)
-        With at least one valid pixel.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    # The nearest valid pixel of an invalid one is beside an invalid one: no need to look further around.
-    rows, cols = _around_invalid(valid, 0), _around_invalid(valid, 1)
-    nearest = distance_transform_edt(~valid[rows, cols], return_distances=False, return_indices=True)
-    filled = values.copy()
-    filled[:, rows, cols] = values[:, rows, cols][:, nearest[0], nearest[1]]
-    return filled
-
-
-def _around_invalid(valid: npt.NDArray[np.bool_], axis: int) -> slice:
-    """Return the part of an axis from one before the first invalid pixel to one after the last."""
-    places = np.flatnonzero(~valid.all(axis=1 - axis))
-    return slice(0, 0) if places.size == 0 else slice(max(0, int(places[0]) - 1), int(places[-1]) + 2)
 
 
 def _model_input(

@@ -13,7 +13,7 @@ import sar2eo
 from sar2eo import telemetry
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.models import IdentityTranslator, resolve_model
-from sar2eo.tasks import fill_invalid
+from sar2eo.radiometry import fill_invalid
 
 
 def scaled(values: np.ndarray, divisor: float = 255.0) -> np.ndarray:
