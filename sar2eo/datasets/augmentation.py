@@ -1,0 +1,200 @@
+"""Paired augmentation: the same crop, flips and quarter turns for SAR, EO and validity.
+
+As in C-DiffSET, section 4.2: random crop, horizontal and vertical flips, quarter turns. What happens
+to an image is a pure function of (seed, epoch, index).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo.datasets.draws import Purpose, permutation, uniform
+from sar2eo.errors import SettingsError
+
+__all__ = ["ORIENTATIONS", "Augmentation", "Place", "orient"]
+
+ORIENTATIONS = 8
+"""Those of a square: quarter turns, and the same of the mirrored image."""
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which part of an image is taken, how it is turned, and how bright its SAR is.
+
+    Parameters
+    ----------
+    row, col : int
+        Origin of the crop.
+    shape : tuple of int
+        Rows and columns of the crop, before turning.
+    orientation : int
+        0 to 7; see `orient`.
+    gain : float
+        Factor of the SAR's amplitude.
+    variant : int
+        Number of a fixed crop and orientation, ``crop * 8 + orientation``; 0 without fixed crops.
+    """
+
+    row: int
+    col: int
+    shape: tuple[int, int]
+    orientation: int = 0
+    gain: float = 1.0
+    variant: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How an image is cropped, turned and brightened.
+
+    Parameters
+    ----------
+    crop : int or None
+        Side of the crop in pixels; images smaller than that are taken whole. None: as large as the
+        smallest image.
+    flips : bool
+        Mirror horizontally and vertically, each for half of the images.
+    turns : bool
+        Turn by 0 to 3 quarters; crops are then square.
+    gain : float
+        The SAR's amplitude is multiplied by a factor from ``1 - gain`` to ``1 + gain`` before clipping.
+    seed : int
+    centre : bool
+        Crop at the centre rather than at random.
+    fixed : int or None
+        Take crops from a list of so many for each image rather than from anywhere: those that
+        `sar2eo.datasets.build_latent_cache` encodes for the same seed.
+    align : int
+        Crops start at multiples of this; the VAE's factor, for a list of crops that latents share.
+
+    Raises
+    ------
+    SettingsError
+        For a setting out of range, or settings that contradict each other.
+    """
+
+    crop: int | None = None
+    flips: bool = False
+    turns: bool = False
+    gain: float = 0.0
+    seed: int = 2025
+    centre: bool = False
+    fixed: int | None = None
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "fixed", "align"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name}={value}: must be at least 1")
+        if not 0 <= self.gain < 1:
+            raise SettingsError(f"gain={self.gain:g}: must be from 0 to below 1")
+        if self.fixed is not None and self.gain:
+            raise SettingsError(
+                f"gain={self.gain:g} with fixed crops: latents of another gain are other latents, so a cache "
+                "has none; use one of --cache-latents and gain_jitter"
+            )
+        if self.fixed is not None and self.centre:
+            raise SettingsError("centre with fixed crops: choose one")
+
+    @property
+    def orientations(self) -> tuple[int, ...]:
+        """Those that are drawn, each as often as any other."""
+        match self.flips, self.turns:
+            case True, True:
+                return tuple(range(ORIENTATIONS))
+            case True, False:
+                return (0, 2, 4, 6)
+            case False, True:
+                return (0, 1, 2, 3)
+            case _:
+                return (0,)
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of what is cut from images of at least `size`."""
+        rows, cols = (min(side, self.crop or side) for side in size)
+        return (min(rows, cols),) * 2 if self.turns else (rows, cols)
+
+    def variants(self, size: tuple[int, int]) -> int:
+        """Return how many different fixed crops images of `size` have, at most `fixed`."""
+        rows, cols = self._origins(size, self.shape(size))
+        return min(self.fixed or 1, rows * cols)
+
+    def fixed_place(
+        self, index: int, crop: int, orientation: int, image: tuple[int, int], shape: tuple[int, int]
+    ) -> Place:
+        """Return one of the fixed crops of an image, in one orientation.
+
+        Parameters
+        ----------
+        index : int
+            Which image.
+        crop : int
+            Which crop, from 0.
+        orientation : int
+            0 to 7.
+        image, shape : tuple of int
+            Rows and columns of the image and of the crop.
+        """
+        rows, cols = self._origins(image, shape)
+        order = permutation(self.seed, Purpose.CROPS, 0, index, rows * cols)
+        row, col = divmod(int(order[crop % len(order)]), cols)
+        at = (row * self.align, col * self.align)
+        return Place(*at, shape, orientation, variant=crop * ORIENTATIONS + orientation)
+
+    def place(
+        self, epoch: int, index: int, image: tuple[int, int], size: tuple[int, int] | None = None
+    ) -> Place:
+        """Draw what happens to an image.
+
+        Parameters
+        ----------
+        epoch, index : int
+            Which pass, and which image.
+        image : tuple of int
+            Rows and columns of this image.
+        size : tuple of int, optional
+            Rows and columns that every image of the data set has at least; by default those of this one.
+        """
+        size = size or image
+        shape = self.shape(size)
+        where = uniform(self.seed, Purpose.AUGMENTATION, epoch, index, 4)
+        orientation = self.orientations[int(where[2] * len(self.orientations))]
+        if self.fixed is not None:
+            crop = int(where[0] * self.variants(size))
+            return self.fixed_place(index, crop, orientation, image, shape)
+        if self.centre:
+            row, col = ((whole - part) // 2 for whole, part in zip(image, shape, strict=True))
+        else:
+            origins = self._origins(image, shape)
+            row, col = (int(at * count) * self.align for at, count in zip(where, origins, strict=False))
+        return Place(row, col, shape, orientation, 1 + self.gain * float(2 * where[3] - 1))
+
+    def _origins(self, image: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+        """Count the rows and columns that a crop can start at."""
+        rows, cols = ((whole - part) // self.align + 1 for whole, part in zip(image, shape, strict=True))
+        return rows, cols
+
+
+def orient(image: npt.NDArray[Scalar], orientation: int) -> npt.NDArray[Scalar]:
+    """Turn an image counter-clockwise by ``orientation % 4`` quarters, then mirror it from 4 on.
+
+    Parameters
+    ----------
+    image : ndarray of shape (..., row, col)
+    orientation : int
+        0 to 7. Of those, 2 turns by a half, 4 mirrors left and right, 6 mirrors up and down.
+
+    Returns
+    -------
+    ndarray
+        A view.
+    """
+    turned = np.rot90(image, orientation % 4, axes=(-2, -1))
+    return turned[..., ::-1] if orientation >= 4 else turned

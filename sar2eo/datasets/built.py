@@ -1,0 +1,175 @@
+"""Pairs that `sar2eo.build_pairs` has made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sar2eo.datasets.augmentation import Augmentation
+from sar2eo.datasets.pairs import Pair, PairsDataset
+from sar2eo.datasets.rasters import raster
+from sar2eo.errors import PairsError
+from sar2eo.grid import Grid
+
+__all__ = ["BuiltPairs"]
+
+_COLUMNS = (
+    *("id", "split", "sar_chip", "eo_chip", "height", "width", "crs", "transform", "sar_href"),
+    *("quantity", "calibration", "polarisations", "scaling", "day_gap", "platform", "orbit_direction"),
+)
+_GSD_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is needed of one row of the index, as plain values."""
+
+    id: str
+    sar_chip: str
+    eo_chip: str
+    quantity: str
+    calibration: str
+    polarisations: tuple[str, ...]
+    scaling: tuple[float, ...]
+    sar_href: str
+    day_gap: float | None
+    platform: str | None
+    orbit_direction: str | None
+
+
+class BuiltPairs(PairsDataset):
+    """One split of a folder of pairs; SAR is divided by the 99th percentile of its whole scene.
+
+    Where scenes differ in quantity, each is converted from its own, and the data set's is amplitude.
+    Where they differ in polarisations, those that all have are used.
+
+    Parameters
+    ----------
+    folder : Path
+        With ``pairs.parquet``.
+    split : {"train", "val", "test"}
+    augmentation : Augmentation, optional
+        By default the centre, as large as the smallest chip.
+
+    Raises
+    ------
+    PairsError
+        If the folder has no readable index, the split is empty, or scenes have no polarisation in common.
+    """
+
+    def __init__(self, folder: Path, split: str, *, augmentation: Augmentation | None = None) -> None:
+        self.folder = folder
+        self.split = split
+        table = _read_index(folder, split)
+        self.rows = tuple(_row(record) for record in table.to_dict("records"))
+        shared = [
+            name for name in self.rows[0].polarisations if all(name in row.polarisations for row in self.rows)
+        ]
+        if not shared:
+            raise PairsError(
+                f"{folder}: its SAR scenes have no polarisation in common: build pairs of scenes that have"
+            )
+        super().__init__(
+            [row.id for row in self.rows],
+            size=(int(table["height"].min()), int(table["width"].min())),
+            polarisations=shared,
+            quantity=_common([row.quantity for row in self.rows], "amplitude"),
+            calibration=_common([row.calibration for row in self.rows], "none"),
+            gsd_m=_gsd_m(table),
+            augmentation=augmentation or Augmentation(centre=True),
+        )
+
+    def read(self, index: int) -> Pair:
+        """Read a pair of chips; see `PairsDataset.read`."""
+        row = self.rows[index]
+        (sar, sar_valid), (eo, eo_valid) = (raster(path) for path in self.files(index))
+        if len(sar) != len(row.polarisations) or eo.shape != (3, *sar.shape[1:]) or eo.dtype != np.uint8:
+            raise PairsError(
+                f"{row.id}: SAR of shape {sar.shape} and EO of shape {eo.shape} and {eo.dtype}: must be of "
+                f"one size, with {len(row.polarisations)} and 3 bands, EO uint8"
+            )
+        bands = [row.polarisations.index(name) for name in self.polarisations]
+        return Pair(
+            sar=sar if bands == list(range(len(sar))) else sar[bands],
+            eo=eo,
+            valid=sar_valid & eo_valid,
+            low=(0.0,) * len(bands),
+            high=tuple(row.scaling[band] for band in bands),
+            quantity=row.quantity,
+        )
+
+    def files(self, index: int) -> tuple[Path, Path]:
+        """Return the files of the SAR and the EO chip."""
+        row = self.rows[index]
+        return self.folder / row.sar_chip, self.folder / row.eo_chip
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """Return the gap between the acquisitions, and what is known of the SAR."""
+        row = self.rows[index]
+        names = ("day_gap", "platform", "orbit_direction")
+        return {name: getattr(row, name) for name in names}
+
+    def describe(self) -> str:
+        """Say how many chips of how many scenes."""
+        scenes = len({row.sar_href for row in self.rows})
+        size = "x".join(map(str, self.size))
+        return (
+            f"{len(self)} {self.split} pairs of {size} pixels from {scenes} SAR scenes "
+            f"({', '.join(self.polarisations)}, {self.quantity}), built by sar2eo"
+        )
+
+
+def _read_index(folder: Path, split: str) -> Any:
+    import pandas as pd
+
+    path = folder / "pairs.parquet"
+    if not path.is_file():
+        raise PairsError(f"{folder} has no pairs.parquet: not a folder of sar2eo build-pairs")
+    try:
+        # The footprints are not needed, so nor is geopandas.
+        table = pd.read_parquet(path, columns=list(_COLUMNS))
+    except (OSError, ValueError, KeyError) as error:
+        raise PairsError(f"{path} is not an index of pairs: {str(error).splitlines()[0]}") from error
+    chosen = table[table["split"] == split]
+    if chosen.empty:
+        counts = ", ".join(f"{count} {name}" for name, count in table["split"].value_counts().items())
+        raise PairsError(f"{folder} has no {split} pairs, but {counts or 'none at all'}")
+    return chosen.sort_values("id", kind="stable")
+
+
+def _row(record: dict[str, Any]) -> _Row:
+    def known(value: Any) -> Any:
+        return None if value is None or value != value else value
+
+    row = _Row(
+        **{
+            name: record[name]
+            for name in ("id", "sar_chip", "eo_chip", "quantity", "calibration", "sar_href")
+        },
+        polarisations=tuple(map(str, record["polarisations"])),
+        scaling=tuple(map(float, record["scaling"])),
+        **{name: known(record[name]) for name in ("day_gap", "platform", "orbit_direction")},
+    )
+    if len(row.scaling) != len(row.polarisations) or not all(0 < value < np.inf for value in row.scaling):
+        raise PairsError(
+            f"{row.id}: scaling {row.scaling} for {', '.join(row.polarisations)}: must be one positive "
+            "amplitude for each polarisation"
+        )
+    return row
+
+
+def _common(values: list[str], otherwise: str) -> str:
+    return values[0] if len(set(values)) == 1 else otherwise
+
+
+def _gsd_m(table: Any) -> float:
+    """Return the median over some chips: a data set has few scenes, and each takes a transformation."""
+    some = table.iloc[np.linspace(0, len(table) - 1, min(_GSD_SAMPLES, len(table))).astype(int)]
+    found = [
+        Grid(row.crs, tuple(map(float, row.transform)), (row.height, row.width)).ground_sample_distance_m()  # type: ignore[arg-type]
+        for row in some.itertuples()
+    ]
+    return float(np.median(found))

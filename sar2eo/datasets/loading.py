@@ -1,0 +1,145 @@
+"""The order in which pairs are seen, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sar2eo.datasets.draws import Purpose, permutation
+from sar2eo.errors import PairsError, SettingsError
+
+__all__ = ["Batch", "Order", "Samples", "batches", "collate"]
+
+Batch = dict[str, Any]
+"""Tensors with a leading axis of images, and lists of everything else."""
+
+
+class Samples(Protocol):
+    """What batches are made of: pairs, or their latents."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int, epoch: int) -> dict[str, Any]:
+        """Return one pair as it is seen in one pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """Every index once per pass, shuffled; a pure function of the step, so a resume needs nothing else.
+
+    A batch goes on into the next pass where the one before ends, so all have the same size.
+
+    Parameters
+    ----------
+    n : int
+        Number of pairs.
+    batch : int
+        Pairs per step.
+    seed : int
+
+    Raises
+    ------
+    PairsError
+        If there are no pairs.
+    SettingsError
+        For a batch below 1.
+    """
+
+    n: int
+    batch: int
+    seed: int = 2025
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise PairsError("there are no pairs to go through: is the split empty?")
+        if self.batch < 1:
+            raise SettingsError(f"batch={self.batch}: must be at least 1")
+
+    def indices(self, step: int) -> list[tuple[int, int]]:
+        """Return the pass (epoch) and index of each pair of a step."""
+        seen = range(step * self.batch, (step + 1) * self.batch)
+        return [(i // self.n, int(_shuffled(self.n, self.seed, i // self.n)[i % self.n])) for i in seen]
+
+
+@lru_cache(maxsize=4)
+def _shuffled(n: int, seed: int, epoch: int) -> npt.NDArray[np.intp]:
+    return permutation(seed, Purpose.ORDER, epoch, 0, n)
+
+
+class _ByEpoch(Dataset[dict[str, Any]]):
+    """Takes (epoch, index) as key, so that nothing in a worker has to change with the epoch."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        return self.samples.sample(index, epoch)
+
+
+class _Steps(Sampler[list[tuple[int, int]]]):
+    def __init__(self, order: Order, steps: range) -> None:
+        self.order, self.steps = order, steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return map(self.order.indices, self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def batches(
+    samples: Samples, order: Order, start_step: int, stop_step: int, workers: int = 0
+) -> Iterator[Batch]:
+    """Load the batches of steps `start_step` to before `stop_step`, in order.
+
+    Parameters
+    ----------
+    samples
+        A `PairsDataset` or `CachedLatents`.
+    order : Order
+    start_step, stop_step : int
+    workers : int
+        Processes that read ahead; 0: read here, when a batch is asked for. The batches are the same.
+    """
+    loader = DataLoader(
+        _ByEpoch(samples),
+        batch_sampler=_Steps(order, range(start_step, stop_step)),
+        num_workers=workers,
+        collate_fn=collate,
+        # Its own, or the loader would draw from the global one.
+        generator=torch.Generator(),
+        # A fork of a process with threads (torch's, GDAL's) may hang.
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    return iter(loader)
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stack the tensors of samples and list everything else.
+
+    Raises
+    ------
+    PairsError
+        If tensors differ in shape.
+    """
+    batch: Batch = {}
+    for key, first in samples[0].items():
+        values = [sample[key] for sample in samples]
+        if isinstance(first, Tensor):
+            shapes = {tuple(value.shape) for value in values}
+            if len(shapes) > 1:
+                raise PairsError(f"{key}: shapes {sorted(shapes)} do not fit in one batch: set a crop")
+            batch[key] = torch.stack(values)
+        else:
+            batch[key] = values
+    return batch
