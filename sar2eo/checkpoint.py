@@ -36,7 +36,7 @@ from sar2eo.layout import (
     vae_facts,
     wants_prompt,
 )
-from sar2eo.network import Vae, adapt_unet, create_unet, create_vae
+from sar2eo.network import SIZES, Vae, adapt_unet, create_unet, create_vae
 from sar2eo.pretrained import (
     embed_prompt,
     find_base,
@@ -90,6 +90,8 @@ def init_checkpoint(
     base: str | Path | None = None,
     revision: str | None = None,
     size: str | None = None,
+    vae: str | Path | None = None,
+    zero_terminal_snr: bool = False,
     **card: Any,
 ) -> Path:
     """Make a checkpoint to be trained: from a Stable-Diffusion base, or untrained from nothing.
@@ -103,8 +105,14 @@ def init_checkpoint(
         the prompt embedded.
     revision : str or None
         Of a hub id.
-    size : {"tiny", "small"} or None
+    size : {"tiny", "small", "region"} or None
         Instead of a base: an untrained checkpoint without cross-attention, the same every time.
+    vae : str, Path or None
+        With a size: folder of a trained VAE (``vae/`` as `sar2eo.train_vae` and every checkpoint have it),
+        whose latents the untrained U-Net is made for.
+    zero_terminal_snr : bool
+        Let the noise schedule end in pure noise (https://arxiv.org/abs/2305.08891); the card then says
+        v_prediction and trailing spacing, unless told otherwise.
     **card
         Fields of the card; by default named after the folder, predicting what the base predicts.
 
@@ -116,33 +124,50 @@ def init_checkpoint(
     Raises
     ------
     SettingsError
-        If not just one of base and size is given, or a field is none of the card's.
+        If not just one of base and size is given, a VAE comes with a base, or a field is none of the card's.
     CheckpointError
-        If the base is not what it should be.
+        If the base or the VAE is not what it should be, or the schedule does not suit what is predicted.
     OutputError
         If the folder exists.
     """
     if (base is None) == (size is None):
-        raise SettingsError("give either a base or a size (tiny, small)")
+        raise SettingsError(f"give either a base or a size ({', '.join(SIZES)})")
+    if vae is not None and base is not None:
+        raise SettingsError(
+            f"vae={str(vae)!r}: goes with a size; a base has its own, and its U-Net knows no other"
+        )
     _refuse_existing(Path(out))
     prompt_embeds = None
     if base is not None:
         folder = find_base(base, revision)
         raw = pretrained_schedule(folder)
-        unet, vae = adapt_unet(pretrained_unet(folder)), pretrained_vae(folder)
+        unet, autoencoder = adapt_unet(pretrained_unet(folder)), pretrained_vae(folder)
         if wants_prompt(unet.config):
             prompt_embeds = embed_prompt(folder)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_INIT_SEED)
-            vae = create_vae(str(size))
-            unet = create_unet(str(size), vae.config.latent_channels)
         raw = {}
+        unet, autoencoder = _untrained(str(size), vae)
     defaults = {"name": Path(out).name, "prediction_type": raw.get("prediction_type", "epsilon")}
-    schedule = schedule_config(raw, set_alpha_to_one=True)
-    filled = _make_card(defaults | card)
-    checkpoint = Checkpoint(unet=unet, vae=vae, schedule=schedule, prompt_embeds=prompt_embeds, card=filled)
+    if zero_terminal_snr:
+        raw = raw | {"rescale_betas_zero_snr": True}
+        defaults |= {"prediction_type": "v_prediction", "spacing": "trailing"}
+    checkpoint = Checkpoint(
+        unet=unet,
+        vae=autoencoder,
+        schedule=schedule_config(raw, set_alpha_to_one=True),
+        prompt_embeds=prompt_embeds,
+        card=_make_card(defaults | card),
+    )
     return save_checkpoint(checkpoint, out)
+
+
+def _untrained(size: str, vae: str | Path | None) -> tuple[UNet2DConditionModel, Vae]:
+    """Create a U-Net, the same every time, and a VAE for it unless a folder has one."""
+    with torch.random.fork_rng(devices=[]):
+        trained = None if vae is None else pretrained_vae(Path(vae))
+        torch.manual_seed(_INIT_SEED)
+        autoencoder = create_vae(size) if trained is None else trained
+        return create_unet(size, autoencoder.config.latent_channels), autoencoder
 
 
 def import_checkpoint(

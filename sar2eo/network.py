@@ -8,6 +8,7 @@ diffusion prediction and one more channel from which the variance comes (C-DiffS
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "Vae",
     "adapt_unet",
     "add_variance_channel",
+    "create_autoencoder",
     "create_unet",
     "create_vae",
     "decode_latents",
@@ -36,12 +38,16 @@ __all__ = [
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 
-Size = Literal["tiny", "small"]
-"""Untrained architectures: tiny is for tests, small for one region on modest hardware."""
+Size = Literal["tiny", "small", "region"]
+"""Untrained architectures: tiny is for tests, small and region for one region on modest hardware."""
 
 SIZES: tuple[str, ...] = get_args(Size)
 
 VARIANCE_MIN, VARIANCE_MAX = 1e-6, 10.0
+
+_GROUPS_AT_MOST = 16
+_ATTENTION_HEAD_DIM = 32  # channels of a head, of blocks that attend
+
 _VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a raw 0 becomes variance 1
 
 
@@ -164,44 +170,68 @@ def _latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
-    """Create an untrained C-DiffSET U-Net of convolutions alone, which needs no prompt.
+    """Create an untrained C-DiffSET U-Net, which needs no prompt.
 
     Parameters
     ----------
-    size : {"tiny", "small"}
-        About 1.2 M and 12 M parameters.
+    size : {"tiny", "small", "region"}
+        About 1.2 M, 12 M and 16 M parameters; tiny and small are of convolutions alone, region attends
+        to itself at its two lower levels and takes latents whose sides are multiples of 4 (diffusers'
+        AttnUpBlock2D doubles sizes, whatever was halved).
     latent_channels : int
         C of the VAE.
     """
     _check_size(size)
-    widths = {"tiny": (32, 64, 80), "small": (64, 128, 192, 256)}[size]
-    levels = len(widths)
+    widths = {"tiny": (32, 64, 80), "small": (64, 128, 192, 256), "region": (128, 192, 288)}[size]
+    plain = 1 if size == "region" else len(widths)
+    attending = len(widths) - plain
     unet = UNet2DConditionModel(
         in_channels=2 * latent_channels,
         out_channels=latent_channels,
         block_out_channels=widths,
         layers_per_block=1,
-        down_block_types=("DownBlock2D",) * levels,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attending,
         mid_block_type="UNetMidBlock2D",
-        up_block_types=("UpBlock2D",) * levels,
-        norm_num_groups=16,
+        up_block_types=("AttnUpBlock2D",) * attending + ("UpBlock2D",) * plain,
+        attention_head_dim=_ATTENTION_HEAD_DIM,
+        norm_num_groups=_norm_groups(widths),
     )
     return add_variance_channel(unet)
 
 
 def create_vae(size: str) -> AutoencoderKL:
-    """Create an untrained VAE: four latent channels, factor 4 (tiny) or 8 (small)."""
+    """Create an untrained VAE of factor 4 (tiny) or 8, with four latent channels or eight (region)."""
     _check_size(size)
-    widths = {"tiny": (16, 32, 48), "small": (32, 64, 96, 128)}[size]
+    widths = (16, 32, 48) if size == "tiny" else (32, 64, 96, 128)
+    return create_autoencoder(8 if size == "region" else 4, widths)
+
+
+def create_autoencoder(latent_channels: int, widths: Sequence[int], layers: int = 1) -> AutoencoderKL:
+    """Create an untrained VAE of convolutions alone, so that it takes images of any size.
+
+    Parameters
+    ----------
+    latent_channels : int
+    widths : sequence of int
+        Channels of each level; every level but one halves the resolution.
+    layers : int
+        Residual blocks per level of the encoder; the decoder has one more.
+    """
     return AutoencoderKL(
-        block_out_channels=widths,
-        layers_per_block=1,
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
-        latent_channels=4,
-        norm_num_groups=16,
+        latent_channels=latent_channels,
+        norm_num_groups=_norm_groups(widths),
         mid_block_add_attention=False,
     )
+
+
+def _norm_groups(widths: Sequence[int]) -> int:
+    """Return how many groups a normalisation has: the most up to 16 that divide every width."""
+    common = math.gcd(*widths)
+    return max(groups for groups in range(1, _GROUPS_AT_MOST + 1) if common % groups == 0)
 
 
 def _check_size(size: str) -> None:

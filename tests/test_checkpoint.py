@@ -25,6 +25,7 @@ from sar2eo.checkpoint import (
     verify_checkpoint,
 )
 from sar2eo.errors import CheckpointError, OutputError, SettingsError
+from sar2eo.network import create_autoencoder
 
 SCHEDULER = "scheduler/scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -169,6 +170,40 @@ def test_untrained_sizes_are_the_same_every_time(tmp_path: Path) -> None:
     assert facts["unet"]["prompt"] is False
     assert not (first / "prompt_embeds.safetensors").exists()
     assert load_checkpoint(first).prompt_embeds is None
+
+
+def test_an_untrained_unet_is_made_for_the_latents_of_a_trained_vae(tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    vae = create_autoencoder(3, (16, 32))
+    vae.register_to_config(latents_mean=[1.0, 2.0, 3.0], latents_std=[1.0, 2.0, 4.0], scaling_factor=1.0)
+    vae.save_pretrained(tmp_path / "final" / "vae")
+    state = torch.get_rng_state()
+    out = init_checkpoint(
+        tmp_path / "out", size="region", vae=tmp_path / "final", zero_terminal_snr=True, polarisations=("VH",)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    loaded = load_checkpoint(out)
+    assert (loaded.unet.config.in_channels, loaded.unet.config.out_channels) == (6, 4)
+    assert loaded.vae.config.latents_std == [1.0, 2.0, 4.0]
+    assert torch.equal(loaded.vae.decoder.conv_out.weight, vae.decoder.conv_out.weight)
+    assert (loaded.card.prediction_type, loaded.card.spacing) == ("v_prediction", "trailing")
+    assert loaded.schedule["rescale_betas_zero_snr"] is True
+    assert loaded.prompt_embeds is None
+    # A checkpoint's own VAE serves as well, and the U-Net is the same every time.
+    again = load_checkpoint(init_checkpoint(tmp_path / "again", size="region", vae=out))
+    assert torch.equal(again.unet.conv_in.weight, loaded.unet.conv_in.weight)
+    assert again.schedule["rescale_betas_zero_snr"] is False
+    assert again.card.prediction_type == "epsilon"
+
+
+def test_vaes_and_schedules_that_do_not_go_together_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="goes with a size"):
+        init_checkpoint(tmp_path / "out", base=base, vae=base)
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        init_checkpoint(tmp_path / "out", size="region", vae=tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="zero terminal SNR needs v_prediction"):
+        init_checkpoint(tmp_path / "out", size="tiny", zero_terminal_snr=True, prediction_type="epsilon")
+    assert not (tmp_path / "out").exists()
 
 
 def test_describe(made: Path) -> None:

@@ -7,9 +7,11 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.layout import wants_prompt
 from sar2eo.network import (
     adapt_unet,
     add_variance_channel,
+    create_autoencoder,
     create_unet,
     create_vae,
     decode_latents,
@@ -95,21 +97,46 @@ def test_prediction_is_split_in_float32() -> None:
     assert prediction.dtype == raw.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("size", "low", "high"), [("tiny", 1e6, 2e6), ("small", 15e6, 20e6)])
+@pytest.mark.parametrize(
+    ("size", "low", "high"), [("tiny", 1e6, 2e6), ("small", 15e6, 20e6), ("region", 18e6, 20e6)]
+)
 def test_untrained_architectures_have_their_size_and_shapes(size: str, low: float, high: float) -> None:
-    vae, unet = create_vae(size), create_unet(size)
+    channels = {"tiny": 4, "small": 4, "region": 8}[size]
+    height, width = (64, 96) if size == "region" else (72, 88)
+    vae, unet = create_vae(size), create_unet(size, channels)
     assert low < parameters(vae, unet) < high
     with torch.no_grad():
-        latents = encode_images(vae, torch.zeros(1, 3, 72, 88))
+        latents = encode_images(vae, torch.zeros(1, 3, height, width))
         output = unet(torch.cat([latents, latents], 1), 5, encoder_hidden_states=None).sample
-    factor = {"tiny": 4, "small": 8}[size]
-    assert latents.shape == (1, 4, 72 // factor, 88 // factor)
-    assert output.shape == (1, 5, 72 // factor, 88 // factor)
-    assert not output[:, 4].any()
+    factor = {"tiny": 4, "small": 8, "region": 8}[size]
+    assert latents.shape == (1, channels, height // factor, width // factor)
+    assert output.shape == (1, channels + 1, height // factor, width // factor)
+    assert not output[:, channels].any()
+
+
+def test_a_region_attends_to_itself_at_its_two_lower_levels() -> None:
+    unet = create_unet("region", 8)
+    attending = [len(getattr(block, "attentions", ())) for block in (*unet.down_blocks, *unet.up_blocks)]
+    assert attending == [0, 1, 1, 2, 2, 0]
+    assert not wants_prompt(unet.config)
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups"), [((32, 64, 96, 128), 16), ((16, 32, 48), 16), ((24, 36), 12), ((5, 7), 1)]
+)
+def test_an_autoencoder_has_the_most_groups_that_divide_its_widths(
+    widths: tuple[int, ...], groups: int
+) -> None:
+    vae = create_autoencoder(3, widths, layers=2)
+    assert vae.config.norm_num_groups == groups
+    with torch.no_grad():
+        latents = encode_images(vae, torch.zeros(1, 3, 24, 40))
+    factor = 2 ** (len(widths) - 1)
+    assert latents.shape == (1, 3, 24 // factor, 40 // factor)
 
 
 def test_unknown_size_is_refused() -> None:
-    with pytest.raises(SettingsError, match="'huge': must be one of tiny, small"):
+    with pytest.raises(SettingsError, match="'huge': must be one of tiny, small, region"):
         create_unet("huge")
 
 

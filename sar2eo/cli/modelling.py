@@ -47,14 +47,35 @@ def model() -> None:
     "--base", metavar="FOLDER|HUB_ID", help="A Stable Diffusion 1.x or 2.x model in diffusers' layout."
 )
 @click.option("--revision", help="Of a base on a hub.")
-@click.option("--size", type=click.Choice(["tiny", "small"]), help="Untrained, without a base.")
+@click.option("--size", type=click.Choice(["tiny", "small", "region"]), help="Untrained, without a base.")
+@click.option(
+    "--vae", metavar="FOLDER", help="With a size: on the latents of this VAE (RUN/final of train-vae)."
+)
+@click.option("--zero-terminal-snr", is_flag=True, help="Let the noise schedule end in pure noise.")
 @_card_options
 @debug_option
-def init(out: Path, base: str | None, revision: str | None, size: str | None, **card: Any) -> None:
+def init(
+    out: Path,
+    base: str | None,
+    revision: str | None,
+    size: str | None,
+    vae: str | None,
+    zero_terminal_snr: bool,
+    **card: Any,
+) -> None:
     """Make a checkpoint to be trained, from a base model or from nothing."""
     from sar2eo.checkpoint import init_checkpoint
 
-    click.echo(init_checkpoint(out, base=base, revision=revision, size=size, **_given(card)))
+    made = init_checkpoint(
+        out,
+        base=base,
+        revision=revision,
+        size=size,
+        vae=vae,
+        zero_terminal_snr=zero_terminal_snr,
+        **_given(card),
+    )
+    click.echo(made)
 
 
 @model.command("import")
