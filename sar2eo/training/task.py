@@ -22,7 +22,9 @@ class Task(Protocol):
     ----------
     phases : dict of str to Module
         Networks by name, each with an optimiser of its own; every step runs the phases in this order.
-        Their weights are what a state holds.
+        The loop replaces them by what accelerate makes of them, so they are called through this
+        attribute, by their ``forward``: that is where autocast and several devices act. What does not
+        require a gradient at the start is never trained, and not held by states.
     averaged : tuple of str
         Phases of which a moving average is kept, validated and exported.
     """
@@ -47,7 +49,8 @@ class Task(Protocol):
         step : int
             From 0 on.
         generator : torch.Generator
-            Of everything drawn (noise, timesteps), on the CPU; a function of seed and step.
+            Of everything drawn (noise, timesteps), on the CPU; a function of seed and batch, the same
+            for every phase.
         """
         ...
 

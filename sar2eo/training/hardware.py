@@ -1,0 +1,70 @@
+"""Where and how a run computes: accelerate set up from the settings."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from sar2eo.device import default_threads, resolve_device, resolve_dtype
+from sar2eo.errors import SettingsError
+
+__all__ = ["HardwareSettings", "create_accelerator", "environment_of"]
+
+_MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+class HardwareSettings(Protocol):
+    """Fields of `TrainSettings` and `VaeSettings` that say where a run computes."""
+
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def threads(self) -> int | None: ...  # noqa: D102
+    @property
+    def accumulate(self) -> int: ...  # noqa: D102
+
+
+def create_accelerator(settings: HardwareSettings) -> Accelerator:
+    """Set up device, precision, accumulation and, under ``accelerate launch``, processes.
+
+    Weights stay float32; in half precision the networks' forward passes compute under autocast. Torch's
+    number of threads is set, too: results depend on it.
+
+    Raises
+    ------
+    SettingsError
+        For a device that is not there, or float16 on a CPU.
+    """
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    if device == "cpu" and dtype == "float16":
+        raise SettingsError("dtype='float16': a CPU trains in float32 or bfloat16")
+    torch.set_num_threads(settings.threads or default_threads())
+    if settings.device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    # accelerate keeps one set-up per process, and a second run may want another.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=_MIXED[dtype],
+        gradient_accumulation_steps=settings.accumulate,
+    )
+
+
+def environment_of(accelerator: Accelerator) -> dict[str, Any]:
+    """Describe what results depend on in their last bits, as JSON values."""
+    on_cpu = accelerator.device.type == "cpu"
+    return {
+        "device": platform.machine() if on_cpu else torch.cuda.get_device_name(accelerator.device),
+        "dtype": {mixed: name for name, mixed in _MIXED.items()}[str(accelerator.mixed_precision)],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+    }
