@@ -1,0 +1,170 @@
+"""EO in STAC items: which assets show red, green and blue, which tells clouds, and how values are stored.
+
+Extensions read: eo (``eo:bands``, ``eo:common_name``) and raster (``scale``, ``offset`` and ``nodata`` of
+bands), in the fields of version 1.0 and in ``bands`` of 1.1; https://stac-extensions.github.io.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pystac
+
+from sar2eo.errors import SettingsError
+from sar2eo.pairs.bands import COLOURS, CloudRule, cloud_rule, colour_of
+from sar2eo.scene.metadata import Facts, iso_datetime
+
+__all__ = ["BandAsset", "CloudAsset", "EoAssets", "eo_assets", "item_facts", "sentinel2_platform"]
+
+_PICTURES = ("visual", "rgb", "tci", "true_color", "true-color", "true_colour")
+_NOT_PIXELS = {"metadata", "thumbnail", "overview"}
+_MEDIA = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "application/x-hdf5")
+_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
+
+
+@dataclass(frozen=True)
+class BandAsset:
+    """One colour in a file.
+
+    Parameters
+    ----------
+    href : str
+        Path or URL.
+    index : int
+        Band, from 1.
+    label : str
+        Name of the asset, and of the band where it has several.
+    said : dict
+        ``scale``, ``offset`` and ``nodata``, where the item says them.
+    """
+
+    href: str
+    index: int
+    label: str
+    said: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CloudAsset:
+    """A file that tells clouds, in its first band."""
+
+    href: str
+    rule: CloudRule
+    label: str
+
+
+@dataclass(frozen=True)
+class EoAssets:
+    """What an item offers.
+
+    Parameters
+    ----------
+    picture : str or None
+        A raster to be read by what it says of itself: a true-colour image, or the item's only raster.
+    bands : tuple of BandAsset
+        Red, green and blue; empty with a picture.
+    cloud : CloudAsset or None
+        Where there is one.
+    """
+
+    picture: str | None
+    bands: tuple[BandAsset, ...]
+    cloud: CloudAsset | None
+
+
+def eo_assets(item: pystac.Item) -> EoAssets | None:
+    """Choose an item's assets; None where it has no EO that can be told.
+
+    The true-colour asset is taken where there is one, then red, green and blue by the names of bands, then
+    the only raster of an item that holds no SAR.
+    """
+    rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset)}
+    cloud = _cloud(rasters)
+    for key, asset in rasters.items():
+        if key.lower().removesuffix("-jp2") in _PICTURES or "visual" in (asset.roles or ()):
+            return EoAssets(_href(asset), (), cloud)
+    found: dict[str, BandAsset] = {}
+    for key, asset in rasters.items():
+        for colour, band in _colours(key, asset):
+            found.setdefault(colour, band)
+    if len(found) == len(COLOURS):
+        return EoAssets(None, tuple(found[colour] for colour in COLOURS), cloud)
+    is_sar = any(name.startswith("sar:") for name in item.properties)
+    rest = [asset for key, asset in rasters.items() if cloud_rule(key) is None]
+    return EoAssets(_href(rest[0]), (), cloud) if len(rest) == 1 and not is_sar else None
+
+
+def item_facts(item: pystac.Item) -> Facts:
+    """Return when and by what an EO item was acquired."""
+    time = item.datetime or item.properties.get("start_datetime")
+    try:
+        acquired = iso_datetime(time) if time else None
+    except SettingsError:
+        acquired = None
+    return Facts(datetime=acquired, platform=sentinel2_platform(item.properties.get("platform")))
+
+
+def sentinel2_platform(name: str | None) -> str | None:
+    """Spell a Sentinel-2 as its products do, ``Sentinel-2A``, and leave any other name as it is."""
+    unit = re.search(r"sentinel-?2([a-d])", name or "", re.I)
+    return f"Sentinel-2{unit[1].upper()}" if unit else name
+
+
+def _is_raster(asset: pystac.Asset) -> bool:
+    if set(asset.roles or ()) & _NOT_PIXELS:
+        return False
+    media = (asset.media_type or "").lower()
+    return media.startswith(_MEDIA) if media else asset.href.partition("?")[0].lower().endswith(_SUFFIXES)
+
+
+def _cloud(rasters: dict[str, pystac.Asset]) -> CloudAsset | None:
+    for key, asset in rasters.items():
+        rule = cloud_rule(key.removesuffix("-jp2"))
+        if rule is not None and key.lower() != "mask":
+            return CloudAsset(_href(asset), rule, key)
+    return None
+
+
+def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
+    """Colours in an asset; by the name of the asset where it has one band, or does not list its bands."""
+    bands = _listed(asset)
+    if len(bands) <= 1:
+        said = bands[0] if bands else {}
+        colour = _colour_of(said) or colour_of(key)
+        return [(colour, BandAsset(_href(asset), 1, key, _numbers(said)))] if colour else []
+    return [
+        (colour, BandAsset(_href(asset), number, f"{key} {colour}", _numbers(said)))
+        for number, said in enumerate(bands, start=1)
+        if (colour := _colour_of(said)) is not None
+    ]
+
+
+def _listed(asset: pystac.Asset) -> list[dict[str, Any]]:
+    """Gather what is said of each band, from all lists of bands there are."""
+    lists = [asset.extra_fields.get(name) or [] for name in ("bands", "eo:bands", "raster:bands")]
+    whole = {name: asset.extra_fields[name] for name in _fields("raster:") if name in asset.extra_fields}
+    merged: list[dict[str, Any]] = [{**whole} for _ in range(max(map(len, lists)))]
+    for said in lists:
+        for band, more in zip(merged, said, strict=False):
+            band |= more
+    return merged or ([whole] if whole else [])
+
+
+def _fields(prefix: str) -> list[str]:
+    return [*(f"{prefix}{name}" for name in ("scale", "offset")), "nodata"]
+
+
+def _colour_of(said: dict[str, Any]) -> str | None:
+    common = said.get("eo:common_name") or said.get("common_name")
+    return colour_of(str(common or said.get("name") or ""))
+
+
+def _numbers(said: dict[str, Any]) -> dict[str, float]:
+    found = {name: said.get(f"raster:{name}", said.get(name)) for name in ("scale", "offset", "nodata")}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _href(asset: pystac.Asset) -> str:
+    return str(asset.get_absolute_href() or asset.href).removeprefix("file://")
