@@ -14,7 +14,7 @@ from shapely.geometry import box
 
 from sar2eo.grid import Grid
 
-UTM = "EPSG:32611"
+UTM, ROTTERDAM = "EPSG:32611", "EPSG:32631"
 ORIGIN = (400_000.0, 3_800_000.0)
 
 
@@ -127,3 +127,44 @@ def _chip(folder, number, split, size, quantity, polarisations, holes):
 def _picture(path, values):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path, quality=95)
+
+
+def qxs(root, count=12, size=32):
+    """QXS-SAROPT: two folders of PNG of the same names; SAR as grey RGB."""
+    for number in range(1, count + 1):
+        sar, eo = _bytes(number, size)
+        _picture(Path(root) / "sar_256_oc_0.2" / f"{number}.png", np.dstack([sar] * 3))
+        _picture(Path(root) / "opt_256_oc_0.2" / f"{number}.png", np.moveaxis(eo, 0, -1))
+    return Path(root)
+
+
+def sar2opt(root, scenes=(1, 2, 3), size=40):
+    """SAR2Opt: four folders of JPEG, named scene_row_column; the last rows are for testing."""
+    for scene in scenes:
+        for tile, (row, col) in enumerate((r, c) for r in (0, 240, 480) for c in (0, 240)):
+            part = "test" if row == 480 else "train"
+            sar, eo = _bytes(100 * scene + tile, size)
+            name = f"{scene}_{row}_{col}.jpg"
+            _picture(Path(root) / f"{part}A" / name, sar)
+            _picture(Path(root) / f"{part}B" / name, np.moveaxis(eo, 0, -1))
+    return Path(root)
+
+
+def spacenet6(root, count=10, size=48, spacing=10_000.0, nodata_columns=6):
+    """SpaceNet 6: float SAR with four polarisations and nodata 0, and uint8 RGB; tiles of two strips."""
+    area = Path(root) / "train" / "AOI_11_Rotterdam"
+    for number in range(count):
+        amplitude, eo = landscape(number, size)
+        sar = np.stack([20 * np.log10(amplitude.astype(np.float32)) - 3 * band for band in range(4)])
+        sar[:, :, :nodata_columns] = 0
+        transform = Affine(0.5, 0.0, 590_000.0 + spacing * number, 0.0, -0.5, 5_750_000.0)
+        strip = f"2019080411122{number % 2}_20190804111453_tile_{number}.tif"
+        for kind, values in {"SAR-Intensity": sar, "PS-RGB": eo}.items():
+            path = area / kind / f"SN6_Train_AOI_11_Rotterdam_{kind}_{strip}"
+            write_tif(path, values, transform=transform, crs=ROTTERDAM)
+    return Path(root)
+
+
+def _bytes(seed, size):
+    sar, eo = landscape(seed, size)
+    return np.minimum(sar // 3, 255).astype(np.uint8), eo

@@ -7,7 +7,8 @@ from pathlib import Path
 from sar2eo.datasets.augmentation import Augmentation
 from sar2eo.datasets.built import BuiltPairs
 from sar2eo.datasets.pairs import PairsDataset
-from sar2eo.errors import PairsError, SettingsError
+from sar2eo.datasets.published import PUBLISHED
+from sar2eo.errors import SettingsError
 from sar2eo.recipe import DataSettings
 
 __all__ = ["SPLITS", "open_dataset"]
@@ -37,4 +38,5 @@ def open_dataset(data: DataSettings, split: str, *, augmentation: Augmentation |
         raise SettingsError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
     if data.pairs is not None:
         return BuiltPairs(Path(data.pairs), split, augmentation=augmentation)
-    raise PairsError(f"{data.dataset}: not readable yet")
+    kind, root = PUBLISHED[str(data.dataset)], Path(str(data.root))
+    return kind(root, split, split_by=data.split_by, augmentation=augmentation)

@@ -1,0 +1,242 @@
+"""QXS-SAROPT, SAR2Opt and SpaceNet 6 in the folders that they come in.
+
+QXS-SAROPT: https://arxiv.org/abs/2103.08259; SAR2Opt: https://ieeexplore.ieee.org/document/9779739;
+SpaceNet 6: https://arxiv.org/abs/2004.06500.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from sar2eo.datasets.augmentation import Augmentation
+from sar2eo.datasets.lists import drawn_split, hold_out, placed_split, published_split
+from sar2eo.datasets.pairs import Pair, PairsDataset
+from sar2eo.datasets.rasters import picture, raster
+from sar2eo.errors import PairsError
+
+__all__ = ["PUBLISHED", "PublishedPairs", "QxsSaropt", "Sar2Opt", "SpaceNet6"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
+
+
+class PublishedPairs(PairsDataset):
+    """A published data set.
+
+    Parameters
+    ----------
+    root : Path
+        Its folder.
+    split : {"train", "val", "test"}
+    split_by : {"release", "place"}
+    augmentation : Augmentation, optional
+        By default the centre: 512 pixels, or less where images are smaller.
+
+    Raises
+    ------
+    PairsError
+        If the folder lacks images or one of a pair, or cannot be split so.
+    """
+
+    title: ClassVar[str]
+    band_names: ClassVar[tuple[str, ...]]
+    pixel_m: ClassVar[float]
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        *,
+        split_by: Literal["release", "place"] = "release",
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.root, self.split = root, split
+        names = self._listed()
+        self.split_note, lists = self._split(names, split_by)
+        self.names = tuple(lists[split])
+        if not self.names:
+            counts = ", ".join(f"{len(listed)} {name}" for name, listed in lists.items())
+            raise PairsError(f"{root} has no {split} pairs, but {counts}")
+        # Images are of one size, so one tells; a smaller one is refused when it is read.
+        first = self._open(self.names[0])
+        super().__init__(
+            [Path(name).stem for name in self.names],
+            size=(first.eo.shape[1], first.eo.shape[2]),
+            polarisations=self.band_names,
+            quantity="dn",
+            gsd_m=self.pixel_m,
+            augmentation=augmentation or Augmentation(crop=512, centre=True),
+        )
+
+    @abstractmethod
+    def _folders(self) -> list[tuple[str, str]]:
+        """Return folders of EO and SAR images, relative to the root."""
+
+    @abstractmethod
+    def _open(self, name: str) -> Pair:
+        """Read the pair of an EO image."""
+
+    def sar_name(self, eo_name: str) -> str:
+        """Return the SAR image of an EO image, both relative to the root."""
+        for eo, sar in self._folders():
+            if eo_name.startswith(f"{eo}/"):
+                return sar + eo_name[len(eo) :]
+        raise KeyError(eo_name)
+
+    def read(self, index: int) -> Pair:
+        """Read a pair; see `PairsDataset.read`."""
+        return self._open(self.names[index])
+
+    def files(self, index: int) -> tuple[Path, Path]:
+        """Return the files of the SAR and the EO image."""
+        name = self.names[index]
+        return self.root / self.sar_name(name), self.root / name
+
+    def describe(self) -> str:
+        """Say which data set, how many pairs, and how they were chosen."""
+        return f"{self.title}: {len(self)} {self.split} pairs, {self.split_note}"
+
+    def _group(self, name: str) -> str:
+        """Return what an image may share pixels with."""
+        return name
+
+    def _listed(self) -> list[str]:
+        """List EO images, each of which must have a SAR image."""
+        names: list[str] = []
+        for eo, sar in self._folders():
+            absent = [folder for folder in (eo, sar) if not (self.root / folder).is_dir()]
+            if absent:
+                raise PairsError(f"{self.root} has no {absent[0]}: not the folder of {self.title}")
+            there = {f"{sar}/{path.name}" for path in (self.root / sar).iterdir()}
+            inside = [path.name for path in (self.root / eo).iterdir() if path.suffix.lower() in _SUFFIXES]
+            found = sorted(f"{eo}/{name}" for name in inside)
+            alone = [name for name in found if self.sar_name(name) not in there]
+            if alone:
+                raise PairsError(
+                    f"{self.root}: {len(alone)} EO images have no SAR image, {alone[0]} for one: is the "
+                    "folder complete?"
+                )
+            names += found
+        if not names:
+            raise PairsError(f"{self.root} has no images in {self._folders()[0][0]}")
+        return names
+
+    def _split(self, names: list[str], split_by: str) -> tuple[str, dict[str, list[str]]]:
+        """Return how images are split, in words, and the images of each split."""
+        if split_by == "place":
+            raise PairsError(
+                f"{self.title} has no georeference, so it cannot be split by place: choose split_by=release"
+            )
+        lists = published_split(self.root, names)
+        note = "by the lists in its folder" if lists else "drawn with seed 2025 from the sorted names"
+        lists = lists or drawn_split(names)
+        held = hold_out(lists["train"], self._group)
+        return f"{note}, validation from the training part", held | {"test": lists["test"]}
+
+
+class QxsSaropt(PublishedPairs):
+    """QXS-SAROPT: 20,000 pairs of 256 pixels, Gaofen-3 spotlight, and Google Earth.
+
+    Patches of one scene are split at random, so those for testing have neighbours among those for training.
+    """
+
+    title = "QXS-SAROPT"
+    band_names = ("HH",)  # One polarisation, of which nothing is published.
+    pixel_m = 1.0
+
+    def _folders(self) -> list[tuple[str, str]]:
+        return [("opt_256_oc_0.2", "sar_256_oc_0.2")]
+
+    def _open(self, name: str) -> Pair:
+        return _pictures(self.root / self.sar_name(name), self.root / name)
+
+
+class Sar2Opt(PublishedPairs):
+    """SAR2Opt: 2077 pairs of 600 pixels, TerraSAR-X, and Google Earth; A is SAR, B is EO.
+
+    Files are named ``scene_row_column``, in steps of 240 pixels. The published parts cut each scene at some
+    row, so tiles on both sides of it share ground; validation takes whole scenes of the training part.
+    """
+
+    title = "SAR2Opt"
+    band_names = ("HH",)  # One polarisation, of which nothing is published.
+    pixel_m = 1.0
+
+    def _folders(self) -> list[tuple[str, str]]:
+        return [("trainB", "trainA"), ("testB", "testA")]
+
+    def _open(self, name: str) -> Pair:
+        return _pictures(self.root / self.sar_name(name), self.root / name)
+
+    def _group(self, name: str) -> str:
+        tile = re.fullmatch(r"(\d+)_\d+_\d+", Path(name).stem)
+        return tile[1] if tile else name
+
+    def _split(self, names: list[str], split_by: str) -> tuple[str, dict[str, list[str]]]:
+        if split_by == "place":
+            return super()._split(names, split_by)
+        parts = {part: [name for name in names if name.startswith(f"{part}B/")] for part in ("train", "test")}
+        held = hold_out(parts["train"], self._group)
+        return "as published, validation from the training part", held | {"test": parts["test"]}
+
+
+class SpaceNet6(PublishedPairs):
+    """SpaceNet 6: 3401 pairs of 900 pixels over Rotterdam, Capella with four polarisations, WorldView-2.
+
+    As in the release, SAR is stretched for each image and polarisation from the 1st to the 99th percentile,
+    here of the valid pixels; those that are 0 in all polarisations are not. Strips overlap, so images that
+    are split at random share ground; `split_by` "place" keeps a distance.
+    """
+
+    title = "SpaceNet 6"
+    band_names = ("HH", "HV", "VH", "VV")
+    pixel_m = 0.5
+
+    def _folders(self) -> list[tuple[str, str]]:
+        area = "train/AOI_11_Rotterdam"
+        return [(f"{area}/PS-RGB", f"{area}/SAR-Intensity")]
+
+    def sar_name(self, eo_name: str) -> str:
+        """Return the SAR image of an EO image, both relative to the root."""
+        return eo_name.replace("PS-RGB", "SAR-Intensity")
+
+    def _open(self, name: str) -> Pair:
+        sar_path, eo_path = self.root / self.sar_name(name), self.root / name
+        (sar, sar_valid), (eo, eo_valid) = raster(sar_path), raster(eo_path)
+        if len(sar) != 4 or eo.shape != (3, *sar.shape[1:]) or eo.dtype != np.uint8:
+            raise PairsError(
+                f"{name}: SAR of shape {sar.shape} and EO of shape {eo.shape} and {eo.dtype}: must be of one "
+                "size, with 4 and 3 bands, EO uint8"
+            )
+        sar_valid &= (sar != 0).any(axis=0)
+        valid = sar_valid & eo_valid
+        low, high = [0.0] * len(sar), [1.0] * len(sar)
+        if sar_valid.any():
+            low, high = np.percentile(sar[:, sar_valid], (1, 99), axis=1).tolist()
+        # As in the release: a constant image becomes black, not an error.
+        high = [max(top, bottom + 2**-10) for bottom, top in zip(low, high, strict=True)]
+        return Pair(sar, eo, valid, tuple(low), tuple(high))
+
+    def _split(self, names: list[str], split_by: str) -> tuple[str, dict[str, list[str]]]:
+        if split_by == "release":
+            return super()._split(names, split_by)
+        lists = placed_split({name: self.root / self.sar_name(name) for name in names})
+        return "split by place in blocks of 1500 m, training 50 m away from all others", lists
+
+
+PUBLISHED: dict[str, type[PublishedPairs]] = {"qxs": QxsSaropt, "sar2opt": Sar2Opt, "spacenet6": SpaceNet6}
+"""By the names of `sar2eo.recipe.training.Dataset`."""
+
+
+def _pictures(sar_path: Path, eo_path: Path) -> Pair:
+    """Read a pair of 8-bit pictures; 255 is the brightest, and every pixel is valid."""
+    sar, eo = picture(sar_path, "L"), picture(eo_path, "RGB")
+    if sar.shape[1:] != eo.shape[1:]:
+        raise PairsError(
+            f"{eo_path}: {eo.shape[1:]} pixels, and its SAR image {sar.shape[1:]}: must be the same"
+        )
+    return Pair(sar, eo, np.ones(sar.shape[1:], bool), low=(0.0,), high=(255.0,))
