@@ -20,7 +20,7 @@ from sar2eo.checkpoint import load_checkpoint
 from sar2eo.diffusion import create_scheduler, sample
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.layout import folder_sha256
-from sar2eo.models import ModelSpec, Translation
+from sar2eo.models import ModelSpec, Translation, resolve_spacing
 from sar2eo.network import Vae, decode_latents, encode_images
 from sar2eo.noise import scene_noise
 from sar2eo.radiometry import to_eo_bytes
@@ -45,6 +45,11 @@ class DiffusionTranslator:
     ------
     CheckpointError
         If the folder is broken, or holds another checkpoint than the one that was resolved.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+        The networks in memory, for those who measure what is inside.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -56,7 +61,7 @@ class DiffusionTranslator:
         self._device = torch.device(spec.device)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._lock = _DEVICE_LOCKS.setdefault(spec.device, threading.Lock())
-        checkpoint = load_checkpoint(spec.path, device=spec.device, dtype=spec.dtype)
+        self.checkpoint = checkpoint = load_checkpoint(spec.path, device=spec.device, dtype=spec.dtype)
         self._card = spec.card
         self._schedule = checkpoint.schedule
         self._vae: Vae = _channels_last(checkpoint.vae)
@@ -86,7 +91,8 @@ class DiffusionTranslator:
     def with_steps(self, steps: int) -> DiffusionTranslator:
         """Return a translator of the same weights with a single sample of another number of steps."""
         other = copy.copy(self)
-        other._spec = replace(self._spec, steps=steps, samples=1)
+        spacing = resolve_spacing(self._card.spacing, self._spec.sampler, steps)
+        other._spec = replace(self._spec, steps=steps, samples=1, spacing=spacing)
         return other
 
     def _check(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> None:
