@@ -39,7 +39,7 @@ from sar2eo.durable import refuse, write_atomically, write_durably
 from sar2eo.errors import JournalError
 from sar2eo.windows import Window
 
-__all__ = ["BlockWriter", "Journal"]
+__all__ = ["BlockWriter", "Journal", "differences"]
 
 _FORMAT = 1
 _TILE = 512
@@ -107,7 +107,14 @@ class Journal:
     _lock: int | None = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path, fingerprint: Mapping[str, Any], *, restart: bool = False) -> Journal:
+    def open(
+        cls,
+        folder: Path,
+        fingerprint: Mapping[str, Any],
+        *,
+        restart: bool = False,
+        discards: str = "--restart",
+    ) -> Journal:
         """Begin a journal, or go on with the one that is there, and lock it.
 
         Parameters
@@ -118,6 +125,8 @@ class Journal:
             All that the result depends on; nested mappings of JSON values.
         restart : bool, optional (default: False)
             Discard the work that is there.
+        discards : str, optional (default: "--restart")
+            What the user calls that, for messages.
 
         Raises
         ------
@@ -136,7 +145,7 @@ class Journal:
         digest = hashlib.sha256(_canonical(fingerprint).encode()).hexdigest()[:16]
         journal = cls(folder, folder / f"blocks-{digest}", lock)
         try:
-            journal._begin(fingerprint, restart)
+            journal._begin(fingerprint, restart, discards)
         except OSError as error:
             journal.release()
             refuse(error, folder)
@@ -145,7 +154,7 @@ class Journal:
             raise
         return journal
 
-    def _begin(self, fingerprint: Mapping[str, Any], restart: bool) -> None:
+    def _begin(self, fingerprint: Mapping[str, Any], restart: bool, discards: str) -> None:
         manifest = self.folder / "manifest.json"
         old_blocks = list(self.folder.glob("blocks-*"))
         if restart:
@@ -153,7 +162,7 @@ class Journal:
             for old in old_blocks:
                 shutil.rmtree(old)
         elif manifest.exists() or old_blocks:
-            _check_manifest(manifest, fingerprint)
+            _check_manifest(manifest, fingerprint, discards)
         content = {"format": _FORMAT, "software": f"sar2eo {__version__}", "fingerprint": fingerprint}
         write_atomically(manifest, json.dumps(content, indent=1, default=str).encode())
         self.blocks.mkdir(exist_ok=True)
@@ -251,31 +260,35 @@ def _busy(folder: Path) -> JournalError:
     return JournalError(f"{folder}: another run is writing here: wait for it, or give another --out")
 
 
-def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any]) -> None:
+def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any], discards: str) -> None:
     folder = manifest.parent
     try:
         content = json.loads(manifest.read_bytes())
         version, old = content["format"], content["fingerprint"]
-        old_leaves = _leaves(old) if version == _FORMAT else {}
+        found = differences(old, fingerprint) if version == _FORMAT else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JournalError(f"{folder}: its manifest is damaged: --restart discards this work") from error
+        raise JournalError(f"{folder}: its manifest is damaged: {discards} discards this work") from error
     if version != _FORMAT:
         raise JournalError(
             f"{folder}: format {version!r} of unfinished work is not known, this is {_FORMAT} "
-            "(another version of sar2eo made it?): --restart discards it"
+            f"(another version of sar2eo made it?): {discards} discards it"
         )
-    new_leaves = _leaves(json.loads(_canonical(fingerprint)))
-    keys = [key for key in {**old_leaves, **new_leaves} if old_leaves.get(key) != new_leaves.get(key)]
-    if keys:
-        # The graph's names differ whenever anything does: they matter where nothing else tells.
-        keys = [key for key in keys if not key.startswith("graph.")] or keys
-        named = [f"{key} {_short(old_leaves, key)} -> {_short(new_leaves, key)}" for key in keys]
-        more = f" and {len(keys) - _DIFFERENCES_NAMED} more" if len(keys) > _DIFFERENCES_NAMED else ""
+    if found:
         raise JournalError(
-            f"{folder} holds unfinished work of another run, which differs in "
-            f"{', '.join(named[:_DIFFERENCES_NAMED])}{more}: "
-            "repeat the earlier command to finish it, or pass --restart to discard it"
+            f"{folder} holds unfinished work of another run, which differs in {found}: "
+            f"repeat the earlier command to finish it, or pass {discards} to discard it"
         )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name what differs between two fingerprints, briefly; empty if nothing does."""
+    old_leaves, new_leaves = _leaves(old), _leaves(json.loads(_canonical(new)))
+    keys = [key for key in {**old_leaves, **new_leaves} if old_leaves.get(key) != new_leaves.get(key)]
+    # The graph's names differ whenever anything does: they matter where nothing else tells.
+    keys = [key for key in keys if not key.startswith("graph.")] or keys
+    named = [f"{key} {_short(old_leaves, key)} -> {_short(new_leaves, key)}" for key in keys]
+    more = f" and {len(keys) - _DIFFERENCES_NAMED} more" if len(keys) > _DIFFERENCES_NAMED else ""
+    return f"{', '.join(named[:_DIFFERENCES_NAMED])}{more}"
 
 
 def _canonical(fingerprint: Mapping[str, Any]) -> str:
