@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
-from torch.nn import functional
 
 from sar2eo.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
 from sar2eo.errors import CheckpointError, SettingsError
@@ -206,9 +205,16 @@ def training_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, predictio
     return weight.sqrt() * noise - (1 - weight).sqrt() * latents
 
 
-def l2_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error, in float32: the loss of the first stage, without a variance."""
-    return functional.mse_loss(prediction.float(), target.float())
+def l2_loss(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error, in float32: the loss of the first stage, without a variance.
+
+    Parameters
+    ----------
+    prediction, target : Tensor, shape (B, C, h, w)
+    mask : Tensor or None, shape (B, 1, h, w)
+        1 where a latent pixel counts, else 0; None: all count. Of nothing the mean is 0.
+    """
+    return _mean((target.float() - prediction.float()).square(), mask)
 
 
 def c_diff_loss(
@@ -217,13 +223,14 @@ def c_diff_loss(
     target: Tensor,
     alpha_bar: Tensor,
     weighting: str = "timestep",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Confidence-guided diffusion loss (C-DiffSET, Eq. 3, as a Gaussian negative log likelihood).
 
     ``0.5 ((target - prediction)**2 / var + log var + log 2 pi)``, with one variance per latent pixel;
     "timestep" multiplies it by ``var ** sqrt(alpha_bar)``, without gradient (the beta-NLL of Seitzer
     et al., https://arxiv.org/abs/2203.09168, with a beta that grows as the noise falls). The mean is
-    over everything. At variance 1 it is half the squared error plus a constant.
+    over all that counts. At variance 1 it is half the squared error plus a constant.
 
     Parameters
     ----------
@@ -232,6 +239,8 @@ def c_diff_loss(
         The U-Net's last channel.
     alpha_bar : Tensor, shape (B,)
     weighting : {"timestep", "none"}
+    mask : Tensor or None, shape (B, 1, h, w)
+        As in `l2_loss`.
 
     Raises
     ------
@@ -245,4 +254,12 @@ def c_diff_loss(
     likelihood = 0.5 * (error / variance + variance.log() + math.log(2 * math.pi))
     if weighting == "timestep":
         likelihood = likelihood * variance.detach() ** alpha_bar.float().view(-1, 1, 1, 1).sqrt()
-    return likelihood.mean()
+    return _mean(likelihood, mask)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean over the pixels that count; values (B, C, h, w), mask (B, 1, h, w)."""
+    if mask is None:
+        return values.mean()
+    counting = mask.expand_as(values)
+    return (values * counting).sum() / counting.sum().clamp(min=1)

@@ -14,10 +14,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor
 
+from sar2eo.card import CARD_NAME
 from sar2eo.errors import CheckpointError
 from sar2eo.hub import find_folder
 from sar2eo.layout import (
     CONFIG,
+    MODEL_INDEX,
+    PROMPT_EMBEDS,
     SCHEDULER_CONFIG,
     WEIGHTS,
     read_json,
@@ -45,7 +48,7 @@ _BASE_FILES = [
     f"{part}/{pattern}"
     for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
     for pattern in ("*.json", "*.safetensors", "*.txt")
-]
+] + [CARD_NAME, MODEL_INDEX, PROMPT_EMBEDS]  # of a base that is a checkpoint already
 _HALF_PRECISION = ["*.fp16.safetensors"]
 _NOT_NEEDED = ["*non_ema*"]
 _PREFIXES = re.compile(r"^(module\.|unet\.)+")

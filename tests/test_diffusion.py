@@ -211,6 +211,19 @@ def test_c_diff_loss_by_hand() -> None:
     )
 
 
+def test_masked_losses_by_hand() -> None:
+    # Two latent channels, four pixels; the second and the last do not count, however wrong they are.
+    prediction = torch.tensor([[[[1.0, 9.0], [2.0, 9.0]], [[0.0, 9.0], [1.0, 9.0]]]])
+    raw = torch.zeros(1, 1, 2, 2)
+    mask = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    target = torch.zeros(1, 2, 2, 2)
+    assert l2_loss(prediction, target, mask).item() == pytest.approx((1 + 4 + 0 + 1) / 4)
+    likelihood = 0.5 * (1 + 4 + 0 + 1) / 4 + 0.5 * math.log(2 * math.pi)
+    alpha_bar = torch.tensor([0.5])
+    assert c_diff_loss(prediction, raw, target, alpha_bar, "none", mask).item() == pytest.approx(likelihood)
+    assert l2_loss(prediction, target, torch.zeros_like(mask)).item() == 0
+
+
 def test_c_diff_loss_at_variance_one_is_half_the_squared_error() -> None:
     prediction, target = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
     raw, alpha_bar = torch.zeros(2, 1, 3, 3), torch.tensor([0.1, 0.9])
