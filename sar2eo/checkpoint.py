@@ -92,6 +92,7 @@ def init_checkpoint(
     size: str | None = None,
     vae: str | Path | None = None,
     zero_terminal_snr: bool = False,
+    untrained: bool = False,
     **card: Any,
 ) -> Path:
     """Make a checkpoint to be trained: from a Stable-Diffusion base, or untrained from nothing.
@@ -113,6 +114,9 @@ def init_checkpoint(
     zero_terminal_snr : bool
         Let the noise schedule end in pure noise (https://arxiv.org/abs/2305.08891); the card then says
         v_prediction and trailing spacing, unless told otherwise.
+    untrained : bool
+        With a base: take its architecture, VAE and prompt, but fresh weights for the U-Net (the first
+        row of C-DiffSET, Table 3).
     **card
         Fields of the card; by default named after the folder, predicting what the base predicts.
 
@@ -124,7 +128,8 @@ def init_checkpoint(
     Raises
     ------
     SettingsError
-        If not just one of base and size is given, a VAE comes with a base, or a field is none of the card's.
+        If not just one of base and size is given, a VAE comes with a base, `untrained` without one, or a
+        field is none of the card's.
     CheckpointError
         If the base or the VAE is not what it should be, or the schedule does not suit what is predicted.
     OutputError
@@ -136,12 +141,15 @@ def init_checkpoint(
         raise SettingsError(
             f"vae={str(vae)!r}: goes with a size; a base has its own, and its U-Net knows no other"
         )
+    if untrained and base is None:
+        raise SettingsError("untrained: goes with a base; a size is untrained as it is")
     _refuse_existing(Path(out))
     prompt_embeds = None
     if base is not None:
         folder = find_base(base, revision)
         raw = pretrained_schedule(folder)
-        unet, autoencoder = adapt_unet(pretrained_unet(folder)), pretrained_vae(folder)
+        pretrained, autoencoder = pretrained_unet(folder), pretrained_vae(folder)
+        unet = adapt_unet(_fresh(pretrained) if untrained else pretrained)
         if wants_prompt(unet.config):
             prompt_embeds = embed_prompt(folder)
     else:
@@ -159,6 +167,13 @@ def init_checkpoint(
         card=_make_card(defaults | card),
     )
     return save_checkpoint(checkpoint, out)
+
+
+def _fresh(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Create a U-Net of the same architecture with untrained weights, the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_INIT_SEED)
+        return UNet2DConditionModel.from_config(unet.config)
 
 
 def _untrained(size: str, vae: str | Path | None) -> tuple[UNet2DConditionModel, Vae]:

@@ -84,6 +84,19 @@ def test_init_adapts_the_base(base: Path, made: Path) -> None:
     assert not checkpoint.unet.training
 
 
+def test_an_untrained_base_keeps_all_but_the_unet(base: Path, made: Path, tmp_path: Path) -> None:
+    paths = [init_checkpoint(tmp_path / name, base=base, untrained=True) for name in ("a", "b")]
+    first, second, pretrained = (load_checkpoint(path) for path in (*paths, made))
+    weights = first.unet.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in second.unet.state_dict().items())
+    assert not torch.equal(weights["conv_in.weight"], pretrained.unet.state_dict()["conv_in.weight"])
+    assert not weights["conv_out.weight"][-1].any()
+    assert all(torch.equal(v, first.vae.state_dict()[n]) for n, v in pretrained.vae.state_dict().items())
+    assert torch.equal(first.prompt_embeds, pretrained.prompt_embeds)
+    with pytest.raises(SettingsError, match="goes with a base"):
+        init_checkpoint(tmp_path / "c", size="tiny", untrained=True)
+
+
 def test_prompt_is_embedded_without_padding(base: Path, made: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(base / "text_encoder").eval()

@@ -51,6 +51,7 @@ def model() -> None:
 @click.option(
     "--vae", metavar="FOLDER", help="With a size: on the latents of this VAE (RUN/final of train-vae)."
 )
+@click.option("--untrained", is_flag=True, help="With a base: its architecture, but a fresh U-Net.")
 @click.option("--zero-terminal-snr", is_flag=True, help="Let the noise schedule end in pure noise.")
 @_card_options
 @debug_option
@@ -61,6 +62,7 @@ def init(
     size: str | None,
     vae: str | None,
     zero_terminal_snr: bool,
+    untrained: bool,
     **card: Any,
 ) -> None:
     """Make a checkpoint to be trained, from a base model or from nothing."""
@@ -73,6 +75,7 @@ def init(
         size=size,
         vae=vae,
         zero_terminal_snr=zero_terminal_snr,
+        untrained=untrained,
         **_given(card),
     )
     click.echo(made)

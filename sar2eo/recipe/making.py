@@ -64,6 +64,8 @@ class InitRecipe:
         the size of an untrained one,
     vae : str or None
         over a trained VAE, as `sar2eo.train_vae` exports it.
+    untrained : bool
+        Take the base's architecture and VAE, and fresh weights for the U-Net (the ablation of Table 3).
     zero_terminal_snr : bool
         Let the schedule end in pure noise; needs v_prediction.
     card
@@ -76,4 +78,5 @@ class InitRecipe:
     size: str | None = None
     vae: str | None = None
     zero_terminal_snr: bool = False
+    untrained: bool = False
     card: CardSettings = field(default_factory=CardSettings)
