@@ -14,7 +14,7 @@ import pystac
 
 from sar2eo.errors import SettingsError
 from sar2eo.pairs.bands import COLOURS, CloudRule, cloud_rule, colour_of
-from sar2eo.scene.metadata import Facts, iso_datetime
+from sar2eo.scene.metadata import Facts, iso_datetime, polarisation_words
 
 __all__ = ["BandAsset", "CloudAsset", "EoAssets", "eo_assets", "item_facts", "sentinel2_platform"]
 
@@ -91,7 +91,7 @@ def eo_assets(item: pystac.Item) -> EoAssets | None:
             found.setdefault(colour, band)
     if len(found) == len(COLOURS):
         return EoAssets(None, tuple(found[colour] for colour in COLOURS), cloud)
-    is_sar = any(name.startswith("sar:") for name in item.properties)
+    is_sar = any(name.startswith("sar:") for name in item.properties) or any(map(polarisation_words, rasters))
     rest = [asset for key, asset in rasters.items() if cloud_rule(key) is None]
     return EoAssets(_href(rest[0]), (), cloud) if len(rest) == 1 and not is_sar else None
 

@@ -173,6 +173,7 @@ class EoScene:
             "href": self.href,
             "kind": self.kind,
             "bands": list(self.labels),
+            "indexes": [band.index for band in self.reader.source.bands],
             "factor": self.coding.factor if reflectance else None,
             "offset": self.coding.offset if reflectance else None,
             "coding": self.coding.origin if reflectance else "bytes as stored",

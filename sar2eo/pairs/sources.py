@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pystac
 import shapely
+from pyproj import CRS
 
 from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError
 from sar2eo.footprint import to_lonlat
@@ -93,7 +94,7 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
 
 
 def _expand(text: str, role: Role) -> Iterator[Source]:
-    local = Path(gdal_path(text).partition("#")[0])
+    local = _file(text)
     if isinstance(parse_source(text), dict) or is_remote(gdal_path(text)):
         yield from [_of_item(text, role)] if is_stac(text) else [Source(text)]
     elif local.is_dir() and not is_safe(local):
@@ -113,7 +114,7 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
 
 def _in_folder(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.endswith(".partial") or _is_sidecar(path):
+        if path.name.startswith(".") or _is_sidecar(path):
             continue
         if is_safe(path) or path.suffix.lower() == ".zarr":
             yield path
@@ -124,9 +125,11 @@ def _in_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_sidecar(path: Path) -> bool:
-    """Whether a file only belongs to another: masks, overviews, metadata, world files."""
+    """Whether a file only belongs to another (mask, overviews, metadata, world file), or is unfinished."""
     name = path.name.lower()
-    return name.endswith((".msk", ".ovr", ".aux.xml", ".tfw", ".prj", ".wld", ".md5", ".sha256"))
+    return ".partial" in {p.suffix for p in (path, *path.parents)} or name.endswith(
+        (".msk", ".ovr", ".aux.xml", ".tfw", ".prj", ".wld", ".md5", ".sha256")
+    )
 
 
 def _in_file(text: str, path: Path, role: Role) -> Iterator[Source]:
@@ -243,7 +246,7 @@ def _area(area: Any, crs: Any) -> Any:
     if area is None or area.geom_type not in ("Polygon", "MultiPolygon") or area.is_empty:
         return None
     parts = shapely.get_parts(area)
-    if "4326" in str(crs) or "CRS84" in str(crs):
+    if CRS.from_user_input(crs).is_geographic:
         # Wider than half the globe: drawn across the antimeridian, as if it were the long way round.
         parts = [_unrolled(part) if part.bounds[2] - part.bounds[0] > 180 else part for part in parts]
     return to_lonlat(shapely.multipolygons(shapely.get_parts(shapely.make_valid(parts))), crs)
@@ -263,9 +266,14 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _file(href: str) -> Path:
+    """Return the file of an href, which may name an item in it."""
+    return Path(gdal_path(href).partition("#")[0] if is_stac(href) else gdal_path(href))
+
+
 def _key(href: str) -> str:
     """Name a scene such that two spellings of one path are one."""
-    path = Path(gdal_path(href).partition("#")[0])
+    path = _file(href)
     if not path.exists():
         return href
     # The manifest and its folder are one product.
