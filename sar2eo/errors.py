@@ -20,7 +20,8 @@
     ├── RadiometryWarning       a guess or substitution that changes how values are read
     ├── FitWarning              an input outside what the model was trained on, used by request
     ├── PairsWarning            pairs that are weaker than they look
-    └── TrainingWarning         a run that goes on otherwise than it would have
+    ├── TrainingWarning         a run that goes on otherwise than it would have
+    └── EvaluationWarning       a figure that was asked for and could not be measured
 
 A message names the value, what is allowed, and the likely slip, on one line.
 """
@@ -30,6 +31,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ClusterError",
+    "EvaluationWarning",
     "FitWarning",
     "GeolocationWarning",
     "GeoreferenceError",
@@ -129,3 +131,7 @@ class PairsWarning(Sar2eoWarning):
 
 class TrainingWarning(Sar2eoWarning):
     """A training run goes on otherwise than it would have: from an older state, on another machine."""
+
+
+class EvaluationWarning(Sar2eoWarning):
+    """Something that was asked for cannot be measured: a network or the training split is missing."""
