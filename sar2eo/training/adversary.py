@@ -1,0 +1,108 @@
+"""A small patch discriminator, its hinge losses, and how strongly it pulls at a VAE.
+
+As in latent diffusion (https://arxiv.org/abs/2112.10752, appendix G) after VQGAN
+(https://arxiv.org/abs/2012.09841, Eq. 5 to 7); patches after pix2pix (https://arxiv.org/abs/1611.07004).
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sar2eo.training.vae_losses import weighted_mean
+
+__all__ = [
+    "PatchDiscriminator",
+    "adaptive_weight",
+    "discriminator_loss",
+    "generator_loss",
+    "only_where_valid",
+]
+
+_WIDTHS = (32, 64, 128)
+_GROUPS = 8
+_WEIGHT_AT_MOST = 1e4
+_TINY = 1e-4  # keeps a vanishing gradient from making the weight infinite
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of 34 pixels: above 0 real, below 0 reconstructed.
+
+    Group normalisation, for images of one batch are not to know each other; and patches far smaller
+    than an image, for it is texture that a reconstruction lacks.
+
+    Parameters
+    ----------
+    channels : int
+        Of the images.
+    """
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, _WIDTHS[0], 4, stride=2, padding=1)]
+        for index, (before, width) in enumerate(itertools.pairwise(_WIDTHS)):
+            stride = 2 if index == 0 else 1
+            layers += [
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(_GROUPS, width),
+            ]
+        layers += [nn.LeakyReLU(0.2), nn.Conv2d(_WIDTHS[-1], 1, 4, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Score images of shape (B, C, H, W), at least 16 pixels a side; a map of scores, (B, 1, h, w)."""
+        scores: Tensor = self.layers(images)
+        return scores
+
+
+def only_where_valid(reconstruction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Return the reconstruction with the truth in its invalid pixels, so that they tell nothing."""
+    return torch.where(valid > 0, reconstruction, truth)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, valid: Tensor) -> Tensor:
+    """Hinge loss of the discriminator: half of relu(1 - real) and half of relu(1 + fake).
+
+    Parameters
+    ----------
+    real, fake : Tensor, shape (B, 1, h, w)
+        Scores of true and of reconstructed images.
+    valid : Tensor, shape (B, 1, H, W)
+        Of the images; a score weighs as much as its place has valid pixels.
+    """
+    weight = _at(valid, real)
+    return 0.5 * weighted_mean(functional.relu(1 - real) + functional.relu(1 + fake), weight)
+
+
+def generator_loss(fake: Tensor, valid: Tensor) -> Tensor:
+    """Hinge loss of the reconstruction: minus its mean score; parameters as in `discriminator_loss`."""
+    return -weighted_mean(fake, _at(valid, fake))
+
+
+def _at(valid: Tensor, scores: Tensor) -> Tensor:
+    size = (scores.shape[-2], scores.shape[-1])
+    return functional.interpolate(valid, size=size, mode="area")
+
+
+def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+    """Return the factor that lets the adversary pull at the decoder's last layer as hard as the rest does.
+
+    The ratio of both gradients' norms (VQGAN, Eq. 7), at most 1e4, without a gradient of its own.
+
+    Parameters
+    ----------
+    reconstruction_loss, adversarial_loss : Tensor
+        Scalars whose graphs are kept.
+    last_layer : Tensor
+        Weights of the decoder's last layer.
+    """
+    norms = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+        for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    ratio: Tensor = norms[0] / (norms[1] + _TINY)
+    return ratio.clamp(max=_WEIGHT_AT_MOST).detach()

@@ -1,0 +1,301 @@
+"""Training of an AutoencoderKL on the EO and SAR images of pairs: a `sar2eo.training.task.Task`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
+from sar2eo.layout import CONFIG, WEIGHTS
+from sar2eo.network import create_autoencoder
+from sar2eo.recipe import VaeSettings
+from sar2eo.training.adversary import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    only_where_valid,
+)
+from sar2eo.training.task import Batch
+from sar2eo.training.vae_losses import absolute_error, divergence, gradient_error
+
+__all__ = ["NOTES", "VaeNetwork", "VaeTask"]
+
+NOTES = "vae.json"
+"""Beside the exported folder ``vae/``: figures, and how the VAE came about."""
+
+_KINDS = {"both": ("eo", "sar"), "eo": ("eo",), "sar": ("sar",)}
+_FIRST_LOG_VARIANCE = -6.0
+_FIRST_SPREAD = 0.1
+_PICTURED = 4
+_LEAST_DEVIATION = 1e-3  # of a latent channel that holds nothing, which would be divided by 0
+
+
+class VaeNetwork(nn.Module):
+    """A VAE whose forward pass is all that its losses need, for accelerate wraps forward passes only.
+
+    Parameters
+    ----------
+    vae : AutoencoderKL
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode, add the posterior's noise, decode.
+
+        Parameters
+        ----------
+        images : Tensor, shape (B, 3, H, W)
+            In [-1, 1].
+        noise : Tensor, shape (B, C, H / f, W / f)
+            Standard normal.
+
+        Returns
+        -------
+        reconstruction : Tensor of float32, shape (B, 3, H, W)
+        mean, log_variance : Tensor of float32, shape (B, C, H / f, W / f)
+        """
+        posterior = self.vae.encode(images).latent_dist
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        latents = mean + (0.5 * log_variance).exp() * noise
+        return self.vae.decode(latents).sample.float(), mean, log_variance
+
+
+class VaeTask:
+    """Reconstruction, divergence and, for the last steps, a patch discriminator.
+
+    The score of a validation is minus the PSNR of the EO images (of the SAR images where only those are
+    trained on), plus how far the worst octave of their power spectrum is from the truth's, both in dB:
+    blur buys PSNR and pays for it in the finest octave.
+
+    Parameters
+    ----------
+    settings : VaeSettings
+    samples : callable
+        Returns batches of training images on which latents are measured, the same every time.
+    """
+
+    averaged: tuple[str, ...] = ("vae",)
+
+    def __init__(self, settings: VaeSettings, samples: Callable[[], Iterable[Batch]]) -> None:
+        self._settings, self._samples = settings, samples
+        self._kinds = _KINDS[settings.images]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.vae = create_autoencoder(settings.latent_channels, settings.widths, settings.layers)
+            discriminator = PatchDiscriminator()
+        _quieten(self.vae)
+        self.factor = 2 ** (len(settings.widths) - 1)
+        self.phases: dict[str, nn.Module] = {"vae": VaeNetwork(self.vae)}
+        if settings.adversarial:
+            self.phases["discriminator"] = discriminator
+        self._adversary_from = math.ceil(settings.adversarial_from * settings.steps)
+        self._last: tuple[Batch, Tensor] | None = None
+
+    def active(self, phase: str, step: int) -> bool:
+        """Whether a phase is trained: the VAE always, the discriminator from its share of steps on."""
+        return phase == "vae" or step >= self._adversary_from
+
+    def loss(
+        self, phase: str, batch: Batch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of the VAE or of the discriminator; see `sar2eo.training.task.Task`."""
+        images, valid = self._images(batch)
+        if phase == "discriminator":
+            return self._discriminator_loss(batch, images, valid, generator)
+        settings = self._settings
+        reconstruction, mean, log_variance = self._reconstruct(images, generator)
+        l1 = absolute_error(reconstruction, images, valid)
+        gradient = gradient_error(reconstruction, images, valid)
+        kl = divergence(mean, log_variance, images.numel())
+        error = settings.l1 * l1 + settings.gradient * gradient
+        total = error + settings.kl * kl
+        facts = {
+            "l1": float(l1.detach()),
+            "gradient": float(gradient.detach()),
+            "kl": float(kl.detach()),
+            "posterior_std": float((0.5 * log_variance.detach()).exp().mean()),
+        }
+        if "discriminator" in self.phases and self.active("discriminator", step):
+            shown = only_where_valid(reconstruction, images, valid)
+            adversarial = generator_loss(self.phases["discriminator"](shown).float(), valid)
+            weight = adaptive_weight(error, adversarial, self.vae.decoder.conv_out.weight)
+            total = total + settings.adversarial * weight * adversarial
+            facts |= {"adversarial": float(adversarial.detach()), "adaptive_weight": float(weight)}
+            self._last = (batch, shown.detach())
+        return total, facts
+
+    def _discriminator_loss(
+        self, batch: Batch, images: Tensor, valid: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        if self._last is not None and self._last[0] is batch:
+            fake = self._last[1]  # of the VAE's own turn at this batch, which saves a pass through it
+        else:
+            with torch.no_grad():
+                fake = only_where_valid(self._reconstruct(images, generator)[0], images, valid)
+        self._last = None
+        discriminator = self.phases["discriminator"]
+        real_scores, fake_scores = discriminator(images).float(), discriminator(fake).float()
+        facts = {"real": float(real_scores.detach().mean()), "fake": float(fake_scores.detach().mean())}
+        return discriminator_loss(real_scores, fake_scores, valid), facts
+
+    def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        size = [side // self.factor for side in images.shape[-2:]]
+        shape = (len(images), self._settings.latent_channels, *size)
+        noise = torch.randn(shape, generator=generator).to(images.device)
+        found: tuple[Tensor, Tensor, Tensor] = self.phases["vae"](images, noise)
+        return found
+
+    def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return all images of a batch, shape (B, 3, H, W), and their validity, (B, 1, H, W)."""
+        images = torch.cat([batch[kind] for kind in self._kinds])
+        return images, batch["valid"].repeat(len(self._kinds), 1, 1, 1)
+
+    def _decoded(self, images: Tensor) -> Tensor:
+        """Reconstruct as use does: posterior mean, in float32, clipped."""
+        decoded: Tensor = self.vae.decode(self.vae.encode(images).latent_dist.mode()).sample
+        return decoded.clamp(-1, 1)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Measure reconstruction: PSNR in dB and power over the truth's per octave, EO and SAR apart.
+
+        ``eo_power_0`` is of wavelengths below 4 pixels, every further octave twice as long (see
+        `sar2eo.evaluation.spectrum`). Errors are pooled over all pixels.
+        """
+        tallies = {kind: _Tally() for kind in self._kinds}
+        for batch in batches:
+            for kind, tally in tallies.items():
+                tally.add(self._decoded(batch[kind]), batch[kind], batch["valid"])
+        metrics: dict[str, float] = {}
+        for kind, tally in tallies.items():
+            metrics |= {f"{kind}_{name}": value for name, value in tally.metrics().items()}
+        judged = self._kinds[0]
+        return metrics | {"score": tallies[judged].worst_octave_db() - metrics[f"{judged}_psnr"]}
+
+    @torch.no_grad()
+    def picture(self, batch: Batch) -> Tensor:
+        """Draw up to four pairs, one a row: truth and reconstruction of the EO image, then of the SAR."""
+        columns = []
+        for kind in self._kinds:
+            truth = batch[kind][:_PICTURED]
+            columns += [truth, self._decoded(truth)]
+        rows = torch.cat([torch.cat(list(column), dim=-2) for column in columns], dim=-1)
+        return ((rows + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+    def export(self, out: Path, facts: dict[str, Any]) -> Path:
+        """Write ``vae/`` in diffusers' layout, its latents measured, and ``vae.json`` with the figures.
+
+        The mean and standard deviation of each latent channel, over EO and SAR images together, go into
+        the configuration, by which `sar2eo.network.encode_images` scales latents to 0 and 1.
+        """
+        measured = self._measure_latents()
+        together = measured["together"]
+        config = json.loads(self.vae.to_json_string())
+        config.pop("_name_or_path", None)
+        config |= {"scaling_factor": 1.0, "latents_mean": together["mean"], "latents_std": together["std"]}
+        folder = out / "vae"
+        folder.mkdir(parents=True)
+        tensors = {name: t.detach().float().cpu().contiguous() for name, t in self.vae.state_dict().items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        _write_json(folder / CONFIG, config)
+        notes = {
+            **facts,
+            "images": self._settings.images,
+            "factor": self.factor,
+            "parameters": sum(t.numel() for t in tensors.values()),
+            "latents": measured,
+        }
+        _write_json(out / NOTES, notes)
+        return out
+
+    @torch.no_grad()
+    def _measure_latents(self) -> dict[str, dict[str, list[float]]]:
+        """Measure mean and deviation of each channel over whole valid latents, by kind and together."""
+        tallies = {kind: _Moments(self._settings.latent_channels) for kind in self._kinds}
+        device = self.vae.decoder.conv_out.weight.device
+        for batch in self._samples():
+            whole = functional.avg_pool2d(batch["valid"].to(device), self.factor)[:, 0] == 1
+            for kind, tally in tallies.items():
+                latents = self.vae.encode(batch[kind].to(device)).latent_dist.mode()
+                tally.add(latents.movedim(1, -1)[whole])
+        pooled = sum(tallies.values(), start=_Moments(self._settings.latent_channels))
+        return {name: tally.described() for name, tally in {**tallies, "together": pooled}.items()}
+
+
+def _quieten(vae: AutoencoderKL) -> None:
+    """Let the posterior start narrow: at its usual width of 1 the first thousand steps drown in noise."""
+    channels = vae.config.latent_channels
+    with torch.no_grad():
+        vae.quant_conv.weight[channels:] *= _FIRST_SPREAD
+        vae.quant_conv.bias[channels:] = _FIRST_LOG_VARIANCE
+
+
+class _Tally:
+    """Squared error and spectra of reconstructions, summed."""
+
+    def __init__(self) -> None:
+        self._squared = self._count = 0.0
+        self._powers: OctavePowers | None = None
+
+    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor) -> None:
+        self._squared += float(((prediction - truth).square() * valid).double().sum())
+        self._count += float(valid.sum()) * truth.shape[1]
+        images = (tensor.cpu().numpy() for tensor in (prediction, truth, valid[:, 0]))
+        for found in map(octave_powers, *images):
+            self._powers = found if self._powers is None else self._powers + found
+
+    def metrics(self) -> dict[str, float]:
+        octaves = {f"power_{index}": ratio for index, ratio in enumerate(self._ratios())}
+        return {"psnr": self.psnr(), **octaves}
+
+    def psnr(self) -> float:
+        mean = self._squared / max(self._count, 1.0)
+        return 10 * math.log10(4 / max(mean, 1e-12))  # images span 2
+
+    def worst_octave_db(self) -> float:
+        return max((abs(10 * math.log10(max(ratio, 1e-12))) for ratio in self._ratios()), default=0.0)
+
+    def _ratios(self) -> list[float]:
+        found = [] if self._powers is None else self._powers.ratios.tolist()
+        return [ratio for ratio in found if math.isfinite(ratio)]
+
+
+class _Moments:
+    """Sums of values and of their squares by channel, in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.sums = torch.zeros(2, channels, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        """Add values of shape (N, C)."""
+        exact = values.double().cpu()
+        self.count += len(exact)
+        self.sums += torch.stack([exact.sum(0), exact.square().sum(0)])
+
+    def __add__(self, other: _Moments) -> _Moments:
+        total = _Moments(self.sums.shape[1])
+        total.count, total.sums = self.count + other.count, self.sums + other.sums
+        return total
+
+    def described(self) -> dict[str, list[float]]:
+        mean, square = self.sums / max(self.count, 1)
+        deviation = (square - mean.square()).clamp_min(_LEAST_DEVIATION**2).sqrt()
+        return {"mean": mean.tolist(), "std": deviation.tolist()}
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

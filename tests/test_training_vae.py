@@ -1,0 +1,250 @@
+"""The VAE's losses, its adversary, and the task that the training loop is given."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sar2eo.network import decode_latents, encode_images
+from sar2eo.recipe import VaeSettings
+from sar2eo.training.adversary import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    only_where_valid,
+)
+from sar2eo.training.vae_losses import absolute_error, divergence, gradient_error
+from sar2eo.training.vae_task import NOTES, VaeTask
+
+SETTINGS: dict[str, Any] = {"latent_channels": 2, "widths": (8, 16), "steps": 10, "crop": 32}
+
+
+def batch_of(count: int = 2, size: int = 32, seed: int = 0, holes: bool = True) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(2, count, 3, size // 8, size // 8, generator=draw) * 1.6 - 0.8
+    smooth = torch.nn.functional.interpolate(coarse.flatten(0, 1), size=size, mode="bilinear")
+    eo, sar = smooth.view(2, count, 3, size, size)
+    valid = torch.ones(count, 1, size, size)
+    if holes:
+        valid[0, :, :5, :7] = 0
+    return {"eo": eo, "sar": sar, "valid": valid, "id": [str(i) for i in range(count)]}
+
+
+def task_of(batch: dict[str, Any] | None = None, **changes: Any) -> VaeTask:
+    return VaeTask(VaeSettings(**SETTINGS | changes), lambda: [batch or batch_of()])
+
+
+def loss_of(task: VaeTask, batch: dict[str, Any], phase: str = "vae", step: int = 0) -> Any:
+    return task.loss(phase, batch, step, torch.Generator().manual_seed(7))
+
+
+def test_errors_by_hand() -> None:
+    truth = torch.zeros(1, 1, 2, 3)
+    prediction = torch.tensor([[[[1.0, 3.0, 3.0], [0.0, -2.0, 8.0]]]])
+    valid = torch.tensor([[[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]]])
+    assert absolute_error(prediction, truth, valid).item() == pytest.approx((1 + 3 + 3 + 0 + 2) / 5)
+    # Down: 1 -> 0 and 3 -> -2; across: 1 -> 3, 3 -> 3, 0 -> -2. What the hole touches does not count.
+    expected = (1 + 5) / 2 + (2 + 0 + 2) / 3
+    assert gradient_error(prediction, truth, valid).item() == pytest.approx(expected)
+    assert absolute_error(prediction, truth, torch.zeros_like(valid)).item() == 0
+    assert gradient_error(prediction, truth, torch.zeros_like(valid)).item() == 0
+
+
+@given(seed=st.integers(0, 999), height=st.integers(1, 6), width=st.integers(1, 6), bands=st.integers(1, 3))
+def test_errors_agree_with_numpy(seed: int, height: int, width: int, bands: int) -> None:
+    draw = np.random.default_rng(seed)
+    prediction, truth = draw.normal(size=(2, 2, bands, height, width)).astype(np.float32)
+    valid = (draw.random((2, 1, height, width)) < 0.7).astype(np.float32)
+    error = np.ma.array(prediction - truth, mask=np.broadcast_to(valid == 0, truth.shape))
+    slopes = (np.ma.abs(np.ma.array(np.diff(error, axis=a), mask=_pairs(error, a))) for a in (-2, -1))
+    tensors = [torch.from_numpy(array) for array in (prediction, truth, valid)]
+
+    def plain(values: Any) -> float:
+        return 0.0 if not values.size or values.mask.all() else float(values.mean())
+
+    assert absolute_error(*tensors).item() == pytest.approx(plain(np.ma.abs(error)), abs=1e-5)
+    assert gradient_error(*tensors).item() == pytest.approx(sum(map(plain, slopes)), abs=1e-5)
+
+
+def _pairs(error: Any, axis: int) -> Any:
+    mask = np.moveaxis(error.mask, axis, 0)
+    return np.moveaxis(mask[1:] | mask[:-1], 0, axis)
+
+
+def test_divergence_by_hand() -> None:
+    mean, log_variance = torch.tensor([1.0, 0.0]), torch.tensor([0.0, np.log(4.0)])
+    # 0.5 (1 + 1 - 1 - 0) and 0.5 (0 + 4 - 1 - log 4), over 10 values of the image
+    expected = (0.5 + 0.5 * (3 - np.log(4))) / 10
+    assert divergence(mean, log_variance, 10).item() == pytest.approx(expected)
+
+
+def test_hinge_losses_by_hand_weigh_by_validity() -> None:
+    real = torch.tensor([[[[2.0, 0.5]]]])
+    fake = torch.tensor([[[[-0.5, 3.0]]]])
+    valid = torch.ones(1, 1, 4, 8)
+    assert discriminator_loss(real, fake, valid).item() == pytest.approx(0.5 * (0 + 0.5 + 0.5 + 4) / 2)
+    assert generator_loss(fake, valid).item() == pytest.approx(-1.25)
+    valid[..., 4:] = 0  # the right-hand score
+    assert discriminator_loss(real, fake, valid).item() == pytest.approx(0.5 * (0 + 0.5))
+    assert generator_loss(fake, valid).item() == pytest.approx(0.5)
+
+
+def test_adaptive_weight_makes_both_pull_alike() -> None:
+    last = torch.tensor([1.0, -2.0], requires_grad=True)
+    reconstruction, adversarial = 3 * last.sum(), (0.5 * last).sum()
+    weight = adaptive_weight(reconstruction, adversarial, last)
+    assert weight.item() == pytest.approx(6.0, rel=1e-3)
+    assert not weight.requires_grad
+    assert adaptive_weight(reconstruction, 0 * adversarial, last).item() == pytest.approx(1e4)
+
+
+def test_a_patch_sees_34_pixels_and_invalid_ones_tell_nothing() -> None:
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator()
+    # Without its normalisation, which looks at the whole image.
+    plain = torch.nn.Sequential(
+        *(layer for layer in discriminator.layers if not isinstance(layer, torch.nn.GroupNorm))
+    )
+    images = torch.zeros(1, 3, 96, 96, requires_grad=True)
+    scores = plain(images)
+    scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
+    seen = images.grad.abs().sum(1)[0].nonzero()  # type: ignore[union-attr]
+    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [34, 34]
+    truth, reconstruction = torch.rand(2, 1, 3, 8, 8)
+    valid = torch.ones(1, 1, 8, 8)
+    valid[..., :3] = 0
+    shown = only_where_valid(reconstruction, truth, valid)
+    assert torch.equal(shown[..., :3], truth[..., :3])
+    assert torch.equal(shown[..., 3:], reconstruction[..., 3:])
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    batch = batch_of()
+    weights = {"l1": 2.0, "gradient": 0.5, "kl": 0.25}
+    loss, facts = loss_of(task_of(**weights), batch)
+    assert loss.item() == pytest.approx(
+        sum(weight * facts[name] for name, weight in weights.items()), rel=1e-5
+    )
+    assert facts["posterior_std"] == pytest.approx(np.exp(-3), rel=0.1)
+    again, _ = loss_of(task_of(**weights), batch)
+    assert torch.equal(loss, again)
+    other, _ = task_of(**weights).loss("vae", batch, 0, torch.Generator().manual_seed(8))
+    assert not torch.equal(loss, other)
+
+
+@pytest.mark.parametrize(("images", "kinds"), [("eo", ["eo"]), ("sar", ["sar"]), ("both", ["eo", "sar"])])
+def test_images_are_those_asked_for(images: str, kinds: list[str]) -> None:
+    batch, task = batch_of(), task_of(images=images)
+    loss, _ = loss_of(task, batch)
+    for kind in ("eo", "sar"):
+        changed, _ = loss_of(task, batch | {kind: -batch[kind]})
+        assert torch.equal(loss, changed) == (kind not in kinds)
+    metrics = task.validate([batch])
+    assert {name.partition("_")[0] for name in metrics} == {*kinds, "score"}
+    assert task.picture(batch).shape == (3, 2 * 32, 2 * len(kinds) * 32)
+
+
+def test_invalid_pixels_count_in_no_error() -> None:
+    # Through the network they still reach their neighbours, so the reconstruction is taken as given.
+    batch, task = batch_of(), task_of()
+    seen: list[torch.Tensor] = []
+    task.phases["vae"].register_forward_hook(lambda *found: seen.append(found[2][0]))
+    loss_of(task, batch)
+    images = torch.cat([batch["eo"], batch["sar"]])
+    valid = batch["valid"].repeat(2, 1, 1, 1)
+    assert valid[2, 0, 0, 0] == 0
+    spoiled = torch.where(valid > 0, seen[0], 9.0)
+    for error in (absolute_error, gradient_error):
+        assert torch.equal(error(spoiled, images, valid), error(seen[0], images, valid))
+
+
+def test_the_adversary_joins_from_its_share_of_the_steps() -> None:
+    assert list(task_of().phases) == ["vae"]
+    task, batch = task_of(adversarial=0.5, adversarial_from=0.55), batch_of()
+    assert list(task.phases) == ["vae", "discriminator"]
+    assert [task.active("discriminator", step) for step in (0, 5, 6, 9)] == [False, False, True, True]
+    assert "adversarial" not in loss_of(task, batch, step=5)[1]
+    before, _ = loss_of(task, batch, step=5)
+    joined, facts = loss_of(task, batch, step=6)
+    added = 0.5 * facts["adaptive_weight"] * facts["adversarial"]
+    assert joined.item() == pytest.approx(before.item() + added, rel=1e-4)
+    assert facts["adaptive_weight"] > 0
+
+
+def test_the_discriminator_judges_what_the_vae_made_and_learns_alone() -> None:
+    task, batch = task_of(adversarial=1.0, adversarial_from=0.0), batch_of()
+    loss_of(task, batch)
+    kept, facts = loss_of(task, batch, "discriminator")
+    anew, _ = loss_of(task, batch, "discriminator")  # made again, by the same weights and noise
+    assert kept.item() == pytest.approx(anew.item(), rel=1e-5)
+    assert kept.item() > 0
+    kept.backward()
+    assert all(p.grad is None for p in task.phases["vae"].parameters())
+    assert all(p.grad is not None for p in task.phases["discriminator"].parameters())
+    assert set(facts) == {"real", "fake"}
+
+
+def test_validation_measures_psnr_and_octaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = task_of(), batch_of(size=64)
+    for kind, error in {"eo": 0.02, "sar": 0.2}.items():
+        # In the hole anything may be.
+        off = torch.where(batch["valid"] > 0, error, 0.5)
+        monkeypatch.setattr(task, "_decoded", lambda images, off=off: images + off)
+        metrics = task.validate([batch])
+        assert metrics[f"{kind}_psnr"] == pytest.approx(-20 * np.log10(error / 2), abs=1e-3)
+    powers = [metrics[f"eo_power_{index}"] for index in range(4)]
+    np.testing.assert_allclose(powers, 1, atol=1e-3)  # a constant has no spectrum
+    assert metrics["score"] == pytest.approx(-metrics["eo_psnr"], abs=0.01)
+    monkeypatch.setattr(task, "_decoded", lambda images: images / 2)
+    metrics = task.validate([batch, batch])
+    np.testing.assert_allclose([metrics[f"sar_power_{index}"] for index in range(4)], 0.25, rtol=1e-5)
+    assert metrics["score"] == pytest.approx(20 * np.log10(2) - metrics["eo_psnr"], abs=1e-3)
+
+
+def test_the_picture_shows_truth_beside_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, batch = task_of(), batch_of(count=6)
+    monkeypatch.setattr(task, "_decoded", lambda images: -images)
+    picture = task.picture(batch)
+    assert picture.dtype == torch.uint8
+    assert picture.shape == (3, 4 * 32, 4 * 32)
+    second = picture[:, 32:64].float()
+    for column, expected in enumerate((batch["eo"], -batch["eo"], batch["sar"], -batch["sar"])):
+        shown = second[:, :, 32 * column : 32 * (column + 1)] / 127.5 - 1
+        torch.testing.assert_close(shown, expected[1], atol=0.005, rtol=0)
+
+
+def test_exported_latents_have_mean_0_and_deviation_1(tmp_path: Path) -> None:
+    batch = batch_of(count=4, size=64, holes=False)
+    task = task_of(batch)
+    out = task.export(tmp_path / "final", {"steps": 3, "metrics": {"eo_psnr": 30.0}})
+    vae = AutoencoderKL.from_pretrained(out / "vae", use_safetensors=True, low_cpu_mem_usage=False).eval()
+    task.vae.eval()
+    with torch.no_grad():
+        latents = encode_images(vae, torch.cat([batch["eo"], batch["sar"]]))
+        torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
+        torch.testing.assert_close(decode_latents(vae, latents[:4]).clamp(-1, 1), task._decoded(batch["eo"]))
+    notes = json.loads((out / NOTES).read_text())
+    assert (notes["steps"], notes["metrics"], notes["factor"]) == (3, {"eo_psnr": 30.0}, 2)
+    assert notes["parameters"] == sum(p.numel() for p in vae.parameters())
+    assert notes["latents"]["together"]["std"] == vae.config.latents_std
+    pooled = np.mean([notes["latents"][kind]["mean"] for kind in ("eo", "sar")], axis=0)
+    np.testing.assert_allclose(pooled, notes["latents"]["together"]["mean"], rtol=1e-6)
+
+
+def test_latents_that_see_invalid_pixels_are_not_measured(tmp_path: Path) -> None:
+    batch = batch_of(holes=False)
+    spoiled = {kind: batch[kind].clone() for kind in ("eo", "sar")}
+    spoiled["valid"] = batch["valid"].clone()
+    spoiled["valid"][1] = 0
+    spoiled["eo"][1] = 50.0
+    alone = {key: value[:1] for key, value in batch.items()}
+    measured = [task_of(found)._measure_latents()["eo"]["mean"] for found in (spoiled, alone)]
+    np.testing.assert_allclose(*measured, rtol=1e-6)
