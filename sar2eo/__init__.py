@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sar2eo._version import __version__
 
 if TYPE_CHECKING:
+    from sar2eo.evaluation import evaluate
     from sar2eo.grid import Grid
     from sar2eo.inference import translate
     from sar2eo.recipe import TranslateSettings
@@ -30,6 +31,7 @@ __all__ = [
     "TranslateSettings",
     "__version__",
     "describe_scene",
+    "evaluate",
     "open_scene",
     "translate",
     "write_cog",
@@ -39,6 +41,7 @@ _HOMES = {
     "Grid": "grid",
     "TranslateSettings": "recipe",
     "describe_scene": "scene",
+    "evaluate": "evaluation",
     "open_scene": "scene",
     "translate": "inference",
     "write_cog": "writing",

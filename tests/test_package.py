@@ -42,6 +42,7 @@ def test_every_exported_name_exists_and_is_documented() -> None:
             "TranslateSettings",
             "__version__",
             "describe_scene",
+            "evaluate",
             "open_scene",
             "translate",
             "write_cog",

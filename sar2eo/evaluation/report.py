@@ -1,0 +1,204 @@
+"""The report of an evaluation: a folder of JSON, Markdown and pictures, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sar2eo.durable import refuse, sync_file, sync_folder
+from sar2eo.errors import OutputError
+from sar2eo.evaluation.metrics import BLOCK_PX
+from sar2eo.evaluation.pictures import Case, Pictures, draw_pictures
+
+__all__ = ["METRICS_NAME", "Case", "Pictures", "check_target", "markdown", "write_report"]
+
+METRICS_NAME = "metrics.json"
+
+_COLUMNS = {
+    "psnr": ("PSNR", "dB, mean of images", 2),
+    "psnr_pooled": ("PSNR pooled", "dB, of the error of all pixels", 2),
+    "ssim": ("SSIM", "", 3),
+    "scc": ("SCC", "", 4),
+    "lpips": ("LPIPS", "AlexNet", 3),
+    "fid": ("FID", "", 2),
+    "ciede2000": ("CIEDE2000", "", 2),
+    f"psnr_{BLOCK_PX}px": (f"PSNR {BLOCK_PX} px", "dB", 2),
+    f"psnr_pooled_{BLOCK_PX}px": (f"PSNR pooled {BLOCK_PX} px", "dB", 2),
+    f"ssim_{BLOCK_PX}px": (f"SSIM {BLOCK_PX} px", "", 3),
+    f"scc_{BLOCK_PX}px": (f"SCC {BLOCK_PX} px", "", 4),
+    f"ciede2000_{BLOCK_PX}px": (f"CIEDE2000 {BLOCK_PX} px", "", 2),
+    "seconds_per_image": ("Seconds", "per image", 3),
+}
+
+_READING = f"""\
+* Invalid pixels count in nothing. PSNR and SSIM are scikit-image's (peak 1; Gaussian window of sigma 1.5,
+  population covariance, windows inside the image), SCC is torchmetrics'.
+* {BLOCK_PX} px: the same of means over blocks of {BLOCK_PX} x {BLOCK_PX} pixels, about what a radar knows.
+* Power ratio near 1 with a low correlation is texture that is not the truth's; below 1 is blur.
+* LPIPS and CIEDE2000: lower is better, FID too; FID of fewer than some thousand images is biased upwards.
+"""
+
+
+def check_target(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that may not be written.
+
+    Raises
+    ------
+    OutputError
+        If it exists and is not to be replaced, or is no report.
+    """
+    if not out.exists():
+        return
+    if not (out / METRICS_NAME).is_file():
+        raise OutputError(f"{out} exists and is not a report of sar2eo evaluate: choose another folder")
+    if not overwrite:
+        raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
+
+
+def write_report(out: Path, results: dict[str, Any], pictures: Pictures, *, overwrite: bool) -> None:
+    """Write the folder beside its place, then rename it.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what was there before then stays.
+    """
+    partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        drawn = draw_pictures(partial, results, pictures)
+        (partial / "report.md").write_text(markdown(results, drawn), encoding="utf-8")
+        text = json.dumps(_plain(results), indent=1, allow_nan=False) + "\n"
+        (partial / METRICS_NAME).write_text(text, encoding="utf-8")
+        for path in partial.iterdir():
+            sync_file(path)
+        sync_folder(partial)
+        check_target(out, overwrite=overwrite)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        refuse(error, out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:
+    """Return the report for people.
+
+    Parameters
+    ----------
+    results : dict
+        What ``metrics.json`` holds.
+    drawn : dict of str to str
+        File names of pictures and what they show.
+    """
+    data, settings, model = results["data"], results["settings"], results["models"]["model"]
+    parts = [
+        f"# Evaluation of {model['name'] or 'identity'}",
+        f"{data['description']}: {data['pairs']} of {data['of']} pairs, split {data['split']}. "
+        f"Protocol {settings['protocol']}; model sha256 {model['sha256'][:12]}, "
+        f"{model.get('steps', 'no')} steps, sampler {model.get('sampler', 'none')}, seed {settings['seed']}.",
+        _methods(results["methods"]),
+        "## Octaves",
+        _octaves(results["methods"]),
+        *_controls(results),
+        *_sweep(results["sweep"]),
+        *(
+            ["## Left out", "\n".join(f"* {text}" for text in results["left_out"].values())]
+            if results["left_out"]
+            else []
+        ),
+        "## How to read this",
+        _READING.rstrip(),
+        *(f"![{text}]({name})\n\n{text}" for name, text in drawn.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _methods(methods: dict[str, Any]) -> str:
+    known = [key for key in _COLUMNS if any(key in figures for figures in methods.values())]
+    head = ["Method", *(_title(key) for key in known)]
+    rows = [
+        [name, *(_number(figures.get(key), _COLUMNS[key][2]) for key in known)]
+        for name, figures in methods.items()
+    ]
+    return _table(head, rows)
+
+
+def _title(key: str) -> str:
+    title, note, _ = _COLUMNS[key]
+    return f"{title} ({note})" if note else title
+
+
+def _octaves(methods: dict[str, Any]) -> str:
+    names = list(methods)
+    head = ["Wavelength (px)", *(f"{name}: power ratio, correlation" for name in names)]
+    rows = []
+    for octave, first in enumerate(methods[names[0]]["octaves"]):
+        cells = [methods[name]["octaves"][octave] for name in names]
+        rows.append(
+            [
+                first["wavelength_px"],
+                *(f"{_number(cell['power_ratio'], 2)}, {_number(cell['correlation'], 2)}" for cell in cells),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _controls(results: dict[str, Any]) -> list[str]:
+    parts = []
+    for name, found in results["shuffle"].items():
+        if found is not None:
+            cost, coarse = (_number(found[key], 2) for key in ("cost_db", f"cost_{BLOCK_PX}px_db"))
+            parts.append(
+                f"With the SAR of another of {found['pairs']} pairs, {name} loses {cost} dB "
+                f"({coarse} dB at {BLOCK_PX} px)."
+            )
+    found = results["calibration"]
+    if found is not None:
+        parts.append(
+            f"Variance at timestep {found['timestep']}: squared error over variance "
+            f"{_number(found['ratio'], 2)}, rank correlation {_number(found['rank_correlation'], 2)}; by "
+            "quantile of the variance:"
+        )
+        rows = [
+            [str(number + 1), *(f"{group[key]:.3g}" for key in ("variance", "error")), str(group["values"])]
+            for number, group in enumerate(found["quantiles"])
+        ]
+        parts.append(_table(["Quantile", "Variance", "Squared error", "Values"], rows))
+    return ["## Controls", *parts] if parts else []
+
+
+def _sweep(sweep: list[dict[str, Any]]) -> list[str]:
+    if not sweep:
+        return []
+    table = _methods({str(found["steps"]): found for found in sweep})
+    return [f"## Steps, on {sweep[0]['images']} pairs", table.replace("| Method |", "| Steps |", 1)]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values; what is not finite becomes null, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,375 @@
+"""The whole evaluation: settings and data in, figures and pictures out."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sar2eo._version import __version__
+from sar2eo.datasets import Batch, PairsDataset, collate, open_dataset
+from sar2eo.errors import EvaluationWarning, PairsError, SettingsError
+from sar2eo.evaluation import baselines
+from sar2eo.evaluation.calibration import Shuffle, calibration_table
+from sar2eo.evaluation.judging import Judge, Measures
+from sar2eo.evaluation.perceptual import inception, open_lpips
+from sar2eo.evaluation.probing import Forced, Probe
+from sar2eo.evaluation.report import Case, Pictures, check_target, write_report
+from sar2eo.evaluation.sampling import ModelImages
+from sar2eo.models import ModelSpec, resolve_model
+from sar2eo.recipe import DataSettings, EvaluateSettings, checked
+from sar2eo.translator import DiffusionTranslator
+
+__all__ = ["evaluate"]
+
+MODEL = "model"
+"""Name of the evaluated model's own figures."""
+
+SHUFFLED_PAIRS = 128
+"""Pairs of the shuffle control at most, spread evenly: they are held in memory."""
+
+SWEPT_PAIRS = 50
+"""Pairs of the comparison of steps at most, spread evenly; as many as in C-DiffSET, Fig. 9."""
+
+CALIBRATED_VALUES = 2**22
+"""Latent pixels of the calibration at most, an even share of each pair."""
+
+_BATCH = 8
+
+Progress = Callable[[str, int, int], None]
+Predict = Callable[[Batch], Tensor]
+
+
+def evaluate(
+    model: str | Path,
+    data: DataSettings | str | Path,
+    out: str | Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Measure what a model is worth on pairs, against baselines and bounds, and write a report.
+
+    Parameters
+    ----------
+    model : str or Path
+        Checkpoint folder or hub id, or "identity".
+    data : DataSettings, str or Path
+        Which pairs; a path is a folder of `sar2eo.build_pairs`.
+    out : str or Path
+        Folder of the report; it appears whole or not at all. ``metrics.json`` holds everything,
+        ``report.md`` a table; and there are pictures.
+    settings : EvaluateSettings, optional
+        All settings at once.
+    overwrite : bool
+        Replace an existing report.
+    progress : callable, optional
+        Called with what is being done, how many are done, and how many there are.
+    **changes
+        Fields of `EvaluateSettings`.
+
+    Returns
+    -------
+    dict
+        What ``metrics.json`` holds. "methods": figures of the model, of what it is held ``against``
+        and of its bound, among them means over images (psnr, ssim, scc, lpips, ciede2000), the PSNR of
+        errors pooled over all pixels, the same at means of 8 pixels (``_8px``), and per octave of
+        wavelength the power ratio to the truth and the correlation with it. "calibration", "shuffle",
+        "sweep", "pairs" and what could not be measured ("left_out"), with settings and fingerprints.
+
+    Raises
+    ------
+    SettingsError, PairsError, CheckpointError, OutputError
+        Before anything is measured, if settings, data and models cannot be used or the report exists.
+
+    Warns
+    -----
+    EvaluationWarning
+        If something could not be measured for lack of a network or of training pairs.
+    """
+    settings = checked(_changed(settings or EvaluateSettings(), changes))
+    pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
+    out = Path(out)
+    check_target(out, overwrite=overwrite)
+    run = _Evaluation(str(model), pairs, settings, progress or (lambda stage, done, total: None))
+    results, pictures = run.results()
+    write_report(out, results, pictures, overwrite=overwrite)
+    return results
+
+
+class _Evaluation:
+    """One evaluation, checked when it is made."""
+
+    def __init__(
+        self, model: str, data: DataSettings, settings: EvaluateSettings, progress: Progress
+    ) -> None:
+        self.settings = settings
+        self.data = data
+        self.progress = progress
+        self.left_out: dict[str, str] = {}
+        self.specs = self._resolve(model)
+        self.dataset = open_dataset(data, settings.split)
+        self.chosen = evenly(len(self.dataset), settings.limit)
+        self.training = self._training() if baselines.MEAN_COLOUR in settings.against else None
+        self.measures = self._measures()
+
+    def results(self) -> tuple[dict[str, Any], Pictures]:
+        """Measure everything."""
+        models = {name: ModelImages(spec) for name, spec in self.specs.items()}
+        main = models[MODEL]
+        probe = None
+        if isinstance(main.translator, DiffusionTranslator):
+            probe = Probe(main.translator.checkpoint, main.spec)
+        judges, shuffles = self._judge(models, self._predictions(probe))
+        calibration = self._calibration(probe)
+        sweep = self._sweep(main)
+        by_pair = judges[MODEL].by_pair()
+        results = {
+            **self._facts(),
+            "methods": {name: judge.summary() for name, judge in judges.items()},
+            "shuffle": {name: shuffle.result(self.settings.protocol) for name, shuffle in shuffles.items()},
+            "calibration": calibration,
+            "sweep": sweep,
+            "left_out": self.left_out,
+            "pairs": by_pair,
+        }
+        return results, self._pictures(main, probe, by_pair)
+
+    def _resolve(self, model: str) -> dict[str, ModelSpec]:
+        settings = self.settings
+        options: dict[str, Any] = {
+            name: getattr(settings, name)
+            for name in ("steps", "sampler", "seed", "device", "dtype", "threads")
+        }
+        named = {MODEL: model}
+        named |= {name: name for name in settings.against if name not in baselines.BASELINES}
+        if MODEL in settings.against:
+            raise SettingsError(f"against={MODEL!r}: give the path as ./{MODEL}")
+        for steps in settings.sweep_steps:
+            resolve_model(model, **options | {"steps": steps})
+        specs = {}
+        for name, path in named.items():
+            try:
+                specs[name] = resolve_model(path, **options)
+            except Exception as error:
+                if name == MODEL:
+                    raise
+                raise SettingsError(
+                    f"against={name!r}: neither a baseline ({', '.join(baselines.BASELINES)}) nor a model: "
+                    f"{error}"
+                ) from error
+        if settings.upper_bound and specs[MODEL].card is None:
+            raise SettingsError(f"upper_bound: {model} has no VAE to judge")
+        if settings.sweep_steps and specs[MODEL].card is None:
+            raise SettingsError(f"sweep_steps: {model} has no steps to compare")
+        return specs
+
+    def _training(self) -> PairsDataset | None:
+        try:
+            return open_dataset(self.data, "train")
+        except PairsError as error:
+            self._leave_out(baselines.MEAN_COLOUR, f"needs the training split: {error}")
+            return None
+
+    def _measures(self) -> Measures:
+        settings = self.settings
+        networks: dict[str, Any] = {}
+        for name, make, weights in (
+            ("lpips", open_lpips, settings.lpips_weights),
+            ("fid", inception, settings.fid_weights),
+        ):
+            if name not in settings.metrics:
+                continue
+            try:
+                networks[name] = make(weights)
+            except SettingsError as error:
+                if weights is not None:
+                    raise
+                self._leave_out(name, str(error))
+        return Measures(settings.metrics, settings.protocol, networks.get("lpips"), networks.get("fid"))
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self.left_out[name] = why
+        warnings.warn(f"{name} is left out: {why}", EvaluationWarning, stacklevel=4)
+
+    def _predictions(self, probe: Probe | None) -> dict[str, Predict]:
+        """Return the methods that are not models."""
+        found: dict[str, Predict] = {}
+        if self.training is not None:
+            colour = baselines.mean_colour(
+                self.training, lambda done, total: self.progress(baselines.MEAN_COLOUR, done, total)
+            )
+            found[baselines.MEAN_COLOUR] = baselines.constant(colour)
+        if baselines.SAR_GREY in self.settings.against:
+            found[baselines.SAR_GREY] = baselines.sar_grey
+        if self.settings.upper_bound and probe is not None:
+            found[baselines.VAE_UPPER_BOUND] = probe.reconstruct
+        return found
+
+    def _judge(
+        self, models: dict[str, ModelImages], predictions: dict[str, Predict]
+    ) -> tuple[dict[str, Judge], dict[str, Shuffle]]:
+        """Go through the pairs once; every method sees the same batches."""
+        samples = self.settings.samples
+        judges = {}
+        for name in models:
+            judges[name] = Judge(self.measures)
+            if samples > 1:
+                judges[_mean_of(name, samples)] = Judge(self.measures)
+        judges |= {name: Judge(self.measures) for name in predictions}
+        shuffles = {name: Shuffle(self.settings.seed) for name in models}
+        held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
+        for batch in self._batches("pairs", self.chosen):
+            for name, images in models.items():
+                drawn = [images.draw(batch, number) for number in range(samples)]
+                for draw in drawn:
+                    judges[name].add(draw.eo, batch, draw.seconds)
+                if samples > 1:
+                    mean = torch.stack([draw.eo for draw in drawn]).mean(0)
+                    seconds = sum(draw.seconds for draw in drawn)
+                    judges[_mean_of(name, samples)].add(mean, batch, seconds)
+                for i, index in enumerate(batch["index"]):
+                    if index in held:
+                        shuffles[name].add(drawn[0].eo[i], batch["eo"][i], batch["valid"][i])
+            for name, predict in predictions.items():
+                judges[name].add(predict(batch), batch)
+        return judges, shuffles
+
+    def _calibration(self, probe: Probe | None) -> dict[str, Any] | None:
+        if probe is None:
+            return None
+        variances, errors = [], []
+        share = max(1, CALIBRATED_VALUES // len(self.chosen))
+        for batch in self._batches("calibration", self.chosen):
+            forced = probe.teacher_forced(batch)
+            for variance, error, valid in zip(*forced, strict=True):
+                stride = -(-int(valid.sum()) // share) or 1
+                variances.append(variance[valid][::stride].numpy())
+                errors.append(error[valid][::stride].numpy())
+        return {
+            "timestep": probe.card.confidence_timestep,
+            **calibration_table(np.concatenate(variances), np.concatenate(errors)),
+        }
+
+    def _sweep(self, main: ModelImages) -> list[dict[str, Any]]:
+        some = self.chosen[evenly(len(self.chosen), SWEPT_PAIRS)]
+        found = []
+        for steps in self.settings.sweep_steps:
+            judge, images = Judge(self.measures), main.with_steps(steps)
+            for batch in self._batches(f"{steps} steps", some):
+                drawn = images.draw(batch)
+                judge.add(drawn.eo, batch, drawn.seconds)
+            found.append({"steps": steps, **judge.summary()})
+        return found
+
+    def _pictures(self, main: ModelImages, probe: Probe | None, by_pair: list[dict[str, Any]]) -> Pictures:
+        """Make the images of the best, median and worst pairs again."""
+        index_of = {self.dataset.ids[int(index)]: int(index) for index in self.chosen}
+        ranked = sorted(
+            (row for row in by_pair if not np.isnan(row["psnr_pooled"])), key=lambda row: -row["psnr_pooled"]
+        )
+        cases = []
+        for kind, rows in best_median_worst(ranked).items():
+            for row in rows:
+                batch = collate([self.dataset[index_of[row["id"]]]])
+                drawn = main.draw(batch)
+                forced = None if probe is None else probe.teacher_forced(batch)
+                cases.append(_case(kind, row, batch, drawn.eo, drawn.variance, forced))
+        denoising = []
+        if probe is not None:
+            firsts = {case.kind: case for case in reversed(cases)}
+            for case in reversed(firsts.values()):
+                sample = self.dataset[index_of[case.name]]
+                denoising.append((case, *probe.denoising(sample["sar"], sample["index"])))
+        return Pictures(cases=cases, denoising=denoising, factor=main.spec.factor)
+
+    def _batches(self, stage: str, indices: npt.NDArray[np.intp]) -> Iterator[Batch]:
+        for first in range(0, len(indices), _BATCH):
+            self.progress(stage, first, len(indices))
+            yield collate([self.dataset[int(index)] for index in indices[first : first + _BATCH]])
+        self.progress(stage, len(indices), len(indices))
+
+    def _facts(self) -> dict[str, Any]:
+        packages = ("torch", "diffusers", "torchmetrics", "scikit-image", "numpy")
+        return {
+            "software": {"sar2eo": __version__, **{name: version(name) for name in packages}},
+            "settings": dataclasses.asdict(self.settings),
+            "data": {
+                **dataclasses.asdict(self.data),
+                "split": self.settings.split,
+                "pairs": len(self.chosen),
+                "of": len(self.dataset),
+                "description": self.dataset.describe(),
+                "fingerprint": self.dataset.fingerprint(),
+            },
+            "models": {
+                name: {
+                    "name": None if spec.card is None else spec.card.name,
+                    "parameters": spec.parameters,
+                    "spacing": spec.spacing,
+                    **spec.fingerprint(),
+                    "card": None if spec.card is None else spec.card.to_dict(),
+                }
+                for name, spec in self.specs.items()
+            },
+        }
+
+
+def evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:
+    """Return `limit` of `count` positions at most, spread evenly."""
+    return np.linspace(0, count - 1, min(count, limit or count)).round().astype(np.intp)
+
+
+def best_median_worst(ranked: list[dict[str, Any]], each: int = 3) -> dict[str, list[dict[str, Any]]]:
+    """Take a few from the start, the middle and the end of a ranking, none twice."""
+    each = min(each, max(1, len(ranked) // 3))
+    middle = max(each, (len(ranked) - each) // 2)
+    parts = {
+        "best": ranked[:each],
+        "median": ranked[middle : middle + each],
+        "worst": ranked[max(middle + each, len(ranked) - each) :],
+    }
+    return {kind: rows for kind, rows in parts.items() if rows}
+
+
+def _mean_of(name: str, samples: int) -> str:
+    return f"{name}, mean of {samples}"
+
+
+def _case(
+    kind: str,
+    row: dict[str, Any],
+    batch: Batch,
+    prediction: Tensor,
+    variance: Tensor | None,
+    forced: Forced | None,
+) -> Case:
+    return Case(
+        kind=kind,
+        name=row["id"],
+        psnr=row["psnr_pooled"],
+        sar=batch["sar"][0],
+        prediction=prediction[0],
+        truth=batch["eo"][0],
+        valid=batch["valid"][0, 0] > 0,
+        variance=None if variance is None else variance[0],
+        forced_variance=None if forced is None else forced.variance[0],
+    )
+
+
+def _changed(settings: EvaluateSettings, changes: dict[str, Any]) -> EvaluateSettings:
+    known = {field.name for field in dataclasses.fields(EvaluateSettings)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise SettingsError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return dataclasses.replace(settings, **changes)
