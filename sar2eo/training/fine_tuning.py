@@ -1,0 +1,235 @@
+"""Fine-tuning of a U-Net from settings to a checkpoint: `sar2eo.train` and the command of that name."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from sar2eo.card import Card
+from sar2eo.checkpoint import Checkpoint
+from sar2eo.datasets import Augmentation, PairsDataset, build_latent_cache, open_dataset
+from sar2eo.errors import PairsError, SettingsError, TrainingWarning
+from sar2eo.network import encode_images
+from sar2eo.recipe import DataSettings, TrainRecipe, TrainSettings, checked
+from sar2eo.training.base import open_base
+from sar2eo.training.feeding import training_batches, validation_batches
+from sar2eo.training.folder import RunFolder
+from sar2eo.training.hardware import create_accelerator
+from sar2eo.training.loop import Outcome, Progress, identity_of, run_loop
+from sar2eo.training.task import Batch
+from sar2eo.training.unet_task import UNetTask
+
+__all__ = ["Preparation", "prepare_training", "run_training", "train"]
+
+_ENCODED_AT_ONCE = 8
+
+
+def train(
+    data: DataSettings | str | Path,
+    base: str | Path,
+    out: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Path:
+    """Fine-tune a U-Net on pairs (C-DiffSET, section 3.3), or go on with it.
+
+    Parameters
+    ----------
+    data : DataSettings, str or Path
+        Which pairs; a path is a folder of `sar2eo.build_pairs`.
+    base : str or Path
+        Checkpoint folder, or a Stable Diffusion folder or hub id, which is adapted. For the two stages
+        of the authors' release: first with ``loss="l2"``, then on that run's final checkpoint.
+    out : str or Path
+        Run folder (see `sar2eo.training.folder`). The same call goes on where an interrupted one stopped,
+        on a CPU bit for bit.
+    settings : TrainSettings, optional
+    revision : str, optional
+        Of a hub id.
+    progress : callable, optional
+        Called after every step with ``steps``, ``steps_total``, ``rate`` (a second) and ``loss``.
+    **changes
+        Fields of `TrainSettings`, instead of those of `settings`.
+
+    Returns
+    -------
+    Path
+        The final checkpoint, for `sar2eo.translate`.
+
+    Raises
+    ------
+    SettingsError, PairsError, CheckpointError
+        For what cannot be, before anything is done.
+    TrainingError
+        If the folder holds another run, or a loss is not finite.
+    OutputError
+        If something cannot be written; the last state is kept.
+
+    Examples
+    --------
+    >>> train("pairs/", "stable-diffusion-2-1-base/", "runs/first", steps=20_000)  # doctest: +SKIP
+    """
+    if not isinstance(data, DataSettings):
+        data = DataSettings(pairs=str(data))
+    try:
+        chosen = dataclasses.replace(settings or TrainSettings(), **changes)
+    except TypeError as error:
+        raise SettingsError(f"settings: {error}") from error
+    recipe = TrainRecipe(data=data, base=str(base), out=str(out), revision=revision, settings=chosen)
+    return run_training(recipe, progress=progress).final
+
+
+def run_training(recipe: TrainRecipe, *, progress: Progress | None = None) -> Outcome:
+    """Do what a recipe says; see `train`."""
+    prepared = prepare_training(recipe, progress=progress)
+    return run_loop(
+        prepared.task,
+        prepared.accelerator,
+        settings=recipe.settings,
+        batches=prepared.batches,
+        validation=prepared.validation,
+        out=Path(recipe.out),
+        identity=prepared.identity,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preparation:
+    """A training run before its first step."""
+
+    task: UNetTask
+    accelerator: Accelerator
+    pairs: PairsDataset
+    batches: Callable[[int, int], Iterable[Batch]]
+    validation: Callable[[], Iterable[Batch]] | None
+    identity: dict[str, Any]
+
+
+def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -> Preparation:
+    """Open data and base, and check all that can be checked before work starts.
+
+    Nothing is written: latents are cached when the loop asks for the first batch.
+
+    Raises
+    ------
+    SettingsError, PairsError, CheckpointError, TrainingError
+        As `train`.
+    """
+    settings = checked(recipe.settings)
+    accelerator = create_accelerator(settings)
+    pairs = open_dataset(recipe.data, "train", augmentation=_augmentation(settings))
+    held_out = _validation_pairs(recipe)
+    base = open_base(recipe.base, recipe.revision)
+    identity = identity_of(
+        settings,
+        accelerator,
+        data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
+        base={"sha256": base.sha256},
+    )
+    RunFolder(Path(recipe.out)).check(identity)
+    checkpoint = base.load()
+    card = _card(recipe, checkpoint, pairs)
+    task = UNetTask(checkpoint, card, settings, accelerator.device)
+    for images in (pairs, held_out):
+        if images is not None:
+            task.check_shape(images.shape)
+    return Preparation(
+        task=task,
+        accelerator=accelerator,
+        pairs=pairs,
+        batches=_batches(recipe, pairs, task, accelerator, base.sha256, progress),
+        validation=None if held_out is None else lambda: validation_batches(held_out),
+        identity=identity,
+    )
+
+
+def _augmentation(settings: TrainSettings) -> Augmentation:
+    """Return the paper's: random crops, flips and quarter turns (section 4.2)."""
+    return Augmentation(
+        crop=settings.crop,
+        flips=True,
+        turns=True,
+        gain=settings.gain_jitter,
+        seed=settings.seed,
+        # Of a cache, whose pairs are opened for their shape, it has only to be possible.
+        fixed=settings.crops if settings.cache_latents else None,
+    )
+
+
+def _batches(
+    recipe: TrainRecipe,
+    pairs: PairsDataset,
+    task: UNetTask,
+    accelerator: Accelerator,
+    base_sha256: str,
+    progress: Progress | None,
+) -> Callable[[int, int], Iterable[Batch]]:
+    """Return where the loop takes batches from: pairs, or a cache of their latents in the run's folder."""
+    settings = recipe.settings
+    if not settings.cache_latents:
+        return training_batches(pairs, settings, accelerator)
+
+    encoded = 0
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        nonlocal encoded
+        encoded += len(images)
+        if progress is not None:
+            progress({"images_encoded": encoded})
+        return encode_images(task.vae, images.to(accelerator.device))
+
+    def cached(start: int, stop: int) -> Iterable[Batch]:
+        with accelerator.main_process_first():
+            latents = build_latent_cache(
+                pairs,
+                encode,
+                Path(recipe.out) / "latents",
+                crops=settings.crops,
+                crop=settings.crop,
+                factor=task.factor,
+                seed=settings.seed,
+                model_sha256=base_sha256,
+                batch=_ENCODED_AT_ONCE,
+            )
+        return training_batches(latents, settings, accelerator)(start, stop)
+
+    return cached
+
+
+def _validation_pairs(recipe: TrainRecipe) -> PairsDataset | None:
+    centre = Augmentation(crop=recipe.settings.crop, centre=True)
+    try:
+        return open_dataset(recipe.data, "val", augmentation=centre)
+    except PairsError as error:
+        warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
+        return None
+
+
+def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> Card:
+    """Fill the card of the result: what it was trained on, and how the base wants to be sampled."""
+    return dataclasses.replace(
+        checkpoint.card,
+        name=Path(recipe.out).resolve().name,
+        quantity=pairs.quantity,
+        calibration=pairs.calibration,
+        polarisations=pairs.polarisations,
+        channels=pairs.channels,
+        gsd_m=pairs.gsd_m,
+        scaling="p99",
+        prediction_type=recipe.settings.prediction_type or checkpoint.card.prediction_type,
+        training_data=pairs.describe(),
+        metrics={},
+    )

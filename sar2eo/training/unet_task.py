@@ -1,0 +1,217 @@
+"""Fine-tuning of the U-Net (C-DiffSET, section 3.3): the frozen VAE, its latents, the losses, the card."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from sar2eo.card import Card
+from sar2eo.checkpoint import Checkpoint, save_checkpoint
+from sar2eo.datasets.latents import pooled_validity
+from sar2eo.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
+from sar2eo.errors import SettingsError
+from sar2eo.layout import TRAIN_TIMESTEPS, vae_facts
+from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
+from sar2eo.recipe import TrainSettings
+from sar2eo.training.adapters import add_adapters, plain_unet
+from sar2eo.training.pictures import contact_sheet
+from sar2eo.training.task import Batch
+
+__all__ = ["UNetTask"]
+
+VALIDATION_TIMESTEPS = (50, 250, 500, 750, 950)
+_SAMPLED_PAIRS, _SAMPLED_STEPS = 4, 10
+_ENCODED_AT_ONCE = 4  # images; the encoder in float32 is what takes most memory
+_WEIGHTINGS = {"c-diff": "none", "c-diff-timestep": "timestep"}
+
+
+class UNetTask:
+    """Trains a U-Net to predict noise, or v, in the latents of EO images, given those of SAR images.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The base, in float32, on the CPU.
+    card : Card
+        Of the result; it says what is predicted.
+    settings : TrainSettings
+    device : torch.device
+
+    Raises
+    ------
+    SettingsError
+        If the crop does not suit the networks, or adapters have nothing to adapt.
+    CheckpointError
+        If the noise schedule does not suit what is predicted.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, card: Card, settings: TrainSettings, device: torch.device
+    ) -> None:
+        self.card = card
+        self._settings, self._device, self._schedule = settings, device, checkpoint.schedule
+        self._unet: UNet2DConditionModel = checkpoint.unet.requires_grad_(True)
+        if settings.lora is not None:
+            add_adapters(self._unet, settings.lora, settings.seed)
+        if settings.gradient_checkpointing:
+            self._unet.enable_gradient_checkpointing()
+        self._unet.to(device, memory_format=torch.channels_last)
+        self._vae = checkpoint.vae.eval().requires_grad_(False)
+        self._vae.to(device, memory_format=torch.channels_last)
+        embeds = checkpoint.prompt_embeds
+        self._prompt = None if embeds is None else embeds.float().to(device)
+        self.factor = vae_facts(dict(checkpoint.vae.config)).factor
+        self._alpha_bars: Tensor = self._scheduler().alphas_cumprod.to(device)
+        self.phases: dict[str, nn.Module] = {"unet": self._unet}
+        self.averaged: tuple[str, ...] = ("unet",)
+
+    @property
+    def vae(self) -> Any:
+        """The frozen VAE, on the device, in float32."""
+        return self._vae
+
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Refuse images whose sides the networks cannot take.
+
+        Raises
+        ------
+        SettingsError
+            Naming what sides must be multiples of.
+        """
+        multiple = self.factor
+        if any("Attn" in name and "Cross" not in name for name in self._unet.config.up_block_types):
+            multiple *= 2 ** (len(self._unet.config.block_out_channels) - 1)
+        if any(side % multiple for side in shape):
+            raise SettingsError(
+                f"images of {shape[0]} x {shape[1]} pixels: with this base the sides must be multiples of "
+                f"{multiple}; set a crop"
+            )
+
+    def active(self, phase: str, step: int) -> bool:
+        """Return True: there is one phase, and it is always trained."""
+        return True
+
+    def loss(
+        self, phase: str, batch: Batch, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of one batch at timesteps drawn from all 1000 alike (C-DiffSET, Eq. 1 to 3)."""
+        sar, eo, valid = self._latents(batch)
+        noise = torch.randn(eo.shape, generator=generator).to(self._device)
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (len(eo),), generator=generator).to(self._device)
+        loss, error, variance = self._losses(sar, eo, valid, noise, timesteps)
+        return loss, {"squared_error": float(error), "variance": float(variance)}
+
+    def _losses(
+        self, sar: Tensor, eo: Tensor, valid: Tensor, noise: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss, the squared error and the mean variance, the latter two without gradient."""
+        alpha_bar = self._alpha_bars[timesteps]
+        noisy = add_noise(eo, noise, alpha_bar)  # [B, C, h, w]
+        target = training_target(eo, noise, alpha_bar, self.card.prediction_type)
+        prediction, raw = split_prediction(self._predict(sar, noisy, timesteps))
+        with torch.no_grad():
+            error, variance = l2_loss(prediction, target, valid), variance_of(raw).mean()
+        if self._settings.loss == "l2":
+            return l2_loss(prediction, target, valid), error, variance
+        weighting = _WEIGHTINGS[self._settings.loss]
+        return c_diff_loss(prediction, raw, target, alpha_bar, weighting, valid), error, variance
+
+    def _predict(self, sar: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """Run the U-Net on [SAR latent | noisy EO latent]; through `phases`, which the loop prepared."""
+        inputs = torch.cat([sar, noisy], dim=1).to(memory_format=torch.channels_last)
+        prompt = None if self._prompt is None else self._prompt.expand(len(inputs), -1, -1)
+        output: Tensor = self.phases["unet"](
+            inputs, timesteps, encoder_hidden_states=prompt, return_dict=False
+        )[0]
+        return output
+
+    @torch.no_grad()
+    def _latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return SAR and EO latents and their validity, from a cache's batch or by the frozen VAE."""
+        if "eo_latents" in batch:
+            return batch["sar_latents"].float(), batch["eo_latents"].float(), batch["valid_latents"].float()
+        sar, eo = (
+            torch.cat([encode_images(self._vae, part) for part in batch[name].split(_ENCODED_AT_ONCE)])
+            for name in ("sar", "eo")
+        )
+        return sar, eo, pooled_validity(batch["valid"], self.factor)
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Measure the loss at fixed timesteps and noise over all pairs, and PSNR of the first few.
+
+        ``score`` is the loss.
+        """
+        sums: dict[str, float] = {}
+        weight = 0
+        sampled: list[Tensor] = []
+        for number, batch in enumerate(batches):
+            sar, eo, valid = self._latents(batch)
+            for timestep in VALIDATION_TIMESTEPS:
+                noise = self._noise(eo.shape, number * TRAIN_TIMESTEPS + timestep)
+                steps = torch.full((len(eo),), timestep, device=self._device)
+                loss, error, variance = self._losses(sar, eo, valid, noise, steps)
+                share = len(eo) / len(VALIDATION_TIMESTEPS)
+                for name, value in {"score": loss, "squared_error": error, "variance": variance}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) * share
+            weight += len(eo)
+            room = _SAMPLED_PAIRS - sum(len(found) for found in sampled)
+            if room > 0:
+                sampled.append(_psnr(*self._sampled(batch, room)[:3]))
+        metrics = {name: value / weight for name, value in sums.items()}
+        return metrics | {"psnr": float(torch.cat(sampled).mean())}
+
+    def picture(self, batch: Batch) -> Tensor:
+        """Draw SAR | prediction | EO | confidence of the first few pairs."""
+        predicted, eo, valid, variance = self._sampled(batch, _SAMPLED_PAIRS)
+        return contact_sheet(batch["sar"][: len(eo)], predicted, eo, variance, valid)
+
+    def _sampled(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Translate a few pairs; return predicted and true images, validity, and the variance."""
+        few = {key: value[:count] for key, value in batch.items() if key in ("sar", "eo", "valid")}
+        sar, eo, _ = self._latents(few)
+
+        def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+            return self._predict(sar, latents, torch.full((len(sar),), int(timestep), device=self._device))
+
+        noise = self._noise(eo.shape, 0)
+        latents, variance = sample(
+            denoise, noise, self._scheduler(), _SAMPLED_STEPS, self.card.confidence_timestep
+        )
+        parts = torch.split(latents, _ENCODED_AT_ONCE)
+        predicted = torch.cat([decode_latents(self._vae, part) for part in parts])
+        return predicted.clamp(-1, 1), few["eo"], few["valid"], variance
+
+    def _noise(self, shape: torch.Size, number: int) -> Tensor:
+        draw = torch.Generator().manual_seed(self._settings.seed + number)
+        return torch.randn(shape, generator=draw).to(self._device)
+
+    def _scheduler(self) -> Any:
+        return create_scheduler("ddim", self.card.spacing, self.card.prediction_type, self._schedule)
+
+    def export(self, out: Path, facts: dict[str, Any]) -> Path:
+        """Write a checkpoint folder, adapters merged, its card with the metrics of the last validation."""
+        card = dataclasses.replace(self.card, metrics=dict(facts["metrics"]))
+        embeds = None if self._prompt is None else self._prompt.cpu()
+        return save_checkpoint(
+            Checkpoint(
+                unet=plain_unet(self._unet),
+                vae=self._vae,
+                schedule=self._schedule,
+                prompt_embeds=embeds,
+                card=card,
+            ),
+            out,
+        )
+
+
+def _psnr(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Return the PSNR of each pair over valid pixels, of images in [-1, 1]."""
+    error = (((predicted - truth) / 2).square() * valid).sum(dim=(1, 2, 3))
+    mean = error / (valid.sum(dim=(1, 2, 3)) * truth.shape[1]).clamp(min=1)
+    return -10 * mean.clamp(min=1e-10).log10()
