@@ -18,7 +18,7 @@ from scenes import amplitude, scene_array, write_scene
 import sar2eo
 from sar2eo import graph
 from sar2eo.card import Card
-from sar2eo.cli import cli, translating
+from sar2eo.cli import cli, progress, translating
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.estimate import estimate
 from sar2eo.inference import _choose
@@ -248,13 +248,13 @@ def test_progress_renews_a_line_on_a_terminal_and_is_plain_otherwise(
     monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(translating.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     stream = Terminal(live)
-    monkeypatch.setattr(translating.sys, "stderr", stream)
+    monkeypatch.setattr(progress.sys, "stderr", stream)
     counts = {"windows_total": 40, "windows_translated": 8, "windows_skipped": 2}
-    with translating._ProgressLine() as progress:
+    with progress.ProgressLine(translating._windows) as line:
         for clock[0] in (101.0, 140.0, 150.0):
-            progress(counts)
+            line(counts)
     told = stream.getvalue()
     assert "10 of 40 windows, 0.25 a second, 0:02:00 left" in told
     assert told.count("windows,") == (3 if live else 1)

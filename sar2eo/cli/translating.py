@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -13,6 +11,7 @@ import click
 from sar2eo.card import SAMPLERS
 from sar2eo.cli.describing import lines
 from sar2eo.cli.options import debug_option, numbers, scene_options
+from sar2eo.cli.progress import ProgressLine, clock
 from sar2eo.errors import Sar2eoError
 from sar2eo.recipe import Compression, RegionSettings, SceneSettings, TranslateRecipe, TranslateSettings
 
@@ -107,7 +106,7 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
                     click.echo("\n".join(lines(estimate(job, recipe, spec))))
                     continue
                 context.meta["sar2eo.resume"] = ": run the same command again to go on where it stopped"
-                with _ProgressLine() as progress:
+                with ProgressLine(_windows) as progress:
                     report = run_job(job, recipe, spec, progress=progress)
                 click.echo(_summary(job.outputs.eo, report))
             except Sar2eoError as error:
@@ -140,41 +139,9 @@ def _summary(path: Any, report: Mapping[str, Any]) -> str:
     )
 
 
-class _ProgressLine:
-    """Progress on standard error: a line that renews itself on a terminal, now and then one otherwise."""
-
-    PLAIN_SECONDS = 30.0
-
-    def __init__(self) -> None:
-        self.start = self.told = time.monotonic()
-        self.stream = sys.stderr
-        self.live = self.stream.isatty()
-
-    def __enter__(self) -> _ProgressLine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.stream.write("\r\x1b[K")
-
-    def __call__(self, counts: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if not self.live and now - self.told < self.PLAIN_SECONDS:
-            return
-        self.told = now
-        text = self._text(counts, now)
-        self.stream.write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
-        self.stream.flush()
-
-    def _text(self, counts: Mapping[str, float], now: float) -> str:
-        done = counts.get("windows_translated", 0) + counts.get("windows_skipped", 0)
-        total = counts["windows_total"]
-        rate = done / max(now - self.start, 1e-9)
-        left = f", {_clock((total - done) / rate)} left" if done else ""
-        return f"{done:.0f} of {total:.0f} windows, {rate:.2f} a second{left}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+def _windows(counts: Mapping[str, float], seconds: float) -> str:
+    done = counts.get("windows_translated", 0) + counts.get("windows_skipped", 0)
+    total = counts["windows_total"]
+    rate = done / max(seconds, 1e-9)
+    left = f", {clock((total - done) / rate)} left" if done else ""
+    return f"{done:.0f} of {total:.0f} windows, {rate:.2f} a second{left}"
