@@ -8,13 +8,13 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
-from scene_fixtures import speckle, write_raster
+from scene_fixtures import speckle, write_raster, write_safe, zip_safe
 
 from sar2eo.errors import PairsError, SceneError
 from sar2eo.grid import Grid
 from sar2eo.pairs.bands import BandText, choose_rgb, cloud_rule, colour_of
 from sar2eo.pairs.optical import open_eo
-from sar2eo.pairs.sources import Source
+from sar2eo.pairs.sources import Source, expand_sources
 
 UTM = "EPSG:32633"
 TARGET = Grid(UTM, (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0), (60, 80))
@@ -364,6 +364,64 @@ def test_an_item_with_a_visual_asset_or_a_stack(item_files):
     bands = [{"name": "B04", "common_name": "red"}, {"common_name": "green"}, {"common_name": "blue"}]
     stack = {"data": {"href": "stack.tif", "type": TIFF, "eo:bands": bands}}
     near(open_eo(write_item(folder, stack), eo_range=RANGE).read_onto(TARGET).rgb, as_bytes(values))
+
+
+METADATA = """<n1:Product xmlns:n1="https://psd-15.sentinel2.eo.esa.int/PSD/{level}.xsd"><n1:General_Info>
+<PRODUCT_START_TIME>2022-03-04T05:06:07.024Z</PRODUCT_START_TIME><SPACECRAFT_NAME>Sentinel-2B</SPACECRAFT_NAME>
+<BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE>
+<BOA_ADD_OFFSET band_id="0">-7</BOA_ADD_OFFSET><BOA_ADD_OFFSET band_id="1">-1000</BOA_ADD_OFFSET>
+<BOA_ADD_OFFSET band_id="2">-1000</BOA_ADD_OFFSET><BOA_ADD_OFFSET band_id="3">-1000</BOA_ADD_OFFSET>
+</n1:General_Info></n1:Product>"""
+
+
+def write_sentinel2(parent, values, classes, level="2A"):
+    """A product of Sentinel-2 as ESA lays it out; values are red, green, blue."""
+    folder = parent / f"S2B_MSIL{level}_20220304T050607_N0400_R019_T33TWL_20220304T071135.SAFE"
+    images = folder / "GRANULE/L2A_T33TWL_A026075/IMG_DATA"
+    lossless = {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"}
+    for name in ("R10m", "R20m"):
+        (images / name).mkdir(parents=True)
+    for name, band in zip(("B04", "B03", "B02"), values, strict=True):
+        path = images / f"R10m/T33TWL_20220304T050607_{name}_10m.jp2"
+        write_raster(path, band, crs=UTM, transform=TARGET.affine, **lossless)
+        write_raster(images / f"R20m/T33TWL_{name}_20m.jp2", band[::2, ::2], **lossless)
+    half = TARGET.affine @ Affine.scale(2)
+    write_raster(images / "R20m/T33TWL_20220304T050607_SCL_20m.jp2", classes, transform=half, **lossless)
+    (folder / f"MTD_MSIL{level}.xml").write_text(METADATA.format(level=level))
+    (folder / "manifest.safe").write_text("<xml/>")
+    return folder
+
+
+@pytest.mark.parametrize("given", ["folder", "metadata", "zip"])
+def test_a_product_of_sentinel2(tmp_path, given):
+    values = np.maximum(reflectance(3), 1001).astype(np.uint16)
+    values[:, :4] = 0
+    path = write_sentinel2(tmp_path, values, np.full((30, 40), 8, np.uint8))
+    if given == "metadata":
+        path = path / "MTD_MSIL2A.xml"
+    elif given == "zip":
+        path = zip_safe(path, tmp_path / "product.zip")
+    scene = open_eo(path, eo_range=RANGE)
+    patch = scene.read_onto(TARGET)
+    near(patch.rgb[:, 4:], as_bytes(values[:, 4:].astype(float) - 1000))
+    assert patch.valid[4:].all()
+    assert not patch.valid[:4].any()
+    assert patch.cloud.all()
+    assert (scene.platform, scene.datetime.isoformat()) == ("Sentinel-2B", "2022-03-04T05:06:07+00:00")
+    assert (scene.facts()["offset"], scene.facts()["bands"]) == (-1000, ["B04", "B03", "B02"])
+    assert [s.href for s in expand_sources([str(path)], "eo")] == [str(path)]
+
+
+def test_products_go_to_their_role(tmp_path):
+    sentinel1, _ = write_safe(tmp_path)
+    sentinel2 = write_sentinel2(tmp_path, reflectance(3), np.full((30, 40), 4, np.uint8))
+    assert [s.href for s in expand_sources([str(tmp_path)], "sar")] == [str(sentinel1)]
+    assert [s.href for s in expand_sources([str(tmp_path)], "eo")] == [str(sentinel2)]
+    with pytest.raises(SceneError, match="a folder, where an EO scene is"):
+        open_eo(sentinel1, eo_range=RANGE)
+    next(sentinel2.glob("GRANULE/*/IMG_DATA/R10m/*B03_10m.jp2")).unlink()
+    with pytest.raises(SceneError, match="no image of B03 at 10 m"):
+        open_eo(sentinel2, eo_range=RANGE)
 
 
 def test_what_is_not_eo_is_told_in_words(tmp_path):

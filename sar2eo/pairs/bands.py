@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["COLOURS", "BandText", "CloudRule", "choose_cloud", "choose_rgb", "cloud_rule", "colour_of"]
+__all__ = [
+    "COLOURS",
+    "SCENE_CLASSES",
+    "BandText",
+    "CloudRule",
+    "choose_cloud",
+    "choose_rgb",
+    "cloud_rule",
+    "colour_of",
+]
 
 COLOURS = ("red", "green", "blue")
 
@@ -83,11 +92,11 @@ class CloudRule:
 
 
 # Scene classification of Sen2Cor: 3 cloud shadow, 8 and 9 cloud of medium and high probability, 10 cirrus.
-_SCL = CloudRule("classes", (3, 8, 9, 10))
+SCENE_CLASSES = CloudRule("classes", (3, 8, 9, 10))
 # QA60: 10 opaque cloud, 11 cirrus (Sentinel-2 L1C product guide). QA_PIXEL: 1 dilated cloud, 2 cirrus,
 # 3 cloud, 4 cloud shadow (Landsat 8-9 Collection 2 Level 2 product guide).
 _RULES = {
-    "scl": _SCL,
+    "scl": SCENE_CLASSES,
     "qa60": CloudRule("bits", (10, 11)),
     "qa_pixel": CloudRule("bits", (1, 2, 3, 4)),
     "cldprb": CloudRule("percent"),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from sar2eo.errors import PairsError, SceneError, SettingsError
-from sar2eo.pairs.bands import BandText, CloudRule, choose_cloud, choose_rgb
+from sar2eo.pairs.bands import SCENE_CLASSES, BandText, CloudRule, choose_cloud, choose_rgb
 from sar2eo.pairs.clouds import CloudReader
 from sar2eo.pairs.items import BandAsset, CloudAsset, eo_assets, item_facts, sentinel2_platform
 from sar2eo.pairs.reflectance import Coding, coding_of_item, coding_of_tags
+from sar2eo.pairs.sentinel2 import is_sentinel2, open_sentinel2
 from sar2eo.scene.handles import gdal_path, opened
 from sar2eo.scene.metadata import Facts, iso_datetime, read_facts
 from sar2eo.scene.raster import Band, Raster, RasterReader, open_raster
@@ -56,7 +56,7 @@ class EoParts:
 
 
 def choose_parts(href: str) -> EoParts:
-    """Choose the bands of a raster or STAC item.
+    """Choose the bands of a raster, STAC item or Sentinel-2 product.
 
     Raises
     ------
@@ -65,7 +65,9 @@ def choose_parts(href: str) -> EoParts:
     PairsError
         If red, green and blue cannot be told.
     """
-    return _of_item(href) if is_stac(href) else _of_raster(href)
+    if is_stac(href):
+        return _of_item(href)
+    return _of_product(href) if is_sentinel2(Path(href)) else _of_raster(href)
 
 
 def _of_raster(path: str) -> EoParts:
@@ -98,13 +100,33 @@ def _of_item(path: str) -> EoParts:
             f"{path}: no EO asset among {', '.join(item.assets) or 'none'}: it takes a visual asset, or "
             "assets named red, green, blue or B04, B03, B02; is this a SAR item?"
         )
-    parts = _of_raster(assets.picture) if assets.picture else _of_assets(path, assets.bands, item.properties)
+    if assets.picture:
+        parts = _of_raster(assets.picture)
+    else:
+        parts = _of_assets(
+            path, assets.bands, lambda asset, stored: coding_of_item(item.properties, asset.said, stored)
+        )
     if assets.cloud is not None and parts.cloud is None:
         parts = replace(parts, cloud=_cloud_of_asset(assets.cloud))
     return replace(parts, facts=item_facts(item).over(parts.facts))
 
 
-def _of_assets(path: str, assets: tuple[BandAsset, ...], properties: Mapping[str, Any]) -> EoParts:
+def _of_product(path: str) -> EoParts:
+    """Take the bands of a Sentinel-2 product."""
+    product = open_sentinel2(Path(path))
+    codings = dict(zip(product.bands, product.codings, strict=True))
+    labels = ("B04", "B03", "B02")
+    assets = tuple(BandAsset(file, 1, name, {}) for file, name in zip(product.bands, labels, strict=True))
+    parts = _of_assets(path, assets, lambda asset, stored: codings[asset.href])
+    classes = product.classes
+    cloud = None if classes is None else _cloud_of_asset(CloudAsset(classes, SCENE_CLASSES, "SCL"))
+    return replace(parts, cloud=cloud, facts=product.facts)
+
+
+def _of_assets(
+    path: str, assets: tuple[BandAsset, ...], coding_of: Callable[[BandAsset, Coding], Coding]
+) -> EoParts:
+    """Take one band each from files; `coding_of` settles how numbers are read, given what the file says."""
     bands, codings, dtypes, rasters = [], [], [], []
     for asset in assets:
         raster = _open_placed(asset.href)
@@ -118,7 +140,7 @@ def _of_assets(path: str, assets: tuple[BandAsset, ...], properties: Mapping[str
         if band.nodata is None and "nodata" in asset.said:
             band = replace(band, nodata=asset.said["nodata"])
         bands.append(band)
-        codings.append(coding_of_item(properties, asset.said, stored))
+        codings.append(coding_of(asset, stored))
     first = rasters[0]
     if any(raster.grid != first.grid for raster in rasters):
         raise PairsError(f"{path}: red, green and blue are not on one grid")
@@ -131,7 +153,9 @@ def _of_assets(path: str, assets: tuple[BandAsset, ...], properties: Mapping[str
 def _open_placed(path: str) -> Raster:
     """Open a raster that lies on a grid."""
     if not gdal_path(path).startswith("/vsi") and Path(path).is_dir():
-        raise SceneError(f"{path}: a folder, where an EO scene is a raster or a STAC item")
+        raise SceneError(
+            f"{path}: a folder, where an EO scene is a raster, a STAC item or a Sentinel-2 product"
+        )
     raster = open_raster(path)
     if raster.grid.crs is None:
         how = "only ground control points" if raster.ground_control else "no CRS with a geotransform"

@@ -17,6 +17,7 @@ from pyproj import CRS
 from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError
 from sar2eo.footprint import to_lonlat
 from sar2eo.pairs.items import eo_assets, item_facts
+from sar2eo.pairs.sentinel2 import is_sentinel2
 from sar2eo.scene.handles import gdal_path, is_remote
 from sar2eo.scene.metadata import iso_datetime
 from sar2eo.scene.opening import parse_source
@@ -28,7 +29,7 @@ __all__ = ["Role", "Source", "expand_sources"]
 Role = Literal["sar", "eo"]
 """What the scenes are."""
 
-_RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".nc", ".zarr")
+_RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 _TABLES = (".gpkg", ".parquet", ".geoparquet", ".geojson", ".json", ".fgb", ".shp")
 _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
@@ -62,10 +63,11 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
     Parameters
     ----------
     given : sequence of str
-        Rasters, Sentinel-1 products, URLs; folders (all rasters and products in them and in their
-        folders, hidden ones left out); globs (``**`` for folders in folders); STAC items; item collections
-        (the items that have assets of this role); tables of footprints with a column ``href``, and
-        ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage, GeoParquet or GeoJSON.
+        Rasters, Sentinel-1 and 2 products, URLs; folders (all rasters, and products of the role, in them
+        and in their folders, hidden ones left out); globs (``**`` for folders in folders); STAC items;
+        item collections (the items that have assets of this role); tables of footprints with a column
+        ``href``, and ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage,
+        GeoParquet or GeoJSON.
         Relative hrefs start from the file that holds them.
     role : {"sar", "eo"}
         Which assets of STAC items count, and what messages say.
@@ -97,8 +99,8 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
     local = _file(text)
     if isinstance(parse_source(text), dict) or is_remote(gdal_path(text)):
         yield from [_of_item(text, role)] if is_stac(text) else [Source(text)]
-    elif local.is_dir() and not is_safe(local):
-        yield from (Source(str(path)) for path in _in_folder(local))
+    elif local.is_dir() and not _is_product(local):
+        yield from (Source(str(path)) for path in _in_folder(local, role))
     elif local.exists():
         yield from _in_file(text, local, role)
     elif glob.has_magic(text):
@@ -112,16 +114,22 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
         raise PairsError(f"{text}: no such file or folder")
 
 
-def _in_folder(folder: Path) -> Iterator[Path]:
+def _in_folder(folder: Path, role: Role) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or _is_sidecar(path):
             continue
-        if is_safe(path) or path.suffix.lower() == ".zarr":
-            yield path
+        if _is_product(path):
+            if is_sentinel2(path) == (role == "eo"):
+                yield path
         elif path.is_dir():
-            yield from _in_folder(path)
+            yield from _in_folder(path, role)
         elif path.suffix.lower() in _RASTERS:
             yield path
+
+
+def _is_product(path: Path) -> bool:
+    """Whether a folder or zip is a product of Sentinel-1 or 2."""
+    return is_safe(path) or is_sentinel2(path)
 
 
 def _is_sidecar(path: Path) -> bool:
@@ -276,9 +284,9 @@ def _key(href: str) -> str:
     path = _file(href)
     if not path.exists():
         return href
-    # The manifest and its folder are one product.
     real = path.resolve()
-    real = real.parent if real.name.lower() == "manifest.safe" else real
+    if _is_product(real) and not real.is_dir() and real.suffix.lower() != ".zip":
+        real = real.parent  # the manifest and its folder are one product
     return f"{real}#{href.partition('#')[2]}"
 
 
