@@ -22,17 +22,23 @@ if TYPE_CHECKING:
     from sar2eo.evaluation import evaluate
     from sar2eo.grid import Grid
     from sar2eo.inference import translate
+    from sar2eo.pairing import build_pairs
     from sar2eo.recipe import TranslateSettings
     from sar2eo.scene import describe_scene, open_scene
+    from sar2eo.training.fine_tuning import train
+    from sar2eo.training.vae_run import train_vae
     from sar2eo.writing import write_cog
 
 __all__ = [
     "Grid",
     "TranslateSettings",
     "__version__",
+    "build_pairs",
     "describe_scene",
     "evaluate",
     "open_scene",
+    "train",
+    "train_vae",
     "translate",
     "write_cog",
 ]
@@ -40,9 +46,12 @@ __all__ = [
 _HOMES = {
     "Grid": "grid",
     "TranslateSettings": "recipe",
+    "build_pairs": "pairing",
     "describe_scene": "scene",
     "evaluate": "evaluation",
     "open_scene": "scene",
+    "train": "training.fine_tuning",
+    "train_vae": "training.vae_run",
     "translate": "inference",
     "write_cog": "writing",
 }
