@@ -34,6 +34,7 @@ class ProgressLine:
             self.stream.write("\r\x1b[K")
 
     def __call__(self, counts: Mapping[str, float]) -> None:
+        """Say how far it is, unless it was said just now."""
         now = time.monotonic()
         if not self.live and now - self.told < self.PLAIN_SECONDS:
             return

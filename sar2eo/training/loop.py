@@ -174,8 +174,9 @@ class _Run:
         progress: Progress | None,
     ) -> None:
         """Do the steps that are left."""
-        settings, first, start = self._settings, self.done, time.monotonic()
+        settings, first = self._settings, self.done
         source = iter(batches(first, settings.steps)) if first < settings.steps else iter(())
+        start = time.monotonic()
         while self.done < settings.steps:
             values = self._step(self.done, list(islice(source, settings.accumulate)))
             self.done += 1

@@ -131,6 +131,10 @@ class UNetTask:
         )[0]
         return output
 
+    def encoded(self, batch: Batch) -> Batch:
+        """Return a batch as a cache of latents would have it."""
+        return dict(zip(("sar_latents", "eo_latents", "valid_latents"), self._latents(batch), strict=True))
+
     @torch.no_grad()
     def _latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return SAR and EO latents and their validity, from a cache's batch or by the frozen VAE."""
@@ -196,7 +200,8 @@ class UNetTask:
 
     def export(self, out: Path, facts: dict[str, Any]) -> Path:
         """Write a checkpoint folder, adapters merged, its card with the metrics of the last validation."""
-        card = dataclasses.replace(self.card, metrics=dict(facts["metrics"]))
+        metrics = {f"validation_{name}": value for name, value in facts["metrics"].items()}
+        card = dataclasses.replace(self.card, metrics=metrics)
         embeds = None if self._prompt is None else self._prompt.cpu()
         return save_checkpoint(
             Checkpoint(
