@@ -1,1 +1,132 @@
-"""Build pairs, with the matcher that aligns them."""
+"""`build_pairs`: paired chips from scenes, aligned by the classical matcher."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sar2eo.computing import Progress
+from sar2eo.errors import SettingsError
+from sar2eo.pairs.alignment import Aligner
+from sar2eo.pairs.building import build, plan
+from sar2eo.recipe import PairsSettings, SceneSettings
+from sar2eo.recipe.tables import checked
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+__all__ = ["build_pairs"]
+
+
+def build_pairs(
+    sar: str | Path | Sequence[str | Path],
+    eo: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    settings: PairsSettings | None = None,
+    scene: SceneSettings | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    report: str | Path | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> GeoDataFrame:
+    """Cut SAR and EO scenes into paired chips, split by place for training.
+
+    The work runs on Dask's scheduler in force. The same call goes on where a stopped one was, and returns
+    what is there when all is done.
+
+    Parameters
+    ----------
+    sar, eo : path or sequence of paths
+        Rasters, Sentinel-1 products, folders, globs, STAC items and item collections, footprint tables
+        (GeoPackage, GeoParquet, GeoJSON) with a column ``href``. EO scenes are RGB bytes or reflectance.
+    out : path
+        Folder of ``pairs.parquet`` (the index), ``chips/``, ``audit.json`` and ``pairs.json``; see
+        `sar2eo.pairs.index.COLUMNS`.
+    settings : PairsSettings, optional
+        Sizes, limits, alignment and splits.
+    scene : SceneSettings, optional
+        How SAR scenes are opened.
+    overwrite : bool, optional (default: False)
+        Replace pairs, or unfinished work, of other settings.
+    dry_run : bool, optional (default: False)
+        Write nothing; return a row for each scene pair with the number of cells to try.
+    report : path, optional
+        JSON file of what was done.
+    progress : callable, optional
+        Called about once a second with counters: cells_total, cells_resumed, cells_done, chips_written;
+        before that neighbourhoods_total and neighbourhoods_done.
+    **changes
+        Fields of `settings` to change, as in ``size=512``.
+
+    Returns
+    -------
+    GeoDataFrame
+        One row for each chip pair, in EPSG:4326; ``attrs["report"]`` says what was done. Where
+        ``align="shift"``, chips show the same place pixel by pixel, and shift_rows and shift_cols say how
+        far the SAR was moved for it; where "score", they say how far it would have to be.
+
+    Raises
+    ------
+    SettingsError
+        For settings that are not allowed.
+    PairsError, SceneError
+        If there are no scenes, they cannot be opened, or do not meet.
+    OutputError
+        If `out` cannot be written, or holds something else.
+
+    Warns
+    -----
+    PairsWarning
+        If scenes are not terrain-corrected, scene pairs are left out for want of evidence of their
+        alignment, or a split is empty.
+
+    Examples
+    --------
+    >>> import sar2eo
+    >>> pairs = sar2eo.build_pairs("sar/", "eo/", "pairs", align="shift")  # doctest: +SKIP
+    """
+    settings = checked(dataclasses.replace(settings or PairsSettings(), **_known(changes)))
+    scene = checked(scene or SceneSettings())
+    if scene.resolution is not None:
+        raise SettingsError(
+            f"scene.resolution={scene.resolution:g}: the pixel size of chips is a setting of the pairs"
+        )
+    if scene.allow_ungeoreferenced:
+        raise SettingsError("allow_ungeoreferenced: scenes without a georeference cannot be paired")
+    sources = _several(sar), _several(eo)
+    if dry_run:
+        return plan(*sources, Path(out), settings=settings, scene=scene)
+    return build(
+        *sources,
+        Path(out),
+        settings=settings,
+        scene=scene,
+        aligner=_aligner(settings),
+        overwrite=overwrite,
+        report=None if report is None else Path(report),
+        progress=progress,
+    )
+
+
+def _aligner(settings: PairsSettings) -> Aligner | None:
+    if settings.align == "off":
+        return None
+    from sar2eo.matching.aligner import StructuralAligner
+
+    return StructuralAligner()
+
+
+def _known(changes: dict[str, Any]) -> dict[str, Any]:
+    fields = [field.name for field in dataclasses.fields(PairsSettings)]
+    unknown = sorted(set(changes) - set(fields))
+    if unknown:
+        raise SettingsError(f"unknown setting {', '.join(unknown)}: known are {', '.join(fields)}")
+    return changes
+
+
+def _several(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]

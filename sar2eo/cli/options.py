@@ -9,7 +9,7 @@ import click
 
 from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
 
-__all__ = ["debug_option", "names_option", "numbers", "scene_options"]
+__all__ = ["debug_option", "names_option", "numbers", "scene_options", "scene_options_except"]
 
 Decorator = Callable[[Any], Any]
 
@@ -63,23 +63,45 @@ debug_option: Decorator = click.option(
 
 def scene_options(command: Any) -> Any:
     """Add the options that say how scenes are opened; they arrive as `SceneSettings` fields."""
-    for option in reversed(_SCENE_OPTIONS):
-        command = option(command)
-    return command
+    return scene_options_except()(command)
 
 
-_SCENE_OPTIONS: list[Decorator] = [
-    names_option("--pol", "polarisations", help="Of the bands in order, or which of a product's to take."),
-    click.option("--quantity", type=click.Choice(QUANTITIES), help="What the values are."),
-    click.option("--calibration", type=click.Choice(CALIBRATIONS), help="What they are calibrated to."),
-    click.option(
+def scene_options_except(*fields: str) -> Decorator:
+    """Return a decorator that adds the options of scenes but those of some fields."""
+
+    def add(command: Any) -> Any:
+        for field, option in reversed(_SCENE_OPTIONS.items()):
+            if field not in fields:
+                command = option(command)
+        return command
+
+    return add
+
+
+_SCENE_OPTIONS: dict[str, Decorator] = {
+    "polarisations": names_option(
+        "--pol", "polarisations", help="Of the bands in order, or which of a product's to take."
+    ),
+    "quantity": click.option("--quantity", type=click.Choice(QUANTITIES), help="What the values are."),
+    "calibration": click.option(
+        "--calibration", type=click.Choice(CALIBRATIONS), help="What they are calibrated to."
+    ),
+    "calibrate": click.option(
         "--calibrate",
         type=click.Choice(["beta0", "sigma0", "gamma0"]),
         help="Calibrate a Sentinel-1 SAFE product by its annotation.",
     ),
-    click.option("--nodata", type=float, help="The value that means no data, instead of the file's own."),
-    click.option("--crs", help="Warp to this CRS; 'source' keeps a geographic grid."),
-    click.option("--resolution", type=float, help="Warp to this pixel size, in units of the CRS."),
-    click.option("--datetime", metavar="ISO8601", help="Acquisition time, if the file is silent."),
-    click.option("--allow-ungeoreferenced", is_flag=True, help="Take an image without a georeference."),
-]
+    "nodata": click.option(
+        "--nodata", type=float, help="The value that means no data, instead of the file's own."
+    ),
+    "crs": click.option("--crs", help="Warp to this CRS; 'source' keeps a geographic grid."),
+    "resolution": click.option(
+        "--resolution", type=float, help="Warp to this pixel size, in units of the CRS."
+    ),
+    "datetime": click.option(
+        "--datetime", metavar="ISO8601", help="Acquisition time, if the file is silent."
+    ),
+    "allow_ungeoreferenced": click.option(
+        "--allow-ungeoreferenced", is_flag=True, help="Take an image without a georeference."
+    ),
+}

@@ -15,9 +15,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Aligner", "Displacement", "Drift", "LocalShift"]
+from sar2eo.grid import Grid
+from sar2eo.pairs.cells import Cell, cells_of
+from sar2eo.pairs.chips import Eo
+from sar2eo.pairs.scenes import SarScene
+from sar2eo.pairs.shifting import read_shifted
+from sar2eo.radiometry import to_amplitude
+
+__all__ = ["Aligner", "Displacement", "Drift", "LocalShift", "measure", "nearest", "neighbourhoods"]
 
 FloatArray = npt.NDArray[np.float32]
+
+# Enough for a low-order model of a scene many times over.
+_MOST = 400
+# Of a neighbourhood, in both images; what has less is not measured.
+_LEAST_VALID = 0.5
 
 
 class LocalShift(NamedTuple):
@@ -90,3 +102,76 @@ class Aligner(Protocol):
     def drift(self, displacements: Sequence[Displacement]) -> Drift | None:
         """Fit the drift of one scene pair; None where the evidence is too thin."""
         ...
+
+
+def neighbourhoods(grid: Grid, side: int, within: Any) -> list[Cell]:
+    """Choose the neighbourhoods of a scene pair in which shifts are measured.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the SAR scene.
+    side : int
+        Of a neighbourhood in pixels; neighbours overlap by half.
+    within : Polygon or MultiPolygon
+        Overlap of the two scenes, in the CRS of `grid`.
+
+    Returns
+    -------
+    list of Cell
+        At most 400, spread evenly.
+    """
+    found = cells_of(grid, size=side, stride=max(1, side // 2), within=within, min_valid=_LEAST_VALID)
+    if len(found) <= _MOST:
+        return found
+    chosen = np.linspace(0, len(found) - 1, _MOST).round().astype(int)
+    return [found[at] for at in chosen]
+
+
+def measure(
+    sar: SarScene,
+    eo: Eo,
+    cell: Cell,
+    aligner: Aligner,
+    scaling: Sequence[float],
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Displacement | None:
+    """Measure the shift of one neighbourhood.
+
+    Parameters
+    ----------
+    sar : SarScene
+        Its polarisations are averaged in amplitude, each over its own scaling.
+    eo : Eo
+        Its colours are averaged; clouds do not count.
+    cell : Cell
+        The neighbourhood.
+    aligner : Aligner
+    scaling : sequence of float
+        Amplitude of each polarisation that counts as 1.
+    shift : tuple of float, optional (default: (0, 0))
+        Where the SAR is read: what remains after this shift is measured.
+
+    Returns
+    -------
+    Displacement or None
+        None where less than half of the neighbourhood is valid.
+    """
+    window = cell.window(aligner.neighbourhood_px)
+    values = to_amplitude(read_shifted(sar.reader, window, *shift, sar.quantity), sar.quantity)
+    amplitude = (values / np.asarray(scaling, np.float32)[:, None, None]).mean(axis=0)
+    if np.isfinite(amplitude).mean() < _LEAST_VALID:
+        return None
+    patch = eo.read_onto(sar.grid.crop(window))
+    clear = patch.valid if patch.cloud is None else patch.valid & ~patch.cloud
+    if (np.isfinite(amplitude) & clear).mean() < _LEAST_VALID:
+        return None
+    grey = np.where(clear, patch.rgb.mean(axis=0, dtype=np.float32), np.float32(np.nan))
+    found = aligner.displacement(amplitude, grey)
+    row, col = window.row + window.height / 2, window.col + window.width / 2
+    return Displacement(row, col, float(found.rows), float(found.cols), float(found.score), bool(found.sure))
+
+
+def nearest(displacements: Sequence[Displacement], row: float, col: float) -> Displacement | None:
+    """Return the displacement measured nearest to a place; None if there is none."""
+    return min(displacements, key=lambda d: (d.row - row) ** 2 + (d.col - col) ** 2, default=None)

@@ -1,0 +1,217 @@
+"""What a build starts from: scenes opened and outlined, which of them meet, and the cells to try."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import shapely
+import xarray as xr
+from pyproj import Transformer
+
+from sar2eo.computing import compute_keys
+from sar2eo.errors import SettingsError
+from sar2eo.grid import Grid
+from sar2eo.pairs.candidates import Candidate, find_candidates
+from sar2eo.pairs.cells import Cell, cells_of
+from sar2eo.pairs.footprints import SceneFootprint, scene_footprint
+from sar2eo.pairs.optical import EoScene, open_eo
+from sar2eo.pairs.scenes import SarScene, open_sar
+from sar2eo.pairs.sources import Source, expand_sources
+from sar2eo.pairs.work import PartStore
+from sar2eo.recipe import PairsSettings, SceneSettings
+
+__all__ = ["Meeting", "Scenes", "meetings", "open_scenes", "survey"]
+
+FORMAT = 1
+"""Of what is built: it rises when the same settings give other chips."""
+
+_OPENING = 8
+# Longer straight edges in degrees would be off on a projected grid.
+_EDGE_DEGREES = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """All scenes of a build, opened; no pixels were read.
+
+    Attributes
+    ----------
+    sar, eo : list
+        Scenes as chips are cut from them.
+    arrays : list of DataArray
+        The SAR scenes as `sar2eo.open_scene` returns them.
+    sources : tuple of list of Source
+        Of the SAR and of the EO scenes.
+    """
+
+    sar: list[SarScene]
+    eo: list[EoScene]
+    arrays: list[xr.DataArray]
+    sources: tuple[list[Source], list[Source]]
+
+    def fingerprint(self, settings: PairsSettings, scene: SceneSettings, aligner: Any) -> dict[str, Any]:
+        """Return all that the result depends on, as JSON values."""
+        kind = None if aligner is None else type(aligner).__name__
+        return {
+            "format": FORMAT,
+            "settings": dataclasses.asdict(settings),
+            "scene": dataclasses.asdict(scene),
+            "aligner": kind,
+            "sar": [each.reader.identity() for each in self.sar],
+            "eo": [each.identity() for each in self.eo],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Meeting:
+    """A scene pair, and the cells to try.
+
+    Attributes
+    ----------
+    sar, eo : int
+        Places of the scenes.
+    day_gap : float or None
+        Days between the acquisitions.
+    overlap : Polygon or MultiPolygon
+        Where both have data, in longitude and latitude.
+    within : Polygon or MultiPolygon
+        The same in the CRS of the SAR scene's grid.
+    cells : list of Cell
+    """
+
+    sar: int
+    eo: int
+    day_gap: float | None
+    overlap: Any
+    within: Any
+    cells: list[Cell]
+
+    @property
+    def label(self) -> str:
+        """Name of the scene pair in ids of chips and tasks."""
+        return f"s{self.sar:04d}e{self.eo:04d}"
+
+    @property
+    def sar_key(self) -> str:
+        """Name of the SAR scene in a graph."""
+        return f"scene-sar-{self.sar}"
+
+    @property
+    def eo_key(self) -> str:
+        """Name of the EO scene in a graph."""
+        return f"scene-eo-{self.eo}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Outlining:
+    """A scene to outline; an object, so that Dask does not look into the lazy array."""
+
+    name: str
+    source: Source
+    scene: Any
+
+    def run(self, store: PartStore | None) -> str:
+        area = scene_footprint(self.source, self.scene).area
+        text = str(shapely.to_wkb(area, hex=True))
+        if store is not None:
+            store.save(self.name, text)
+        return text
+
+
+def open_scenes(
+    sar: Sequence[str], eo: Sequence[str], settings: PairsSettings, scene: SceneSettings, out: Path
+) -> Scenes:
+    """Find and open all scenes.
+
+    Raises
+    ------
+    SettingsError
+        If a scene lies in the folder that is built, or options do not apply.
+    PairsError, SceneError
+        If there are none, or one cannot be opened.
+    """
+    sources = expand_sources(sar, "sar"), expand_sources(eo, "eo")
+    for source in (*sources[0], *sources[1]):
+        if Path(source.href).absolute().is_relative_to(out.absolute()):
+            raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
+    low, high = settings.eo_range
+    with ThreadPoolExecutor(_OPENING) as pool:
+        opened = list(pool.map(lambda source: open_sar(source.href, settings, scene), sources[0]))
+        optical = list(pool.map(lambda source: open_eo(source, eo_range=(low, high)), sources[1]))
+    return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
+
+
+def survey(
+    scenes: Scenes, store: PartStore | None, known: dict[str, Any]
+) -> tuple[list[SceneFootprint], list[SceneFootprint]]:
+    """Outline all scenes, in parallel.
+
+    Parameters
+    ----------
+    scenes : Scenes
+    store : PartStore or None
+        Keeps what is found.
+    known : dict
+        What it kept earlier.
+
+    Returns
+    -------
+    tuple of list of SceneFootprint
+        Of the SAR and of the EO scenes.
+    """
+    tasks = [
+        _Outlining(f"outline-{role}-{at}", source, scene)
+        for role, sources, opened in (
+            ("sar", scenes.sources[0], scenes.arrays),
+            ("eo", scenes.sources[1], scenes.eo),
+        )
+        for at, (source, scene) in enumerate(zip(sources, opened, strict=True))
+    ]
+    todo = {task.name: (_Outlining.run, task, store) for task in tasks if task.name not in known}
+    found = {**known, **dict(zip(todo, compute_keys(todo, list(todo)), strict=True))}
+    footprints = []
+    for task in tasks:
+        area = shapely.from_wkb(found[task.name])
+        placed = scene_footprint(dataclasses.replace(task.source, footprint=area), task.scene)
+        footprints.append(placed)
+    return footprints[: len(scenes.sar)], footprints[len(scenes.sar) :]
+
+
+def meetings(
+    scenes: Scenes,
+    footprints: tuple[list[SceneFootprint], list[SceneFootprint]],
+    settings: PairsSettings,
+) -> list[Meeting]:
+    """Find the scene pairs, and the cells of each.
+
+    Raises
+    ------
+    PairsError
+        If no scenes overlap closely enough in time.
+    """
+    found = find_candidates(*footprints, max_days=settings.max_days)
+    return [_meeting(scenes, candidate, settings) for candidate in found]
+
+
+def _meeting(scenes: Scenes, candidate: Candidate, settings: PairsSettings) -> Meeting:
+    grid = scenes.sar[candidate.sar].grid
+    within = _on_grid(candidate.overlap, grid)
+    cells = cells_of(
+        grid, size=settings.size, stride=settings.stride, within=within, min_valid=settings.min_valid
+    )
+    return Meeting(candidate.sar, candidate.eo, candidate.day_gap, candidate.overlap, within, cells)
+
+
+def _on_grid(area: Any, grid: Grid) -> Any:
+    """Bring an area in longitude and latitude to the CRS of a grid."""
+    to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
+    dense = shapely.segmentize(area, _EDGE_DEGREES)
+    moved = shapely.transform(dense, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
+    # What was split at the antimeridian is whole again.
+    return shapely.union_all(shapely.make_valid(shapely.get_parts(moved)))
