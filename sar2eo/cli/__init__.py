@@ -21,6 +21,7 @@ from sar2eo.errors import Sar2eoError, Sar2eoWarning
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
+    "build-pairs": ("pairing", "build_pairs_command", "Cut SAR and EO scenes into paired chips."),
     "info": ("describing", "info", "Show what a SAR scene is and how it will be read."),
     "model": ("modelling", "model", "Make, import and describe checkpoints."),
     "run": ("recipes", "run", "Run a recipe, a TOML file."),

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sar2eo.errors import SettingsError
 from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
 from sar2eo.layout import CONFIG, WEIGHTS
 from sar2eo.network import create_autoencoder
@@ -103,6 +104,20 @@ class VaeTask:
             self.phases["discriminator"] = discriminator
         self._adversary_from = math.ceil(settings.adversarial_from * settings.steps)
         self._last: tuple[Batch, Tensor] | None = None
+
+    def check_shape(self, shape: tuple[int, int]) -> None:
+        """Refuse images whose sides, rows and columns, are not multiples of the factor.
+
+        Raises
+        ------
+        SettingsError
+            If they are not.
+        """
+        if any(side % self.factor for side in shape):
+            raise SettingsError(
+                f"images of {shape[0]} x {shape[1]} pixels: {len(self._settings.widths)} widths make a VAE "
+                f"of factor {self.factor}, so sides must be multiples of it; choose another crop"
+            )
 
     def active(self, phase: str, step: int) -> bool:
         """Whether a phase is trained: the VAE always, the discriminator from its share of steps on."""

@@ -1,0 +1,155 @@
+"""Training of a VAE from settings to weights: `sar2eo.train_vae` and the command of that name."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
+from sar2eo.errors import PairsError, SettingsError, TrainingWarning
+from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings, checked
+from sar2eo.training.feeding import training_batches, validation_batches
+from sar2eo.training.folder import RunFolder
+from sar2eo.training.hardware import create_accelerator
+from sar2eo.training.loop import Outcome, Progress, identity_of, run_loop
+from sar2eo.training.task import Batch
+from sar2eo.training.vae_task import VaeTask
+
+__all__ = ["VaePreparation", "prepare_vae_training", "run_vae_training", "train_vae"]
+
+_MEASURED_PAIRS, _MEASURED_BATCH = 128, 4
+
+
+def train_vae(
+    data: DataSettings | str | Path,
+    out: str | Path,
+    settings: VaeSettings | None = None,
+    *,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Path:
+    """Train a VAE on the EO and SAR images of pairs, for when no pretrained one can be had.
+
+    Parameters
+    ----------
+    data : DataSettings, str or Path
+        Which pairs; a path is a folder of `sar2eo.build_pairs`.
+    out : str or Path
+        Run folder (see `sar2eo.training.folder`). The same call goes on where an interrupted one stopped,
+        on a CPU bit for bit.
+    settings : VaeSettings, optional
+    progress : callable, optional
+        Called after every step with ``steps``, ``steps_total``, ``rate`` (a second) and ``loss``.
+    **changes
+        Fields of `VaeSettings`, instead of those of `settings`.
+
+    Returns
+    -------
+    Path
+        ``final`` in the run folder: the VAE in ``vae/``, in diffusers' layout, for
+        ``sar2eo model init --vae``; and ``vae.json`` with its figures. ``best`` beside it is the same of
+        the validation with the lowest score (see `sar2eo.training.vae_task.VaeTask`).
+
+    Raises
+    ------
+    SettingsError, PairsError
+        For what cannot be, before anything is done.
+    TrainingError
+        If the folder holds another run, or a loss is not finite.
+    OutputError
+        If something cannot be written; the last state is kept.
+
+    Examples
+    --------
+    >>> train_vae("pairs/", "runs/vae", latent_channels=8, crop=128)  # doctest: +SKIP
+    """
+    if not isinstance(data, DataSettings):
+        data = DataSettings(pairs=str(data))
+    try:
+        chosen = dataclasses.replace(settings or VaeSettings(), **changes)
+    except TypeError as error:
+        raise SettingsError(f"settings: {error}") from error
+    return run_vae_training(VaeRecipe(data=data, out=str(out), settings=chosen), progress=progress).final
+
+
+def run_vae_training(recipe: VaeRecipe, *, progress: Progress | None = None) -> Outcome:
+    """Do what a recipe says; see `train_vae`."""
+    prepared = prepare_vae_training(recipe)
+    return run_loop(
+        prepared.task,
+        prepared.accelerator,
+        settings=recipe.settings,
+        batches=prepared.batches,
+        validation=prepared.validation,
+        out=Path(recipe.out),
+        identity=prepared.identity,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VaePreparation:
+    """A training run before its first step."""
+
+    task: VaeTask
+    accelerator: Accelerator
+    pairs: PairsDataset
+    batches: Callable[[int, int], Iterable[Batch]]
+    validation: Callable[[], Iterable[Batch]] | None
+    identity: dict[str, Any]
+
+
+def prepare_vae_training(recipe: VaeRecipe) -> VaePreparation:
+    """Open the data and check all that can be checked before work starts; nothing is written.
+
+    Raises
+    ------
+    SettingsError, PairsError, TrainingError
+        As `train_vae`.
+    """
+    settings = checked(recipe.settings)
+    accelerator = create_accelerator(settings)
+    augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
+    pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
+    whole = open_dataset(recipe.data, "train", augmentation=Augmentation(centre=True))
+    task = VaeTask(settings, lambda: _measured(whole))
+    held_out = _validation_pairs(recipe)
+    for images in (pairs, whole, held_out):
+        if images is not None:
+            task.check_shape(images.shape)
+    identity = identity_of(
+        settings,
+        accelerator,
+        data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
+    )
+    RunFolder(Path(recipe.out)).check(identity)
+    return VaePreparation(
+        task=task,
+        accelerator=accelerator,
+        pairs=pairs,
+        batches=training_batches(pairs, settings, accelerator),
+        validation=None if held_out is None else lambda: validation_batches(held_out),
+        identity=identity,
+    )
+
+
+def _measured(pairs: PairsDataset) -> Iterator[Batch]:
+    """Load pairs spread over the training split, not turned, on which latents are measured."""
+    chosen = np.linspace(0, len(pairs) - 1, min(_MEASURED_PAIRS, len(pairs))).astype(int).tolist()
+    for first in range(0, len(chosen), _MEASURED_BATCH):
+        yield collate([pairs.sample(index, 0) for index in chosen[first : first + _MEASURED_BATCH]])
+
+
+def _validation_pairs(recipe: VaeRecipe) -> PairsDataset | None:
+    try:
+        return open_dataset(recipe.data, "val", augmentation=Augmentation(centre=True))
+    except PairsError as error:
+        warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
+        return None
