@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from scene_fixtures import speckle, write_raster, write_safe, zip_safe
 
-from sar2eo.errors import PairsError, SceneError
+from sar2eo.errors import PairsError, PairsWarning, SceneError
 from sar2eo.grid import Grid
 from sar2eo.pairs.bands import BandText, choose_rgb, cloud_rule, colour_of
 from sar2eo.pairs.optical import open_eo
@@ -208,6 +208,20 @@ def test_offsets_are_honoured(tmp_path):
         scene = open_eo(path, eo_range=RANGE)
         near(scene.read_onto(TARGET).rgb, expected)
         assert scene.facts()["offset"] == pytest.approx(-1000)
+
+
+def test_a_product_that_must_have_an_offset_is_warned_of(tmp_path):
+    stem = "S2B_MSIL2A_20220304T050607_{}_R019_T33TWL_20220304T071135.tif"
+    new, old = (
+        write_raster(tmp_path / stem.format(baseline), reflectance(3), names=["blue", "green", "red"])
+        for baseline in ("N0510", "N0301")
+    )
+    with pytest.warns(PairsWarning, match=r"\(0510\) is stored with 1000 added"):
+        open_eo(new, eo_range=RANGE)
+    assert open_eo(old, eo_range=RANGE).facts()["offset"] == 0
+    with rasterio.open(new, "r+") as file:
+        file.offsets = (-1000,) * 3
+    assert open_eo(new, eo_range=RANGE).facts()["offset"] == -1000
 
 
 def test_a_range_that_leaves_the_scene_black_is_refused(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from sar2eo.errors import PairsError, SceneError, SettingsError
+from sar2eo.errors import PairsError, PairsWarning, SceneError, SettingsError
 from sar2eo.pairs.bands import SCENE_CLASSES, BandText, CloudRule, choose_cloud, choose_rgb
 from sar2eo.pairs.clouds import CloudReader
 from sar2eo.pairs.items import BandAsset, CloudAsset, eo_assets, item_facts, sentinel2_platform
@@ -20,7 +21,7 @@ from sar2eo.scene.stac import is_stac, read_item
 
 __all__ = ["EoParts", "choose_parts"]
 
-_SENTINEL2 = re.compile(r"(?<![A-Za-z0-9])S2([A-D])_MSIL\w\w_(\d{8}T\d{6})", re.I)
+_SENTINEL2 = re.compile(r"(?<![A-Za-z0-9])S2([A-D])_MSIL\w\w_(\d{8}T\d{6})(?:_N(\d{4})_)?", re.I)
 _TIMESTAMP = re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)", re.I)
 
 
@@ -85,8 +86,10 @@ def _of_raster(path: str) -> EoParts:
     at = [[band.index for band in raster.bands].index(index) for index in chosen]
     bands = tuple(raster.bands[i] for i in at)
     coding = _one_coding(path, [coding_of_tags(tags, band.scale, band.offset) for band in bands])
-    reader = None if cloud is None else _cloud_reader(raster, cloud[0], cloud[1], _label(texts, cloud[0]))
     name = PurePosixPath(raster.path.partition("?")[0]).name
+    if dtypes[at[0]] != "uint8" and coding == Coding():
+        _warn_of_baseline(path, name, tags)
+    reader = None if cloud is None else _cloud_reader(raster, cloud[0], cloud[1], _label(texts, cloud[0]))
     labels = tuple(texts[i].label for i in at)
     return EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, _facts(name, tags))
 
@@ -201,14 +204,11 @@ def _label(texts: list[BandText], index: int) -> str:
 
 
 def _facts(name: str, tags: Mapping[str, str]) -> Facts:
-    """Time and platform; of Sentinel-2 and others from the product's name before tags of the file."""
+    """Read time and platform: from a Sentinel-2 product's name, or else tags, or else the file's name."""
+    product = _sentinel2_name(name, tags)
+    if product:
+        return Facts(datetime=iso_datetime(product[2].upper()), platform=f"Sentinel-2{product[1].upper()}")
     said = read_facts(name, tags)
-    for text in (*tags.values(), name):
-        product = _SENTINEL2.search(str(text))
-        if product:
-            return Facts(
-                datetime=iso_datetime(product[2].upper()), platform=f"Sentinel-2{product[1].upper()}"
-            )
     time, stamp = said.datetime, _TIMESTAMP.search(name)
     if time is None and stamp:
         try:
@@ -216,3 +216,21 @@ def _facts(name: str, tags: Mapping[str, str]) -> Facts:
         except SettingsError:
             time = None
     return Facts(datetime=time, platform=sentinel2_platform(said.platform))
+
+
+def _sentinel2_name(name: str, tags: Mapping[str, str]) -> re.Match[str] | None:
+    """Find the name of a Sentinel-2 product in tags or the name of a file."""
+    found = (_SENTINEL2.search(str(text)) for text in (*tags.values(), name))
+    return next((product for product in found if product), None)
+
+
+def _warn_of_baseline(path: str, name: str, tags: Mapping[str, str]) -> None:
+    """Say that an offset is likely, where a product must have had one and the file does not tell."""
+    product = _sentinel2_name(name, tags)
+    if product and (product[3] or "") >= "0400":
+        warnings.warn(
+            f"{path}: Sentinel-2 since baseline 04.00 ({product[3]}) is stored with 1000 added, and the file "
+            "declares no offset: its numbers are taken as they are; set GDAL's offset if they are too bright",
+            PairsWarning,
+            stacklevel=2,
+        )
