@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,10 +120,17 @@ def batches(
         collate_fn=collate,
         # Its own, or the loader would draw from the global one.
         generator=torch.Generator(),
-        # A fork of a process with threads (torch's, GDAL's) may hang.
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=_context() if workers else None,
     )
     return iter(loader)
+
+
+def _context() -> BaseContext:
+    """Return how workers start: a fork of a process with threads (torch's, GDAL's) may hang."""
+    context = get_context("forkserver")
+    # Imported once, not by every worker.
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sar2eo.datasets.augmentation import Augmentation, Place, orient
+from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
 from sar2eo.errors import PairsError
 from sar2eo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
 
@@ -177,11 +178,19 @@ class PairsDataset(Dataset[dict[str, Any]], ABC):
         pair = self._pair(index)
         return self._sample(index, pair, self.augmentation.place(epoch, index, _size(pair), self.size))
 
-    def fixed_sample(self, index: int, crop: int, orientation: int) -> dict[str, Any]:
-        """Return one of the fixed crops of a pair in one orientation; see `Augmentation.fixed_place`."""
+    def augmented(self, augmentation: Augmentation) -> PairsDataset:
+        """Return the same pairs under another augmentation; pairs held in memory are shared."""
+        other = copy(self)
+        other.augmentation = augmentation
+        return other
+
+    def fixed_samples(self, index: int) -> Iterator[dict[str, Any]]:
+        """Return the fixed crops of a pair, each in all orientations; in the order of `Place.variant`."""
         pair = self._pair(index)
-        place = self.augmentation.fixed_place(index, crop, orientation, _size(pair), self.shape)
-        return self._sample(index, pair, place)
+        for crop in range(self.augmentation.variants(self.size)):
+            for orientation in range(ORIENTATIONS):
+                place = self.augmentation.fixed_place(index, crop, orientation, _size(pair), self.shape)
+                yield self._sample(index, pair, place)
 
     def fingerprint(self) -> str:
         """Return a hash of the list of files, their sizes, and some of their bytes."""

@@ -221,6 +221,10 @@ class SpaceNet6(PublishedPairs):
         high = [max(top, bottom + 2**-10) for bottom, top in zip(low, high, strict=True)]
         return Pair(sar, eo, valid, tuple(low), tuple(high))
 
+    def describe(self) -> str:
+        """Say which data set, how many pairs, how they were chosen, and how SAR is scaled."""
+        return f"{super().describe()}, SAR stretched by the percentiles of each image"
+
     def _split(self, names: list[str], split_by: str) -> tuple[str, dict[str, list[str]]]:
         if split_by == "release":
             return super()._split(names, split_by)

@@ -1,0 +1,289 @@
+"""Latents of pairs, encoded once before training.
+
+Latents of a flipped or cropped image are not flipped or cropped latents: the VAE sees other neighbours
+and is no mirror image of itself. So each image has a fixed list of crops, which start at multiples of the
+VAE's factor, in all 8 orientations, and each of them is encoded by itself. The same list without a cache is
+``Augmentation(fixed=..., align=factor)``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation
+from sar2eo.datasets.pairs import PairsDataset
+from sar2eo.durable import write_atomically
+from sar2eo.errors import PairsError, SettingsError
+
+__all__ = ["CachedLatents", "build_latent_cache", "pooled_validity"]
+
+_MANIFEST = "latents.json"
+_VERSION = 1
+_SHARD_BYTES = 2**26
+# Of a latent pixel, as it is not known before the first one is encoded.
+_PIXEL_BYTES = 32
+
+
+class CachedLatents(torch.utils.data.Dataset[dict[str, Any]]):
+    """Latents on disk, with the face of a `PairsDataset`; see `build_latent_cache`.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Attributes
+    ----------
+    augmentation : Augmentation
+        Which of the cached crops and orientations is drawn.
+    epoch : int
+        The pass that ``latents[index]`` belongs to.
+
+    Raises
+    ------
+    PairsError
+        If the folder is not a whole cache.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            raise PairsError(f"{folder} has no {_MANIFEST}: not a cache of latents")
+        self.ids: tuple[str, ...] = tuple(manifest["ids"])
+        self.size: tuple[int, int] = tuple(manifest["size"])
+        self.per_shard: int = manifest["per_shard"]
+        self.facts: dict[str, Any] = manifest["facts"]
+        self.augmentation = _augmentation(self.facts)
+        self.epoch = 0
+        absent = [path for path in _shards(folder, len(self.ids), self.per_shard) if not path.exists()]
+        if absent:
+            raise PairsError(f"{folder} lacks {absent[0].name}: repeat the command that makes it")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass ``latents[index]`` belongs to from now on."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index, self.epoch)
+
+    def sample(self, index: int, epoch: int) -> dict[str, Any]:
+        """Return the latents of a pair as it is seen in one pass.
+
+        Returns
+        -------
+        dict
+            "sar_latents" and "eo_latents", tensors of shape (C, h, w); "valid_latents", float32 of
+            shape (1, h, w), 1 where every pixel is valid; "id"; "index".
+
+        Raises
+        ------
+        IndexError
+            For an index out of range.
+        PairsError
+            If a file cannot be read.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{index}: there are {len(self)} pairs")
+        index %= len(self)
+        # Images may be larger than the smallest, but what is drawn is the number of a crop.
+        variant = self.augmentation.place(epoch, index, self.size).variant
+        shard, image = divmod(index, self.per_shard)
+        at = image * self.augmentation.variants(self.size) * ORIENTATIONS + variant
+        path = _shard(self.folder, shard)
+        try:
+            # Mapped, read where it is sliced, and let go: memory does not grow with what was seen.
+            with safe_open(path, framework="pt") as file:
+                sar, eo, valid = (
+                    file.get_slice(name)[at : at + 1][0].clone() for name in ("sar", "eo", "valid")
+                )
+        except (OSError, SafetensorError) as error:
+            raise PairsError(f"{path} cannot be read ({error}): delete it and repeat the command") from error
+        return {
+            "sar_latents": sar,
+            "eo_latents": eo,
+            "valid_latents": valid.float(),
+            "id": self.ids[index],
+            "index": index,
+        }
+
+
+def build_latent_cache(
+    dataset: PairsDataset,
+    encode: Callable[[Tensor], Tensor],
+    folder: Path,
+    *,
+    crops: int,
+    crop: int | None,
+    factor: int,
+    seed: int,
+    model_sha256: str,
+    batch: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> CachedLatents:
+    """Encode fixed crops of every pair, each in 8 orientations; goes on where it was interrupted.
+
+    Parameters
+    ----------
+    dataset : PairsDataset
+        Its own augmentation is not used.
+    encode : callable
+        Images of shape (B, 3, H, W) in [-1, 1] to latents of shape (B, C, H / factor, W / factor),
+        scaled.
+    folder : Path
+        Of the cache; made if need be.
+    crops : int
+        Of each image; fewer where an image has not so many.
+    crop : int or None
+        Side in pixels; images smaller than that are taken whole.
+    factor : int
+        Pixels of an image along a latent pixel.
+    seed : int
+        Of the crops, and of what is drawn from them.
+    model_sha256 : str
+        Of the VAE's weights.
+    batch : int
+        Images to encode at a time.
+    dtype : torch.dtype
+        Of the latents on disk.
+
+    Raises
+    ------
+    SettingsError
+        If the crops are not a multiple of the factor.
+    PairsError
+        If the folder holds latents of other pairs, settings or weights, or images cannot be read.
+    OutputError
+        If it cannot be written; what is finished is kept.
+    """
+    facts = {
+        "data": dataset.fingerprint(),
+        "model": model_sha256,
+        "crops": crops,
+        "crop": crop,
+        "factor": factor,
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "version": _VERSION,
+    }
+    augmentation = _augmentation(facts)
+    rows, cols = augmentation.shape(dataset.size)
+    if rows % factor:
+        raise SettingsError(
+            f"crop={rows}: must be a multiple of {factor}, the factor of the VAE; {rows - rows % factor} is "
+            "the next below"
+        )
+    variants = augmentation.variants(dataset.size) * ORIENTATIONS
+    latent_bytes = 2 * variants * (rows // factor) * (cols // factor) * _PIXEL_BYTES
+    per_shard = max(1, _SHARD_BYTES // latent_bytes)
+    _claim(folder, facts, {"ids": list(dataset.ids), "size": list(dataset.size), "per_shard": per_shard})
+    fixed = dataset.augmented(augmentation)
+    for number, path in enumerate(_shards(folder, len(dataset), per_shard)):
+        if not path.exists():
+            images = range(number * per_shard, min((number + 1) * per_shard, len(dataset)))
+            shard = _encoded(fixed, images, encode, batch, factor, dtype)
+            write_atomically(path, save(shard))
+    return CachedLatents(folder)
+
+
+def pooled_validity(valid: Tensor, factor: int) -> Tensor:
+    """Return which latent pixels are of valid pixels alone.
+
+    Parameters
+    ----------
+    valid : Tensor, shape (B, 1, H, W)
+        0 or 1.
+
+    Returns
+    -------
+    Tensor, shape (B, 1, H / factor, W / factor)
+    """
+    return 1 - max_pool2d(1 - valid, factor)
+
+
+def _encoded(
+    dataset: PairsDataset,
+    images: range,
+    encode: Callable[[Tensor], Tensor],
+    batch: int,
+    factor: int,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Return all variants of some images, one after the other along the first axis."""
+    parts: dict[str, list[Tensor]] = {"sar": [], "eo": [], "valid": []}
+    waiting: list[dict[str, Any]] = []
+
+    def finish() -> None:
+        for name in ("sar", "eo"):
+            latents = encode(torch.stack([sample[name] for sample in waiting]))
+            parts[name].append(latents.detach().to("cpu", dtype))
+        valid = torch.stack([sample["valid"] for sample in waiting])
+        parts["valid"].append(pooled_validity(valid, factor).to(torch.uint8))
+        waiting.clear()
+
+    for sample in itertools.chain.from_iterable(map(dataset.fixed_samples, images)):
+        waiting.append(sample)
+        if len(waiting) == batch:
+            finish()
+    if waiting:
+        finish()
+    return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
+
+
+def _augmentation(facts: dict[str, Any]) -> Augmentation:
+    return Augmentation(
+        crop=facts["crop"],
+        flips=True,
+        turns=True,
+        seed=facts["seed"],
+        fixed=facts["crops"],
+        align=facts["factor"],
+    )
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"latents-{number:05d}.safetensors"
+
+
+def _shards(folder: Path, images: int, per_shard: int) -> list[Path]:
+    return [_shard(folder, number) for number in range(-(-images // per_shard))]
+
+
+def _claim(folder: Path, facts: dict[str, Any], layout: dict[str, Any]) -> None:
+    """Write down whose latents a folder holds, or see that they are the same."""
+    there = _read_manifest(folder)
+    if there is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _MANIFEST, json.dumps({"facts": facts, **layout}).encode())
+        return
+    other = [name for name in facts if there["facts"].get(name) != facts[name]]
+    if other or any(there[name] != layout[name] for name in layout):
+        raise PairsError(
+            f"{folder}: holds latents of another {', '.join(other) or 'layout'}: delete it, or choose "
+            "another folder"
+        )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / _MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PairsError(f"{path} cannot be read: {error}: delete {folder} and repeat the command") from error
+    if not isinstance(manifest, dict) or set(manifest) != {"facts", "ids", "size", "per_shard"}:
+        raise PairsError(f"{path} is not a manifest of latents: delete {folder} and repeat the command")
+    return manifest

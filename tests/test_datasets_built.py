@@ -1,0 +1,277 @@
+"""Built pairs as samples: scaling, validity, augmentation, batches."""
+
+import pickle
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import torch
+from dataset_fixtures import built_pairs, landscape
+
+from sar2eo.datasets import Augmentation, Order, batches, collate, open_dataset
+from sar2eo.datasets.augmentation import orient
+from sar2eo.datasets.pairs import _Held
+from sar2eo.errors import PairsError, SettingsError
+from sar2eo.recipe import DataSettings
+
+
+def opened(folder, split="train", **augmentation):
+    chosen = Augmentation(**augmentation) if augmentation else None
+    return open_dataset(DataSettings(pairs=str(folder)), split, augmentation=chosen)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return built_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def changed_index(folder, **columns):
+    """Overwrite columns of the index."""
+    frame = geopandas.read_parquet(folder / "pairs.parquet")
+    for name, values in columns.items():
+        frame[name] = values
+    frame.to_parquet(folder / "pairs.parquet")
+
+
+def test_a_sample_is_what_the_files_say(folder):
+    dataset = opened(folder)
+    assert len(dataset) == 6
+    assert (dataset.polarisations, dataset.quantity, dataset.calibration) == (("VV",), "dn", "none")
+    assert dataset.gsd_m == pytest.approx(10.0, rel=0.001)
+    sample = dataset[1]
+    assert (sample["id"], sample["index"]) == ("pair-0001", 1)
+    assert sample["day_gap"] == 3.0
+    assert sample["orbit_direction"] is None
+    amplitude, eo = landscape(1, 64)
+    expected = np.clip(amplitude / 600, 0, 1) * 2 - 1  # 600: the scene's, in the index
+    for channel in sample["sar"]:
+        np.testing.assert_allclose(channel, expected, atol=1e-6)
+    np.testing.assert_allclose(sample["eo"], eo / 127.5 - 1, atol=1e-6)
+    assert sample["valid"].shape == (1, 64, 64)
+    assert (sample["valid"] == 1).all()
+    assert {sample[name].dtype for name in ("sar", "eo", "valid")} == {torch.float32}
+
+
+def test_invalid_pixels_are_marked_and_filled(folder):
+    sample = opened(folder)[0]
+    hole = sample["valid"][0] == 0
+    assert hole[:8, :16].all()
+    assert hole.sum() == 8 * 16
+    # Filled from beside: neither black nor what the file has there.
+    assert sample["sar"][0, 0, 0] == sample["sar"][0, 8, 0]
+    assert torch.isfinite(sample["sar"]).all()
+    assert sample["sar"][:, hole].min() > -1
+    assert sample["eo"][0, 3, 0] == sample["eo"][0, 8, 0]
+
+
+def test_a_crop_without_a_valid_pixel_is_black(tmp_path):
+    built_pairs(tmp_path, counts={"train": 1})
+    dataset = opened(tmp_path, crop=4, seed=0)
+    samples = (dataset.sample(0, epoch) for epoch in range(500))
+    empty = next(sample for sample in samples if not sample["valid"].any())
+    assert (empty["sar"] == -1).all()
+    assert (empty["eo"] == 0).all()
+
+
+@pytest.mark.parametrize("quantity", ["dn", "intensity", "db"])
+def test_quantities_give_the_same_sample(tmp_path, folder, quantity):
+    other = opened(built_pairs(tmp_path, quantity=quantity))
+    assert other.quantity == quantity
+    torch.testing.assert_close(other[1]["sar"], opened(folder)[1]["sar"], atol=1e-4, rtol=0)
+
+
+def test_scenes_of_two_quantities_are_each_read_as_their_own(tmp_path):
+    built_pairs(tmp_path, counts={"train": 2}, holes=False)
+    decibels = built_pairs(tmp_path / "db", counts={"train": 2}, quantity="db", holes=False)
+    chip = "chips/pair-0001_sar.tif"
+    (decibels / chip).replace(tmp_path / chip)
+    plain = opened(built_pairs(tmp_path / "plain", counts={"train": 2}, holes=False))[1]
+    changed_index(tmp_path, quantity=["dn", "db"], calibration=["sigma0", "none"])
+    mixed = opened(tmp_path)
+    assert (mixed.quantity, mixed.calibration) == ("amplitude", "none")
+    torch.testing.assert_close(mixed[1]["sar"], plain["sar"], atol=1e-4, rtol=0)
+
+
+def test_two_polarisations_make_three_channels(tmp_path):
+    dataset = opened(built_pairs(tmp_path, polarisations=("VH", "VV"), holes=False))
+    sar = dataset[0]["sar"]
+    amplitude, _ = landscape(0, 64)
+    vh, vv = (np.clip(amplitude // band / (600 / band), 0, 1) * 2 - 1 for band in (1, 2))
+    np.testing.assert_allclose(sar[0], vv, atol=1e-6)
+    np.testing.assert_allclose(sar[1], vh, atol=1e-6)
+    np.testing.assert_allclose(sar[2], (vv + vh) / 2, atol=1e-6)
+
+
+def test_scenes_share_their_common_polarisation(tmp_path):
+    built_pairs(tmp_path, counts={"train": 2}, polarisations=("VH", "VV"), holes=False)
+    changed_index(tmp_path, polarisations=[["VH", "VV"], ["HH", "VH"]])
+    dataset = opened(tmp_path)
+    assert dataset.polarisations == ("VH",)
+    amplitude, _ = landscape(1, 64)
+    second_band = np.clip(amplitude // 2 / 300, 0, 1) * 2 - 1
+    np.testing.assert_allclose(dataset[1]["sar"][0], second_band, atol=1e-6)
+    changed_index(tmp_path, polarisations=[["VH", "VV"], ["HH", "HV"]])
+    with pytest.raises(PairsError, match="no polarisation in common"):
+        opened(tmp_path)
+
+
+def test_scaling_is_the_scenes_not_the_chips(tmp_path, folder):
+    bright = opened(built_pairs(tmp_path, scaling=[100.0]))[1]["sar"]
+    plain = opened(folder)[1]["sar"]
+    expected = ((plain + 1) * 6).clamp(max=2) - 1
+    inside = plain < 1  # where 600 has not clipped it already
+    torch.testing.assert_close(bright[inside], expected[inside], atol=1e-5, rtol=0)
+    assert (bright[~inside] == 1).all()
+
+
+def test_stored_scale_and_offset_are_applied(tmp_path, folder):
+    built_pairs(tmp_path, holes=False)
+    with rasterio.open(tmp_path / "chips" / "pair-0001_sar.tif", "r+") as file:
+        file.scales, file.offsets = (0.5,), (10.0,)
+    amplitude, _ = landscape(1, 64)
+    expected = np.clip((amplitude * 0.5 + 10) / 600, 0, 1) * 2 - 1
+    np.testing.assert_allclose(opened(tmp_path)[1]["sar"][0], expected, atol=1e-6)
+
+
+def test_the_same_part_of_all_images(folder):
+    """SAR, EO and validity are cut and turned alike; against plain slicing of the whole."""
+    whole = opened(folder)
+    dataset = opened(folder, crop=24, flips=True, turns=True, seed=11)
+    assert dataset.shape == (24, 24)
+    seen = 0
+    for epoch in range(6):
+        for index in range(6):
+            place = dataset.augmentation.place(epoch, index, (64, 64))
+            rows = slice(place.row, place.row + 24)
+            cols = slice(place.col, place.col + 24)
+            ours, all_of_it = dataset.sample(index, epoch), whole[index]
+            valid = ours["valid"][0].numpy() > 0
+            seen += not valid.all()
+            for name in ("sar", "eo", "valid"):
+                part = orient(all_of_it[name].numpy()[:, rows, cols], place.orientation)
+                # A crop is filled by itself.
+                kept = slice(None) if name == "valid" else (slice(None), valid)
+                np.testing.assert_array_equal(ours[name][kept], part[kept])
+    assert seen >= 2
+
+
+def test_gain_comes_before_clipping(folder):
+    dataset = opened(folder, gain=0.5, seed=3)
+    plain = opened(folder)
+    amplitude, _ = landscape(1, 64)
+    gains = set()
+    for epoch in range(4):
+        gain = dataset.augmentation.place(epoch, 1, (64, 64)).gain
+        expected = np.clip(amplitude * gain / 600, 0, 1) * 2 - 1
+        np.testing.assert_allclose(dataset.sample(1, epoch)["sar"][0], expected, atol=1e-6)
+        torch.testing.assert_close(dataset.sample(1, epoch)["eo"], plain[1]["eo"])
+        gains.add(round(gain, 6))
+    assert len(gains) == 4
+
+
+def test_epochs(folder):
+    dataset = opened(folder, crop=16, seed=1)
+    first = dataset[2]["eo"]
+    dataset.set_epoch(1)
+    assert not torch.equal(dataset[2]["eo"], first)
+    torch.testing.assert_close(dataset.sample(2, 0)["eo"], first)
+    assert dataset[-1]["index"] == 5
+    with pytest.raises(IndexError, match="there are 6"):
+        dataset[6]
+    assert len(list(dataset)) == 6  # iterating ends
+
+
+def test_chips_of_two_sizes_give_one_shape(tmp_path):
+    built_pairs(tmp_path, counts={"train": 3}, sizes={1: 48}, holes=False)
+    assert opened(tmp_path).shape == (48, 48)
+    for dataset in (opened(tmp_path), opened(tmp_path, crop=512, flips=True, turns=True)):
+        assert {dataset[i]["sar"].shape for i in range(3)} == {(3, 48, 48)}
+    centre = opened(tmp_path)[0]["eo"]
+    np.testing.assert_allclose(centre, landscape(0, 64)[1][:, 8:56, 8:56] / 127.5 - 1, atol=1e-6)
+
+
+def test_memory_is_bounded_and_changes_nothing(folder):
+    dataset, other = opened(folder), opened(folder)
+    one = dataset._pair(0).nbytes
+    dataset._held = _Held(bound=2 * one)
+    for _ in range(2):
+        for index in range(6):
+            torch.testing.assert_close(dataset[index]["sar"], other[index]["sar"])
+    assert len(dataset._held.pairs) == 2
+    assert dataset._held.taken == 2 * one
+    assert not pickle.loads(pickle.dumps(dataset))._held.pairs  # noqa: S301  (what workers get)
+
+
+def test_workers_load_the_same_batches(folder):
+    dataset = opened(folder, crop=32, flips=True, turns=True, gain=0.2, seed=5)
+    order = Order(len(dataset), 4, seed=9)
+    state = torch.get_rng_state()
+    alone = list(batches(dataset, order, 1, 4))
+    together = list(batches(dataset, order, 1, 4, workers=2))
+    assert torch.equal(torch.get_rng_state(), state)  # nobody's noise is touched
+    assert len(alone) == 3
+    for ours, theirs in zip(alone, together, strict=True):
+        assert ours["id"] == theirs["id"]
+        for name in ("sar", "eo", "valid"):
+            assert torch.equal(ours[name], theirs[name])
+    assert alone[0]["sar"].shape == (4, 3, 32, 32)
+    (resumed,) = batches(dataset, order, 3, 4)
+    assert torch.equal(resumed["sar"], alone[2]["sar"])
+
+
+def test_shapes_that_do_not_fit_are_named():
+    with pytest.raises(PairsError, match="set a crop"):
+        collate([{"sar": torch.zeros(3, 2, 2)}, {"sar": torch.zeros(3, 2, 3)}])
+
+
+def test_description_and_fingerprint(folder, tmp_path):
+    dataset = opened(folder, "test")
+    assert dataset.describe() == ("3 test pairs of 64x64 pixels from 1 SAR scenes (VV, dn), built by sar2eo")
+    assert dataset.fingerprint() == opened(folder, "test").fingerprint()
+    assert dataset.fingerprint() != opened(folder, "val").fingerprint()
+    other = opened(built_pairs(tmp_path, holes=False), "test")
+    assert other.fingerprint() != dataset.fingerprint()
+    (tmp_path / "chips" / "pair-0010_eo.tif").unlink()
+    with pytest.raises(PairsError, match=r"pair-0010_eo\.tif: cannot be read"):
+        other.fingerprint()
+
+
+def test_folders_that_are_not_pairs_are_refused(folder, tmp_path):
+    with pytest.raises(PairsError, match="not a folder of sar2eo build-pairs"):
+        opened(tmp_path)
+    (tmp_path / "pairs.parquet").write_text("no")
+    with pytest.raises(PairsError, match="is not an index of pairs"):
+        opened(tmp_path)
+    with pytest.raises(SettingsError, match="split='all'"):
+        opened(folder, "all")
+    built_pairs(tmp_path, counts={"train": 2, "test": 1})
+    with pytest.raises(PairsError, match="no val pairs, but 2 train, 1 test"):
+        opened(tmp_path, "val")
+    changed_index(tmp_path, scaling=[[1.0, 2.0]] * 3)
+    with pytest.raises(PairsError, match="one positive amplitude"):
+        opened(tmp_path)
+    geopandas.read_parquet(tmp_path / "pairs.parquet").drop(columns="scaling").to_parquet(
+        tmp_path / "pairs.parquet"
+    )
+    with pytest.raises(PairsError, match="is not an index of pairs"):
+        opened(tmp_path)
+
+
+def test_broken_chips_are_named(tmp_path):
+    built_pairs(tmp_path, counts={"train": 3}, holes=False)
+    chips = tmp_path / "chips"
+    (chips / "pair-0000_sar.tif").unlink()
+    (chips / "pair-0002_eo.tif").replace(chips / "pair-0001_sar.tif")
+    dataset = opened(tmp_path)
+    with pytest.raises(PairsError, match=r"pair-0000_sar\.tif: cannot be read"):
+        dataset[0]
+    with pytest.raises(PairsError, match="pair-0001: SAR of shape"):
+        dataset[1]
+    small = built_pairs(tmp_path / "small", counts={"train": 3}, size=32, holes=False)
+    built_pairs(tmp_path, counts={"train": 3}, holes=False)
+    for kind in ("sar", "eo"):
+        Path(small / "chips" / f"pair-0001_{kind}.tif").replace(chips / f"pair-0001_{kind}.tif")
+    with pytest.raises(PairsError, match="pair-0001: 32x32 pixels, smaller"):
+        opened(tmp_path)[1]
