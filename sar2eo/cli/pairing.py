@@ -21,7 +21,7 @@ _SEVERAL = ("--sar", "--eo")
 
 
 class _SeveralPaths(click.Command):
-    """A command whose --sar and --eo take all that follows, up to the next option, as a shell's * gives it."""
+    """A command whose --sar and --eo take all that follows up to the next option, as a shell's * gives it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spread: list[str] = []
@@ -48,8 +48,8 @@ class _Resolution(click.ParamType):  # type: ignore[type-arg]  # older releases 
 
 
 @click.command("build-pairs", cls=_SeveralPaths)
-@click.option("--sar", multiple=True, required=True, metavar="PATH...", help="SAR scenes; see below.")
-@click.option("--eo", multiple=True, required=True, metavar="PATH...", help="EO scenes; see below.")
+@click.option("--sar", multiple=True, required=True, metavar="PATH...", help="SAR scenes.")
+@click.option("--eo", multiple=True, required=True, metavar="PATH...", help="EO scenes.")
 @click.option("--out", required=True, metavar="DIR", help="Folder of the pairs.")
 @settings_options(
     PairsSettings,
@@ -103,7 +103,8 @@ def build_pairs_command(*, workers: int, scheduler: str | None, dry_run: bool, *
     """
     recipe = PairsRecipe(
         **_taken(PairsRecipe, flags),
-        scene=SceneSettings(**_taken(SceneSettings, flags)),
+        # --resolution is that of the chips.
+        scene=SceneSettings(**_taken(SceneSettings, {**flags, "resolution": None})),
         settings=PairsSettings(**_taken(PairsSettings, flags)),
     )
     build_all(recipe, workers=workers, scheduler=scheduler, dry_run=dry_run)

@@ -162,7 +162,11 @@ class _Build:
     def run(self, fingerprint: Mapping[str, Any], started: float) -> None:
         """Do all stages, and leave the result ready to be published."""
         footprints = survey(self.scenes, self.runner.store, self.runner.known)
-        found = meetings(self.scenes, footprints, self.settings)
+        try:
+            found = meetings(self.scenes, footprints, self.settings)
+        except PairsError:
+            self.work.abandon()
+            raise
         self.runner.share(found, self.scenes)
         scaling = self._scaling(found)
         planned, alignment = self._align(found, scaling)

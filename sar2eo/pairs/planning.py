@@ -136,7 +136,11 @@ def open_scenes(
     PairsError, SceneError
         If there are none, or one cannot be opened.
     """
-    sources = expand_sources(sar, "sar"), expand_sources(eo, "eo")
+    # Sorted, so that ids and fingerprint do not depend on the order of arguments.
+    sources = (
+        sorted(expand_sources(sar, "sar"), key=lambda source: source.href),
+        sorted(expand_sources(eo, "eo"), key=lambda source: source.href),
+    )
     for source in (*sources[0], *sources[1]):
         if Path(source.href).absolute().is_relative_to(out.absolute()):
             raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")

@@ -108,9 +108,10 @@ def assign(corners: npt.NDArray[np.float64], settings: PairsSettings) -> Assignm
 
 
 def _centres_lonlat(chips: Chips) -> npt.NDArray[np.float64]:
-    """Centres through Earth-centred coordinates, which know no antimeridian."""
+    """Return centres through Earth-centred coordinates, which know no antimeridian."""
     to_lonlat = Transformer.from_crs("EPSG:4978", "EPSG:4326", always_xy=True)
-    lon, lat, _ = to_lonlat.transform(*chips.centres.T)
+    x, y, z = chips.centres[:, 0], chips.centres[:, 1], chips.centres[:, 2]
+    lon, lat, _ = to_lonlat.transform(x, y, z)
     return np.stack([lon, lat], axis=1)
 
 
