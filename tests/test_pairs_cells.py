@@ -80,9 +80,8 @@ def test_a_cell_has_its_window_box_and_corners():
     ring = shapely.Polygon(corners[0])
     assert ring.exterior.is_ccw
     # 320 m a side, at 36 degrees north.
-    assert ring.bounds[2] - ring.bounds[0] == pytest.approx(
-        320 / (111_320 * np.cos(np.radians(36.1))), rel=0.03
-    )
+    degree_m = 111_320 * np.cos(np.radians(36.1))
+    assert ring.bounds[2] - ring.bounds[0] == pytest.approx(320 / degree_m, rel=0.03)
     assert ring.bounds[3] - ring.bounds[1] == pytest.approx(320 / 111_000, rel=0.03)
 
 
