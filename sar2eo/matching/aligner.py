@@ -1,0 +1,47 @@
+"""The aligner that pairs are built with: structure, matched locally, and a drift through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sar2eo.matching.classical import match
+from sar2eo.matching.descriptor import FloatArray
+from sar2eo.matching.drift import SceneDrift, fit_drift
+from sar2eo.pairs.alignment import Aligner, Displacement, LocalShift
+
+__all__ = ["StructuralAligner"]
+
+
+@dataclass
+class StructuralAligner:
+    """Matches structure in neighbourhoods and fits a smooth drift to their shifts.
+
+    Parameters
+    ----------
+    neighbourhood_px : int
+        Side of the windows in which shifts are measured.
+    radius_px : int
+        Largest shift along either axis.
+    min_score, min_ratio : float
+        What a local shift needs to be sure; see `sar2eo.matching.classical.Match`.
+    """
+
+    neighbourhood_px: int = 512
+    radius_px: int = 24
+    min_score: float = 0.12
+    min_ratio: float = 2.0
+
+    def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
+        """Find the shift of one neighbourhood; not sure at the very edge of the search, either."""
+        found = match(sar, eo, method="structure", radius_px=self.radius_px)
+        inside = max(abs(found.rows), abs(found.cols)) <= self.radius_px - 1
+        sure = inside and found.score >= self.min_score and found.ratio >= self.min_ratio
+        return LocalShift(found.rows, found.cols, found.score, sure)
+
+    def drift(self, displacements: Sequence[Displacement]) -> SceneDrift | None:
+        """Fit the drift of one scene pair; None where the evidence is too thin."""
+        return fit_drift(displacements, apart_px=self.neighbourhood_px)
+
+
+_: type[Aligner] = StructuralAligner

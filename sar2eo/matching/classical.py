@@ -1,0 +1,254 @@
+"""Matching a SAR image against an EO image without learning: correlation, phase, structure.
+
+All three give a surface: how well the two agree for each shift within a search radius. A shift
+(rows, cols) says that what the EO image shows at pixel (r, c) is found in the SAR image at
+(r + rows, c + cols), counted from the first pixel of each. The images need not be of one size: one
+may be a template to be found in the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, ndimage
+
+from sar2eo.errors import SettingsError
+from sar2eo.matching.descriptor import FloatArray, describe, smoothed
+
+__all__ = ["METHODS", "Match", "Method", "match"]
+
+Method = Literal["structure", "phase", "ncc"]
+"""Edges by orientation, phases of the spectrum, or grey values."""
+
+METHODS: tuple[str, ...] = get_args(Method)
+
+# Pixels: edges are found at this scale, and gathered over this one.
+_SCALE = 2.0
+_SPREAD = 2.0
+# A shift counts where the two share at least this part of the most that any shift shares.
+_MIN_OVERLAP = 0.5
+# The rival of a peak is the best shift at least this far from it, in pixels along either axis.
+_APART = 5
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where the EO image lies in the SAR image, and how surely.
+
+    Parameters
+    ----------
+    rows, cols : float
+        Shift in pixels, to a fraction of one; NaN if nothing could be compared.
+    score : float
+        Agreement at the shift, at most 1.
+    ratio : float
+        Height of the peak over that of its best rival, a peak of its own at least five pixels away, or over
+        the surface's usual spread if that is more; both above the surface's median. 1 is a guess.
+    surface : ndarray of float32, shape (row, col)
+        Agreement at each whole shift; NaN where the two share too little.
+    origin : tuple of int
+        The shift (rows, cols) of the surface's first element.
+    """
+
+    rows: float
+    cols: float
+    score: float
+    ratio: float
+    surface: FloatArray
+    origin: tuple[int, int]
+
+
+def match(
+    sar: npt.ArrayLike,
+    eo: npt.ArrayLike,
+    *,
+    method: Method = "structure",
+    radius_px: int | None = None,
+) -> Match:
+    """Find the shift at which a SAR image and an EO image agree best.
+
+    Parameters
+    ----------
+    sar : array_like, shape (row, col)
+        Amplitude, not negative; NaN where there is no data.
+    eo : array_like, shape (row, col) or (row, col, 3)
+        Grey or red, green, blue; NaN where there is no data.
+    method : {"structure", "phase", "ncc"}
+        Structure is what works between SAR and EO; the others are plain yardsticks.
+    radius_px : int or None
+        How far, along each axis, the search goes from where the centres of both coincide. None: as far
+        as they overlap by half.
+
+    Returns
+    -------
+    Match
+
+    Raises
+    ------
+    SettingsError
+        For another method, a radius below 1, or arrays of other shapes.
+    """
+    if method not in METHODS:
+        raise SettingsError(f"method={method!r}: must be one of {', '.join(METHODS)}")
+    if radius_px is not None and radius_px < 1:
+        raise SettingsError(f"radius_px={radius_px}: must be at least 1, or None to search everywhere")
+    radar, optical = np.asarray(sar, np.float32), _grey(np.asarray(eo, np.float32))
+    if radar.ndim != 2 or optical.ndim != 2 or 0 in radar.shape + optical.shape:
+        raise SettingsError(
+            f"sar of shape {np.shape(sar)}, eo of shape {np.shape(eo)}: must be (rows, cols), and for eo "
+            "also (rows, cols, 3)"
+        )
+    lags = tuple(_lags(a, b, radius_px) for a, b in zip(radar.shape, optical.shape, strict=True))
+    radar = _log_amplitude(radar)
+    match method:
+        case "structure":
+            surface = _structure(radar, optical, lags)
+        case "phase":
+            surface = _phase(radar, optical, lags)
+        case _:
+            surface = _ncc(radar, optical, lags)
+    return _peak(surface, (lags[0].start, lags[1].start))
+
+
+def _grey(image: FloatArray) -> FloatArray:
+    """Return the luma of an RGB image (ITU-R BT.601); grey as it is."""
+    if image.ndim == 3 and image.shape[2] == 3:
+        weights = np.array([0.299, 0.587, 0.114], np.float32)
+        grey: FloatArray = image @ weights
+        return grey
+    return image
+
+
+def _log_amplitude(amplitude: FloatArray) -> FloatArray:
+    """Return the logarithm of amplitude, which makes speckle additive and edges of equal ratio equal."""
+    valid = np.isfinite(amplitude)
+    if not valid.any():
+        return amplitude
+    # Still water is near zero: without a floor its noise would make the strongest edges.
+    floor = max(0.1 * float(np.median(amplitude[valid])), 1e-12)
+    return np.log(np.maximum(amplitude, 0) + np.float32(floor))
+
+
+def _lags(sar: int, eo: int, radius: int | None) -> range:
+    """Return the shifts to try along one axis."""
+    centre = (sar - eo) // 2
+    reach = (sar + eo) // 2 if radius is None else radius
+    return range(max(centre - reach, 1 - eo), min(centre + reach, sar - 1) + 1)
+
+
+class _Correlator:
+    """Sums over x of a(x + shift) b(x), for all shifts of a range, by FFT.
+
+    Sized so that nothing wraps around into the shifts asked for.
+    """
+
+    def __init__(self, sar: tuple[int, ...], eo: tuple[int, ...], lags: tuple[range, ...]) -> None:
+        self._size = tuple(
+            fft.next_fast_len(max(a, b, a - lag.start, b + lag.stop - 1), real=True)
+            for a, b, lag in zip(sar, eo, lags, strict=True)
+        )
+        self._at = np.ix_(
+            *(np.arange(lag.start, lag.stop) % n for lag, n in zip(lags, self._size, strict=True))
+        )
+
+    def spectrum(self, image: FloatArray) -> npt.NDArray[np.complex64]:
+        spectrum: npt.NDArray[np.complex64] = fft.rfft2(image, self._size)
+        return spectrum
+
+    def surface(self, product: npt.NDArray[np.complex64]) -> FloatArray:
+        surface: FloatArray = fft.irfft2(product, self._size)[self._at]
+        return surface
+
+
+def _structure(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray:
+    """Cosine of the angle between the descriptors of what both share, less their means."""
+    correlator = _Correlator(sar.shape, eo.shape, lags)
+    a, a_valid = describe(sar, scale=_SCALE, spread=_SPREAD)
+    b, b_valid = describe(eo, scale=_SCALE, spread=_SPREAD)
+    masks = (
+        correlator.spectrum(a_valid.astype(np.float32)),
+        correlator.spectrum(b_valid.astype(np.float32)).conj(),
+    )
+    product = np.zeros_like(masks[0])
+    energies = np.zeros(sar.shape, np.float32), np.zeros(eo.shape, np.float32)
+    for first, second in zip(a, b, strict=True):
+        for channel, valid, energy in zip((first, second), (a_valid, b_valid), energies, strict=True):
+            channel[valid] -= channel[valid].mean() if valid.any() else 0
+            energy += channel**2
+        product += correlator.spectrum(first) * correlator.spectrum(second).conj()
+    energy_a = correlator.surface(correlator.spectrum(energies[0]) * masks[1])
+    energy_b = correlator.surface(masks[0] * correlator.spectrum(energies[1]).conj())
+    shared = correlator.surface(masks[0] * masks[1])
+    return _ratio(correlator.surface(product), energy_a * energy_b, shared)
+
+
+def _ncc(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray:
+    """Correlation coefficient of the grey values that both share (Padfield, IEEE TIP 21(5), 2012)."""
+    correlator = _Correlator(sar.shape, eo.shape, lags)
+    (f, m), (g, n) = _standardised(sar), _standardised(eo)
+    F, M, F2 = (correlator.spectrum(part) for part in (f, m, f * f))
+    G, N, G2 = (correlator.spectrum(part).conj() for part in (g, n, g * g))
+    shared = correlator.surface(M * N)
+    count: FloatArray = np.maximum(shared, np.float32(1))
+    sum_f, sum_g = correlator.surface(F * N), correlator.surface(M * G)
+    spread_f = np.maximum(correlator.surface(F2 * N) - sum_f**2 / count, 0)
+    spread_g = np.maximum(correlator.surface(M * G2) - sum_g**2 / count, 0)
+    return _ratio(correlator.surface(F * G) - sum_f * sum_g / count, spread_f * spread_g, shared)
+
+
+def _phase(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray:
+    """Correlation of the two spectra's phases alone (Kuglin and Hines, 1975), within the search radius."""
+    correlator = _Correlator(sar.shape, eo.shape, lags)
+    (f, m), (g, n) = _standardised(sar), _standardised(eo)
+    shared = correlator.surface(correlator.spectrum(m) * correlator.spectrum(n).conj())
+    product = correlator.spectrum(f) * correlator.spectrum(g).conj()
+    product /= np.maximum(np.abs(product), np.float32(1e-12))
+    return _ratio(correlator.surface(product), np.ones_like(shared), shared)
+
+
+def _standardised(image: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return an image with mean 0 and deviation 1 where it is valid and 0 elsewhere, and its mask."""
+    mean, valid = smoothed(image, _SCALE)
+    mask = valid.astype(np.float32)
+    if valid.any():
+        mean = (mean - mean[valid].mean()) / max(float(mean[valid].std()), 1e-12)
+    return mean * mask, mask
+
+
+def _ratio(product: FloatArray, power: FloatArray, shared: FloatArray) -> FloatArray:
+    """Return product / sqrt(power) where enough is shared, NaN elsewhere."""
+    enough = (shared >= max(_MIN_OVERLAP * float(shared.max()), 1)) & (
+        power > 1e-6 * max(float(power.max()), 1e-12)
+    )
+    return np.where(enough, product / np.sqrt(np.where(enough, power, 1)), np.float32(np.nan)).astype(
+        np.float32
+    )
+
+
+def _peak(surface: FloatArray, origin: tuple[int, int]) -> Match:
+    """Find the highest point of a surface, to a fraction of a pixel, and its best rival."""
+    known = np.isfinite(surface)
+    if not known.any():
+        return Match(np.nan, np.nan, 0.0, 1.0, surface, origin)
+    filled = np.where(known, surface, -np.inf)
+    top = np.unravel_index(int(np.argmax(filled)), surface.shape)
+    score, base = float(surface[top]), float(np.median(surface[known]))
+    noise = 1.4826 * float(np.median(np.abs(surface[known] - base)))
+    rivals = filled == ndimage.maximum_filter(filled, 3)
+    rivals[tuple(slice(max(t - _APART + 1, 0), t + _APART) for t in top)] = False
+    rival = float(filled[rivals & known].max(initial=base))
+    place = [float(t) + _vertex(filled.take(top[1 - i], 1 - i), int(t)) for i, t in enumerate(top)]
+    ratio = (score - base) / max(rival - base, noise, 1e-6)
+    return Match(origin[0] + place[0], origin[1] + place[1], score, ratio, surface, origin)
+
+
+def _vertex(line: FloatArray, top: int) -> float:
+    """Return how far from its highest sample a line's parabola peaks, at most half a sample."""
+    if not 0 < top < len(line) - 1:
+        return 0.0
+    left, middle, right = (float(v) for v in line[top - 1 : top + 2])
+    bend = left - 2 * middle + right
+    return 0.5 * (left - right) / bend if np.isfinite(bend) and bend < 0 else 0.0

@@ -1,0 +1,246 @@
+"""The smooth shift of a scene, from many local shifts of which some are wrong.
+
+Two smooth things move a SAR scene against an EO scene: an imperfect geolocation, which a polynomial of
+low order describes, and the height of the ground, which moves a scene that is not terrain-corrected
+along its range and which no polynomial describes. So the candidates are polynomials of order 0 to 2
+and thin-plate splines of growing freedom, and the evidence chooses: each local shift is predicted from
+those that share no pixel with it, and a freer model must predict clearly better than a stiffer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import RBFInterpolator
+
+from sar2eo.pairs.alignment import Displacement
+
+__all__ = ["SceneDrift", "fit_drift"]
+
+Points = npt.NDArray[np.float64]
+Model = Callable[[Points], Points]
+
+_ORDERS = (0, 1, 2)
+_SPLINE_ORDER = 3
+# Bending penalties of the splines, from stiff to free, in units of _UNIT.
+_PENALTIES = (0.1, 0.03, 0.01)
+_UNIT = 4096.0
+# Pixels: a local shift is no better than this, and one off by more counts as this far off.
+_PRECISION = 0.7
+_FAR = 6.0
+# A freer model must bring the error of prediction down to this share of the stiffer one's.
+_BETTER = 0.95
+# Too thin: fewer sure local shifts, or a smaller share of them in agreement, or a surer guess than this
+# many pixels (one deviation) cannot be had.
+_LEAST = 8
+_LEAST_SHARE = 0.5
+_LEAST_SURE_PX = 2.5
+# Held-out predictions at the most, and draws of the first guess and of the bootstrap.
+_HELD_OUT = 80
+_DRAWS = 300
+_RESAMPLES = 20
+# The weight of what does not count.
+_TRACE = 1e-6
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Models of one stiffness: a polynomial, or a thin-plate spline where there is a penalty."""
+
+    order: int
+    penalty: float | None = None
+
+    @property
+    def least(self) -> int:
+        """Points that the model needs to be more than an interpolation."""
+        return 2 * (self.order + 1) * (self.order + 2) // 2
+
+    def fit(self, at: Points, shifts: Points, weights: npt.NDArray[np.float64]) -> Model:
+        """Fit to shifts (point, 2) at places (point, 2), by weighted least squares."""
+        if self.penalty is None:
+            root = np.sqrt(weights)[:, None]
+            solved = np.linalg.lstsq(_terms(at, self.order) * root, shifts * root, rcond=None)[0]
+            return lambda places: np.asarray(_terms(places, self.order) @ solved)
+        spline = RBFInterpolator(
+            at, shifts, smoothing=self.penalty / weights, kernel="thin_plate_spline", degree=1
+        )
+        return lambda places: np.asarray(spline(places))
+
+
+_FAMILIES = (*(_Family(order) for order in _ORDERS), *(_Family(_SPLINE_ORDER, p) for p in _PENALTIES))
+
+
+@dataclass(frozen=True)
+class SceneDrift:
+    """The smooth shift of one SAR scene against one EO scene.
+
+    Parameters
+    ----------
+    order : int
+        Of the polynomial; 3 stands for a thin-plate spline.
+    model : callable
+        Places (place, 2), in units of 4096 pixels, to shifts (place, 2) in pixels.
+    bounds : ndarray of float64, shape (2, 2)
+        Least and largest row and column among the places measured, in pixels.
+    residual_px : float
+        Median distance of the local shifts that were used from the model.
+    predicted_px : float
+        Median distance of a local shift from what those that share no pixel with it predict.
+    uncertainty_px : float
+        Deviation of the model at the places measured: the median over them, by bootstrap.
+    used, of : int
+        Local shifts that the model rests on, and all that were measured.
+    """
+
+    order: int
+    model: Model
+    bounds: Points
+    residual_px: float
+    predicted_px: float
+    uncertainty_px: float
+    used: int
+    of: int
+
+    def at(self, row: float, col: float) -> tuple[float, float]:
+        """Return the shift (rows, cols) at a place, in pixels; beyond what was measured, that of its edge."""
+        place = np.clip(np.array([[row, col]], float), self.bounds[0], self.bounds[1])
+        rows, cols = self.model(place / _UNIT)[0]
+        return float(rows), float(cols)
+
+    def facts(self) -> dict[str, Any]:
+        """Return order (0 to 2, or "spline"), residual_px, predicted_px, uncertainty_px, used and of."""
+        return {
+            "order": "spline" if self.order == _SPLINE_ORDER else self.order,
+            "residual_px": round(self.residual_px, 3),
+            "predicted_px": round(self.predicted_px, 3),
+            "uncertainty_px": round(self.uncertainty_px, 3),
+            "used": self.used,
+            "of": self.of,
+        }
+
+
+def fit_drift(
+    displacements: Sequence[Displacement], *, apart_px: float, seed: int = 2025
+) -> SceneDrift | None:
+    """Fit the smooth shift of a scene to local shifts, some of which are wrong.
+
+    Parameters
+    ----------
+    displacements : sequence of Displacement
+        Only the sure ones count.
+    apart_px : float
+        Local shifts at least so far apart share no pixel: the side of their neighbourhoods.
+    seed : int
+        Of what is drawn; the same shifts give the same drift.
+
+    Returns
+    -------
+    SceneDrift or None
+        None where the evidence is too thin: too few sure shifts, too few of them in agreement, or too
+        loose a prediction.
+    """
+    sure = [d for d in displacements if d.sure and np.isfinite([d.rows, d.cols]).all()]
+    if len(sure) < _LEAST:
+        return None
+    at = np.array([(d.row, d.col) for d in sure], float) / _UNIT
+    shifts = np.array([(d.rows, d.cols) for d in sure], float)
+    draw = np.random.Generator(np.random.Philox(seed))
+    start = _consensus(at, shifts, draw)
+    best, least = None, np.inf
+    for family in _FAMILIES:
+        if len(sure) < family.least:
+            continue
+        model, weights = _robust(family, at, shifts, start)
+        errors = _held_out(family, at, shifts, weights, apart_px / _UNIT)
+        error = float(np.sqrt(np.mean(np.minimum(errors, _FAR) ** 2))) if errors.size else np.inf
+        if best is None or error < _BETTER * least:
+            best, least = (family, model, weights, errors), error
+    return None if best is None else _judged(*best, at, shifts, len(displacements), draw)
+
+
+def _terms(at: Points, order: int) -> Points:
+    return np.stack(
+        [at[:, 0] ** i * at[:, 1] ** j for i in range(order + 1) for j in range(order + 1 - i)], 1
+    )
+
+
+def _distances(model: Model, at: Points, shifts: Points) -> npt.NDArray[np.float64]:
+    return np.asarray(np.hypot(*(model(at) - shifts).T))
+
+
+def _consensus(at: Points, shifts: Points, draw: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Weigh shifts by the plane through three of them that most others are near (RANSAC): 1 or a trace."""
+    ones = np.ones(len(at))
+    best = ones
+    terms = _terms(at, 1)
+    for _ in range(_DRAWS):
+        chosen = draw.choice(len(at), 3, replace=False)
+        if abs(np.linalg.det(terms[chosen])) < 1e-3:
+            continue
+        near = np.hypot(*(terms @ np.linalg.solve(terms[chosen], shifts[chosen]) - shifts).T) < _FAR
+        if best is ones or near.sum() > (best > _TRACE).sum():
+            best = np.where(near, 1.0, _TRACE)
+    return best
+
+
+def _robust(
+    family: _Family, at: Points, shifts: Points, weights: npt.NDArray[np.float64]
+) -> tuple[Model, npt.NDArray[np.float64]]:
+    """Fit with weights that fall with the distance from the fit, until they agree (Geman-McClure)."""
+    for _ in range(8):
+        model = family.fit(at, shifts, weights)
+        distances = _distances(model, at, shifts)
+        scale = max(1.5 * float(np.median(distances[weights > _TRACE])), 1.5 * _PRECISION)
+        weights = np.maximum((1 + (distances / scale) ** 2) ** -2.0, _TRACE)
+    return family.fit(at, shifts, weights), weights
+
+
+def _held_out(
+    family: _Family, at: Points, shifts: Points, weights: npt.NDArray[np.float64], apart: float
+) -> npt.NDArray[np.float64]:
+    """Return how far shifts are from what the others predict, which share no pixel with them."""
+    errors = []
+    for one in np.unique(np.linspace(0, len(at) - 1, min(_HELD_OUT, len(at))).round().astype(int)):
+        far = np.abs(at - at[one]).max(axis=1) >= apart - 1e-9
+        if far.sum() >= family.least:
+            model = family.fit(at[far], shifts[far], weights[far])
+            errors.append(_distances(model, at[one : one + 1], shifts[one : one + 1])[0])
+    return np.array(errors)
+
+
+def _judged(
+    family: _Family,
+    model: Model,
+    weights: npt.NDArray[np.float64],
+    errors: npt.NDArray[np.float64],
+    at: Points,
+    shifts: Points,
+    of: int,
+    draw: np.random.Generator,
+) -> SceneDrift | None:
+    """Say how well a model is known; None if not well enough."""
+    distances = _distances(model, at, shifts)
+    used = distances < _FAR / 2
+    predicted = float(np.median(errors)) if errors.size else np.inf
+    if used.sum() < max(_LEAST, _LEAST_SHARE * len(at)) or not predicted <= _LEAST_SURE_PX:
+        return None
+    again = []
+    for _ in range(_RESAMPLES):
+        # Each point as often as it is drawn; not at all is a trace, which keeps the places distinct.
+        counts = np.bincount(draw.integers(len(at), size=len(at)), minlength=len(at))
+        again.append(family.fit(at, shifts, np.maximum(weights * counts, _TRACE))(at))
+    deviation = np.sqrt(np.var(again, axis=0).sum(axis=1))
+    return SceneDrift(
+        order=family.order,
+        model=model,
+        bounds=np.array([at[used].min(axis=0), at[used].max(axis=0)]) * _UNIT,
+        residual_px=float(np.median(distances[used])),
+        predicted_px=predicted,
+        uncertainty_px=float(np.median(deviation)),
+        used=int(used.sum()),
+        of=of,
+    )
