@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -11,9 +13,11 @@ import click
 from sar2eo.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
 from sar2eo.cli.describing import lines
 from sar2eo.cli.options import debug_option, names_option
+from sar2eo.errors import OutputError
 from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
+from sar2eo.recipe import CardSettings, InitRecipe
 
-__all__ = ["model"]
+__all__ = ["init_folder", "model"]
 
 _CARD_OPTIONS = [
     click.option("--name", help="Short name of the model."),
@@ -42,7 +46,7 @@ def model() -> None:
 
 
 @model.command()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option("--out", required=True, metavar="DIR", help="New folder.")
 @click.option(
     "--base", metavar="FOLDER|HUB_ID", help="A Stable Diffusion 1.x or 2.x model in diffusers' layout."
 )
@@ -55,30 +59,41 @@ def model() -> None:
 @click.option("--zero-terminal-snr", is_flag=True, help="Let the noise schedule end in pure noise.")
 @_card_options
 @debug_option
-def init(
-    out: Path,
-    base: str | None,
-    revision: str | None,
-    size: str | None,
-    vae: str | None,
-    zero_terminal_snr: bool,
-    untrained: bool,
-    **card: Any,
-) -> None:
+def init(**flags: Any) -> None:
     """Make a checkpoint to be trained, from a base model or from nothing."""
-    from sar2eo.checkpoint import init_checkpoint
+    given = _given(flags)
+    card = {f.name: given.pop(f.name) for f in dataclasses.fields(CardSettings) if f.name in given}
+    recipe = InitRecipe(**given, card=CardSettings(**card))
+    if Path(recipe.out).exists():
+        raise OutputError(f"{recipe.out} exists already: choose another folder or remove it")
+    init_folder(recipe, dry_run=False)
 
-    made = init_checkpoint(
-        out,
-        base=base,
-        revision=revision,
-        size=size,
-        vae=vae,
-        zero_terminal_snr=zero_terminal_snr,
-        untrained=untrained,
-        **_given(card),
-    )
-    click.echo(made)
+
+def init_folder(recipe: InitRecipe, *, dry_run: bool) -> None:
+    """Make a checkpoint, or find that it was made before.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds something else than what the recipe makes.
+    """
+    from sar2eo.checkpoint import init_checkpoint
+    from sar2eo.layout import folder_sha256
+
+    options = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    out, card = Path(options.pop("out")), _given(vars(options.pop("card")))
+    if dry_run:
+        click.echo(f"{out}: {'is there already' if out.exists() else 'would be made'}")
+        return
+    if not out.exists():
+        click.echo(init_checkpoint(out, **options, name=card.pop("name", out.name), **card))
+        return
+    with TemporaryDirectory() as scratch:  # it is made the same every time
+        name = card.pop("name", out.name)
+        again = init_checkpoint(Path(scratch) / "again", **options, name=name, **card)
+        if folder_sha256(again) != folder_sha256(out):
+            raise OutputError(f"{out} holds another checkpoint: choose another folder or remove it")
+    click.echo(f"{out}: made before, kept")
 
 
 @model.command("import")

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from sar2eo.cli.describing import lines
 from sar2eo.cli.options import debug_option
 
 __all__ = ["run"]
+
+_RUNNERS = {
+    "simulate": ("simulating", "simulate_files"),
+    "build-pairs": ("pairing", "build_all"),
+    "train-vae": ("vae_training", "train_vae_files"),
+    "model-init": ("modelling", "init_folder"),
+    "train": ("training", "train_all"),
+    "translate": ("translating", "translate_all"),
+    "evaluate": ("evaluating", "evaluate_all"),
+}
+"""Module and function that run the recipe of each stage."""
 
 
 @click.command()
@@ -19,13 +36,28 @@ __all__ = ["run"]
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 @debug_option
 def run(path: Path, overrides: tuple[str, ...], workers: int, scheduler: str | None, dry_run: bool) -> None:
-    """Run a recipe, a TOML file: the table [translate] holds what the command of that name takes."""
-    from sar2eo.cli.translating import translate_all
-    from sar2eo.errors import SettingsError
-    from sar2eo.recipe import TranslateRecipe, apply_overrides, from_table, read_recipe
+    """Run a recipe, a TOML file.
 
-    table = apply_overrides(read_recipe(path), overrides)
-    if set(table) != {"translate"}:
-        raise SettingsError(f"{path}: has {', '.join(table) or 'no table'}, must have just [translate]")
-    recipe = from_table(TranslateRecipe, table["translate"], "translate")
-    translate_all(recipe, workers=workers, scheduler=scheduler, dry_run=dry_run)
+    Each table holds what the command of its name takes, and they run in the order of the file. The same
+    command goes on where an interrupted one stopped.
+    """
+    from sar2eo.recipe import apply_overrides, read_recipe, stages_of
+
+    stages = stages_of(apply_overrides(read_recipe(path), overrides))
+    common = {"workers": workers, "scheduler": scheduler, "dry_run": dry_run}
+    for number, (name, recipe) in enumerate(stages, start=1):
+        if len(stages) > 1:
+            click.echo(f"[{number}/{len(stages)}] {name}")
+        if dry_run and len(stages) > 1:
+            # What later stages take is made by those before them.
+            click.echo("\n".join(lines(dataclasses.asdict(recipe), "  ")))
+            continue
+        runner = _runner(name)
+        takes = inspect.signature(runner).parameters
+        runner(recipe, **{key: value for key, value in common.items() if key in takes})
+
+
+def _runner(name: str) -> Callable[..., Any]:
+    module, function = _RUNNERS[name]
+    runner: Callable[..., Any] = getattr(importlib.import_module(f"sar2eo.cli.{module}"), function)
+    return runner

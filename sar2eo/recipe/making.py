@@ -35,7 +35,8 @@ class CardSettings:
 
     Parameters
     ----------
-    name, quantity, calibration, polarisations, gsd_m, prediction_type, sampler, spacing, steps
+    name, quantity, calibration, polarisations, gsd_m, prediction_type, sampler, spacing, steps, licence, \
+training_data
         As in `sar2eo.card.Card`.
     """
 
@@ -48,6 +49,8 @@ class CardSettings:
     sampler: Sampler | None = None
     spacing: Spacing | None = None
     steps: int | None = None
+    licence: str | None = None
+    training_data: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
