@@ -8,7 +8,7 @@ diffusion prediction and one more channel from which the variance comes (C-DiffS
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "decode_latents",
     "double_input",
     "encode_images",
+    "latent_multiple",
     "split_prediction",
     "variance_of",
 ]
@@ -176,8 +177,8 @@ def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
     ----------
     size : {"tiny", "small", "region"}
         About 1.2 M, 12 M and 16 M parameters; tiny and small are of convolutions alone, region attends
-        to itself at its two lower levels and takes latents whose sides are multiples of 4 (diffusers'
-        AttnUpBlock2D doubles sizes, whatever was halved).
+        to itself at its two lower levels and takes latents whose sides are multiples of 4 (see
+        `latent_multiple`).
     latent_channels : int
         C of the VAE.
     """
@@ -197,6 +198,15 @@ def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
         norm_num_groups=_norm_groups(widths),
     )
     return add_variance_channel(unet)
+
+
+def latent_multiple(config: Mapping[str, Any]) -> int:
+    """Return what the sides of latents must be multiples of, from a U-Net's configuration.
+
+    Other blocks are told what size to come back to; diffusers' AttnUpBlock2D doubles whatever was halved.
+    """
+    doubles = "AttnUpBlock2D" in config["up_block_types"]
+    return int(2 ** (len(config["block_out_channels"]) - 1)) if doubles else 1
 
 
 def create_vae(size: str) -> AutoencoderKL:

@@ -21,7 +21,7 @@ from sar2eo.diffusion import create_scheduler, sample
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.layout import folder_sha256
 from sar2eo.models import ModelSpec, Translation, resolve_spacing
-from sar2eo.network import Vae, decode_latents, encode_images
+from sar2eo.network import Vae, decode_latents, encode_images, latent_multiple
 from sar2eo.noise import scene_noise
 from sar2eo.radiometry import to_eo_bytes
 
@@ -106,6 +106,12 @@ class DiffusionTranslator:
             raise SettingsError(
                 f"windows of {sar.shape[2]} x {sar.shape[3]} pixels at {list(origins)}: tile, overlap and "
                 f"origins must be multiples of the model's factor {factor}"
+            )
+        multiple = factor * latent_multiple(self.checkpoint.unet.config)
+        if any(side % multiple for side in sar.shape[2:]):
+            raise SettingsError(
+                f"windows of {sar.shape[2]} x {sar.shape[3]} pixels: this model's U-Net wants tiles that are "
+                f"multiples of {multiple}"
             )
 
     def _translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:

@@ -17,6 +17,7 @@ from sar2eo.network import (
     decode_latents,
     double_input,
     encode_images,
+    latent_multiple,
     split_prediction,
     variance_of,
 )
@@ -119,6 +120,10 @@ def test_a_region_attends_to_itself_at_its_two_lower_levels() -> None:
     attending = [len(getattr(block, "attentions", ())) for block in (*unet.down_blocks, *unet.up_blocks)]
     assert attending == [0, 1, 1, 2, 2, 0]
     assert not wants_prompt(unet.config)
+    assert latent_multiple(unet.config) == 4
+    assert latent_multiple(create_unet("tiny").config) == 1
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):  # what the multiple is for
+        unet(torch.zeros(1, 16, 8, 6), 5, encoder_hidden_states=None)
 
 
 @pytest.mark.parametrize(

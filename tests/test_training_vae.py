@@ -20,7 +20,7 @@ from sar2eo.training.adversary import (
     generator_loss,
     only_where_valid,
 )
-from sar2eo.training.vae_losses import absolute_error, divergence, gradient_error
+from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error
 from sar2eo.training.vae_task import NOTES, VaeTask
 
 SETTINGS: dict[str, Any] = {"latent_channels": 2, "widths": (8, 16), "steps": 10, "crop": 32}
@@ -85,6 +85,17 @@ def test_divergence_by_hand() -> None:
     assert divergence(mean, log_variance, 10).item() == pytest.approx(expected)
 
 
+def test_balanced_errors_have_their_mean_and_the_gradient_of_their_logarithms() -> None:
+    errors = torch.tensor([0.1, 0.4], requires_grad=True)
+    loss = balanced(list(errors))
+    assert loss.item() == pytest.approx(0.25)
+    loss.backward()
+    # Their mean, 0.25, times that of d log(e) = 1 / e: the same pull in proportion.
+    torch.testing.assert_close(errors.grad, torch.tensor([0.25 / 0.1, 0.25 / 0.4]) / 2)
+    perfect = torch.zeros(2, requires_grad=True)
+    assert balanced(list(perfect)).item() == 0
+
+
 def test_hinge_losses_by_hand_weigh_by_validity() -> None:
     real = torch.tensor([[[[2.0, 0.5]]]])
     fake = torch.tensor([[[[-0.5, 3.0]]]])
@@ -129,9 +140,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     batch = batch_of()
     weights = {"l1": 2.0, "gradient": 0.5, "kl": 0.25}
     loss, facts = loss_of(task_of(**weights), batch)
-    assert loss.item() == pytest.approx(
-        sum(weight * facts[name] for name, weight in weights.items()), rel=1e-5
-    )
+    errors = [2.0 * facts[f"{kind}_l1"] + 0.5 * facts[f"{kind}_gradient"] for kind in ("eo", "sar")]
+    assert loss.item() == pytest.approx(sum(errors) / 2 + 0.25 * facts["kl"], rel=1e-5)
     assert facts["posterior_std"] == pytest.approx(np.exp(-3), rel=0.1)
     again, _ = loss_of(task_of(**weights), batch)
     assert torch.equal(loss, again)

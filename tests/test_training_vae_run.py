@@ -72,7 +72,7 @@ def test_a_run_leaves_a_vae_to_make_a_checkpoint_of(run: Path, tmp_path: Path) -
 def test_the_adversary_joins_and_every_part_is_recorded(run: Path) -> None:
     train = records(run, "train")
     assert ["discriminator/loss" in line for line in train] == [False] * 3 + [True] * 3
-    assert train[0].keys() > {"vae/l1", "vae/gradient", "vae/kl", "vae/posterior_std", "vae/loss"}
+    assert train[0].keys() > {"vae/eo_l1", "vae/sar_gradient", "vae/kl", "vae/posterior_std", "vae/loss"}
     assert train[-1].keys() > {"vae/adversarial", "vae/adaptive_weight"}
     assert [line["step"] for line in records(run, "validation")] == [3, 6]
     assert sorted(path.name for path in (run / "pictures").iterdir()) == [

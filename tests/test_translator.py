@@ -15,7 +15,7 @@ import torch
 from model_fixtures import simulate_pair, to_model_input
 
 import sar2eo.translator
-from sar2eo.checkpoint import load_checkpoint
+from sar2eo.checkpoint import init_checkpoint, load_checkpoint
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.models import ModelSpec, Translation, resolve_model
 from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
@@ -205,6 +205,12 @@ def test_what_does_not_fit_is_refused(checkpoint: Path, windows: FloatArray) -> 
         run(checkpoint, windows[:1], [(0, 2)], batch=2)
     with pytest.raises(SettingsError, match=r"windows of 30 x 96 pixels"):
         run(checkpoint, windows[:1, :, :30], [(0, 0)], batch=2)
+
+
+def test_windows_that_a_unet_cannot_halve_evenly_are_refused(tmp_path: Path, windows: FloatArray) -> None:
+    region = init_checkpoint(tmp_path / "region", size="region")
+    with pytest.raises(SettingsError, match="wants tiles that are multiples of 32"):
+        run(region, windows[:1, :, :48, :64], [(0, 0)], batch=1)
 
 
 def test_windows_that_overflow_in_half_precision_are_decoded_again(

@@ -31,8 +31,8 @@ from sar2eo.errors import OutputError, TrainingError, TrainingWarning
 
 __all__ = ["RunFolder", "record"]
 
-_FREE = ("keep", "save_every", "validate_every")
-"""Settings that say what is kept of a run, not what is learnt."""
+_FREE = ("keep", "save_every", "validate_every", "threads")
+"""Settings of what is kept, not of what is learnt; and threads, of which `RunFolder.begin` warns."""
 
 
 class RunFolder:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["absolute_error", "divergence", "gradient_error", "weighted_mean"]
+__all__ = ["absolute_error", "balanced", "divergence", "gradient_error", "weighted_mean"]
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -52,6 +54,22 @@ def _both(valid: Tensor, dim: int) -> Tensor:
     """Return where a pixel and its next neighbour are valid."""
     length = valid.shape[dim] - 1
     return valid.narrow(dim, 0, length) * valid.narrow(dim, 1, length)
+
+
+def balanced(errors: Sequence[Tensor]) -> Tensor:
+    """Return the mean of errors whose gradients count relative to the size of each.
+
+    As the sum of their logarithms would have it, on the scale of the mean: the speckle of SAR images,
+    which no latent can hold, would otherwise leave little of the gradient to the EO images.
+
+    Parameters
+    ----------
+    errors : sequence of Tensor
+        Scalars, not negative, one for each kind of image.
+    """
+    sizes = torch.stack([error.detach() for error in errors])
+    weights = sizes.mean() / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+    return (torch.stack(list(errors)) * weights).mean()
 
 
 def divergence(mean: Tensor, log_variance: Tensor, image_values: int) -> Tensor:

@@ -27,7 +27,7 @@ from sar2eo.training.adversary import (
     only_where_valid,
 )
 from sar2eo.training.task import Batch
-from sar2eo.training.vae_losses import absolute_error, divergence, gradient_error
+from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error
 
 __all__ = ["NOTES", "VaeNetwork", "VaeTask"]
 
@@ -76,6 +76,8 @@ class VaeNetwork(nn.Module):
 
 class VaeTask:
     """Reconstruction, divergence and, for the last steps, a patch discriminator.
+
+    The errors of EO and of SAR images are balanced (see `sar2eo.training.vae_losses.balanced`).
 
     The score of a validation is minus the PSNR of the EO images (of the SAR images where only those are
     trained on), plus how far the worst octave of their power spectrum is from the truth's, both in dB:
@@ -132,17 +134,17 @@ class VaeTask:
             return self._discriminator_loss(batch, images, valid, generator)
         settings = self._settings
         reconstruction, mean, log_variance = self._reconstruct(images, generator)
-        l1 = absolute_error(reconstruction, images, valid)
-        gradient = gradient_error(reconstruction, images, valid)
-        kl = divergence(mean, log_variance, images.numel())
-        error = settings.l1 * l1 + settings.gradient * gradient
+        facts: dict[str, float] = {}
+        errors = []
+        parts = (part.chunk(len(self._kinds)) for part in (reconstruction, images, valid))
+        for kind, *own in zip(self._kinds, *parts, strict=True):
+            l1, gradient = absolute_error(*own), gradient_error(*own)
+            errors.append(settings.l1 * l1 + settings.gradient * gradient)
+            facts |= {f"{kind}_l1": float(l1.detach()), f"{kind}_gradient": float(gradient.detach())}
+        error, kl = balanced(errors), divergence(mean, log_variance, images.numel())
         total = error + settings.kl * kl
-        facts = {
-            "l1": float(l1.detach()),
-            "gradient": float(gradient.detach()),
-            "kl": float(kl.detach()),
-            "posterior_std": float((0.5 * log_variance.detach()).exp().mean()),
-        }
+        posterior_std = (0.5 * log_variance.detach()).exp().mean()
+        facts |= {"kl": float(kl.detach()), "posterior_std": float(posterior_std)}
         if "discriminator" in self.phases and self.active("discriminator", step):
             shown = only_where_valid(reconstruction, images, valid)
             adversarial = generator_loss(self.phases["discriminator"](shown).float(), valid)
