@@ -70,7 +70,8 @@ def _type(hint: Any) -> Any:
     if get_origin(option) is Literal:
         return click.Choice(get_args(option))
     if get_origin(option) is tuple:
-        return _List(get_args(option)[0])
+        item = get_args(option)[0]
+        return _List(str if get_origin(item) is Literal else item)
     return option
 
 

@@ -9,7 +9,14 @@ import click
 
 from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
 
-__all__ = ["debug_option", "names_option", "numbers", "scene_options", "scene_options_except"]
+__all__ = [
+    "debug_option",
+    "names_option",
+    "numbers",
+    "scene_options",
+    "scene_options_except",
+    "taking_several",
+]
 
 Decorator = Callable[[Any], Any]
 
@@ -41,6 +48,28 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]  # older releases of 
 def numbers(names: str, kind: type = float) -> click.ParamType:  # type: ignore[type-arg]
     """Return a parameter type for as many numbers as there are names in ``A,B,C``."""
     return _Numbers(names, kind)
+
+
+def taking_several(*flags: str) -> type[click.Command]:
+    """Return a kind of command whose named flags take all that follows up to the next option.
+
+    As a shell's * gives it.
+    The options themselves are of the kind that may be repeated (``multiple``).
+    """
+
+    class Several(click.Command):
+        def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+            spread: list[str] = []
+            current = None
+            for position, text in enumerate(args):
+                if text.startswith("-"):
+                    current = text if text in flags else None
+                elif current is not None and args[position - 1] != current:
+                    spread.append(current)
+                spread.append(text)
+            return super().parse_args(ctx, spread)
+
+    return Several
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:

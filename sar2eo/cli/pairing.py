@@ -11,28 +11,11 @@ import click
 
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import settings_options
-from sar2eo.cli.options import debug_option, numbers, scene_options_except
+from sar2eo.cli.options import debug_option, numbers, scene_options_except, taking_several
 from sar2eo.cli.progress import ProgressLine, clock
 from sar2eo.recipe import PairsRecipe, PairsSettings, SceneSettings
 
 __all__ = ["build_all", "build_pairs_command"]
-
-_SEVERAL = ("--sar", "--eo")
-
-
-class _SeveralPaths(click.Command):
-    """A command whose --sar and --eo take all that follows up to the next option, as a shell's * gives it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        current = None
-        for position, text in enumerate(args):
-            if text.startswith("-"):
-                current = text if text in _SEVERAL else None
-            elif current is not None and args[position - 1] != current:
-                spread.append(current)
-            spread.append(text)
-        return super().parse_args(ctx, spread)
 
 
 class _Resolution(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no argument
@@ -47,7 +30,7 @@ class _Resolution(click.ParamType):  # type: ignore[type-arg]  # older releases 
             self.fail(f"{value!r} must be native or metres", param, ctx)
 
 
-@click.command("build-pairs", cls=_SeveralPaths)
+@click.command("build-pairs", cls=taking_several("--sar", "--eo"))
 @click.option("--sar", multiple=True, required=True, metavar="PATH...", help="SAR scenes.")
 @click.option("--eo", multiple=True, required=True, metavar="PATH...", help="EO scenes.")
 @click.option("--out", required=True, metavar="DIR", help="Folder of the pairs.")

@@ -107,9 +107,9 @@ class BuiltPairs(PairsDataset):
         return self.folder / row.sar_chip, self.folder / row.eo_chip
 
     def facts(self, index: int) -> dict[str, Any]:
-        """Return the gap between the acquisitions, and what is known of the SAR."""
+        """Return the SAR scene, the gap between the acquisitions, and what is known of the SAR."""
         row = self.rows[index]
-        names = ("day_gap", "platform", "orbit_direction")
+        names = ("sar_href", "day_gap", "platform", "orbit_direction")
         return {name: getattr(row, name) for name in names}
 
     def describe(self) -> str:

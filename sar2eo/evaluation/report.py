@@ -18,7 +18,7 @@ __all__ = ["METRICS_NAME", "Case", "Pictures", "check_target", "markdown", "writ
 
 METRICS_NAME = "metrics.json"
 
-_COLUMNS = {
+_FIGURES = {
     "psnr": ("PSNR", "dB, mean of images", 2),
     "psnr_pooled": ("PSNR pooled", "dB, of the error of all pixels", 2),
     "ssim": ("SSIM", "", 3),
@@ -125,19 +125,13 @@ def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _methods(methods: dict[str, Any]) -> str:
-    known = [key for key in _COLUMNS if any(key in figures for figures in methods.values())]
-    head = ["Method", *(_title(key) for key in known)]
-    rows = [
-        [name, *(_number(figures.get(key), _COLUMNS[key][2]) for key in known)]
-        for name, figures in methods.items()
-    ]
-    return _table(head, rows)
-
-
-def _title(key: str) -> str:
-    title, note, _ = _COLUMNS[key]
-    return f"{title} ({note})" if note else title
+def _methods(methods: dict[str, Any], first: str = "") -> str:
+    rows = []
+    for key, (title, note, digits) in _FIGURES.items():
+        if any(key in figures for figures in methods.values()):
+            cells = [_number(figures.get(key), digits) for figures in methods.values()]
+            rows.append([f"{title} ({note})" if note else title, *cells])
+    return _table([first, *methods], rows)
 
 
 def _octaves(methods: dict[str, Any]) -> str:
@@ -182,8 +176,8 @@ def _controls(results: dict[str, Any]) -> list[str]:
 def _sweep(sweep: list[dict[str, Any]]) -> list[str]:
     if not sweep:
         return []
-    table = _methods({str(found["steps"]): found for found in sweep})
-    return [f"## Steps, on {sweep[0]['images']} pairs", table.replace("| Method |", "| Steps |", 1)]
+    table = _methods({str(found["steps"]): found for found in sweep}, "Steps")
+    return [f"## Steps, on {sweep[0]['images']} pairs", table]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sar2eo.models import ModelSpec, resolve_model
 from sar2eo.recipe import DataSettings, EvaluateSettings, checked
 from sar2eo.translator import DiffusionTranslator
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "plan_evaluation"]
 
 MODEL = "model"
 """Name of the evaluated model's own figures."""
@@ -98,13 +99,44 @@ def evaluate(
         If something could not be measured for lack of a network or of training pairs.
     """
     settings = checked(_changed(settings or EvaluateSettings(), changes))
-    pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
-    out = Path(out)
-    check_target(out, overwrite=overwrite)
-    run = _Evaluation(str(model), pairs, settings, progress or (lambda stage, done, total: None))
-    results, pictures = run.results()
-    write_report(out, results, pictures, overwrite=overwrite)
+    run = _checked_evaluation(model, data, out, settings, overwrite=overwrite, progress=progress)
+    with _threads(run.specs[MODEL].threads):
+        results, pictures = run.results()
+    write_report(Path(out), results, pictures, overwrite=overwrite)
     return results
+
+
+def plan_evaluation(
+    model: str | Path,
+    data: DataSettings | str | Path,
+    out: str | Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Check an evaluation and say what it would do, as plain values; parameters as in `evaluate`.
+
+    Raises
+    ------
+    SettingsError, PairsError, CheckpointError, OutputError
+        As in `evaluate`.
+    """
+    settings = checked(settings or EvaluateSettings())
+    return _checked_evaluation(model, data, out, settings, overwrite=overwrite).plan()
+
+
+def _checked_evaluation(
+    model: str | Path,
+    data: DataSettings | str | Path,
+    out: str | Path,
+    settings: EvaluateSettings,
+    *,
+    overwrite: bool,
+    progress: Progress | None = None,
+) -> _Evaluation:
+    pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
+    check_target(Path(out), overwrite=overwrite)
+    return _Evaluation(str(model), pairs, settings, progress or (lambda stage, done, total: None))
 
 
 class _Evaluation:
@@ -122,6 +154,21 @@ class _Evaluation:
         self.chosen = evenly(len(self.dataset), settings.limit)
         self.training = self._training() if baselines.MEAN_COLOUR in settings.against else None
         self.measures = self._measures()
+
+    def plan(self) -> dict[str, Any]:
+        """Return what would be done."""
+        swept = min(len(self.chosen), SWEPT_PAIRS) * len(self.settings.sweep_steps)
+        spec = self.specs[MODEL]
+        return {
+            "data": self.dataset.describe(),
+            "pairs": len(self.chosen),
+            "metrics": [name for name in self.settings.metrics if name not in self.left_out],
+            "left_out": self.left_out,
+            "models": list(self.specs),
+            "against": [name for name in self.settings.against if name in baselines.BASELINES],
+            "model": {name: getattr(spec, name) for name in ("steps", "sampler", "device", "dtype", "batch")},
+            "images_to_draw": len(self.chosen) * self.settings.samples * len(self.specs) + swept,
+        }
 
     def results(self) -> tuple[dict[str, Any], Pictures]:
         """Measure everything."""
@@ -200,7 +247,7 @@ class _Evaluation:
 
     def _leave_out(self, name: str, why: str) -> None:
         self.left_out[name] = why
-        warnings.warn(f"{name} is left out: {why}", EvaluationWarning, stacklevel=4)
+        warnings.warn(f"{name} is left out: {why}", EvaluationWarning, stacklevel=5)
 
     def _predictions(self, probe: Probe | None) -> dict[str, Predict]:
         """Return the methods that are not models."""
@@ -340,6 +387,17 @@ def best_median_worst(ranked: list[dict[str, Any]], each: int = 3) -> dict[str, 
         "worst": ranked[max(middle + each, len(ranked) - each) :],
     }
     return {kind: rows for kind, rows in parts.items() if rows}
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Use so many torch threads, for metrics too: two runs that each take all cores wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _mean_of(name: str, samples: int) -> str:
