@@ -11,7 +11,7 @@ from dataset_fixtures import built_pairs
 from safetensors.torch import load_file
 
 import sar2eo
-from sar2eo.checkpoint import init_checkpoint, load_checkpoint
+from sar2eo.checkpoint import load_checkpoint
 from sar2eo.cli import cli
 from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
 from sar2eo.recipe import DataSettings, VaeSettings
@@ -58,8 +58,11 @@ def records(run: Path, part: str) -> list[dict[str, Any]]:
 
 
 def test_a_run_leaves_a_vae_to_make_a_checkpoint_of(run: Path, tmp_path: Path) -> None:
-    out = init_checkpoint(tmp_path / "model", size="tiny", vae=run / "final")
-    checkpoint = load_checkpoint(out)
+    words = ["model", "init", "--size", "tiny", "--vae", str(run / "final"), "--zero-terminal-snr"]
+    done = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "model")])
+    assert done.exit_code == 0, done.output
+    checkpoint = load_checkpoint(tmp_path / "model")
+    assert checkpoint.schedule["rescale_betas_zero_snr"] is True
     assert checkpoint.vae.config.latent_channels == 2
     for name, tensor in weights(run / "final").items():
         assert torch.equal(checkpoint.vae.state_dict()[name], tensor)
