@@ -201,6 +201,20 @@ def test_the_discriminator_judges_what_the_vae_made_and_learns_alone() -> None:
     assert set(facts) == {"real", "fake"}
 
 
+@pytest.mark.parametrize(("images", "judged"), [("both", "eo"), ("sar", "sar")])
+def test_the_adversary_judges_eo_where_there_is_any(images: str, judged: str) -> None:
+    task, batch = task_of(adversarial=1.0, adversarial_from=0.0, images=images), batch_of()
+    seen: list[torch.Tensor] = []
+    task.phases["discriminator"].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    loss_of(task, batch)
+    loss_of(task, batch, "discriminator")
+    assert torch.equal(seen[1], batch[judged])
+    hole = batch["valid"] == 0
+    for fake in (seen[0], seen[2]):
+        assert torch.equal(fake.detach(), seen[0].detach())
+        assert torch.equal(fake[hole.expand_as(fake)], batch[judged][hole.expand_as(fake)])
+
+
 def test_validation_measures_psnr_and_octaves(monkeypatch: pytest.MonkeyPatch) -> None:
     task, batch = task_of(), batch_of(size=64)
     for kind, error in {"eo": 0.02, "sar": 0.2}.items():

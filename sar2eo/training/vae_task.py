@@ -77,7 +77,9 @@ class VaeNetwork(nn.Module):
 class VaeTask:
     """Reconstruction, divergence and, for the last steps, a patch discriminator.
 
-    The errors of EO and of SAR images are balanced (see `sar2eo.training.vae_losses.balanced`).
+    The errors of EO and of SAR images are balanced (see `sar2eo.training.vae_losses.balanced`). The
+    discriminator judges EO images only, where there are any: nobody decodes a SAR image, and its speckle
+    is too easy to tell.
 
     The score of a validation is minus the PSNR of the EO images (of the SAR images where only those are
     trained on), plus how far the worst octave of their power spectrum is from the truth's, both in dB:
@@ -131,7 +133,7 @@ class VaeTask:
         """Return the loss of the VAE or of the discriminator; see `sar2eo.training.task.Task`."""
         images, valid = self._images(batch)
         if phase == "discriminator":
-            return self._discriminator_loss(batch, images, valid, generator)
+            return self._discriminator_loss(batch, images, generator)
         settings = self._settings
         reconstruction, mean, log_variance = self._reconstruct(images, generator)
         facts: dict[str, float] = {}
@@ -146,8 +148,8 @@ class VaeTask:
         posterior_std = (0.5 * log_variance.detach()).exp().mean()
         facts |= {"kl": float(kl.detach()), "posterior_std": float(posterior_std)}
         if "discriminator" in self.phases and self.active("discriminator", step):
-            shown = only_where_valid(reconstruction, images, valid)
-            adversarial = generator_loss(self.phases["discriminator"](shown).float(), valid)
+            shown = self._judged(batch, reconstruction)
+            adversarial = generator_loss(self.phases["discriminator"](shown).float(), batch["valid"])
             weight = adaptive_weight(error, adversarial, self.vae.decoder.conv_out.weight)
             total = total + settings.adversarial * weight * adversarial
             facts |= {"adversarial": float(adversarial.detach()), "adaptive_weight": float(weight)}
@@ -155,18 +157,24 @@ class VaeTask:
         return total, facts
 
     def _discriminator_loss(
-        self, batch: Batch, images: Tensor, valid: Tensor, generator: torch.Generator
+        self, batch: Batch, images: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         if self._last is not None and self._last[0] is batch:
             fake = self._last[1]  # of the VAE's own turn at this batch, which saves a pass through it
         else:
             with torch.no_grad():
-                fake = only_where_valid(self._reconstruct(images, generator)[0], images, valid)
+                fake = self._judged(batch, self._reconstruct(images, generator)[0])
         self._last = None
         discriminator = self.phases["discriminator"]
-        real_scores, fake_scores = discriminator(images).float(), discriminator(fake).float()
+        real_scores = discriminator(batch[self._kinds[0]]).float()
+        fake_scores = discriminator(fake).float()
         facts = {"real": float(real_scores.detach().mean()), "fake": float(fake_scores.detach().mean())}
-        return discriminator_loss(real_scores, fake_scores, valid), facts
+        return discriminator_loss(real_scores, fake_scores, batch["valid"]), facts
+
+    def _judged(self, batch: Batch, reconstruction: Tensor) -> Tensor:
+        """Return the reconstructions that the adversary sees, shape (B, 3, H, W): those of one kind."""
+        truth = batch[self._kinds[0]]
+        return only_where_valid(reconstruction[: len(truth)], truth, batch["valid"])
 
     def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         size = [side // self.factor for side in images.shape[-2:]]
