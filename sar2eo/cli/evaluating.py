@@ -90,7 +90,8 @@ def evaluate_all(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
 
 def _summary(out: str, results: Mapping[str, Any]) -> str:
     """Say what came of it: each method's pooled PSNR."""
+    pooled = {name: figures["psnr_pooled"] for name, figures in results["methods"].items()}
     found = ", ".join(
-        f"{name} {figures['psnr_pooled']:.2f} dB" for name, figures in results["methods"].items()
+        f"{name} {'without error' if value is None else f'{value:.2f} dB'}" for name, value in pooled.items()
     )
     return f"{out}: {results['data']['pairs']} pairs: {found}"

@@ -53,8 +53,7 @@ def numbers(names: str, kind: type = float) -> click.ParamType:  # type: ignore[
 def taking_several(*flags: str) -> type[click.Command]:
     """Return a kind of command whose named flags take all that follows up to the next option.
 
-    As a shell's * gives it.
-    The options themselves are of the kind that may be repeated (``multiple``).
+    So a shell's * can stand there. The options themselves are ``multiple``.
     """
 
     class Several(click.Command):

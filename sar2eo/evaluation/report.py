@@ -59,8 +59,15 @@ def check_target(out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
 
 
-def write_report(out: Path, results: dict[str, Any], pictures: Pictures, *, overwrite: bool) -> None:
+def write_report(
+    out: Path, results: dict[str, Any], pictures: Pictures, *, overwrite: bool
+) -> dict[str, Any]:
     """Write the folder beside its place, then rename it.
+
+    Returns
+    -------
+    dict
+        The results as plain JSON values; what is not a finite number is None.
 
     Raises
     ------
@@ -73,7 +80,8 @@ def write_report(out: Path, results: dict[str, Any], pictures: Pictures, *, over
         partial.mkdir()
         drawn = draw_pictures(partial, results, pictures)
         (partial / "report.md").write_text(markdown(results, drawn), encoding="utf-8")
-        text = json.dumps(_plain(results), indent=1, allow_nan=False) + "\n"
+        plain: dict[str, Any] = _plain(results)
+        text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
         (partial / METRICS_NAME).write_text(text, encoding="utf-8")
         for path in partial.iterdir():
             sync_file(path)
@@ -90,6 +98,7 @@ def write_report(out: Path, results: dict[str, Any], pictures: Pictures, *, over
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    return plain
 
 
 def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:

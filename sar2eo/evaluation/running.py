@@ -82,7 +82,7 @@ def evaluate(
     Returns
     -------
     dict
-        What ``metrics.json`` holds. "methods": figures of the model, of what it is held ``against``
+        What ``metrics.json`` holds; None is what cannot be measured or is infinite. "methods": figures of the model, of what it is held ``against``
         and of its bound, among them means over images (psnr, ssim, scc, lpips, ciede2000), the PSNR of
         errors pooled over all pixels, the same at means of 8 pixels (``_8px``), and per octave of
         wavelength the power ratio to the truth and the correlation with it. "calibration", "shuffle",
@@ -102,8 +102,7 @@ def evaluate(
     run = _checked_evaluation(model, data, out, settings, overwrite=overwrite, progress=progress)
     with _threads(run.specs[MODEL].threads):
         results, pictures = run.results()
-    write_report(Path(out), results, pictures, overwrite=overwrite)
-    return results
+    return write_report(Path(out), results, pictures, overwrite=overwrite)
 
 
 def plan_evaluation(
