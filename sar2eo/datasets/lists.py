@@ -98,13 +98,13 @@ def hold_out(train: Sequence[str], group: Callable[[str], str]) -> Split:
         members.setdefault(group(name), []).append(name)
     groups = list(members)
     order = [groups[i] for i in permutation(SEED, Purpose.SPLIT, 0, 0, len(groups))]
-    room, held = max(1, int(len(train) * _HELD_OUT)), set[str]()
+    room, held = int(len(train) * _HELD_OUT), set[str]()
     for name in order:
         if len(members[name]) <= room:
             held.add(name)
             room -= len(members[name])
     if not held and len(groups) > 1:
-        held.add(min(groups, key=lambda name: len(members[name])))
+        held.add(min(order, key=lambda name: len(members[name])))
     return {
         "train": [name for name in sorted(train) if group(name) not in held],
         "val": [name for name in sorted(train) if group(name) in held],

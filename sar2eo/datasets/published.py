@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from sar2eo.datasets.augmentation import Augmentation
 from sar2eo.datasets.lists import drawn_split, hold_out, placed_split, published_split
@@ -213,13 +215,14 @@ class SpaceNet6(PublishedPairs):
                 "size, with 4 and 3 bands, EO uint8"
             )
         sar_valid &= (sar != 0).any(axis=0)
-        valid = sar_valid & eo_valid
-        low, high = [0.0] * len(sar), [1.0] * len(sar)
-        if sar_valid.any():
-            low, high = np.percentile(sar[:, sar_valid], (1, 99), axis=1).tolist()
-        # As in the release: a constant image becomes black, not an error.
-        high = [max(top, bottom + 2**-10) for bottom, top in zip(low, high, strict=True)]
-        return Pair(sar, eo, valid, tuple(low), tuple(high))
+        if name not in self._limits:
+            self._limits[name] = _stretch(sar, sar_valid)
+        return Pair(sar, eo, sar_valid & eo_valid, *self._limits[name])
+
+    @cached_property
+    def _limits(self) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+        """Percentiles by image: they take far longer than reading it."""
+        return {}
 
     def describe(self) -> str:
         """Say which data set, how many pairs, how they were chosen, and how SAR is scaled."""
@@ -234,6 +237,17 @@ class SpaceNet6(PublishedPairs):
 
 PUBLISHED: dict[str, type[PublishedPairs]] = {"qxs": QxsSaropt, "sar2opt": Sar2Opt, "spacenet6": SpaceNet6}
 """By the names of `sar2eo.recipe.training.Dataset`."""
+
+
+def _stretch(
+    sar: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the values of each band that become -1 and 1."""
+    if not valid.any():
+        return (0.0,) * len(sar), (1.0,) * len(sar)
+    limits = [np.percentile(band[valid], (1, 99), overwrite_input=True).tolist() for band in sar]
+    # As in the release: a constant image becomes black, not an error.
+    return tuple(low for low, _ in limits), tuple(max(high, low + 2**-10) for low, high in limits)
 
 
 def _pictures(sar_path: Path, eo_path: Path) -> Pair:
