@@ -109,7 +109,7 @@ def build_all(recipe: PairsRecipe, *, workers: int, scheduler: str | None, dry_r
             _tell_plan(build_pairs(recipe.sar, recipe.eo, recipe.out, dry_run=True, **given))  # type: ignore[arg-type]
             return
         context.meta["sar2eo.resume"] = ": run the same command again to go on where it stopped"
-        with ProgressLine(_progress) as progress:
+        with ProgressLine(_Progress()) as progress:
             index = build_pairs(
                 recipe.sar,
                 recipe.eo,
@@ -154,12 +154,20 @@ def _chips(report: Mapping[str, Any]) -> str:
     return f"{sum(chips.values())} pairs ({counts}){apart}"
 
 
-def _progress(counts: Mapping[str, float], seconds: float) -> str:
-    if "cells_total" not in counts:
-        done, total = counts.get("neighbourhoods_done", 0), counts["neighbourhoods_total"]
-        return f"{done:.0f} of {total:.0f} neighbourhoods aligned"
-    done, total = counts.get("cells_done", 0), counts["cells_total"] - counts["cells_resumed"]
-    rate = done / max(seconds, 1e-9)
-    left = f", {clock((total - done) / rate)} left" if done else ""
-    chips = counts.get("chips_written", 0)
-    return f"{done:.0f} of {total:.0f} cells, {chips:.0f} pairs{left}"
+class _Progress:
+    """What the progress line says; what is left is told from when the cutting began."""
+
+    def __init__(self) -> None:
+        self.start: float | None = None
+
+    def __call__(self, counts: Mapping[str, float], seconds: float) -> str:
+        if "cells_total" not in counts:
+            done, total = counts.get("neighbourhoods_done", 0), counts["neighbourhoods_total"]
+            return f"{done:.0f} of {total:.0f} neighbourhoods aligned"
+        done, total = counts.get("cells_done", 0), counts["cells_total"] - counts["cells_resumed"]
+        chips = counts.get("chips_written", 0)
+        if self.start is None or not done:
+            self.start = seconds
+            return f"{done:.0f} of {total:.0f} cells"
+        left = clock((total - done) * (seconds - self.start) / done)
+        return f"{done:.0f} of {total:.0f} cells, {chips:.0f} pairs, {left} left"

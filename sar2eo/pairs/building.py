@@ -129,7 +129,7 @@ def build(
     try:
         if not work.publishing:
             _Build(scenes, settings, aligner, work, progress).run(fingerprint, started)
-        work.publish()
+        work.publish(_chip_names)
     finally:
         work.journal.release()
     return _finished(out, report, done_before=False)
@@ -143,6 +143,11 @@ def _finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.GeoDa
     if report is not None:
         write_atomically(report, (json.dumps(index.attrs["report"], indent=2) + "\n").encode())
     return index
+
+
+def _chip_names(folder: Path) -> list[str]:
+    index = read_index(folder)
+    return [Path(path).name for column in ("sar_chip", "eo_chip") for path in index[column]]
 
 
 class _Build:
@@ -260,7 +265,6 @@ class _Build:
         """Write the index and what goes with it beside the chips; ``pairs.json`` last."""
         ready = self.work.ready
         ready.mkdir(exist_ok=True)
-        self.work.keep_chips(Path(path).name for key in ("sar_chip", "eo_chip") for path in index[key])
         checksum = write_index(index, ready / "pairs.parquet")
         write_atomically(ready / "audit.json", (json.dumps(audit, indent=2) + "\n").encode())
         counters = collect_telemetry()

@@ -192,7 +192,7 @@ def meetings(
     footprints: tuple[list[SceneFootprint], list[SceneFootprint]],
     settings: PairsSettings,
 ) -> list[Meeting]:
-    """Find the scene pairs, and the cells of each.
+    """Find the scene pairs that share a cell, and the cells of each.
 
     Raises
     ------
@@ -200,7 +200,8 @@ def meetings(
         If no scenes overlap closely enough in time.
     """
     found = find_candidates(*footprints, max_days=settings.max_days)
-    return [_meeting(scenes, candidate, settings) for candidate in found]
+    met = [_meeting(scenes, candidate, settings) for candidate in found]
+    return [each for each in met if each.cells]
 
 
 def _meeting(scenes: Scenes, candidate: Candidate, settings: PairsSettings) -> Meeting:

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,17 +146,15 @@ class Work:
         """Whether an earlier run was stopped on its last steps."""
         return (self.ready / _FILES[-1]).exists()
 
-    def keep_chips(self, names: Iterable[str]) -> None:
-        """Delete all files among the chips but these."""
-        wanted = set(names)
-        for path in self.store.chips.iterdir():
-            if path.name not in wanted:
-                path.unlink()
-
-    def publish(self) -> None:
+    def publish(self, names: Callable[[Path], Iterable[str]]) -> None:
         """Move chips and index to where they belong; ``pairs.json``, without which nothing counts, last.
 
         Stopped at any point, it can be called again.
+
+        Parameters
+        ----------
+        names : callable
+            From the folder of the index to the names of the chips in it; others are deleted.
 
         Raises
         ------
@@ -166,6 +164,7 @@ class Work:
         final, made = self.out / "chips", self.store.chips
         try:
             if made.exists():
+                _keep(made, set(names(self.ready)))
                 # Chips were not flushed one by one.
                 os.sync()
                 (self.out / _FILES[-1]).unlink(missing_ok=True)
@@ -185,6 +184,13 @@ class Work:
         self.journal.remove()
         if not any(self.out.iterdir()):
             self.out.rmdir()
+
+
+def _keep(folder: Path, names: set[str]) -> None:
+    """Delete all files of a folder but these."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()
 
 
 def _differs(manifest: Path, fingerprint: Mapping[str, Any]) -> bool:
