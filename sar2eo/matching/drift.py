@@ -4,7 +4,7 @@ Two smooth things move a SAR scene against an EO scene: an imperfect geolocation
 low order describes, and the height of the ground, which moves a scene that is not terrain-corrected
 along its range and which no polynomial describes. So the candidates are polynomials of order 0 to 2
 and thin-plate splines of growing freedom, and the evidence chooses: each local shift is predicted from
-those that share no pixel with it, and a freer model must predict clearly better than a stiffer one.
+those that share no pixel with it, and a higher order must predict clearly better than a lower one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import RBFInterpolator
+from scipy.spatial import cKDTree
 
 from sar2eo.pairs.alignment import Displacement
 
@@ -27,21 +28,23 @@ Model = Callable[[Points], Points]
 _ORDERS = (0, 1, 2)
 _SPLINE_ORDER = 3
 # Bending penalties of the splines, from stiff to free, in units of _UNIT.
-_PENALTIES = (0.1, 0.03, 0.01)
+_PENALTIES = (0.1, 0.03, 0.01, 0.003)
 _UNIT = 4096.0
-# Pixels: a local shift is no better than this, and one off by more counts as this far off.
-_PRECISION = 0.7
+# Pixels: a local shift may be off by this much and count; one off by more counts as this far off.
+_NEAR = 3.0
 _FAR = 6.0
-# A freer model must bring the error of prediction down to this share of the stiffer one's.
+# A local shift has support if so many of its nearest neighbours are within this many pixels of it. Support
+# is local so that a part of a scene which moves otherwise, such as a mountain, is not taken for wrong.
+_NEIGHBOURS, _SUPPORT, _SUPPORT_PX = 8, 3, 4.0
+# A higher order must bring the error of prediction down to this share of the lower one's.
 _BETTER = 0.95
 # Too thin: fewer sure local shifts, or a smaller share of them in agreement, or a surer guess than this
 # many pixels (one deviation) cannot be had.
 _LEAST = 8
 _LEAST_SHARE = 0.5
 _LEAST_SURE_PX = 2.5
-# Held-out predictions at the most, and draws of the first guess and of the bootstrap.
+# Held-out predictions at the most, and draws of the bootstrap.
 _HELD_OUT = 80
-_DRAWS = 300
 _RESAMPLES = 20
 # The weight of what does not count.
 _TRACE = 1e-6
@@ -85,7 +88,7 @@ class SceneDrift:
     model : callable
         Places (place, 2), in units of 4096 pixels, to shifts (place, 2) in pixels.
     bounds : ndarray of float64, shape (2, 2)
-        Least and largest row and column among the places measured, in pixels.
+        Least and largest row and column of the neighbourhoods that were used, in pixels.
     residual_px : float
         Median distance of the local shifts that were used from the model.
     predicted_px : float
@@ -133,7 +136,7 @@ def fit_drift(
     displacements : sequence of Displacement
         Only the sure ones count.
     apart_px : float
-        Local shifts at least so far apart share no pixel: the side of their neighbourhoods.
+        Side of the neighbourhoods: local shifts at least so far apart share no pixel.
     seed : int
         Of what is drawn; the same shifts give the same drift.
 
@@ -148,8 +151,10 @@ def fit_drift(
         return None
     at = np.array([(d.row, d.col) for d in sure], float) / _UNIT
     shifts = np.array([(d.rows, d.cols) for d in sure], float)
-    draw = np.random.Generator(np.random.Philox(seed))
-    start = _consensus(at, shifts, draw)
+    supported = _supported(at, shifts)
+    if supported.sum() < max(_LEAST, _LEAST_SHARE * len(sure)):
+        return None
+    start = np.where(supported, 1.0, _TRACE)
     best, least = None, np.inf
     for family in _FAMILIES:
         if len(sure) < family.least:
@@ -157,9 +162,10 @@ def fit_drift(
         model, weights = _robust(family, at, shifts, start)
         errors = _held_out(family, at, shifts, weights, apart_px / _UNIT)
         error = float(np.sqrt(np.mean(np.minimum(errors, _FAR) ** 2))) if errors.size else np.inf
-        if best is None or error < _BETTER * least:
+        # Among splines the best: they differ in how much noise they let through, not in kind.
+        if best is None or error < least * (1 if best[0].penalty else _BETTER):
             best, least = (family, model, weights, errors), error
-    return None if best is None else _judged(*best, at, shifts, len(displacements), draw)
+    return None if best is None else _judged(*best, at, shifts, len(displacements), apart_px, seed)
 
 
 def _terms(at: Points, order: int) -> Points:
@@ -172,19 +178,12 @@ def _distances(model: Model, at: Points, shifts: Points) -> npt.NDArray[np.float
     return np.asarray(np.hypot(*(model(at) - shifts).T))
 
 
-def _consensus(at: Points, shifts: Points, draw: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Weigh shifts by the plane through three of them that most others are near (RANSAC): 1 or a trace."""
-    ones = np.ones(len(at))
-    best = ones
-    terms = _terms(at, 1)
-    for _ in range(_DRAWS):
-        chosen = draw.choice(len(at), 3, replace=False)
-        if abs(np.linalg.det(terms[chosen])) < 1e-3:
-            continue
-        near = np.hypot(*(terms @ np.linalg.solve(terms[chosen], shifts[chosen]) - shifts).T) < _FAR
-        if best is ones or near.sum() > (best > _TRACE).sum():
-            best = np.where(near, 1.0, _TRACE)
-    return best
+def _supported(at: Points, shifts: Points) -> npt.NDArray[np.bool_]:
+    """Tell which shifts are like those around them."""
+    _, near = cKDTree(at).query(at, k=_NEIGHBOURS)
+    # The nearest of all is the place itself.
+    apart = np.hypot(*np.moveaxis(shifts[near[:, 1:]] - shifts[:, None], 2, 0))
+    return np.asarray((apart < _SUPPORT_PX).sum(axis=1) >= _SUPPORT)
 
 
 def _robust(
@@ -194,7 +193,7 @@ def _robust(
     for _ in range(8):
         model = family.fit(at, shifts, weights)
         distances = _distances(model, at, shifts)
-        scale = max(1.5 * float(np.median(distances[weights > _TRACE])), 1.5 * _PRECISION)
+        scale = max(1.5 * float(np.median(distances[weights > _TRACE])), _NEAR)
         weights = np.maximum((1 + (distances / scale) ** 2) ** -2.0, _TRACE)
     return family.fit(at, shifts, weights), weights
 
@@ -220,15 +219,16 @@ def _judged(
     at: Points,
     shifts: Points,
     of: int,
-    draw: np.random.Generator,
+    apart_px: float,
+    seed: int,
 ) -> SceneDrift | None:
     """Say how well a model is known; None if not well enough."""
     distances = _distances(model, at, shifts)
-    used = distances < _FAR / 2
+    used = distances < _NEAR
     predicted = float(np.median(errors)) if errors.size else np.inf
     if used.sum() < max(_LEAST, _LEAST_SHARE * len(at)) or not predicted <= _LEAST_SURE_PX:
         return None
-    again = []
+    draw, again = np.random.Generator(np.random.Philox(seed)), []
     for _ in range(_RESAMPLES):
         # Each point as often as it is drawn; not at all is a trace, which keeps the places distinct.
         counts = np.bincount(draw.integers(len(at), size=len(at)), minlength=len(at))
@@ -237,7 +237,8 @@ def _judged(
     return SceneDrift(
         order=family.order,
         model=model,
-        bounds=np.array([at[used].min(axis=0), at[used].max(axis=0)]) * _UNIT,
+        bounds=_UNIT * np.array([at[used].min(axis=0), at[used].max(axis=0)])
+        + np.array([[-apart_px / 2], [apart_px / 2]]),
         residual_px=float(np.median(distances[used])),
         predicted_px=predicted,
         uncertainty_px=float(np.median(deviation)),
