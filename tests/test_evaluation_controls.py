@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sar2eo.errors import PairsError
 from sar2eo.evaluation.baselines import constant, mean_colour, sar_grey
 from sar2eo.evaluation.calibration import Shuffle, calibration_table
-from sar2eo.evaluation.running import best_median_worst, evenly
+from sar2eo.evaluation.requests import evenly
+from sar2eo.evaluation.running import best_median_worst
 from sar2eo.evaluation.sampling import ModelImages, padded
 from sar2eo.models import resolve_model
 

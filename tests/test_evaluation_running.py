@@ -209,8 +209,8 @@ def test_what_needs_networks_or_training_pairs_is_left_out(pairs: Path, tmp_path
     [
         ({"against": ("mean-color",)}, SettingsError, "neither a baseline .*mean-colour.* nor a model"),
         ({"against": ("model",)}, SettingsError, "./model"),
-        ({"sweep_steps": (1, 2)}, SettingsError, "no steps"),
-        ({"upper_bound": True}, SettingsError, "no VAE"),
+        ({"sweep_steps": (1, 2)}, SettingsError, "nor steps"),
+        ({"upper_bound": True}, SettingsError, "neither a VAE"),
         ({"metrics": ("psmr",)}, SettingsError, "psmr"),
         ({"samples": 0}, SettingsError, "at least 1"),
         ({"sample": 2}, SettingsError, "unknown settings sample; known are"),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sar2eo._version import __version__
-from sar2eo.datasets import Batch, PairsDataset, collate, open_dataset
-from sar2eo.errors import EvaluationWarning, PairsError, SettingsError
+from sar2eo.datasets import Batch, collate
+from sar2eo.errors import SettingsError
 from sar2eo.evaluation import baselines
 from sar2eo.evaluation.calibration import Shuffle, calibration_table
-from sar2eo.evaluation.judging import Judge, Measures
-from sar2eo.evaluation.perceptual import inception, open_lpips
+from sar2eo.evaluation.judging import Judge
 from sar2eo.evaluation.probing import Forced, Probe
-from sar2eo.evaluation.report import Case, Pictures, check_target, write_report
+from sar2eo.evaluation.report import Case, Pictures, write_report
+from sar2eo.evaluation.requests import MODEL, SWEPT_PAIRS, Request, evenly, prepare
 from sar2eo.evaluation.sampling import ModelImages
-from sar2eo.models import ModelSpec, resolve_model
 from sar2eo.recipe import DataSettings, EvaluateSettings, checked
 from sar2eo.translator import DiffusionTranslator
 
 __all__ = ["evaluate", "plan_evaluation"]
 
-MODEL = "model"
-"""Name of the evaluated model's own figures."""
-
 SHUFFLED_PAIRS = 128
 """Pairs of the shuffle control at most, spread evenly: they are held in memory."""
-
-SWEPT_PAIRS = 50
-"""Pairs of the comparison of steps at most, spread evenly; as many as in C-DiffSET, Fig. 9."""
 
 CALIBRATED_VALUES = 2**22
 """Latent pixels of the calibration at most, an even share of each pair."""
@@ -82,11 +72,12 @@ def evaluate(
     Returns
     -------
     dict
-        What ``metrics.json`` holds; None is what cannot be measured or is infinite. "methods": figures of the model, of what it is held ``against``
-        and of its bound, among them means over images (psnr, ssim, scc, lpips, ciede2000), the PSNR of
-        errors pooled over all pixels, the same at means of 8 pixels (``_8px``), and per octave of
-        wavelength the power ratio to the truth and the correlation with it. "calibration", "shuffle",
-        "sweep", "pairs" and what could not be measured ("left_out"), with settings and fingerprints.
+        What ``metrics.json`` holds; None is what cannot be measured or is infinite. "methods": figures
+        of the model, of what it is held ``against`` and of its bound, among them means over images
+        (psnr, ssim, scc, lpips, ciede2000), the PSNR of errors pooled over all pixels, the same at
+        means of 8 pixels (``_8px``), and per octave of wavelength the power ratio to the truth and the
+        correlation with it. "calibration", "shuffle", "sweep", "pairs" and what could not be measured
+        ("left_out"), with settings and fingerprints.
 
     Raises
     ------
@@ -99,9 +90,9 @@ def evaluate(
         If something could not be measured for lack of a network or of training pairs.
     """
     settings = checked(_changed(settings or EvaluateSettings(), changes))
-    run = _checked_evaluation(model, data, out, settings, overwrite=overwrite, progress=progress)
-    with _threads(run.specs[MODEL].threads):
-        results, pictures = run.results()
+    request = prepare(model, data, out, settings, overwrite=overwrite)
+    with _threads(request.specs[MODEL].threads):
+        results, pictures = _Evaluation(request, progress or (lambda stage, done, total: None)).results()
     return write_report(Path(out), results, pictures, overwrite=overwrite)
 
 
@@ -121,57 +112,22 @@ def plan_evaluation(
         As in `evaluate`.
     """
     settings = checked(settings or EvaluateSettings())
-    return _checked_evaluation(model, data, out, settings, overwrite=overwrite).plan()
-
-
-def _checked_evaluation(
-    model: str | Path,
-    data: DataSettings | str | Path,
-    out: str | Path,
-    settings: EvaluateSettings,
-    *,
-    overwrite: bool,
-    progress: Progress | None = None,
-) -> _Evaluation:
-    pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
-    check_target(Path(out), overwrite=overwrite)
-    return _Evaluation(str(model), pairs, settings, progress or (lambda stage, done, total: None))
+    return prepare(model, data, out, settings, overwrite=overwrite).plan()
 
 
 class _Evaluation:
-    """One evaluation, checked when it is made."""
+    """One evaluation under way."""
 
-    def __init__(
-        self, model: str, data: DataSettings, settings: EvaluateSettings, progress: Progress
-    ) -> None:
-        self.settings = settings
-        self.data = data
+    def __init__(self, request: Request, progress: Progress) -> None:
+        self.request = request
+        self.settings = request.settings
+        self.dataset = request.dataset
+        self.chosen = request.chosen
         self.progress = progress
-        self.left_out: dict[str, str] = {}
-        self.specs = self._resolve(model)
-        self.dataset = open_dataset(data, settings.split)
-        self.chosen = evenly(len(self.dataset), settings.limit)
-        self.training = self._training() if baselines.MEAN_COLOUR in settings.against else None
-        self.measures = self._measures()
-
-    def plan(self) -> dict[str, Any]:
-        """Return what would be done."""
-        swept = min(len(self.chosen), SWEPT_PAIRS) * len(self.settings.sweep_steps)
-        spec = self.specs[MODEL]
-        return {
-            "data": self.dataset.describe(),
-            "pairs": len(self.chosen),
-            "metrics": [name for name in self.settings.metrics if name not in self.left_out],
-            "left_out": self.left_out,
-            "models": list(self.specs),
-            "against": [name for name in self.settings.against if name in baselines.BASELINES],
-            "model": {name: getattr(spec, name) for name in ("steps", "sampler", "device", "dtype", "batch")},
-            "images_to_draw": len(self.chosen) * self.settings.samples * len(self.specs) + swept,
-        }
 
     def results(self) -> tuple[dict[str, Any], Pictures]:
         """Measure everything."""
-        models = {name: ModelImages(spec) for name, spec in self.specs.items()}
+        models = {name: ModelImages(spec) for name, spec in self.request.specs.items()}
         main = models[MODEL]
         probe = None
         if isinstance(main.translator, DiffusionTranslator):
@@ -181,79 +137,22 @@ class _Evaluation:
         sweep = self._sweep(main)
         by_pair = judges[MODEL].by_pair()
         results = {
-            **self._facts(),
+            **self.request.facts(),
             "methods": {name: judge.summary() for name, judge in judges.items()},
             "shuffle": {name: shuffle.result(self.settings.protocol) for name, shuffle in shuffles.items()},
             "calibration": calibration,
             "sweep": sweep,
-            "left_out": self.left_out,
+            "left_out": self.request.left_out,
             "pairs": by_pair,
         }
         return results, self._pictures(main, probe, by_pair)
 
-    def _resolve(self, model: str) -> dict[str, ModelSpec]:
-        settings = self.settings
-        options: dict[str, Any] = {
-            name: getattr(settings, name)
-            for name in ("steps", "sampler", "seed", "device", "dtype", "threads")
-        }
-        named = {MODEL: model}
-        named |= {name: name for name in settings.against if name not in baselines.BASELINES}
-        if MODEL in settings.against:
-            raise SettingsError(f"against={MODEL!r}: give the path as ./{MODEL}")
-        for steps in settings.sweep_steps:
-            resolve_model(model, **options | {"steps": steps})
-        specs = {}
-        for name, path in named.items():
-            try:
-                specs[name] = resolve_model(path, **options)
-            except Exception as error:
-                if name == MODEL:
-                    raise
-                raise SettingsError(
-                    f"against={name!r}: neither a baseline ({', '.join(baselines.BASELINES)}) nor a model: "
-                    f"{error}"
-                ) from error
-        if settings.upper_bound and specs[MODEL].card is None:
-            raise SettingsError(f"upper_bound: {model} has no VAE to judge")
-        if settings.sweep_steps and specs[MODEL].card is None:
-            raise SettingsError(f"sweep_steps: {model} has no steps to compare")
-        return specs
-
-    def _training(self) -> PairsDataset | None:
-        try:
-            return open_dataset(self.data, "train")
-        except PairsError as error:
-            self._leave_out(baselines.MEAN_COLOUR, f"needs the training split: {error}")
-            return None
-
-    def _measures(self) -> Measures:
-        settings = self.settings
-        networks: dict[str, Any] = {}
-        for name, make, weights in (
-            ("lpips", open_lpips, settings.lpips_weights),
-            ("fid", inception, settings.fid_weights),
-        ):
-            if name not in settings.metrics:
-                continue
-            try:
-                networks[name] = make(weights)
-            except SettingsError as error:
-                if weights is not None:
-                    raise
-                self._leave_out(name, str(error))
-        return Measures(settings.metrics, settings.protocol, networks.get("lpips"), networks.get("fid"))
-
-    def _leave_out(self, name: str, why: str) -> None:
-        self.left_out[name] = why
-        warnings.warn(f"{name} is left out: {why}", EvaluationWarning, stacklevel=5)
-
     def _predictions(self, probe: Probe | None) -> dict[str, Predict]:
         """Return the methods that are not models."""
         found: dict[str, Predict] = {}
-        if self.training is not None:
+        if self.request.training is not None:
             colour = baselines.mean_colour(
-                self.training, lambda done, total: self.progress(baselines.MEAN_COLOUR, done, total)
+                self.request.training, lambda done, total: self.progress(baselines.MEAN_COLOUR, done, total)
             )
             found[baselines.MEAN_COLOUR] = baselines.constant(colour)
         if baselines.SAR_GREY in self.settings.against:
@@ -269,10 +168,10 @@ class _Evaluation:
         samples = self.settings.samples
         judges = {}
         for name in models:
-            judges[name] = Judge(self.measures)
+            judges[name] = Judge(self.request.measures)
             if samples > 1:
-                judges[_mean_of(name, samples)] = Judge(self.measures)
-        judges |= {name: Judge(self.measures) for name in predictions}
+                judges[_mean_of(name, samples)] = Judge(self.request.measures)
+        judges |= {name: Judge(self.request.measures) for name in predictions}
         shuffles = {name: Shuffle(self.settings.seed) for name in models}
         held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
         for batch in self._batches("pairs", self.chosen):
@@ -311,7 +210,7 @@ class _Evaluation:
         some = self.chosen[evenly(len(self.chosen), SWEPT_PAIRS)]
         found = []
         for steps in self.settings.sweep_steps:
-            judge, images = Judge(self.measures), main.with_steps(steps)
+            judge, images = Judge(self.request.measures), main.with_steps(steps)
             for batch in self._batches(f"{steps} steps", some):
                 drawn = images.draw(batch)
                 judge.add(drawn.eo, batch, drawn.seconds)
@@ -344,36 +243,6 @@ class _Evaluation:
             self.progress(stage, first, len(indices))
             yield collate([self.dataset[int(index)] for index in indices[first : first + _BATCH]])
         self.progress(stage, len(indices), len(indices))
-
-    def _facts(self) -> dict[str, Any]:
-        packages = ("torch", "diffusers", "torchmetrics", "scikit-image", "numpy")
-        return {
-            "software": {"sar2eo": __version__, **{name: version(name) for name in packages}},
-            "settings": dataclasses.asdict(self.settings),
-            "data": {
-                **dataclasses.asdict(self.data),
-                "split": self.settings.split,
-                "pairs": len(self.chosen),
-                "of": len(self.dataset),
-                "description": self.dataset.describe(),
-                "fingerprint": self.dataset.fingerprint(),
-            },
-            "models": {
-                name: {
-                    "name": None if spec.card is None else spec.card.name,
-                    "parameters": spec.parameters,
-                    "spacing": spec.spacing,
-                    **spec.fingerprint(),
-                    "card": None if spec.card is None else spec.card.to_dict(),
-                }
-                for name, spec in self.specs.items()
-            },
-        }
-
-
-def evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:
-    """Return `limit` of `count` positions at most, spread evenly."""
-    return np.linspace(0, count - 1, min(count, limit or count)).round().astype(np.intp)
 
 
 def best_median_worst(ranked: list[dict[str, Any]], each: int = 3) -> dict[str, list[dict[str, Any]]]:
