@@ -17,7 +17,7 @@ from sar2eo.datasets.latents import pooled_validity
 from sar2eo.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
 from sar2eo.errors import SettingsError
 from sar2eo.layout import TRAIN_TIMESTEPS, vae_facts
-from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
+from sar2eo.network import decode_latents, encode_images, latent_multiple, split_prediction, variance_of
 from sar2eo.recipe import TrainSettings
 from sar2eo.training.adapters import add_adapters, plain_unet
 from sar2eo.training.pictures import contact_sheet
@@ -84,9 +84,7 @@ class UNetTask:
         SettingsError
             Naming what sides must be multiples of.
         """
-        multiple = self.factor
-        if any("Attn" in name and "Cross" not in name for name in self._unet.config.up_block_types):
-            multiple *= 2 ** (len(self._unet.config.block_out_channels) - 1)
+        multiple = self.factor * latent_multiple(self._unet.config)
         if any(side % multiple for side in shape):
             raise SettingsError(
                 f"images of {shape[0]} x {shape[1]} pixels: with this base the sides must be multiples of "

@@ -1,0 +1,290 @@
+"""The loop: updates by hand, resuming, refusals, signals, and what a crash may leave."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_fixtures import ToyTask, toy_batches, toy_settings, toy_validation
+
+from sar2eo.errors import OutputError, SettingsError, TrainingError, TrainingWarning
+from sar2eo.training.folder import RunFolder
+from sar2eo.training.hardware import create_accelerator
+from sar2eo.training.loop import Outcome, identity_of, run_loop
+from sar2eo.training.phases import Phase, learning_rate
+from sar2eo.training.state import State, States
+from sar2eo.training.task import Batch
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # two would wait for each other, on networks this small
+    yield
+    torch.set_num_threads(before)
+
+
+def go(out: Path, *, task: ToyTask | None = None, stop_after: int | None = None, **changes: Any) -> Outcome:
+    settings = toy_settings(**changes)
+    accelerator = create_accelerator(settings)
+
+    def watch(counts: Any) -> None:
+        if counts["steps"] == stop_after:
+            raise InterruptedError
+
+    return run_loop(
+        task or ToyTask(),
+        accelerator,
+        settings=settings,
+        batches=toy_batches(settings.accumulate),
+        validation=toy_validation,
+        out=out,
+        identity=identity_of(settings, accelerator, data="points"),
+        progress=watch,
+    )
+
+
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "states" / f"step-{step:06d}"
+    return {f"{p.stem}.{k}": v for p in folder.glob("*.safetensors") for k, v in load_file(p).items()}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_learning_rates_by_hand() -> None:
+    settings = toy_settings(steps=12, warmup=4, lr=8.0)
+    assert [learning_rate(settings, step) for step in range(4)] == [2, 4, 6, 8]
+    assert learning_rate(settings, 4) == 8
+    assert learning_rate(settings, 8) == pytest.approx(4)
+    assert learning_rate(settings, 11) == pytest.approx(4 * (1 + math.cos(math.pi * 7 / 8)))
+    assert learning_rate(toy_settings(warmup=0, decay="constant", lr=8.0), 10**6) == 8
+
+
+def test_loss_falls_and_the_result_is_the_average(tmp_path: Path) -> None:
+    outcome = go(tmp_path / "run", steps=60, validate_every=20, save_every=0)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    scores = [line["score"] for line in lines if line["part"] == "validation"]
+    assert scores[-1] < 0.1 * scores[0]
+    assert outcome.metrics["score"] == scores[-1]
+    state = tensors(tmp_path / "run", 60)
+    exported = load_file(outcome.final / "line.safetensors")
+    assert torch.equal(exported["weight"], state["average.line.weight"])
+    assert not torch.equal(exported["weight"], state["weights.line.weight"])
+    assert json.loads((outcome.final / "facts.json").read_text())["steps"] == 60
+    assert len(list((tmp_path / "run/pictures").glob("*.png"))) == 3
+
+
+def test_first_updates_by_hand() -> None:
+    settings = toy_settings(lr=0.5, warmup=2, weight_decay=0.1, max_grad_norm=1e9, ema=0.9)
+    task = ToyTask()
+    weight = task.phases["line"].weight.detach().clone()
+    phase = Phase("line", task, create_accelerator(settings), settings)
+    batch: Batch = {"x": torch.ones(4, 1)}
+    found = phase.update(0, [batch], [torch.Generator().manual_seed(0)])
+    # Adam's first step is the learning rate against the gradient's sign, after decoupled weight decay.
+    expected = weight * (1 - 0.25 * 0.1) + 0.25
+    moved = task.phases["line"].weight.detach()
+    assert moved.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found["lr"] == 0.25
+    first = moved.clone()
+    phase.update(1, [batch], [torch.Generator().manual_seed(0)])
+    second = task.phases["line"].weight.detach()
+    # The average's decay after n updates is (1 + n) / (10 + n), at most 0.9; it begins with the first.
+    average = first + (1 - 2 / 11) * (second - first)
+    assert phase.tensors()["average"]["line.weight"].item() == pytest.approx(average.item(), rel=1e-5)
+
+
+def test_accumulation_is_the_mean_over_batches() -> None:
+    settings = toy_settings(max_grad_norm=1e9)
+    gradients = []
+    for many in (1, 2):
+        task = ToyTask()
+        phase = Phase("line", task, create_accelerator(toy_settings(accumulate=many)), settings)
+        batches: list[Batch] = [{"x": torch.full((4 // many, 1), 0.5)} for _ in range(many)]
+        values = phase.update(0, batches, [torch.Generator().manual_seed(k) for k in range(many)])
+        gradients.append(values["grad_norm"])
+    assert gradients[1] == pytest.approx(gradients[0], rel=0.02)  # the noise differs a little
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_cut_short_ends_like_one_that_was_not(tmp_path: Path, stop_after: int, accumulate: int) -> None:
+    go(tmp_path / "whole", accumulate=accumulate)
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "cut", accumulate=accumulate, stop_after=stop_after)
+    outcome = go(tmp_path / "cut", accumulate=accumulate)
+    assert outcome.begun_at == stop_after // 2 * 2
+    assert_same(tensors(tmp_path / "cut", 6), tensors(tmp_path / "whole", 6))
+    for name in ("final", "best"):
+        assert_same(
+            load_file(tmp_path / "cut" / name / "line.safetensors"),
+            load_file(tmp_path / "whole" / name / "line.safetensors"),
+        )
+    lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "cut")]
+    assert lines[0] == lines[1]
+
+
+def test_another_seed_ends_elsewhere(tmp_path: Path) -> None:
+    go(tmp_path / "one")
+    go(tmp_path / "other", seed=1)
+    one, other = (tensors(tmp_path / run, 6)["weights.line.weight"] for run in ("one", "other"))
+    assert not torch.equal(one, other)
+
+
+def test_the_finished_run_says_so_and_does_nothing(tmp_path: Path) -> None:
+    first = go(tmp_path / "run")
+    stamp = (first.final / "facts.json").stat().st_mtime_ns
+    again = go(tmp_path / "run", stop_after=1)
+    assert (first.begun_at, again.begun_at) == (0, 6)
+    assert (again.final / "facts.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.1}, r"begun with settings.lr=0.05, not 0.1"),
+        ({"batch": 8}, r"begun with settings.batch=4, not 8"),
+        ({"steps": 9}, r"steps=6, not 9: with decay=cosine"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    go(tmp_path / "run")
+    with pytest.raises(TrainingError, match=message):
+        go(tmp_path / "run", **changes)
+
+
+def test_a_constant_rate_can_be_extended_and_ends_as_if_it_had_been_longer(tmp_path: Path) -> None:
+    go(tmp_path / "long", steps=8, decay="constant")
+    go(tmp_path / "run", decay="constant")
+    outcome = go(tmp_path / "run", steps=8, decay="constant", keep=5, save_every=1)
+    assert outcome.begun_at == 6
+    assert_same(tensors(tmp_path / "run", 8), tensors(tmp_path / "long", 8))
+    with pytest.raises(TrainingError, match="not cut to 6"):
+        go(tmp_path / "run", decay="constant")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(TrainingError, match="something else than a run"):
+        go(tmp_path)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(OutputError, match="another run is writing"):
+        go(tmp_path / "run")
+
+
+def test_other_circumstances_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", stop_after=3)
+    path = tmp_path / "run/run.json"
+    path.write_text(path.read_text().replace('"threads": 1,\n    "torch"', '"threads": 9,\n    "torch"'))
+    with pytest.warns(TrainingWarning, match="begun with threads 9, goes on with 1: not bit for bit"):
+        go(tmp_path / "run")
+
+
+@pytest.mark.parametrize("broken", ["weights.safetensors", "state.json", "missing"])
+def test_a_broken_newest_state_is_passed_over(tmp_path: Path, broken: str) -> None:
+    go(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "cut", stop_after=5)
+    newest = tmp_path / "cut/states/step-000004"
+    if broken == "missing":
+        (newest / "optimiser.safetensors").unlink()
+    else:
+        content = bytearray((newest / broken).read_bytes())
+        content[-3] ^= 1
+        (newest / broken).write_bytes(content if broken != "state.json" else content[:-20])
+    with pytest.warns(TrainingWarning, match="step-000004 is passed over"):
+        outcome = go(tmp_path / "cut")
+    assert outcome.begun_at == 2
+    assert_same(tensors(tmp_path / "cut", 6), tensors(tmp_path / "whole", 6))
+
+
+def test_nothing_but_broken_states_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", stop_after=3)
+    (tmp_path / "run/states/step-000002/state.json").unlink()
+    with pytest.warns(TrainingWarning), pytest.raises(TrainingError, match="none of its 1 states"):
+        go(tmp_path / "run")
+
+
+def test_the_last_few_states_are_kept(tmp_path: Path) -> None:
+    go(tmp_path / "run", save_every=1, keep=3)
+    names = sorted(path.name for path in (tmp_path / "run/states").iterdir())
+    assert names == ["step-000004", "step-000005", "step-000006"]
+
+
+def test_a_state_after_a_broken_one_does_not_count_it_as_kept(tmp_path: Path) -> None:
+    states = States(tmp_path, keep=1)
+    for step in (2, 4):
+        states.save(State(step=step, tensors={"weights": {"w": torch.ones(2)}}, facts={}))
+    (tmp_path / "step-000009").mkdir()  # a future that never was
+    states.save(State(step=5, tensors={"weights": {"w": torch.ones(2)}}, facts={}))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+
+
+def test_a_full_disk_leaves_the_state_before(tmp_path: Path) -> None:
+    states = States(tmp_path / "states", keep=2)
+    states.save(State(step=1, tensors={"weights": {"w": torch.arange(4.0)}}, facts={"a": 1}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the system then says EFBIG
+    try:
+        with pytest.raises(OutputError, match="states"):
+            states.save(State(step=2, tensors={"weights": {"w": torch.zeros(100_000)}}, facts={}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-000001"]
+    latest = states.latest()
+    assert latest is not None
+    assert (latest.step, latest.facts) == (1, {"a": 1})
+    assert torch.equal(latest.tensors["weights"]["w"], torch.arange(4.0))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_state_first(tmp_path: Path, number: signal.Signals) -> None:
+    class Stopped(ToyTask):
+        def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> Any:
+            if step == 2 and phase == "line":
+                os.kill(os.getpid(), number)
+            return super().loss(phase, batch, step, generator)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", task=Stopped(), save_every=0)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [path.name for path in (tmp_path / "cut/states").iterdir()] == ["step-000003"]
+    assert go(tmp_path / "cut", save_every=0).begun_at == 3
+    go(tmp_path / "whole")
+    assert_same(tensors(tmp_path / "cut", 6), tensors(tmp_path / "whole", 6))
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 4: the loss of line is nan"):
+        go(tmp_path / "run", task=ToyTask(spoil_at=3))
+    assert [path.name for path in (tmp_path / "run/states").iterdir()] == ["step-000002"]
+    assert go(tmp_path / "run").begun_at == 2
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(SettingsError, match="a CPU trains in float32 or bfloat16"):
+        create_accelerator(toy_settings(dtype="float16"))
+
+
+def test_weights_stay_float32_in_half_precision(tmp_path: Path) -> None:
+    go(tmp_path / "run", dtype="bfloat16")
+    assert {t.dtype for t in tensors(tmp_path / "run", 6).values()} == {torch.float32, torch.int64}
