@@ -127,12 +127,17 @@ class _Evaluation:
 
     def results(self) -> tuple[dict[str, Any], Pictures]:
         """Measure everything."""
-        models = {name: ModelImages(spec) for name, spec in self.request.specs.items()}
-        main = models[MODEL]
+        main = ModelImages(self.request.specs[MODEL])
         probe = None
         if isinstance(main.translator, DiffusionTranslator):
             probe = Probe(main.translator.checkpoint, main.spec)
-        judges, shuffles = self._judge(models, self._predictions(probe))
+        judges: dict[str, Judge] = {}
+        shuffles: dict[str, Shuffle] = {}
+        for name, spec in self.request.specs.items():
+            # Loaded one after the other: several may not fit into memory together.
+            found, shuffles[name] = self._judge_model(name, main if name == MODEL else ModelImages(spec))
+            judges |= found
+        judges |= self._judge_others(self._predictions(probe))
         calibration = self._calibration(probe)
         sweep = self._sweep(main)
         by_pair = judges[MODEL].by_pair()
@@ -161,34 +166,33 @@ class _Evaluation:
             found[baselines.VAE_UPPER_BOUND] = probe.reconstruct
         return found
 
-    def _judge(
-        self, models: dict[str, ModelImages], predictions: dict[str, Predict]
-    ) -> tuple[dict[str, Judge], dict[str, Shuffle]]:
-        """Go through the pairs once; every method sees the same batches."""
+    def _judge_model(self, name: str, images: ModelImages) -> tuple[dict[str, Judge], Shuffle]:
+        """Judge a model's single draws, and their mean where there are several."""
         samples = self.settings.samples
-        judges = {}
-        for name in models:
-            judges[name] = Judge(self.request.measures)
-            if samples > 1:
-                judges[_mean_of(name, samples)] = Judge(self.request.measures)
-        judges |= {name: Judge(self.request.measures) for name in predictions}
-        shuffles = {name: Shuffle(self.settings.seed) for name in models}
+        single, averaged = Judge(self.request.measures), Judge(self.request.measures)
+        shuffle = Shuffle(self.settings.seed)
         held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
-        for batch in self._batches("pairs", self.chosen):
-            for name, images in models.items():
-                drawn = [images.draw(batch, number) for number in range(samples)]
-                for draw in drawn:
-                    judges[name].add(draw.eo, batch, draw.seconds)
-                if samples > 1:
-                    mean = torch.stack([draw.eo for draw in drawn]).mean(0)
-                    seconds = sum(draw.seconds for draw in drawn)
-                    judges[_mean_of(name, samples)].add(mean, batch, seconds)
-                for i, index in enumerate(batch["index"]):
-                    if index in held:
-                        shuffles[name].add(drawn[0].eo[i], batch["eo"][i], batch["valid"][i])
+        for batch in self._batches(name, self.chosen):
+            drawn = [images.draw(batch, number) for number in range(samples)]
+            for draw in drawn:
+                single.add(draw.eo, batch, draw.seconds)
+            if samples > 1:
+                mean = torch.stack([draw.eo for draw in drawn]).mean(0)
+                averaged.add(mean, batch, sum(draw.seconds for draw in drawn))
+            for i, index in enumerate(batch["index"]):
+                if index in held:
+                    shuffle.add(drawn[0].eo[i], batch["eo"][i], batch["valid"][i])
+        judges = {name: single}
+        if samples > 1:
+            judges[f"{name}, mean of {samples}"] = averaged
+        return judges, shuffle
+
+    def _judge_others(self, predictions: dict[str, Predict]) -> dict[str, Judge]:
+        judges = {name: Judge(self.request.measures) for name in predictions}
+        for batch in self._batches("baselines", self.chosen) if predictions else ():
             for name, predict in predictions.items():
                 judges[name].add(predict(batch), batch)
-        return judges, shuffles
+        return judges
 
     def _calibration(self, probe: Probe | None) -> dict[str, Any] | None:
         if probe is None:
@@ -266,10 +270,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _mean_of(name: str, samples: int) -> str:
-    return f"{name}, mean of {samples}"
 
 
 def _case(
