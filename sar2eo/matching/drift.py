@@ -26,7 +26,6 @@ Points = npt.NDArray[np.float64]
 Model = Callable[[Points], Points]
 
 _ORDERS = (0, 1, 2)
-_SPLINE_ORDER = 3
 # Bending penalties of the splines, from stiff to free, in units of _UNIT.
 _PENALTIES = (0.1, 0.03, 0.01, 0.003)
 _UNIT = 4096.0
@@ -43,6 +42,8 @@ _BETTER = 0.95
 _LEAST = 8
 _LEAST_SHARE = 0.5
 _LEAST_SURE_PX = 2.5
+# Places that a spline needs.
+_LEAST_SPLINE = 20
 # Held-out predictions at the most, and draws of the bootstrap.
 _HELD_OUT = 80
 _RESAMPLES = 20
@@ -58,15 +59,22 @@ class _Family:
     penalty: float | None = None
 
     @property
-    def least(self) -> int:
-        """Points that the model needs to be more than an interpolation."""
-        return 2 * (self.order + 1) * (self.order + 2) // 2
+    def name(self) -> int | str:
+        """Order of the polynomial, or "spline"."""
+        return self.order if self.penalty is None else "spline"
+
+    def can_fit(self, at: Points) -> bool:
+        """Tell whether places (point, 2) are twice what the model is determined by, and not on one line."""
+        if self.penalty is None:
+            return len(at) >= (self.order + 1) * (self.order + 2)
+        return len(at) >= _LEAST_SPLINE and np.linalg.matrix_rank(at - at.mean(axis=0), tol=1e-3) == 2
 
     def fit(self, at: Points, shifts: Points, weights: npt.NDArray[np.float64]) -> Model:
         """Fit to shifts (point, 2) at places (point, 2), by weighted least squares."""
         if self.penalty is None:
-            root = np.sqrt(weights)[:, None]
-            solved = np.linalg.lstsq(_terms(at, self.order) * root, shifts * root, rcond=None)[0]
+            terms, root = _terms(at, self.order), np.sqrt(weights)[:, None]
+            # Of places on one line some terms are not known: the smallest solution.
+            solved = np.linalg.lstsq(terms * root, shifts * root, rcond=1e-9)[0]
             return lambda places: np.asarray(_terms(places, self.order) @ solved)
         spline = RBFInterpolator(
             at, shifts, smoothing=self.penalty / weights, kernel="thin_plate_spline", degree=1
@@ -74,7 +82,7 @@ class _Family:
         return lambda places: np.asarray(spline(places))
 
 
-_FAMILIES = (*(_Family(order) for order in _ORDERS), *(_Family(_SPLINE_ORDER, p) for p in _PENALTIES))
+_FAMILIES = (*(_Family(order) for order in _ORDERS), *(_Family(1, penalty) for penalty in _PENALTIES))
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,8 @@ class SceneDrift:
 
     Parameters
     ----------
-    order : int
-        Of the polynomial; 3 stands for a thin-plate spline.
+    order : int or "spline"
+        Of the polynomial, or a thin-plate spline.
     model : callable
         Places (place, 2), in units of 4096 pixels, to shifts (place, 2) in pixels.
     bounds : ndarray of float64, shape (2, 2)
@@ -99,7 +107,7 @@ class SceneDrift:
         Local shifts that the model rests on, and all that were measured.
     """
 
-    order: int
+    order: int | str
     model: Model
     bounds: Points
     residual_px: float
@@ -117,7 +125,7 @@ class SceneDrift:
     def facts(self) -> dict[str, Any]:
         """Return order (0 to 2, or "spline"), residual_px, predicted_px, uncertainty_px, used and of."""
         return {
-            "order": "spline" if self.order == _SPLINE_ORDER else self.order,
+            "order": self.order,
             "residual_px": round(self.residual_px, 3),
             "predicted_px": round(self.predicted_px, 3),
             "uncertainty_px": round(self.uncertainty_px, 3),
@@ -157,7 +165,7 @@ def fit_drift(
     start = np.where(supported, 1.0, _TRACE)
     best, least = None, np.inf
     for family in _FAMILIES:
-        if len(sure) < family.least:
+        if not family.can_fit(at):
             continue
         model, weights = _robust(family, at, shifts, start)
         errors = _held_out(family, at, shifts, weights, apart_px / _UNIT)
@@ -205,7 +213,7 @@ def _held_out(
     errors = []
     for one in np.unique(np.linspace(0, len(at) - 1, min(_HELD_OUT, len(at))).round().astype(int)):
         far = np.abs(at - at[one]).max(axis=1) >= apart - 1e-9
-        if far.sum() >= family.least:
+        if family.can_fit(at[far]):
             model = family.fit(at[far], shifts[far], weights[far])
             errors.append(_distances(model, at[one : one + 1], shifts[one : one + 1])[0])
     return np.array(errors)
@@ -235,7 +243,7 @@ def _judged(
         again.append(family.fit(at, shifts, np.maximum(weights * counts, _TRACE))(at))
     deviation = np.sqrt(np.var(again, axis=0).sum(axis=1))
     return SceneDrift(
-        order=family.order,
+        order=family.name,
         model=model,
         bounds=_UNIT * np.array([at[used].min(axis=0), at[used].max(axis=0)])
         + np.array([[-apart_px / 2], [apart_px / 2]]),
