@@ -147,8 +147,9 @@ def test_the_command_takes_a_recipe_overrides_and_flags(pairs: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
     done = CliRunner().invoke(cli, words)
     assert done.exit_code == 0, done.output
-    assert "final: EO " in done.output
-    assert "after 2 steps" in done.output
+    assert "final: 2 steps in " in done.output
+    assert "eo_psnr " in done.output
+    assert "were done before" in CliRunner().invoke(cli, words).output
     assert weights(tmp_path / "run" / "final")["encoder.conv_in.weight"].shape == (8, 3, 3, 3)
 
 
@@ -158,7 +159,7 @@ def test_the_command_takes_a_recipe_overrides_and_flags(pairs: Path, tmp_path: P
         (["--out", "run"], "give either pairs (a folder)"),
         (["--out", "run", "--pairs", "a", "--dataset", "qxs"], "either pairs (a folder), or dataset"),
         (["--pairs", "a"], "missing out"),
-        (["--out", "run", "--pairs", "a", "--widths", "8x16"], "must be numbers, as 32,64,96,128"),
+        (["--out", "run", "--pairs", "a", "--widths", "8x16"], "must be whole numbers with commas between them"),
         (["--out", "run", "--pairs", "a", "--set", "train-vae.settings.lrate=1"], "unknown lrate"),
     ],
 )

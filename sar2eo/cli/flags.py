@@ -37,7 +37,8 @@ class _List(click.ParamType):  # type: ignore[type-arg]  # older releases of cli
         try:
             return tuple(self.kind(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} must be values with commas between them", param, ctx)
+            what = "whole numbers" if self.kind is int else "values"
+            self.fail(f"{value!r} must be {what} with commas between them", param, ctx)
 
 
 def settings_options(kind: type, helps: Mapping[str, str]) -> Decorator:

@@ -19,7 +19,7 @@ __all__ = ["run"]
 _RUNNERS = {
     "simulate": ("simulating", "simulate_files"),
     "build-pairs": ("pairing", "build_all"),
-    "train-vae": ("vae_training", "train_vae_files"),
+    "train-vae": ("vae_training", "train_vae_all"),
     "model-init": ("modelling", "init_folder"),
     "train": ("training", "train_all"),
     "translate": ("translating", "translate_all"),

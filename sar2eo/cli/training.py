@@ -14,7 +14,7 @@ from sar2eo.cli.options import debug_option
 from sar2eo.cli.progress import ProgressLine, clock
 from sar2eo.recipe import TrainRecipe, TrainSettings
 
-__all__ = ["LOOP_HELP", "steps_line", "summary", "train_all", "train_command"]
+__all__ = ["LOOP_HELP", "RUN_HELP", "steps_line", "summary", "train_all", "train_command"]
 
 LOOP_HELP = {
     "steps": "Optimiser steps.",
