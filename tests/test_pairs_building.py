@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import rasterio
 from affine import Affine
+from pairs_scenes import SETTINGS, ground, world, write_scenes
 from scene_fixtures import write_raster, write_safe
 
 import sar2eo
@@ -23,45 +24,20 @@ from sar2eo.pairs.index import COLUMNS, read_index
 from sar2eo.recipe import PairsSettings, SceneSettings
 
 CRS = "EPSG:32633"
-SIDE = 320
-SETTINGS = {"size": 32, "stride": 32, "block": 1000.0, "buffer": 100.0, "val": 0.2, "test": 0.3}
-CORNERS = {"a": (500_003.0, 5_000_004.0), "b": (502_243.0, 4_999_044.0)}
 
 
-def world(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Amplitude of a place on the ground, 1 to 255; so that any pixel can be told from any other."""
-    return np.rint(128 + 60 * np.sin(x / 97) + 60 * np.cos(y / 131)).clip(1, 255)
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes that tests only read."""
+    return write_scenes(tmp_path_factory.mktemp("given") / "scenes")
 
 
-def ground(corner: tuple[float, float], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    rows, cols = np.indices(shape)
-    return corner[0] + 10 * (cols + 0.5), corner[1] - 10 * (rows + 0.5)
-
-
-@pytest.fixture
-def scenes(tmp_path: Path) -> Path:
-    """Two SAR scenes of one pass that overlap, each with an EO scene; holes in the first."""
-    folder = tmp_path / "scenes"
-    for role in ("sar", "eo"):
-        (folder / role).mkdir(parents=True)
-    for name, corner in CORNERS.items():
-        values = world(*ground(corner, (SIDE, SIDE))).astype(np.uint8)
-        valid = np.ones_like(values, bool)
-        if name == "a":
-            valid[100:140, 100:180] = False
-        minute = 7 if name == "a" else 8
-        transform = Affine(10, 0, corner[0], 0, -10, corner[1])
-        write_raster(
-            folder / f"sar/{name}.tif", np.where(valid, values, 0), transform=transform, nodata=0,
-            names=("VV",), tags={"TIFFTAG_DATETIME": f"2024:05:06 07:0{minute}:09"}, tiled=True,
-            blockxsize=64, blockysize=64,
-        )  # fmt: skip
-        write_raster(
-            folder / f"eo/{name}.tif", np.stack([values // 2, values, 255 - values]), transform=transform,
-            names=("red", "green", "blue"), tags={"TIFFTAG_DATETIME": "2024:05:04 19:08:09"},
-            mask=np.ones_like(valid), tiled=True, blockxsize=64, blockysize=64,
-        )  # fmt: skip
-    return folder
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of them that tests only read."""
+    out = tmp_path_factory.mktemp("built") / "pairs"
+    build(scenes, out)
+    return out
 
 
 def build(scenes: Path, out: Path, **changes: object) -> gpd.GeoDataFrame:
@@ -73,16 +49,9 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_the_folder_holds_what_the_index_says(scenes, tmp_path):
-    index = build(scenes, tmp_path / "pairs")
-    out = tmp_path / "pairs"
-    assert sorted(path.name for path in out.iterdir()) == [
-        "audit.json",
-        "chips",
-        "pairs.json",
-        "pairs.parquet",
-    ]
-    pd.testing.assert_frame_equal(pd.DataFrame(index), pd.DataFrame(gpd.read_parquet(out / "pairs.parquet")))
+def test_the_folder_holds_what_the_index_says(whole):
+    out, index = whole, read_index(whole)
+    assert {path.name for path in out.iterdir()} == {"audit.json", "chips", "pairs.json", "pairs.parquet"}
     assert tuple(index.columns) == COLUMNS
     assert index.crs.to_epsg() == 4326
     assert set(index["split"]) == {"train", "val", "test"}
@@ -103,13 +72,12 @@ def test_the_folder_holds_what_the_index_says(scenes, tmp_path):
     np.testing.assert_allclose(index.geometry.to_crs(CRS).area, 320.0**2, rtol=1e-3)
 
 
-def test_a_chip_is_the_pixels_of_both_scenes_at_its_place(scenes, tmp_path):
-    index = build(scenes, tmp_path / "pairs")
-    for row in index.itertuples():
-        with rasterio.open(tmp_path / "pairs" / row.sar_chip) as chip:
+def test_a_chip_is_the_pixels_of_both_scenes_at_its_place(whole):
+    for row in read_index(whole).itertuples():
+        with rasterio.open(whole / row.sar_chip) as chip:
             sar, transform = chip.read(1), chip.transform
             valid = chip.dataset_mask() > 0
-        with rasterio.open(tmp_path / "pairs" / row.eo_chip) as chip:
+        with rasterio.open(whole / row.eo_chip) as chip:
             eo = chip.read()
         assert list(transform)[:6] == row.transform.tolist()
         expected = world(*ground((transform.c, transform.f), (32, 32)))
@@ -117,15 +85,16 @@ def test_a_chip_is_the_pixels_of_both_scenes_at_its_place(scenes, tmp_path):
         np.testing.assert_array_equal(eo[1], expected)
         assert row.valid_share == valid.mean() >= 0.99
         with rasterio.open(row.sar_href) as scene:
-            whole = scene.read(1)
-        np.testing.assert_array_equal(sar, whole[row.row : row.row + 32, row.col : row.col + 32])
-        assert row.scaling.tolist() == pytest.approx([np.percentile(whole[whole > 0], 99)], rel=0.02)
+            stored = scene.read(1)
+        np.testing.assert_array_equal(sar, stored[row.row : row.row + 32, row.col : row.col + 32])
+        assert row.scaling.tolist() == pytest.approx([np.percentile(stored[stored > 0], 99)], rel=0.02)
         np.testing.assert_allclose(row.eo_mean, eo.reshape(3, -1).mean(axis=1))
         np.testing.assert_allclose(row.eo_std, eo.reshape(3, -1).std(axis=1))
 
 
-def test_the_same_place_of_one_pass_is_there_once(scenes, tmp_path):
-    """The scenes overlap by 96 x 224 pixels, in which the lattice has cells that lie in both."""
+def test_the_same_place_of_one_pass_is_there_once(tmp_path):
+    """The scenes overlap by 160 x 96 pixels, in which the lattice has cells that lie in both."""
+    scenes = write_scenes(tmp_path / "scenes")
     index = build(scenes, tmp_path / "pairs", buffer=0.0)
     centres = index.geometry.to_crs(CRS).centroid
     places = Counter(zip(centres.x.round(-1), centres.y.round(-1), strict=True))
@@ -148,24 +117,19 @@ def test_no_cell_without_enough_valid_pixels_is_a_pair(scenes, tmp_path):
     assert len(loose) > len(index)
 
 
-def test_the_same_command_changes_nothing(scenes, tmp_path):
-    first = build(scenes, tmp_path / "pairs")
-    before = state(tmp_path / "pairs")
-    second = build(scenes, tmp_path / "pairs")
-    assert state(tmp_path / "pairs") == before
-    pd.testing.assert_frame_equal(pd.DataFrame(first), pd.DataFrame(second))
-    assert second.attrs["report"]["done_before"]
-    reordered = sar2eo.build_pairs(
-        [scenes / "sar/b.tif", scenes / "sar/a.tif"],
-        [scenes / "eo/b.tif", scenes / "eo/a.tif"],
-        tmp_path / "pairs",
-        **SETTINGS,
-    )
-    assert state(tmp_path / "pairs") == before
-    assert len(reordered) == len(first)
+def test_the_same_command_changes_nothing(scenes, whole):
+    before = state(whole)
+    again = build(scenes, whole)
+    assert state(whole) == before
+    pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(read_index(whole)))
+    assert again.attrs["report"]["done_before"]
+    sar, eo = ([scenes / role / f"{name}.tif" for name in "ba"] for role in ("sar", "eo"))
+    assert len(sar2eo.build_pairs(sar, eo, whole, **SETTINGS)) == len(again)
+    assert state(whole) == before
 
 
-def test_other_settings_are_refused_unless_told_to_overwrite(scenes, tmp_path):
+def test_other_settings_are_refused_unless_told_to_overwrite(tmp_path):
+    scenes = write_scenes(tmp_path / "scenes")
     build(scenes, tmp_path / "pairs")
     before = state(tmp_path / "pairs")
     with pytest.raises(OutputError, match=r"settings\.seed 2025 -> 1: pass --overwrite"):
@@ -182,8 +146,9 @@ def test_other_settings_are_refused_unless_told_to_overwrite(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("stop", ["cut", "index", "publish"])
-def test_a_stopped_build_goes_on_and_ends_as_if_it_had_not_stopped(scenes, tmp_path, monkeypatch, stop):
-    whole = build(scenes, tmp_path / "whole")
+def test_a_stopped_build_goes_on_and_ends_as_if_it_had_not_stopped(
+    scenes, whole, tmp_path, monkeypatch, stop
+):
 
     class Killed(BaseException):
         pass
@@ -223,8 +188,8 @@ def test_a_stopped_build_goes_on_and_ends_as_if_it_had_not_stopped(scenes, tmp_p
         original = cutting.cut_run
         patch.setattr(building, "cut_run", lambda *a: done.append(a[-1].name) or original(*a))
         resumed = build(scenes, tmp_path / "pairs")
-    pd.testing.assert_frame_equal(pd.DataFrame(resumed), pd.DataFrame(whole))
-    chips, expected = state(tmp_path / "pairs/chips"), state(tmp_path / "whole/chips")
+    pd.testing.assert_frame_equal(pd.DataFrame(resumed), pd.DataFrame(read_index(whole)))
+    chips, expected = state(tmp_path / "pairs/chips"), state(whole / "chips")
     assert {name: data for name, (_, data) in chips.items()} == {n: d for n, (_, d) in expected.items()}
     assert not (tmp_path / "pairs/chips.partial").exists()
     if stop == "cut":
@@ -233,8 +198,7 @@ def test_a_stopped_build_goes_on_and_ends_as_if_it_had_not_stopped(scenes, tmp_p
         assert not done
 
 
-def test_a_damaged_chip_or_part_is_made_again(scenes, tmp_path, monkeypatch):
-    whole = build(scenes, tmp_path / "whole")
+def test_a_damaged_chip_or_part_is_made_again(scenes, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_index", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -251,12 +215,13 @@ def test_a_damaged_chip_or_part_is_made_again(scenes, tmp_path, monkeypatch):
         resumed = build(scenes, tmp_path / "pairs")
     assert set(done) == {chip.name.split("_")[0], "s0001e0001"}
     assert len(done) == 2
-    pd.testing.assert_frame_equal(pd.DataFrame(resumed), pd.DataFrame(whole))
-    assert state(tmp_path / "pairs/chips").keys() == state(tmp_path / "whole/chips").keys()
+    pd.testing.assert_frame_equal(pd.DataFrame(resumed), pd.DataFrame(read_index(whole)))
+    assert state(tmp_path / "pairs/chips").keys() == state(whole / "chips").keys()
 
 
-def test_a_missing_chip_is_noticed_and_made_again(scenes, tmp_path):
-    index = build(scenes, tmp_path / "pairs")
+def test_a_missing_chip_is_noticed_and_made_again(scenes, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "pairs")
+    index = read_index(whole)
     before = state(tmp_path / "pairs/chips")
     (tmp_path / "pairs" / index.sar_chip[0]).unlink()
     build(scenes, tmp_path / "pairs")
@@ -277,12 +242,12 @@ def test_unfinished_work_of_other_settings_is_refused(scenes, tmp_path, monkeypa
     assert len(list((tmp_path / "pairs/chips").iterdir())) == 2 * len(index)
 
 
-def test_a_dry_run_writes_nothing(scenes, tmp_path):
+def test_a_dry_run_writes_nothing(scenes, whole, tmp_path):
     plan = build(scenes, tmp_path / "pairs", dry_run=True)
     assert not (tmp_path / "pairs").exists()
     assert plan.attrs["scenes"] == {"sar": 2, "eo": 2}
     assert len(plan) == 4  # they all overlap
-    assert plan.cells.sum() > len(build(scenes, tmp_path / "pairs"))
+    assert plan.cells.sum() > len(read_index(whole))
 
 
 @pytest.mark.parametrize(
@@ -393,9 +358,9 @@ def test_shift_moves_the_sar_window_by_the_drift_at_the_chip(scenes, tmp_path):
     assert min(one["score"] for one in pair["displacements"]) > 0.5
 
 
-def test_score_records_and_moves_nothing(scenes, tmp_path):
+def test_score_records_and_moves_nothing(scenes, whole, tmp_path):
     index = built(scenes, tmp_path / "pairs", "score", FakeAligner())
-    plain = build(scenes, tmp_path / "plain")
+    plain = read_index(whole)
     assert (index.shift_rows == 2.0).all()
     assert (index.shift_cols == -3.0).all()
     assert index.align_score.notna().all()
@@ -403,32 +368,29 @@ def test_score_records_and_moves_nothing(scenes, tmp_path):
     for name in index.sar_chip[:10]:
         with (
             rasterio.open(tmp_path / "pairs" / name) as one,
-            rasterio.open(tmp_path / "plain" / name) as other,
+            rasterio.open(whole / name) as other,
         ):
             np.testing.assert_array_equal(one.read(), other.read())
 
 
 def test_thin_evidence_leaves_the_scene_pair_out_and_says_so(scenes, tmp_path):
-    with (
-        warnings.catch_warnings(record=True) as told,
-        pytest.raises(PairsError, match=r"\(\d+ not aligned\)"),
-    ):
+    with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", PairsWarning)
-        built(scenes, tmp_path / "pairs", "shift", FakeAligner(thin=True))
+        with pytest.raises(PairsError, match=r"no chip is left \(\d+ not aligned\)"):
+            built(scenes, tmp_path / "pairs", "shift", FakeAligner(thin=True))
     assert len(told) == 4
     assert all("too thin evidence" in str(one.message) for one in told)
     assert not (tmp_path / "pairs").exists()
 
 
-def test_worker_processes_make_the_same_chips(scenes, tmp_path):
+def test_worker_processes_make_the_same_chips(scenes, whole, tmp_path):
     from sar2eo import cluster
 
-    alone = build(scenes, tmp_path / "alone")
     told = []
     with cluster.running(workers=1):
         together = build(scenes, tmp_path / "together", progress=told.append)
-    pd.testing.assert_frame_equal(pd.DataFrame(alone), pd.DataFrame(together))
-    one, other = state(tmp_path / "alone/chips"), state(tmp_path / "together/chips")
+    pd.testing.assert_frame_equal(pd.DataFrame(read_index(whole)), pd.DataFrame(together))
+    one, other = state(whole / "chips"), state(tmp_path / "together/chips")
     assert {name: data for name, (_, data) in one.items()} == {n: d for n, (_, d) in other.items()}
     assert told[-1]["cells_done"] == told[-1]["cells_total"]
 
