@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sar2eo._version import __version__
 
 if TYPE_CHECKING:
-    from sar2eo.evaluation import evaluate
+    from sar2eo.evaluation.running import evaluate
     from sar2eo.grid import Grid
     from sar2eo.inference import translate
     from sar2eo.pairing import build_pairs
@@ -48,7 +48,7 @@ _HOMES = {
     "TranslateSettings": "recipe",
     "build_pairs": "pairing",
     "describe_scene": "scene",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.running",
     "open_scene": "scene",
     "train": "training.fine_tuning",
     "train_vae": "training.vae_run",

@@ -64,7 +64,7 @@ def evaluate_command(recipe_file: Path | None, overrides: tuple[str, ...], dry_r
 
 def evaluate_all(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
     """Do what a recipe says, or show what it would take."""
-    from sar2eo.evaluation import evaluate, plan_evaluation
+    from sar2eo.evaluation.running import evaluate, plan_evaluation
 
     given: dict[str, Any] = {
         name: getattr(recipe, name) for name in ("model", "data", "out", "settings", "overwrite")

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, ndimage
+from scipy import fft, ndimage, signal
 
 from sar2eo.errors import SettingsError
 from sar2eo.matching.descriptor import FloatArray, describe, smoothed
@@ -28,6 +28,8 @@ METHODS: tuple[str, ...] = get_args(Method)
 # Pixels: edges are found at this scale, and gathered over this one.
 _SCALE = 2.0
 _SPREAD = 2.0
+# Pixels: the width to which phase correlation draws out its peak.
+_PHASE_SIGMA = 1.0
 # A shift counts where the two share at least this part of the most that any shift shares.
 _MIN_OVERLAP = 0.5
 # The rival of a peak is the best shift at least this far from it, in pixels along either axis.
@@ -158,9 +160,17 @@ class _Correlator:
         spectrum: npt.NDArray[np.complex64] = fft.rfft2(image, self._size)
         return spectrum
 
+    def low_pass(self, spectrum: npt.NDArray[np.complex64], sigma: float) -> npt.NDArray[np.complex64]:
+        """Return the spectrum of what a Gaussian of this sigma, in pixels, leaves."""
+        passed: npt.NDArray[np.complex64] = ndimage.fourier_gaussian(spectrum, sigma, n=self._size[1])
+        return passed
+
     def surface(self, product: npt.NDArray[np.complex64]) -> FloatArray:
-        surface: FloatArray = fft.irfft2(product, self._size)[self._at]
-        return surface
+        return self.inverse(product)[self._at]
+
+    def inverse(self, product: npt.NDArray[np.complex64]) -> FloatArray:
+        image: FloatArray = fft.irfft2(product, self._size)
+        return image
 
 
 def _structure(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray:
@@ -200,13 +210,35 @@ def _ncc(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray
 
 
 def _phase(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray:
-    """Correlation of the two spectra's phases alone (Kuglin and Hines, 1975), within the search radius."""
+    """Correlation of the phases of both spectra alone (Kuglin and Hines, 1975), fine detail counting less."""
     correlator = _Correlator(sar.shape, eo.shape, lags)
-    (f, m), (g, n) = _standardised(sar), _standardised(eo)
-    shared = correlator.surface(correlator.spectrum(m) * correlator.spectrum(n).conj())
-    product = correlator.spectrum(f) * correlator.spectrum(g).conj()
-    product /= np.maximum(np.abs(product), np.float32(1e-12))
-    return _ratio(correlator.surface(product), np.ones_like(shared), shared)
+    valid = [np.isfinite(image).astype(np.float32) for image in (sar, eo)]
+    shared = correlator.surface(correlator.spectrum(valid[0]) * correlator.spectrum(valid[1]).conj())
+    product = correlator.spectrum(_tapered(sar)) * correlator.spectrum(_tapered(eo)).conj()
+    strength = np.abs(product)
+    phases = product / np.maximum(strength, np.float32(1e-12))
+    smooth = correlator.low_pass((strength > 0).astype(np.complex64), _PHASE_SIGMA)
+    # What the peak of an image with itself would be.
+    peak = float(correlator.inverse(smooth)[0, 0])
+    surface = correlator.surface(correlator.low_pass(phases, _PHASE_SIGMA)) / np.float32(max(peak, 1e-12))
+    return _ratio(surface, np.full_like(surface, np.float32(peak > 0)), shared)
+
+
+def _tapered(image: FloatArray) -> FloatArray:
+    """Return an image less its mean, falling to 0 towards its border and towards holes.
+
+    Both are edges at one place in both images, and would vote for no shift at all.
+    """
+    valid = np.isfinite(image)
+    if not valid.any():
+        return np.zeros_like(image)
+    inside = np.clip(
+        2 * ndimage.gaussian_filter(valid.astype(np.float32), 2 * _SCALE, mode="nearest") - 1, 0, 1
+    )
+    for axis, length in enumerate(image.shape):
+        inside = inside * np.expand_dims(signal.windows.tukey(length, 0.5).astype(np.float32), 1 - axis)
+    tapered: FloatArray = np.where(valid, image - image[valid].mean(), np.float32(0)) * inside
+    return tapered
 
 
 def _standardised(image: FloatArray) -> tuple[FloatArray, FloatArray]:
