@@ -17,8 +17,8 @@ import sar2eo
 from sar2eo.cli import cli
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
-from sar2eo.evaluation.running import plan_evaluation
 from sar2eo.evaluation.probing import Probe
+from sar2eo.evaluation.running import plan_evaluation
 from sar2eo.evaluation.sampling import ModelImages
 from sar2eo.models import resolve_model
 from sar2eo.recipe import DataSettings, EvaluateSettings

@@ -98,19 +98,8 @@ def test_scenes_must_be_given():
 
 def test_a_killed_command_goes_on(scenes, tmp_path):
     """The same end, whether the command ran through or was killed at some moment."""
-    flags = [
-        "--sar",
-        scenes / "sar",
-        "--eo",
-        scenes / "eo",
-        "--size",
-        "16",
-        "--stride",
-        "8",
-        "--buffer",
-        "50",
-    ]
-    command = [*flags, "--block", "700", "--val", "0.2", "--test", "0.3", "--out", tmp_path / "pairs"]
+    given = ("--sar", scenes / "sar", "--eo", scenes / "eo", "--out", tmp_path / "pairs")
+    command = (*given, *FLAGS, "--size", 16, "--stride", 16)
     program = [sys.executable, "-c", "from sar2eo.cli import main; main()", "build-pairs", *map(str, command)]
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / "pairs/chips.partial"

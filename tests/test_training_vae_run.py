@@ -159,7 +159,10 @@ def test_the_command_takes_a_recipe_overrides_and_flags(pairs: Path, tmp_path: P
         (["--out", "run"], "give either pairs (a folder)"),
         (["--out", "run", "--pairs", "a", "--dataset", "qxs"], "either pairs (a folder), or dataset"),
         (["--pairs", "a"], "missing out"),
-        (["--out", "run", "--pairs", "a", "--widths", "8x16"], "must be whole numbers with commas between them"),
+        (
+            ["--out", "run", "--pairs", "a", "--widths", "8x16"],
+            "must be whole numbers with commas between them",
+        ),
         (["--out", "run", "--pairs", "a", "--set", "train-vae.settings.lrate=1"], "unknown lrate"),
     ],
 )
