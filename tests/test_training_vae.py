@@ -87,13 +87,19 @@ def test_divergence_by_hand() -> None:
 
 def test_balanced_errors_have_their_mean_and_the_gradient_of_their_logarithms() -> None:
     errors = torch.tensor([0.1, 0.4], requires_grad=True)
-    loss = balanced(list(errors))
+    loss = balanced(list(errors), (1, 1))
     assert loss.item() == pytest.approx(0.25)
     loss.backward()
     # Their mean, 0.25, times that of d log(e) = 1 / e: the same pull in proportion.
     torch.testing.assert_close(errors.grad, torch.tensor([0.25 / 0.1, 0.25 / 0.4]) / 2)
     perfect = torch.zeros(2, requires_grad=True)
-    assert balanced(list(perfect)).item() == 0
+    assert balanced(list(perfect), (1, 1)).item() == 0
+
+
+def test_shares_divide_the_gradient() -> None:
+    errors = torch.tensor([0.1, 0.4], requires_grad=True)
+    balanced(list(errors), (3, 1)).backward()
+    torch.testing.assert_close(errors.grad, torch.tensor([0.75 * 0.25 / 0.1, 0.25 * 0.25 / 0.4]))
 
 
 def test_hinge_losses_by_hand_weigh_by_validity() -> None:

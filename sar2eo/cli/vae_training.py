@@ -22,6 +22,7 @@ _HELP = {
     "widths": "Channels of each level; one level more doubles the factor.",
     "layers": "Residual blocks per level.",
     "images": "Which images of the pairs.",
+    "sar": "Share of the gradient that SAR images get, where EO images get 1.",
     "l1": "Weight of the absolute error.",
     "gradient": "Weight of the error of the image's gradient.",
     "kl": "Weight of the latents' divergence from a standard normal.",

@@ -152,6 +152,9 @@ class VaeSettings:
         Residual blocks per level.
     images : {"both", "eo", "sar"}
         Of the pairs.
+    sar : float
+        Share of the gradient that SAR images get, where EO images get 1: nobody decodes a SAR image, but
+        its latents must tell what is there.
     l1, gradient, kl, adversarial : float
         Weights of the absolute error, of that of the image's gradient, of the divergence from a
         standard normal, and of a patch discriminator.
@@ -166,6 +169,7 @@ dtype, threads, validate_every, save_every, keep
     widths: tuple[int, ...] = (32, 64, 96, 128)
     layers: int = 1
     images: Literal["both", "eo", "sar"] = "both"
+    sar: float = 1.0
     l1: float = 1.0
     gradient: float = 1.0
     kl: float = 1e-6
@@ -199,6 +203,8 @@ dtype, threads, validate_every, save_every, keep
         for name in ("l1", "gradient", "kl", "adversarial"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name}={getattr(self, name):g}: must not be negative")
+        if not self.sar > 0:
+            raise SettingsError(f"sar={self.sar:g}: must be above 0; images = 'eo' leaves SAR out")
         if not 0 <= self.adversarial_from <= 1:
             raise SettingsError(f"adversarial_from={self.adversarial_from:g}: must be a share from 0 to 1")
 

@@ -56,7 +56,7 @@ def _both(valid: Tensor, dim: int) -> Tensor:
     return valid.narrow(dim, 0, length) * valid.narrow(dim, 1, length)
 
 
-def balanced(errors: Sequence[Tensor]) -> Tensor:
+def balanced(errors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """Return the mean of errors whose gradients count relative to the size of each.
 
     As the sum of their logarithms would have it, on the scale of the mean: the speckle of SAR images,
@@ -66,10 +66,13 @@ def balanced(errors: Sequence[Tensor]) -> Tensor:
     ----------
     errors : sequence of Tensor
         Scalars, not negative, one for each kind of image.
+    shares : sequence of float
+        Of the gradient, for each; positive, of any sum.
     """
     sizes = torch.stack([error.detach() for error in errors])
-    weights = sizes.mean() / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
-    return (torch.stack(list(errors)) * weights).mean()
+    parts = torch.tensor(shares, dtype=sizes.dtype, device=sizes.device)
+    weights = parts / parts.sum() * sizes.mean() / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+    return (torch.stack(list(errors)) * weights).sum()
 
 
 def divergence(mean: Tensor, log_variance: Tensor, image_values: int) -> Tensor:

@@ -143,7 +143,8 @@ class VaeTask:
             l1, gradient = absolute_error(*own), gradient_error(*own)
             errors.append(settings.l1 * l1 + settings.gradient * gradient)
             facts |= {f"{kind}_l1": float(l1.detach()), f"{kind}_gradient": float(gradient.detach())}
-        error, kl = balanced(errors), divergence(mean, log_variance, images.numel())
+        shares = [settings.sar if kind == "sar" else 1.0 for kind in self._kinds]
+        error, kl = balanced(errors, shares), divergence(mean, log_variance, images.numel())
         total = error + settings.kl * kl
         posterior_std = (0.5 * log_variance.detach()).exp().mean()
         facts |= {"kl": float(kl.detach()), "posterior_std": float(posterior_std)}
