@@ -21,6 +21,8 @@ from sar2eo.errors import JournalError, OutputError, PairsError, PairsWarning, S
 from sar2eo.pairs import building, cutting
 from sar2eo.pairs.alignment import Displacement, LocalShift
 from sar2eo.pairs.index import COLUMNS, read_index
+from sar2eo.pairs.rows import passes
+from sar2eo.pairs.sources import Source
 from sar2eo.recipe import PairsSettings, SceneSettings
 
 CRS = "EPSG:32633"
@@ -402,6 +404,29 @@ def test_resolution_in_metres_makes_chips_of_it(scenes, tmp_path):
         assert chip.dtypes == ("float32",)
         # The lattice of a resolution starts at the origin of the CRS, in every scene.
         assert chip.transform.c % (16 * 20) == pytest.approx(0, abs=10)
+
+
+def test_scenes_of_one_orbit_are_one_pass():
+    times = [
+        "2024-05-06T07:07:09Z",
+        "2024-05-06T07:20:00Z",
+        None,
+        "2024-05-06T07:15:00Z",
+        None,
+        "2024-05-18T07:07:09Z",
+    ]
+    found = passes([Source(f"{at}.tif", datetime=time) for at, time in enumerate(times)])
+    # Each is less than ten minutes from the next of its pass, even if not from the first.
+    assert found[0] == found[1] == found[3]
+    assert len(set(found)) == 4
+
+
+def test_the_index_names_scenes_so_that_anybody_finds_them(scenes, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(scenes)
+    before = state(whole)
+    index = sar2eo.build_pairs("sar", ["eo/a.tif", "eo/b.tif"], whole, **SETTINGS)
+    assert state(whole) == before
+    assert set(index.sar_href) == {str(scenes / "sar/a.tif"), str(scenes / "sar/b.tif")}
 
 
 def test_the_index_is_refused_where_it_is_none(tmp_path):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from pairs_scenes import write_scenes
 
 from sar2eo.cli import cli
+from sar2eo.cli.pairing import _Progress
 from sar2eo.pairs.index import read_index
 
 FLAGS = [
@@ -88,6 +89,18 @@ def test_what_is_wrong_is_one_line(scenes, tmp_path, flags, code, words):
     assert done.exit_code == code
     assert words in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_progress_tells_what_is_left_from_when_the_cutting_began():
+    progress = _Progress()
+    assert (
+        progress({"neighbourhoods_total": 40, "neighbourhoods_done": 3}, 90.0)
+        == "3 of 40 neighbourhoods aligned"
+    )
+    counts = {"cells_total": 120, "cells_resumed": 20}
+    assert progress(counts, 100.0) == "0 of 100 cells"
+    told = progress({**counts, "cells_done": 25, "chips_written": 20}, 110.0)
+    assert told == "25 of 100 cells, 20 pairs, 0:00:30 left"
 
 
 def test_scenes_must_be_given():

@@ -25,6 +25,7 @@ from sar2eo.pairs.scenes import SarScene, open_sar
 from sar2eo.pairs.sources import Source, expand_sources
 from sar2eo.pairs.work import PartStore
 from sar2eo.recipe import PairsSettings, SceneSettings
+from sar2eo.scene import parse_source
 
 __all__ = ["Meeting", "Scenes", "meetings", "open_scenes", "survey"]
 
@@ -57,12 +58,13 @@ class Scenes:
 
     def fingerprint(self, settings: PairsSettings, scene: SceneSettings, aligner: Any) -> dict[str, Any]:
         """Return all that the result depends on, as JSON values."""
-        kind = None if aligner is None else type(aligner).__name__
+        is_record = dataclasses.is_dataclass(aligner) and not isinstance(aligner, type)
+        how = dataclasses.asdict(aligner) if is_record else {}
         return {
             "format": FORMAT,
             "settings": dataclasses.asdict(settings),
             "scene": dataclasses.asdict(scene),
-            "aligner": kind,
+            "aligner": None if aligner is None else {"kind": type(aligner).__name__, **how},
             "sar": [each.reader.identity() for each in self.sar],
             "eo": [each.identity() for each in self.eo],
         }
@@ -137,10 +139,7 @@ def open_scenes(
         If there are none, or one cannot be opened.
     """
     # Sorted, so that ids and fingerprint do not depend on the order of arguments.
-    sources = (
-        sorted(expand_sources(sar, "sar"), key=lambda source: source.href),
-        sorted(expand_sources(eo, "eo"), key=lambda source: source.href),
-    )
+    sources = _sorted(expand_sources(sar, "sar")), _sorted(expand_sources(eo, "eo"))
     for source in (*sources[0], *sources[1]):
         if Path(source.href).absolute().is_relative_to(out.absolute()):
             raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
@@ -149,6 +148,21 @@ def open_scenes(
         opened = list(pool.map(lambda source: open_sar(source.href, settings, scene), sources[0]))
         optical = list(pool.map(lambda source: open_eo(source, eo_range=(low, high)), sources[1]))
     return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
+
+
+def _sorted(sources: Sequence[Source]) -> list[Source]:
+    """Name local files so that workers, and who reads the index, find them; in order of these names."""
+    named = [dataclasses.replace(source, href=_absolute(source.href)) for source in sources]
+    return sorted(named, key=lambda source: source.href)
+
+
+def _absolute(href: str) -> str:
+    parsed = parse_source(href)
+    if isinstance(parsed, dict):
+        return ",".join(f"{name}={_absolute(file)}" for name, file in parsed.items())
+    # A STAC item of a collection is named by what follows the mark.
+    path, mark, name = href.partition("#")
+    return f"{Path(path).absolute()}{mark}{name}" if Path(path).exists() else href
 
 
 def survey(
