@@ -112,6 +112,7 @@ def run_loop(
     """
     folder = RunFolder(out)
     finished = folder.check(identity)
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
     if finished == settings.steps and (out / "final").is_dir():
         return Outcome(out / "final", finished, 0.0, {})
     writing = accelerator.is_main_process
