@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
-from sar2eo.checkpoint import Checkpoint, init_checkpoint, load_checkpoint, save_checkpoint
+from sar2eo.bases import init_checkpoint
+from sar2eo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sar2eo.diffusion import add_noise, c_diff_loss, create_scheduler, training_target
 from sar2eo.network import encode_images, split_prediction
 

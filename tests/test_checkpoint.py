@@ -15,15 +15,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from safetensors.torch import load, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from sar2eo.bases import import_checkpoint, init_checkpoint
 from sar2eo.card import Card
-from sar2eo.checkpoint import (
-    describe_checkpoint,
-    import_checkpoint,
-    init_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    verify_checkpoint,
-)
+from sar2eo.checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
 from sar2eo.errors import CheckpointError, OutputError, SettingsError
 from sar2eo.network import create_autoencoder
 

@@ -12,7 +12,8 @@ from base_fixtures import stable_diffusion_folder
 from model_fixtures import simulate_pair, to_model_input
 from safetensors import safe_open
 
-from sar2eo.checkpoint import describe_checkpoint, init_checkpoint, load_checkpoint
+from sar2eo.bases import init_checkpoint
+from sar2eo.checkpoint import describe_checkpoint, load_checkpoint
 from sar2eo.models import resolve_model
 from sar2eo.network import decode_latents, encode_images
 from sar2eo.noise import scene_noise

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo import models, telemetry
+from sar2eo.bases import init_checkpoint
 from sar2eo.card import Card
-from sar2eo.checkpoint import describe_checkpoint, init_checkpoint
+from sar2eo.checkpoint import describe_checkpoint
 from sar2eo.diffusion import create_scheduler, schedule_config
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.models import ModelSpec, resolve_model, resolve_spacing

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from dataset_fixtures import built_pairs
 
-from sar2eo.checkpoint import init_checkpoint
+from sar2eo.bases import init_checkpoint
 from sar2eo.cli import cli
 from sar2eo.cli.training import train_command
 from sar2eo.recipe import TrainSettings

@@ -15,7 +15,8 @@ import torch
 from model_fixtures import simulate_pair, to_model_input
 
 import sar2eo.translator
-from sar2eo.checkpoint import init_checkpoint, load_checkpoint
+from sar2eo.bases import init_checkpoint
+from sar2eo.checkpoint import load_checkpoint
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.models import ModelSpec, Translation, resolve_model
 from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of

@@ -77,7 +77,7 @@ def init_folder(recipe: InitRecipe, *, dry_run: bool) -> None:
     OutputError
         If the folder holds something else than what the recipe makes.
     """
-    from sar2eo.checkpoint import init_checkpoint
+    from sar2eo.bases import init_checkpoint
     from sar2eo.layout import folder_sha256
 
     options = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
@@ -107,7 +107,7 @@ def init_folder(recipe: InitRecipe, *, dry_run: bool) -> None:
 @debug_option
 def import_release(unet: Path, base: str, revision: str | None, out: Path, **card: Any) -> None:
     """Make a checkpoint of the C-DiffSET authors' release."""
-    from sar2eo.checkpoint import import_checkpoint
+    from sar2eo.bases import import_checkpoint
 
     click.echo(import_checkpoint(out, unet=unet, base=base, revision=revision, **_given(card)))
 
