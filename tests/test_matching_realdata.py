@@ -1,0 +1,144 @@
+"""Matching on real scenes: another matcher, another scene's SAR and places held out bear it out."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from scipy import fft
+
+from sar2eo.matching.aligner import StructuralAligner
+from sar2eo.matching.classical import match
+from sar2eo.matching.descriptor import smoothed
+from sar2eo.pairs.alignment import Displacement
+
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
+
+ALIGNER = StructuralAligner()
+SIDE = ALIGNER.neighbourhood_px
+RADIUS = ALIGNER.radius_px
+SCENES = ("la_west", "la_east", "san_antonio_west")
+
+# Column and row of la_east's first pixel in la_west (1865.28 and 11087.15).
+SEAM_ROW, SEAM_COL = 1865, 11087
+
+
+@cache
+def scene(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Amplitude and grey values, NaN where there is no data."""
+    with rasterio.open(folder / "scenes" / f"{name}_sar.tif") as sar:
+        amplitude = sar.read(1).astype(np.float32)
+    with rasterio.open(folder / "scenes" / f"{name}_eo.tif") as eo:
+        grey, mask = eo.read().mean(axis=0, dtype=np.float32), eo.dataset_mask()
+    amplitude[amplitude == 0] = np.nan
+    grey[mask == 0] = np.nan
+    return amplitude, grey
+
+
+def windows(image: np.ndarray, step: int, cols: tuple[int, int] = (0, 10**6)) -> list[tuple[slice, slice]]:
+    """Neighbourhoods of which at least half is valid."""
+    found = []
+    for row in range(0, image.shape[0] - SIDE + 1, step):
+        for col in range(max(0, cols[0]), min(image.shape[1], cols[1]) - SIDE + 1, step):
+            at = slice(row, row + SIDE), slice(col, col + SIDE)
+            if np.isfinite(image[at]).mean() >= 0.5:
+                found.append(at)
+    return found
+
+
+def measured(folder: Path, name: str, step: int, cols: tuple[int, int] = (0, 10**6)) -> list[Displacement]:
+    sar, eo = scene(folder, name)
+    return [
+        Displacement(at[0].start + SIDE / 2, at[1].start + SIDE / 2, *ALIGNER.displacement(sar[at], eo[at]))
+        for at in windows(sar, step, cols)
+    ]
+
+
+def by_information(sar: np.ndarray, eo: np.ndarray) -> tuple[int, int]:
+    """Whole shift of the largest mutual information, from joint histograms of all shifts by FFT."""
+    spectra, bins = [], 10
+    for image in (np.log(sar + 10), eo):
+        mean, valid = smoothed(image, 2.0)
+        grades = np.digitize(mean, np.quantile(mean[valid], np.linspace(0, 1, bins + 1)[1:-1]))
+        spectra.append(
+            [
+                fft.rfft2((valid & (grades == k)).astype(np.float32), (SIDE + 2 * RADIUS,) * 2)
+                for k in range(bins)
+            ]
+        )
+    at = np.ix_(*(np.arange(-RADIUS, RADIUS + 1),) * 2)
+    joint = np.array([[fft.irfft2(a * b.conj())[at] for b in spectra[1]] for a in spectra[0]])
+    joint = np.maximum(joint, 1e-6) / np.maximum(joint, 1e-6).sum(axis=(0, 1))
+    chance = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    best = np.argmax((joint * np.log(joint / chance)).sum(axis=(0, 1)))
+    row, col = np.unravel_index(best, (2 * RADIUS + 1,) * 2)
+    return int(row) - RADIUS, int(col) - RADIUS
+
+
+def test_drifts_of_two_scenes_agree_with_what_their_sars_say(real_data):
+    """Both scenes hold one acquisition: where they meet, the SARs alone tell how their drifts differ."""
+    west, east = scene(real_data, "la_west")[0], scene(real_data, "la_east")[0]
+    drifts = [
+        ALIGNER.drift(measured(real_data, "la_west", SIDE // 2, (SEAM_COL - 1359, 10**6))),
+        ALIGNER.drift(measured(real_data, "la_east", SIDE // 2, (0, 1536))),
+    ]
+    assert all(drift is not None for drift in drifts)
+    errors, unaligned = [], []
+    for row in range(SEAM_ROW, west.shape[0] - SIDE + 1, SIDE // 2):
+        one = west[row : row + SIDE, SEAM_COL:]
+        two = east[row - SEAM_ROW : row - SEAM_ROW + SIDE, : one.shape[1]]
+        if np.isfinite(one).mean() < 0.4:
+            continue
+        # The logarithm of amplitude against itself: what east shows at a pixel, west shows shifted.
+        direct = match(one, np.log(two + 5), method="ncc", radius_px=12)
+        assert direct.score > 0.95
+        middle = row + SIDE / 2, (SEAM_COL + west.shape[1]) / 2
+        first = drifts[0].at(*middle)
+        second = drifts[1].at(middle[0] - SEAM_ROW, middle[1] - SEAM_COL)
+        truth = np.array([direct.rows, direct.cols])
+        errors.append(np.hypot(*(np.subtract(first, second) - truth)))
+        unaligned.append(np.hypot(*truth))
+    assert len(errors) >= 15
+    assert np.median(unaligned) > 2
+    assert np.median(errors) < 0.6
+    assert max(errors) < 1.5
+
+
+@pytest.mark.parametrize(("name", "share"), [("la_west", 0.55), ("la_east", 0.55), ("san_antonio_west", 0.9)])
+def test_mutual_information_finds_the_shifts_that_are_sure(real_data, name, share):
+    sar, eo = scene(real_data, name)
+    near, sure = [], []
+    for at in windows(sar, 1024)[:30]:
+        found = ALIGNER.displacement(sar[at], eo[at])
+        other = by_information(sar[at], eo[at])
+        near.append(np.hypot(found.rows - other[0], found.cols - other[1]) < 2)
+        sure.append(found.sure)
+    near, sure = np.array(near), np.array(sure)
+    assert sure.mean() >= 0.8
+    # By chance 0.5 % would.
+    assert near[sure].mean() >= share
+    if not sure.all():
+        assert near[~sure].mean() < near[sure].mean()
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_drift_leaves_less_than_it_found(real_data, name):
+    """Before: local shifts as measured. After: less the drift, as neighbourhoods apart predict it."""
+    found = measured(real_data, name, SIDE)
+    drift = ALIGNER.drift(found)
+    assert drift is not None
+    sure = [d for d in found if d.sure]
+    before = np.hypot([d.rows for d in sure], [d.cols for d in sure])
+    assert len(sure) >= 0.75 * len(found)
+    assert drift.predicted_px < 0.6 * np.median(before)
+    # Mutual information knows nothing of the drift, and finds the scene nearer to it than to no shift.
+    sar, eo = scene(real_data, name)
+    left, was = [], []
+    for at in windows(sar, 1024)[:20]:
+        shift = np.array(by_information(sar[at], eo[at]))
+        if np.abs(shift).max() < RADIUS - 1:
+            middle = at[0].start + SIDE / 2, at[1].start + SIDE / 2
+            left.append(np.hypot(*(shift - drift.at(*middle))))
+            was.append(np.hypot(*shift))
+    assert np.median(left) < 0.6 * np.median(was)
