@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sar2eo.grid import Grid
 from sar2eo.pairs.bands import CloudRule
 from sar2eo.scene.raster import RasterReader
-from sar2eo.scene.reader import FloatArray, SceneReader
+from sar2eo.scene.reader import FloatArray, WrappingReader
 from sar2eo.windows import Window
 
 __all__ = ["CloudReader"]
@@ -19,7 +18,7 @@ _LIKELY_PERCENT = 50.0
 
 
 @dataclass(frozen=True, eq=False)
-class CloudReader(SceneReader):
+class CloudReader(WrappingReader):
     """Read 1 where there is cloud or its shadow, 0 where not, NaN where that is not known.
 
     Parameters
@@ -35,21 +34,6 @@ class CloudReader(SceneReader):
     source: RasterReader
     rule: CloudRule
     label: str
-
-    @property
-    def grid(self) -> Grid:  # type: ignore[override]
-        """That of the band."""
-        return self.source.grid
-
-    @property
-    def polarisations(self) -> tuple[str, ...]:  # type: ignore[override]
-        """One."""
-        return self.source.polarisations
-
-    @property
-    def block_shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """That of the band."""
-        return self.source.block_shape
 
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""

@@ -20,7 +20,7 @@ from sar2eo.pairs.sources import Source
 from sar2eo.pairs.warping import read_onto
 from sar2eo.scene.metadata import iso_datetime
 from sar2eo.scene.raster import Band, RasterReader
-from sar2eo.scene.reader import FloatArray, SceneReader
+from sar2eo.scene.reader import FloatArray, WrappingReader
 from sar2eo.windows import Window
 
 __all__ = ["EoPatch", "EoScene", "PictureReader", "open_eo"]
@@ -47,7 +47,7 @@ class EoPatch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class PictureReader(SceneReader):
+class PictureReader(WrappingReader):
     """Read red, green and blue of a scene, all valid or none.
 
     Bytes are not valid where all three are nodata, as GDAL has it (a dark pixel may be 0 in one band);
@@ -63,21 +63,6 @@ class PictureReader(SceneReader):
 
     source: RasterReader
     kind: Kind
-
-    @property
-    def grid(self) -> Grid:  # type: ignore[override]
-        """That of the bands."""
-        return self.source.grid
-
-    @property
-    def polarisations(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Red, green and blue."""
-        return self.source.polarisations
-
-    @property
-    def block_shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """That of the bands."""
-        return self.source.block_shape
 
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""

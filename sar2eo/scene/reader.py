@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sar2eo.grid import Grid
 from sar2eo.windows import Window
 
-__all__ = ["FloatArray", "SceneReader"]
+__all__ = ["FloatArray", "SceneReader", "WrappingReader"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -84,6 +84,32 @@ class SceneReader(Protocol):
             block = self.read(Window(top, left, height, width))
         found: FloatArray = block[band, rows, cols]
         return found
+
+
+class WrappingReader(SceneReader):
+    """Read another reader's pixels, changed one by one: of the same place, shape and blocks.
+
+    Attributes
+    ----------
+    source : SceneReader
+    """
+
+    source: SceneReader
+
+    @property
+    def grid(self) -> Grid:  # type: ignore[override]
+        """That of the source."""
+        return self.source.grid
+
+    @property
+    def polarisations(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the source."""
+        return self.source.polarisations
+
+    @property
+    def block_shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """That of the source."""
+        return self.source.block_shape
 
 
 def _full_key(key: Any, ndim: int) -> tuple[Any, ...]:

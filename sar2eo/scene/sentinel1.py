@@ -19,11 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import PolarisationError, SceneError, SettingsError
-from sar2eo.grid import Grid
 from sar2eo.scene.identity import digest, file_identity
 from sar2eo.scene.metadata import Facts, iso_datetime
 from sar2eo.scene.raster import GroundControl, Raster, RasterReader, open_raster
-from sar2eo.scene.reader import FloatArray, SceneReader
+from sar2eo.scene.reader import FloatArray, SceneReader, WrappingReader
 from sar2eo.windows import Window
 
 __all__ = ["CALIBRATED", "CalibratedReader", "CalibrationTable", "Safe", "is_safe", "open_safe"]
@@ -69,7 +68,7 @@ class CalibrationTable:
 
 
 @dataclass(frozen=True, eq=False)
-class CalibratedReader(SceneReader):
+class CalibratedReader(WrappingReader):
     """Divide digital numbers by A, which gives calibrated amplitude.
 
     Parameters
@@ -85,21 +84,6 @@ class CalibratedReader(SceneReader):
     source: RasterReader
     tables: tuple[CalibrationTable, ...]
     calibration: str
-
-    @property
-    def grid(self) -> Grid:  # type: ignore[override]
-        """That of the measurements."""
-        return self.source.grid
-
-    @property
-    def polarisations(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the measurements."""
-        return self.source.polarisations
-
-    @property
-    def block_shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """That of the measurements."""
-        return self.source.block_shape
 
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,18 @@ from torch import Tensor
 from sar2eo.card import Card
 from sar2eo.checkpoint import Checkpoint
 from sar2eo.datasets import Augmentation, PairsDataset, build_latent_cache, open_dataset
-from sar2eo.errors import PairsError, SettingsError, TrainingWarning
 from sar2eo.network import encode_images
 from sar2eo.recipe import DataSettings, TrainRecipe, TrainSettings, checked
 from sar2eo.training.base import open_base
-from sar2eo.training.feeding import training_batches, validation_batches
+from sar2eo.training.feeding import training_batches
 from sar2eo.training.folder import RunFolder
 from sar2eo.training.hardware import create_accelerator
-from sar2eo.training.loop import Outcome, Progress, identity_of, run_loop
+from sar2eo.training.loop import Outcome, Progress, identity_of
+from sar2eo.training.preparing import Preparation, chosen_data, chosen_settings, open_held_out
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask
 
-__all__ = ["Preparation", "prepare_training", "run_training", "train"]
+__all__ = ["prepare_training", "run_training", "train"]
 
 _ENCODED_AT_ONCE = 8
 
@@ -80,44 +78,22 @@ def train(
     --------
     >>> train("pairs/", "stable-diffusion-2-1-base/", "runs/first", steps=20_000)  # doctest: +SKIP
     """
-    if not isinstance(data, DataSettings):
-        data = DataSettings(pairs=str(data))
-    try:
-        chosen = dataclasses.replace(settings or TrainSettings(), **changes)
-    except TypeError as error:
-        raise SettingsError(f"settings: {error}") from error
-    recipe = TrainRecipe(data=data, base=str(base), out=str(out), revision=revision, settings=chosen)
+    recipe = TrainRecipe(
+        data=chosen_data(data),
+        base=str(base),
+        out=str(out),
+        revision=revision,
+        settings=chosen_settings(settings or TrainSettings(), changes),
+    )
     return run_training(recipe, progress=progress).final
 
 
 def run_training(recipe: TrainRecipe, *, progress: Progress | None = None) -> Outcome:
     """Do what a recipe says; see `train`."""
-    prepared = prepare_training(recipe, progress=progress)
-    return run_loop(
-        prepared.task,
-        prepared.accelerator,
-        settings=recipe.settings,
-        batches=prepared.batches,
-        validation=prepared.validation,
-        out=Path(recipe.out),
-        identity=prepared.identity,
-        progress=progress,
-    )
+    return prepare_training(recipe, progress=progress).run(recipe.settings, recipe.out, progress)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Preparation:
-    """A training run before its first step."""
-
-    task: UNetTask
-    accelerator: Accelerator
-    pairs: PairsDataset
-    batches: Callable[[int, int], Iterable[Batch]]
-    validation: Callable[[], Iterable[Batch]] | None
-    identity: dict[str, Any]
-
-
-def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -> Preparation:
+def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -> Preparation[UNetTask]:
     """Open data and base, and check all that can be checked before work starts.
 
     Nothing is written: latents are cached when the loop asks for the first batch.
@@ -130,7 +106,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
     settings = checked(recipe.settings)
     accelerator = create_accelerator(settings)
     pairs = open_dataset(recipe.data, "train", augmentation=_augmentation(settings))
-    held_out = _validation_pairs(recipe)
+    held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True))
     base = open_base(recipe.base, recipe.revision)
     identity = identity_of(
         settings,
@@ -149,8 +125,8 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
         task=task,
         accelerator=accelerator,
         pairs=pairs,
+        held_out=held_out,
         batches=_batches(recipe, pairs, task, accelerator, base.sha256, progress),
-        validation=None if held_out is None else lambda: validation_batches(held_out),
         identity=identity,
     )
 
@@ -207,15 +183,6 @@ def _batches(
         return training_batches(latents, settings, accelerator)(start, stop)
 
     return cached
-
-
-def _validation_pairs(recipe: TrainRecipe) -> PairsDataset | None:
-    centre = Augmentation(crop=recipe.settings.crop, centre=True)
-    try:
-        return open_dataset(recipe.data, "val", augmentation=centre)
-    except PairsError as error:
-        warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
-        return None
 
 
 def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> Card:

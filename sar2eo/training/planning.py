@@ -15,10 +15,12 @@ import torch
 
 from sar2eo.datasets import collate
 from sar2eo.recipe import TrainRecipe
-from sar2eo.training.fine_tuning import Preparation, prepare_training
+from sar2eo.training.fine_tuning import prepare_training
 from sar2eo.training.hardware import environment_of
 from sar2eo.training.phases import Phase
+from sar2eo.training.preparing import Preparation
 from sar2eo.training.task import Batch
+from sar2eo.training.unet_task import UNetTask
 
 __all__ = ["plan_training"]
 
@@ -51,7 +53,7 @@ def plan_training(recipe: TrainRecipe) -> dict[str, Any]:
             "pairs": len(prepared.pairs),
             "of": prepared.pairs.describe(),
             "crop": list(prepared.pairs.shape),
-            "validation": "yes" if prepared.validation else "none",
+            "validation": "yes" if prepared.held_out else "none",
         },
         "model": {
             "base": recipe.base,
@@ -73,7 +75,7 @@ def plan_training(recipe: TrainRecipe) -> dict[str, Any]:
     }
 
 
-def _seconds_per_step(prepared: Preparation, recipe: TrainRecipe) -> float:
+def _seconds_per_step(prepared: Preparation[UNetTask], recipe: TrainRecipe) -> float:
     """Take a few steps on one batch; return the seconds of the quickest."""
     settings = recipe.settings
     pairs = [prepared.pairs.sample(index % len(prepared.pairs), 0) for index in range(settings.batch)]
@@ -94,7 +96,7 @@ def _seconds_per_step(prepared: Preparation, recipe: TrainRecipe) -> float:
     return min(taken)
 
 
-def _memory(prepared: Preparation) -> float:
+def _memory(prepared: Preparation[UNetTask]) -> float:
     """Return the most that the steps took, in bytes, on the device."""
     if prepared.accelerator.device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(prepared.accelerator.device))

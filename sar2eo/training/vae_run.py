@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
-from sar2eo.errors import PairsError, SettingsError, TrainingWarning
 from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings, checked
-from sar2eo.training.feeding import training_batches, validation_batches
+from sar2eo.training.feeding import training_batches
 from sar2eo.training.folder import RunFolder
 from sar2eo.training.hardware import create_accelerator
-from sar2eo.training.loop import Outcome, Progress, identity_of, run_loop
+from sar2eo.training.loop import Outcome, Progress, identity_of
+from sar2eo.training.preparing import Preparation, chosen_data, chosen_settings, open_held_out
 from sar2eo.training.task import Batch
 from sar2eo.training.vae_task import VaeTask
 
-__all__ = ["VaePreparation", "prepare_vae_training", "run_vae_training", "train_vae"]
+__all__ = ["prepare_vae_training", "run_vae_training", "train_vae"]
 
 _MEASURED_PAIRS, _MEASURED_BATCH = 128, 4
 
@@ -70,43 +66,18 @@ def train_vae(
     --------
     >>> train_vae("pairs/", "runs/vae", latent_channels=8, crop=128)  # doctest: +SKIP
     """
-    if not isinstance(data, DataSettings):
-        data = DataSettings(pairs=str(data))
-    try:
-        chosen = dataclasses.replace(settings or VaeSettings(), **changes)
-    except TypeError as error:
-        raise SettingsError(f"settings: {error}") from error
-    return run_vae_training(VaeRecipe(data=data, out=str(out), settings=chosen), progress=progress).final
+    recipe = VaeRecipe(
+        data=chosen_data(data), out=str(out), settings=chosen_settings(settings or VaeSettings(), changes)
+    )
+    return run_vae_training(recipe, progress=progress).final
 
 
 def run_vae_training(recipe: VaeRecipe, *, progress: Progress | None = None) -> Outcome:
     """Do what a recipe says; see `train_vae`."""
-    prepared = prepare_vae_training(recipe)
-    return run_loop(
-        prepared.task,
-        prepared.accelerator,
-        settings=recipe.settings,
-        batches=prepared.batches,
-        validation=prepared.validation,
-        out=Path(recipe.out),
-        identity=prepared.identity,
-        progress=progress,
-    )
+    return prepare_vae_training(recipe).run(recipe.settings, recipe.out, progress)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class VaePreparation:
-    """A training run before its first step."""
-
-    task: VaeTask
-    accelerator: Accelerator
-    pairs: PairsDataset
-    batches: Callable[[int, int], Iterable[Batch]]
-    validation: Callable[[], Iterable[Batch]] | None
-    identity: dict[str, Any]
-
-
-def prepare_vae_training(recipe: VaeRecipe) -> VaePreparation:
+def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     """Open the data and check all that can be checked before work starts; nothing is written.
 
     Raises
@@ -120,7 +91,7 @@ def prepare_vae_training(recipe: VaeRecipe) -> VaePreparation:
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
     whole = open_dataset(recipe.data, "train", augmentation=Augmentation(centre=True))
     task = VaeTask(settings, lambda: _measured(whole))
-    held_out = _validation_pairs(recipe)
+    held_out = open_held_out(recipe.data, Augmentation(centre=True))
     for images in (pairs, whole, held_out):
         if images is not None:
             task.check_shape(images.shape)
@@ -130,12 +101,12 @@ def prepare_vae_training(recipe: VaeRecipe) -> VaePreparation:
         data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
     )
     RunFolder(Path(recipe.out)).check(identity)
-    return VaePreparation(
+    return Preparation(
         task=task,
         accelerator=accelerator,
         pairs=pairs,
+        held_out=held_out,
         batches=training_batches(pairs, settings, accelerator),
-        validation=None if held_out is None else lambda: validation_batches(held_out),
         identity=identity,
     )
 
@@ -145,11 +116,3 @@ def _measured(pairs: PairsDataset) -> Iterator[Batch]:
     chosen = np.linspace(0, len(pairs) - 1, min(_MEASURED_PAIRS, len(pairs))).astype(int).tolist()
     for first in range(0, len(chosen), _MEASURED_BATCH):
         yield collate([pairs.sample(index, 0) for index in chosen[first : first + _MEASURED_BATCH]])
-
-
-def _validation_pairs(recipe: VaeRecipe) -> PairsDataset | None:
-    try:
-        return open_dataset(recipe.data, "val", augmentation=Augmentation(centre=True))
-    except PairsError as error:
-        warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
-        return None

@@ -1,0 +1,92 @@
+"""What every training run shares before its first step: its parts, its held-out pairs, its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from accelerate import Accelerator
+
+from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
+from sar2eo.errors import PairsError, SettingsError, TrainingWarning
+from sar2eo.recipe import DataSettings, TrainSettings, VaeSettings
+from sar2eo.training.feeding import validation_batches
+from sar2eo.training.loop import Outcome, Progress, run_loop
+from sar2eo.training.task import Batch, Task
+
+__all__ = ["Preparation", "chosen_data", "chosen_settings", "open_held_out"]
+
+TaskKind = TypeVar("TaskKind", bound=Task)
+Settings = TypeVar("Settings", TrainSettings, VaeSettings)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preparation(Generic[TaskKind]):
+    """A training run before its first step; all that can be checked has been.
+
+    Parameters
+    ----------
+    task : Task
+    accelerator : Accelerator
+    pairs : PairsDataset
+        Of the training split.
+    held_out : PairsDataset or None
+        Of the validation split.
+    batches : callable
+        From a step to another, to the batches between.
+    identity : dict
+        What the run depends on.
+    """
+
+    task: TaskKind
+    accelerator: Accelerator
+    pairs: PairsDataset
+    held_out: PairsDataset | None
+    batches: Callable[[int, int], Iterable[Batch]]
+    identity: dict[str, Any]
+
+    def run(self, settings: TrainSettings | VaeSettings, out: str, progress: Progress | None) -> Outcome:
+        """Train, or go on with it; see `sar2eo.training.loop.run_loop`."""
+        held_out = self.held_out
+        return run_loop(
+            self.task,
+            self.accelerator,
+            settings=settings,
+            batches=self.batches,
+            validation=None if held_out is None else lambda: validation_batches(held_out),
+            out=Path(out),
+            identity=self.identity,
+            progress=progress,
+        )
+
+
+def open_held_out(data: DataSettings, augmentation: Augmentation) -> PairsDataset | None:
+    """Open the validation pairs; None, with a warning, where there are none."""
+    try:
+        return open_dataset(data, "val", augmentation=augmentation)
+    except PairsError as error:
+        warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
+        return None
+
+
+def chosen_data(data: DataSettings | str | Path) -> DataSettings:
+    """Return which pairs; a path is a folder of `sar2eo.build_pairs`."""
+    return data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
+
+
+def chosen_settings(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """Return settings with some fields changed.
+
+    Raises
+    ------
+    SettingsError
+        For a field that there is not.
+    """
+    try:
+        return dataclasses.replace(settings, **changes)
+    except TypeError as error:
+        raise SettingsError(f"settings: {error}") from error
