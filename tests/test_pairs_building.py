@@ -324,9 +324,12 @@ class FakeAligner:
 
     neighbourhood_px: int = 96
     thin: bool = False
+    blind: bool = False
 
     def displacement(self, sar: np.ndarray, eo: np.ndarray) -> LocalShift:
         assert sar.shape == eo.shape == (96, 96)
+        if self.blind:
+            return LocalShift(np.nan, np.nan, 0.0, False)
         both = np.isfinite(sar) & np.isfinite(eo)
         return LocalShift(2.0, -3.0, float(np.corrcoef(sar[both], eo[both])[0, 1]), True)
 
@@ -383,6 +386,18 @@ def test_thin_evidence_leaves_the_scene_pair_out_and_says_so(scenes, tmp_path):
     assert len(told) == 4
     assert all("too thin evidence" in str(one.message) for one in told)
     assert not (tmp_path / "pairs").exists()
+
+
+def test_what_cannot_be_compared_is_null_in_the_records(scenes, tmp_path):
+    index = built(scenes, tmp_path / "pairs", "score", FakeAligner(blind=True))
+    assert index.shift_rows.isna().all()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    record = json.loads((tmp_path / "pairs/pairs.json").read_text(), parse_constant=refuse)
+    pair = record["scene_pairs"][0]["alignment"]
+    assert {one["rows"] for one in pair["displacements"]} == {None}
 
 
 def test_worker_processes_make_the_same_chips(scenes, whole, tmp_path):

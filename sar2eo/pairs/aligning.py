@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,7 +84,7 @@ def planned_cells(
     """
     if aligner is None:
         return [CellPlan(cell) for cell in each.cells], None
-    facts: dict[str, Any] = {"displacements": [dataclasses.asdict(one) for one in measured]}
+    facts: dict[str, Any] = {"displacements": [_told(one) for one in measured]}
     drift = None
     if settings.align == "shift":
         drift = aligner.drift(measured)
@@ -98,6 +99,12 @@ def planned_cells(
             )
             return [], facts
     return [_plan(cell, settings.size, measured, drift) for cell in each.cells], facts
+
+
+def _told(one: Displacement) -> dict[str, Any]:
+    """Return JSON values, null where nothing could be compared."""
+    values = dataclasses.asdict(one)
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _plan(cell: Cell, size: int, measured: Sequence[Displacement], drift: Drift | None) -> CellPlan:

@@ -27,7 +27,7 @@ __all__ = ["Aligner", "Displacement", "Drift", "LocalShift", "measure", "nearest
 FloatArray = npt.NDArray[np.float32]
 
 # Enough for a low-order model of a scene many times over.
-_MOST = 400
+_MOST = 600
 # Of a neighbourhood, in both images; what has less is not measured.
 _LEAST_VALID = 0.5
 
@@ -119,7 +119,7 @@ def neighbourhoods(grid: Grid, side: int, within: Any) -> list[Cell]:
     Returns
     -------
     list of Cell
-        At most 400, spread evenly.
+        At most 600, spread evenly.
     """
     found = cells_of(grid, size=side, stride=max(1, side // 2), within=within, min_valid=_LEAST_VALID)
     if len(found) <= _MOST:
