@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,10 @@ __all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
 # Straight edges of a projected footprint are curves on the globe: at least so many points a side.
 _POINTS_PER_SIDE = 20
 
+# rasterio silences a warning about its own image in memory by a filter of the whole process, which threads
+# would take from each other.
+_QUIET = threading.Lock()
+
 
 def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
     """Outline the valid pixels of a scene.
@@ -41,8 +46,9 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
         In the CRS of `grid`, accurate to about one pixel of `valid`. Empty where nothing is valid.
     """
     cell = Affine.scale(grid.shape[1] / valid.shape[1], grid.shape[0] / valid.shape[0])
-    outlines = rasterio.features.shapes(valid.astype(np.uint8), mask=valid, connectivity=4)
     # In pixels of `valid` first, so that sizes are counted in pixels whatever the CRS is.
+    with _QUIET:
+        outlines = list(rasterio.features.shapes(valid.astype(np.uint8), mask=valid, connectivity=4))
     islands = [shape(outline) for outline, _ in outlines]
     if not islands:
         return Polygon()

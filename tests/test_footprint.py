@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import shapely
@@ -138,3 +140,10 @@ def test_a_scene_over_a_pole_holds_the_pole(crs: str, sign: int) -> None:
 def test_what_has_no_place_on_earth_is_refused() -> None:
     with pytest.raises(GeoreferenceError, match="no longitude and latitude"):
         to_lonlat(box(1e9, 1e9, 1.1e9, 1.1e9), "EPSG:32611")
+
+
+def test_threads_do_not_take_each_others_warnings() -> None:
+    grid = Grid("EPSG:32633", (10, 0, 5e5, 0, -10, 5e6), (64, 64))
+    with ThreadPoolExecutor(8) as pool:
+        areas = list(pool.map(lambda _: footprint_of(np.ones((64, 64), bool), grid).area, range(400)))
+    assert areas == [640.0**2] * 400

@@ -1,4 +1,7 @@
-"""Matching on real scenes: another matcher, another scene's SAR and places held out bear it out."""
+"""Matching on real scenes: another matcher, another scene's SAR and places held out bear it out.
+
+What is measured goes with the results: ``pytest tests/test_matching_realdata.py --junitxml=FILE``.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -76,7 +79,7 @@ def by_information(sar: np.ndarray, eo: np.ndarray) -> tuple[int, int]:
     return int(row) - RADIUS, int(col) - RADIUS
 
 
-def test_drifts_of_two_scenes_agree_with_what_their_sars_say(real_data):
+def test_drifts_of_two_scenes_agree_with_what_their_sars_say(real_data, record_property):
     """Both scenes hold one acquisition: where they meet, the SARs alone tell how their drifts differ."""
     west, east = scene(real_data, "la_west")[0], scene(real_data, "la_east")[0]
     drifts = [
@@ -99,6 +102,10 @@ def test_drifts_of_two_scenes_agree_with_what_their_sars_say(real_data):
         truth = np.array([direct.rows, direct.cols])
         errors.append(np.hypot(*(np.subtract(first, second) - truth)))
         unaligned.append(np.hypot(*truth))
+    record_property("places", len(errors))
+    record_property("apart_px", round(float(np.median(unaligned)), 2))
+    record_property("error_px", round(float(np.median(errors)), 2))
+    record_property("worst_px", round(float(max(errors)), 2))
     assert len(errors) >= 15
     assert np.median(unaligned) > 2
     assert np.median(errors) < 0.6
@@ -106,7 +113,7 @@ def test_drifts_of_two_scenes_agree_with_what_their_sars_say(real_data):
 
 
 @pytest.mark.parametrize(("name", "share"), [("la_west", 0.55), ("la_east", 0.55), ("san_antonio_west", 0.9)])
-def test_mutual_information_finds_the_shifts_that_are_sure(real_data, name, share):
+def test_mutual_information_finds_the_shifts_that_are_sure(real_data, name, share, record_property):
     sar, eo = scene(real_data, name)
     near, sure = [], []
     for at in windows(sar, 1024)[:30]:
@@ -115,6 +122,7 @@ def test_mutual_information_finds_the_shifts_that_are_sure(real_data, name, shar
         near.append(np.hypot(found.rows - other[0], found.cols - other[1]) < 2)
         sure.append(found.sure)
     near, sure = np.array(near), np.array(sure)
+    record_property("agree", f"{near[sure].sum()} of {sure.sum()}")
     assert sure.mean() >= 0.8
     # By chance 0.5 % would.
     assert near[sure].mean() >= share
@@ -123,7 +131,7 @@ def test_mutual_information_finds_the_shifts_that_are_sure(real_data, name, shar
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_drift_leaves_less_than_it_found(real_data, name):
+def test_drift_leaves_less_than_it_found(real_data, name, record_property):
     """Before: local shifts as measured. After: less the drift, as neighbourhoods apart predict it."""
     found = measured(real_data, name, SIDE)
     drift = ALIGNER.drift(found)
@@ -135,10 +143,17 @@ def test_drift_leaves_less_than_it_found(real_data, name):
     # Mutual information knows nothing of the drift, and finds the scene nearer to it than to no shift.
     sar, eo = scene(real_data, name)
     left, was = [], []
-    for at in windows(sar, 1024)[:20]:
+    for at in windows(sar, 1024):
         shift = np.array(by_information(sar[at], eo[at]))
         if np.abs(shift).max() < RADIUS - 1:
             middle = at[0].start + SIDE / 2, at[1].start + SIDE / 2
             left.append(np.hypot(*(shift - drift.at(*middle))))
             was.append(np.hypot(*shift))
+    record_property("sure", f"{len(sure)} of {len(found)}")
+    record_property("structure_before_px", round(float(np.median(before)), 2))
+    for key, value in drift.facts().items():
+        record_property(f"drift_{key}", value)
+    for key, distances in (("before", was), ("after", left)):
+        record_property(f"information_{key}_px", round(float(np.median(distances)), 2))
+        record_property(f"information_{key}_within_2px", f"{np.less(distances, 2).sum()} of {len(distances)}")
     assert np.median(left) < 0.6 * np.median(was)
