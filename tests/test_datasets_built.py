@@ -1,10 +1,13 @@
 """Built pairs as samples: scaling, validity, augmentation, batches."""
 
 import pickle
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import geopandas
 import numpy as np
+import psutil
 import pytest
 import rasterio
 import torch
@@ -14,7 +17,8 @@ from sar2eo.datasets import Augmentation, Order, batches, collate, open_dataset
 from sar2eo.datasets.augmentation import orient
 from sar2eo.datasets.pairs import _Held
 from sar2eo.errors import PairsError, SettingsError
-from sar2eo.recipe import DataSettings
+from sar2eo.recipe import DataSettings, TrainSettings
+from sar2eo.training.feeding import training_batches
 
 
 def opened(folder, split="train", **augmentation):
@@ -219,6 +223,40 @@ def test_workers_load_the_same_batches(folder):
     assert alone[0]["sar"].shape == (4, 3, 32, 32)
     (resumed,) = batches(dataset, order, 3, 4)
     assert torch.equal(resumed["sar"], alone[2]["sar"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_run(folder, number):
+    dataset = opened(folder, crop=32)
+    source = batches(dataset, Order(len(dataset), 2), 0, 30, workers=1)
+    next(source)
+    forked = [p for p in psutil.Process().children(recursive=True) if not p.children()]
+    readers = [p for p in forked if "resource_tracker" not in " ".join(p.cmdline())]
+    assert readers
+    for reader in readers:  # as a terminal or a scheduler does: to the whole group
+        reader.send_signal(number)
+    assert len(list(source)) == 29
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_chip_is_told_in_a_line(tmp_path, workers):
+    dataset = opened(built_pairs(tmp_path))
+    dataset.files(0)[0].write_bytes(b"no image")
+    with pytest.raises(PairsError, match="cannot be read") as caught:
+        list(batches(dataset, Order(len(dataset), 2), 0, 3, workers=workers))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cpu", False)])
+def test_batches_for_a_gpu_are_pinned(folder, monkeypatch, device, pinned):
+    asked = {}
+    monkeypatch.setattr(
+        "sar2eo.datasets.loading.DataLoader", lambda *_, **options: asked.update(options) or []
+    )
+    here = SimpleNamespace(device=torch.device(device), process_index=0, num_processes=1)
+    settings = TrainSettings(batch=2)
+    list(training_batches(opened(folder), settings, here)(0, 2))
+    assert asked["pin_memory"] is pinned
 
 
 def test_shapes_that_do_not_fit_are_named():

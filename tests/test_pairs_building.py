@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import geopandas as gpd
@@ -12,12 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import shapely
 from affine import Affine
-from pairs_scenes import SETTINGS, ground, world, write_scenes
+from pairs_scenes import SETTINGS, SIDE, ground, world, write_scenes
 from scene_fixtures import write_raster, write_safe
 
 import sar2eo
-from sar2eo.errors import JournalError, OutputError, PairsError, PairsWarning, SettingsError
+from sar2eo.errors import (
+    JournalError,
+    OutputError,
+    PairsError,
+    PairsWarning,
+    RadiometryError,
+    SettingsError,
+)
+from sar2eo.journal import Journal
 from sar2eo.pairs import building, cutting
 from sar2eo.pairs.alignment import Displacement, LocalShift
 from sar2eo.pairs.index import COLUMNS, read_index
@@ -232,6 +242,82 @@ def test_a_missing_chip_is_noticed_and_made_again(scenes, whole, tmp_path):
     }
 
 
+def test_files_that_viewers_leave_beside_chips_are_no_damage(scenes, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "pairs")
+    index = read_index(whole)
+    (tmp_path / "pairs" / f"{index.eo_chip[0]}.aux.xml").write_text("<PAMDataset/>")
+    before = state(tmp_path / "pairs")
+    assert build(scenes, tmp_path / "pairs").attrs["report"]["done_before"]
+    assert state(tmp_path / "pairs") == before
+
+
+def test_what_a_kill_after_the_last_file_leaves_goes_with_the_next_run(scenes, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(scenes, tmp_path / "pairs")
+    before = state(tmp_path / "pairs/chips")
+    assert (tmp_path / "pairs/chips.partial").exists()
+    assert build(scenes, tmp_path / "pairs").attrs["report"]["done_before"]
+    assert not (tmp_path / "pairs/chips.partial").exists()
+    assert state(tmp_path / "pairs/chips") == before
+    # Unfinished work of other settings is not its business.
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "write_index", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(scenes, tmp_path / "pairs", seed=1, overwrite=True)
+    assert build(scenes, tmp_path / "pairs").attrs["report"]["done_before"]
+    assert list((tmp_path / "pairs/chips.partial").glob("blocks-*/chips/*"))
+
+
+def test_what_a_table_says_of_scenes_is_part_of_what_was_built(scenes, tmp_path):
+    def table(day: int, size: float) -> Path:
+        rows = gpd.GeoDataFrame(
+            {"href": [str(scenes / "eo/a.tif")], "datetime": [f"2024-05-{day:02}T10:00:00Z"]},
+            geometry=[shapely.box(500_003, 5_000_004 - size, 500_003 + size, 5_000_004)],
+            crs=CRS,
+        )
+        rows.to_parquet(tmp_path / "eo.parquet")
+        return tmp_path / "eo.parquet"
+
+    def built(day: int = 4, size: float = 2560.0, **more: object) -> gpd.GeoDataFrame:
+        given = scenes / "sar/a.tif", table(day, size), tmp_path / "pairs"
+        return sar2eo.build_pairs(*given, **{**SETTINGS, "val": 0.0, "test": 0.0}, **more)
+
+    first = built()
+    with pytest.raises(OutputError, match="differ in"):
+        built(day=1)
+    assert built(day=1, overwrite=True).day_gap[0] == pytest.approx(first.day_gap[0] + 3)
+    with pytest.raises(OutputError, match="differ in"):
+        built(day=1, size=1500.0)
+
+
+def test_records_are_json_for_every_reader(scenes, tmp_path):
+    def strictly(path: Path) -> dict:
+        return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+
+    build(scenes, tmp_path / "pairs", max_days=float("inf"), report=tmp_path / "report.json")
+    assert strictly(tmp_path / "pairs/pairs.json")["settings"]["max_days"] == "inf"
+    assert strictly(tmp_path / "report.json")["scene_pairs"]
+    again = build(scenes, tmp_path / "pairs", max_days=float("inf"))
+    assert again.attrs["report"]["done_before"]
+
+
+def test_a_report_that_is_a_folder_is_refused_before_the_work(scenes, tmp_path):
+    with pytest.raises(OutputError, match="is a folder"):
+        build(scenes, tmp_path / "pairs", report=tmp_path)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_a_scene_that_cannot_be_scaled_is_named(tmp_path):
+    scenes = write_scenes(tmp_path / "scenes")
+    with rasterio.open(scenes / "sar/b.tif", "r+") as raster:
+        raster.nodata = 255
+        raster.write(np.zeros((SIDE, SIDE), np.uint8), 1)
+    with pytest.raises(RadiometryError, match=r"sar/b\.tif: the 99th percentile"):
+        build(scenes, tmp_path / "pairs")
+
+
 def test_unfinished_work_of_other_settings_is_refused(scenes, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(building, "write_index", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -434,6 +520,33 @@ def test_scenes_of_one_orbit_are_one_pass():
     # Each is less than ten minutes from the next of its pass, even if not from the first.
     assert found[0] == found[1] == found[3]
     assert len(set(found)) == 4
+
+
+def test_passes_are_those_over_one_place(tmp_path):
+    """Archives have scenes elsewhere at all times of the day, which make no pass of two days one."""
+    scenes = write_scenes(tmp_path / "scenes")
+    for path in (scenes / "sar/b.tif", scenes / "eo/b.tif"):
+        path.unlink()
+    start = datetime(2024, 5, 6, 7, 7, 9, tzinfo=UTC)
+    shutil.copy(scenes / "sar/a.tif", scenes / "sar/later.tif")
+    with rasterio.open(scenes / "sar/later.tif", "r+") as later:
+        later.update_tags(TIFFTAG_DATETIME=f"{start + timedelta(hours=2):%Y:%m:%d %H:%M:%S}")
+    alone = build(scenes, tmp_path / "alone")
+    assert len(alone) > 8
+    for step in range(1, 15):  # far away, one every eight minutes
+        write_raster(
+            scenes / f"sar/x{step:02}.tif", np.ones((40, 40), np.uint8), names=("VV",), crs=CRS,
+            transform=Affine(10, 0, 300_000, 0, -10, 4_000_000),
+            tags={"TIFFTAG_DATETIME": f"{start + timedelta(minutes=8 * step):%Y:%m:%d %H:%M:%S}"},
+        )  # fmt: skip
+    among = build(scenes, tmp_path / "among")
+    assert len(among) == len(alone)
+
+
+def test_satellites_that_meet_are_two_passes():
+    time = "2024-05-06T07:07:09Z"
+    found = passes([Source(f"{name}.tif", datetime=time, platform=name) for name in ("S1A", "S1C")])
+    assert len(set(found)) == 2
 
 
 def test_the_index_names_scenes_so_that_anybody_finds_them(scenes, whole, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import rasterio
 from click.testing import CliRunner
 from pairs_scenes import write_scenes
 
@@ -71,6 +72,17 @@ def test_a_dry_run_counts_and_writes_nothing(scenes, tmp_path):
     assert {name.strip(): int(count) for name, count in told.items()}["scene pairs"] == 4
     assert "1.5 days apart" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_scenes_without_times_says_so(tmp_path):
+    scenes = write_scenes(tmp_path / "scenes")
+    for path in scenes.rglob("*.tif"):
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(TIFFTAG_DATETIME="")
+    given = ("--sar", scenes / "sar", "--eo", scenes / "eo", "--out", tmp_path / "pairs", *FLAGS)
+    done = run(*given, "--max-days", "inf", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("time unknown") == 4
 
 
 @pytest.mark.parametrize(

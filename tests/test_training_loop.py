@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from training_fixtures import ToyTask, toy_batches, toy_settings, toy_validation
 
 from sar2eo.errors import OutputError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.training.folder import RunFolder
 from sar2eo.training.hardware import create_accelerator
-from sar2eo.training.loop import Outcome, identity_of, run_loop
+from sar2eo.training.loop import Outcome, _Run, identity_of, run_loop
 from sar2eo.training.phases import Phase, learning_rate
 from sar2eo.training.state import State, States
 from sar2eo.training.task import Batch
@@ -278,6 +283,179 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state(tmp_path: 
         go(tmp_path / "run", task=ToyTask(spoil_at=3))
     assert [path.name for path in (tmp_path / "run/states").iterdir()] == ["step-000002"]
     assert go(tmp_path / "run").begun_at == 2
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
+    class Steep(ToyTask):
+        def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> Any:
+            loss, facts = super().loss(phase, batch, step, generator)
+            weight = self.phases[phase].weight
+            return loss + (weight - weight.detach()).abs().sqrt().sum(), facts  # of infinite slope
+
+    settings = toy_settings()
+    task = Steep()
+    before = task.phases["line"].weight.detach().clone()
+    phase = Phase("line", task, create_accelerator(settings), settings)
+    with pytest.raises(TrainingError, match="step 1: the gradient's norm of line is nan"):
+        phase.update(0, [{"x": torch.ones(4, 1)}], [torch.Generator().manual_seed(0)])
+    assert torch.equal(task.phases["line"].weight, before)
+
+
+def test_a_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Telling(ToyTask):
+        def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> Any:
+            loss, facts = super().loss(phase, batch, step, generator)
+            return loss, facts | {"half": loss.detach() / 2}
+
+    settings = toy_settings(accumulate=2)
+    phase = Phase("line", Telling(), create_accelerator(settings), settings)
+    waits: list[str] = []
+    for name in ("__float__", "__bool__", "item", "tolist"):
+
+        def counted(self: torch.Tensor, name: str = name, original: Any = getattr(torch.Tensor, name)) -> Any:
+            if sys._getframe(1).f_code.co_filename.endswith("phases.py"):
+                waits.append(name)
+            return original(self)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    batch: Batch = {"x": torch.ones(4, 1)}
+    found = phase.update(0, [batch, batch], [torch.Generator().manual_seed(k) for k in range(2)])
+    assert waits == ["tolist"]
+    assert found["half"] == pytest.approx(found["loss"] / 2)
+    assert all(isinstance(value, float) for value in found.values())
+
+
+def test_a_score_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    class Spoilt(ToyTask):
+        seen = 0
+
+        def validate(self, batches: Any) -> dict[str, float]:
+            self.seen += 1
+            found = super().validate(batches)
+            return {"score": math.nan} if self.seen == 1 else found
+
+    go(tmp_path / "run", task=Spoilt())
+    facts = json.loads((tmp_path / "run/best/facts.json").read_text())
+    assert facts["steps"] > 2
+    assert math.isfinite(facts["metrics"]["score"])
+
+
+def test_moments_lie_in_memory_like_their_weights_after_a_resume() -> None:
+    """Otherwise the fused updates of a GPU fall back to slow ones."""
+
+    class Pictures(ToyTask):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phases = {"line": nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)}
+
+        def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> Any:
+            return self.phases[phase](batch["x"]).square().mean(), {}
+
+    settings = toy_settings()
+
+    def phase_of(task: ToyTask) -> Phase:
+        return Phase("line", task, create_accelerator(settings), settings)
+
+    first, second = phase_of(Pictures()), phase_of(Pictures())
+    first.update(0, [{"x": torch.ones(2, 2, 5, 5)}], [torch.Generator()])
+    stored = {
+        file: {key: t.contiguous() for key, t in group.items()} for file, group in first.tensors().items()
+    }
+    second.restore(stored, first.facts())
+    moments = second.tensors()["optimiser"]
+    weight = second.tensors()["weights"]["line.weight"]
+    assert moments["line.weight.exp_avg"].stride() == weight.stride() != weight.contiguous().stride()
+    assert torch.equal(moments["line.weight.exp_avg"], first.tensors()["optimiser"]["line.weight.exp_avg"])
+
+
+def test_a_run_goes_on_with_a_scaler_where_there_was_none(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", stop_after=3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    settings = toy_settings()
+    run = _Run(ToyTask(), create_accelerator(settings), settings, RunFolder(tmp_path / "run"))
+    run._accelerator.scaler = scaler  # another GPU computes in float16, where the first took bfloat16
+    assert run.resume() == 2
+    assert scaler.get_scale() == 8.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_comes_before_the_first_step_can_be_stopped_at_once(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Encoding a cache may take hours, keeps what it finished, and has no step to wait for."""
+    settings = toy_settings()
+    accelerator = create_accelerator(settings)
+    seen: list[Any] = []
+
+    def cached(start: int, stop: int) -> Any:
+        seen.append(signal.getsignal(number))
+        return toy_batches()(start, stop)
+
+    before = signal.getsignal(number)
+    identity = identity_of(settings, accelerator)
+    run_loop(
+        ToyTask(), accelerator, settings=settings, batches=cached, validation=None,
+        out=tmp_path / "run", identity=identity,
+    )  # fmt: skip
+    assert seen == [before]
+
+
+def test_a_full_disk_leaves_the_result_before_and_says_so(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+
+    def export(path: Path, text: str = "old") -> Path:
+        path.mkdir()
+        (path / "weights").write_text(text)
+        return path
+
+    def fails(path: Path) -> Path:
+        export(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fails_otherwise(path: Path) -> Path:
+        export(path)
+        raise SafetensorError("I/O error: No space left on device")
+
+    folder.publish("best", export)
+    for failing, told in ((fails, "no space"), (fails_otherwise, "cannot be written: I/O error")):
+        with pytest.raises(OutputError, match=told):
+            folder.publish("best", failing)
+        assert [path.name for path in tmp_path.iterdir()] == ["best"]
+        assert (tmp_path / "best/weights").read_text() == "old"
+
+
+def test_results_are_on_disk_before_they_have_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("sar2eo.training.folder.sync_file", lambda path: synced.append(path.name))
+
+    def export(path: Path) -> Path:
+        (path / "vae").mkdir(parents=True)
+        (path / "vae/weights").write_text("a")
+        (path / "notes").write_text("b")
+        return path
+
+    RunFolder(tmp_path).publish("final", export)
+    assert sorted(synced) == ["notes", "weights"]
+
+
+def test_where_a_run_computes_may_change(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", stop_after=3)
+    assert go(tmp_path / "run", device="auto", gradient_checkpointing=True).begun_at == 2
+
+
+def test_the_environment_does_not_overrule_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert create_accelerator(toy_settings(accumulate=2)).gradient_accumulation_steps == 2
+
+
+def test_processes_wait_for_a_cache_as_long_as_it_takes() -> None:
+    accelerator = create_accelerator(toy_settings())
+    assert accelerator.init_handler is not None
+    assert accelerator.init_handler.timeout >= timedelta(hours=24)
 
 
 def test_float16_on_a_cpu_is_refused() -> None:

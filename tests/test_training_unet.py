@@ -110,6 +110,12 @@ def test_the_fifth_channel_learns_from_the_first_step_and_tells_the_trunk_from_t
     assert through_the_variance().any()
 
 
+def test_figures_stay_on_the_device_until_a_step_is_done(base: Path) -> None:
+    _, facts = task_of(base).loss("unet", some_batch(), 0, torch.Generator().manual_seed(0))
+    assert facts.keys() == {"squared_error", "variance"}
+    assert all(isinstance(fact, torch.Tensor) and not fact.requires_grad for fact in facts.values())
+
+
 def test_squared_error_leaves_the_fifth_channel_alone(base: Path) -> None:
     task = task_of(base, loss="l2")
     phase = Phase("unet", task, create_accelerator(settings_of()), settings_of())

@@ -167,6 +167,15 @@ def test_images_are_those_asked_for(images: str, kinds: list[str]) -> None:
     assert task.picture(batch).shape == (3, 2 * 32, 2 * len(kinds) * 32)
 
 
+def test_figures_stay_on_the_device_until_a_step_is_done() -> None:
+    batch = batch_of()
+    task = task_of(batch, adversarial=0.5, adversarial_from=0.0)
+    for phase in ("vae", "discriminator"):
+        _, facts = loss_of(task, batch, phase)
+        assert facts
+        assert all(isinstance(fact, torch.Tensor) and not fact.requires_grad for fact in facts.values())
+
+
 def test_invalid_pixels_count_in_no_error() -> None:
     # Through the network they still reach their neighbours, so the reconstruction is taken as given.
     batch, task = batch_of(), task_of()

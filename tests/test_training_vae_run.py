@@ -14,8 +14,8 @@ import sar2eo
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.cli import cli
 from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
-from sar2eo.recipe import DataSettings, VaeSettings
-from sar2eo.training.vae_run import train_vae
+from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings
+from sar2eo.training.vae_run import prepare_vae_training, train_vae
 
 QUICK: dict[str, Any] = {
     "latent_channels": 2,
@@ -111,6 +111,20 @@ def test_without_validation_pairs_it_says_so(tmp_path: Path) -> None:
     with pytest.warns(TrainingWarning, match="trains without validation"):
         final = train_vae(pairs, tmp_path / "run", **settings)
     assert json.loads((final / "vae.json").read_text())["metrics"] == {}
+
+
+def test_images_that_are_no_multiple_of_the_factor_are_cropped_to_one(tmp_path: Path) -> None:
+    """As those of SpaceNet 6, 900 pixels, with the usual factor of 8."""
+    prepared = prepare_vae_training(
+        VaeRecipe(
+            data=DataSettings(pairs=str(built_pairs(tmp_path / "pairs", size=50))),
+            out=str(tmp_path / "run"),
+            settings=VaeSettings(**QUICK),
+        )
+    )
+    assert prepared.pairs.shape == (32, 32)
+    assert prepared.held_out is not None
+    assert prepared.held_out.shape == (48, 48)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(pairs: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def _tell_plan(plan: Any) -> None:
     }
     click.echo("\n".join(lines(counts)))
     for row in plan.itertuples():
-        gap = "time unknown" if row.day_gap != row.day_gap else f"{row.day_gap:.1f} days apart"
+        gap = "time unknown" if math.isnan(row.day_gap) else f"{row.day_gap:.1f} days apart"
         click.echo(f"{row.cells:6d} cells, {gap}: {row.sar_href} {row.eo_href}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sar2eo.datasets.draws import Purpose, permutation
-from sar2eo.errors import PairsError, SettingsError
+from sar2eo.errors import PairsError, Sar2eoError, SettingsError
 
 __all__ = ["Batch", "Order", "Samples", "batches", "collate"]
 
@@ -77,15 +78,21 @@ def _shuffled(n: int, seed: int, epoch: int) -> npt.NDArray[np.intp]:
     return permutation(seed, Purpose.ORDER, epoch, 0, n)
 
 
-class _ByEpoch(Dataset[dict[str, Any]]):
-    """Takes (epoch, index) as key, so that nothing in a worker has to change with the epoch."""
+class _ByEpoch(Dataset["dict[str, Any] | Sar2eoError"]):
+    """Takes (epoch, index) as key, so that nothing in a worker has to change with the epoch.
+
+    Our errors are returned: the loader would raise them with a worker's whole traceback as their message.
+    """
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | Sar2eoError:
         epoch, index = key
-        return self.samples.sample(index, epoch)
+        try:
+            return self.samples.sample(index, epoch)
+        except Sar2eoError as error:
+            return error
 
 
 class _Steps(Sampler[list[tuple[int, int]]]):
@@ -100,7 +107,7 @@ class _Steps(Sampler[list[tuple[int, int]]]):
 
 
 def batches(
-    samples: Samples, order: Order, start_step: int, stop_step: int, workers: int = 0
+    samples: Samples, order: Order, start_step: int, stop_step: int, workers: int = 0, *, pin: bool = False
 ) -> Iterator[Batch]:
     """Load the batches of steps `start_step` to before `stop_step`, in order.
 
@@ -112,17 +119,48 @@ def batches(
     start_step, stop_step : int
     workers : int
         Processes that read ahead; 0: read here, when a batch is asked for. The batches are the same.
+    pin : bool
+        Leave them in pinned memory, from where a GPU fetches them while it computes.
+
+    Raises
+    ------
+    PairsError
+        If a pair cannot be read.
     """
     loader = DataLoader(
         _ByEpoch(samples),
         batch_sampler=_Steps(order, range(start_step, stop_step)),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_or_error,
+        worker_init_fn=_leave_signals,
+        pin_memory=pin,
         # Its own, or the loader would draw from the global one.
         generator=torch.Generator(),
         multiprocessing_context=_context() if workers else None,
     )
-    return iter(loader)
+    for found in loader:
+        if isinstance(found, Sar2eoError):
+            raise found
+        yield found
+
+
+def _collate_or_error(samples: Sequence[dict[str, Any] | Sar2eoError]) -> Batch | Sar2eoError:
+    try:
+        return collate([_sample_or_raise(sample) for sample in samples])
+    except Sar2eoError as error:
+        return error
+
+
+def _sample_or_raise(sample: dict[str, Any] | Sar2eoError) -> dict[str, Any]:
+    if isinstance(sample, Sar2eoError):
+        raise sample
+    return sample
+
+
+def _leave_signals(_: int) -> None:
+    """Let a worker read on: terminals and schedulers signal whole groups, and the run ends its step first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _context() -> BaseContext:

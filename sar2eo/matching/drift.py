@@ -169,7 +169,9 @@ def fit_drift(
             continue
         model, weights = _robust(family, at, shifts, start)
         errors = _held_out(family, at, shifts, weights, apart_px / _UNIT)
-        error = float(np.sqrt(np.mean(np.minimum(errors, _FAR) ** 2))) if errors.size else np.inf
+        # What nothing around bears out is far from every model, and would make them all look alike.
+        told = errors[supported & np.isfinite(errors)]
+        error = float(np.sqrt(np.mean(np.minimum(told, _FAR) ** 2))) if told.size else np.inf
         # Among splines the best: they differ in how much noise they let through, not in kind.
         if best is None or error < least * (1 if best[0].penalty else _BETTER):
             best, least = (family, model, weights, errors), error
@@ -209,14 +211,14 @@ def _robust(
 def _held_out(
     family: _Family, at: Points, shifts: Points, weights: npt.NDArray[np.float64], apart: float
 ) -> npt.NDArray[np.float64]:
-    """Return how far shifts are from what the others predict, which share no pixel with them."""
-    errors = []
+    """Return how far shifts are from what the others predict, which share no pixel with them; or NaN."""
+    errors = np.full(len(at), np.nan)
     for one in np.unique(np.linspace(0, len(at) - 1, min(_HELD_OUT, len(at))).round().astype(int)):
         far = np.abs(at - at[one]).max(axis=1) >= apart - 1e-9
         if family.can_fit(at[far]):
             model = family.fit(at[far], shifts[far], weights[far])
-            errors.append(_distances(model, at[one : one + 1], shifts[one : one + 1])[0])
-    return np.array(errors)
+            errors[one] = _distances(model, at[one : one + 1], shifts[one : one + 1])[0]
+    return errors
 
 
 def _judged(
@@ -233,7 +235,8 @@ def _judged(
     """Say how well a model is known; None if not well enough."""
     distances = _distances(model, at, shifts)
     used = distances < _NEAR
-    predicted = float(np.median(errors)) if errors.size else np.inf
+    told = errors[np.isfinite(errors)]
+    predicted = float(np.median(told)) if told.size else np.inf
     if used.sum() < max(_LEAST, _LEAST_SHARE * len(at)) or not predicted <= _LEAST_SURE_PX:
         return None
     draw, again = np.random.Generator(np.random.Philox(seed)), []

@@ -7,7 +7,6 @@ the alignment. Each keeps its result as a part, so a build that is stopped at an
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import warnings
 from collections import Counter
@@ -16,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 
 from sar2eo._version import __version__
 from sar2eo.computing import Progress, collect_telemetry, reset_telemetry
-from sar2eo.durable import write_atomically
 from sar2eo.errors import OutputError, PairsError, PairsWarning, SettingsError
 from sar2eo.pairs.aligning import measured_shifts, planned_cells
 from sar2eo.pairs.alignment import Aligner, Displacement
 from sar2eo.pairs.cutting import CellPlan, CutRun, cut_run
 from sar2eo.pairs.index import Row, chip_corners, index_of, read_index, write_index
 from sar2eo.pairs.planning import Meeting, Scenes, meetings, open_scenes, survey
+from sar2eo.pairs.records import plain, write_record
 from sar2eo.pairs.rows import Footprints, common_columns, tags_of, without_duplicates
 from sar2eo.pairs.running import Runner
 from sar2eo.pairs.splits import SPLITS, assign
@@ -56,7 +56,7 @@ def plan(
         {
             "sar_href": [scenes.sar[each.sar].href for each in found],
             "eo_href": [scenes.eo[each.eo].href for each in found],
-            "day_gap": [each.day_gap for each in found],
+            "day_gap": np.array([each.day_gap for each in found], dtype=np.float64),
             "cells": [len(each.cells) for each in found],
         },
         geometry=[each.overlap for each in found],
@@ -118,18 +118,21 @@ def build(
     started = time.perf_counter()
     if report is not None and not report.absolute().parent.is_dir():
         raise OutputError(f"--report {report}: there is no folder {report.parent}: make it first")
+    if report is not None and report.is_dir():
+        raise OutputError(f"--report {report}: is a folder: name a file in it")
     if (settings.align == "off") != (aligner is None):
         raise SettingsError(f"align={settings.align!r}: needs an aligner unless it is off")
     scenes = open_scenes(sar, eo, settings, scene, out)
-    fingerprint = json.loads(json.dumps(scenes.fingerprint(settings, scene, aligner), default=str))
+    fingerprint = plain(scenes.fingerprint(settings, scene, aligner))
     if check_target(out, fingerprint, overwrite=overwrite):
+        Work.clear(out, fingerprint)
         return _finished(out, report, done_before=True)
     reset_telemetry()
     work = Work.begin(out, fingerprint, overwrite=overwrite)
     try:
         if not work.publishing:
             _Build(scenes, settings, aligner, work, progress).run(fingerprint, started)
-        work.publish(_chip_names)
+        work.publish()
     finally:
         work.journal.release()
     return _finished(out, report, done_before=False)
@@ -141,13 +144,8 @@ def _finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.GeoDa
     told = {name: value for name, value in record.items() if name not in ("fingerprint", "index_crc32")}
     index.attrs["report"] = {**told, "done_before": done_before}
     if report is not None:
-        write_atomically(report, (json.dumps(index.attrs["report"], indent=2) + "\n").encode())
+        write_record(report, index.attrs["report"])
     return index
-
-
-def _chip_names(folder: Path) -> list[str]:
-    index = read_index(folder)
-    return [Path(path).name for column in ("sar_chip", "eo_chip") for path in index[column]]
 
 
 class _Build:
@@ -266,7 +264,7 @@ class _Build:
         ready = self.work.ready
         ready.mkdir(exist_ok=True)
         checksum = write_index(index, ready / "pairs.parquet")
-        write_atomically(ready / "audit.json", (json.dumps(audit, indent=2) + "\n").encode())
+        write_record(ready / "audit.json", audit)
         counters = collect_telemetry()
         record = {
             "software": f"sar2eo {__version__}",
@@ -285,7 +283,7 @@ class _Build:
             "index_crc32": checksum,
             "fingerprint": fingerprint,
         }
-        write_atomically(ready / "pairs.json", (json.dumps(record, indent=2) + "\n").encode())
+        write_record(ready / "pairs.json", record)
 
 
 def _nothing_left(refused: Mapping[str, int]) -> str:

@@ -17,14 +17,14 @@ from sar2eo.grid import Grid
 from sar2eo.pairs.optical import EoScene, PictureReader
 from sar2eo.pairs.sources import Source
 from sar2eo.scene import reader_of
-from sar2eo.scene.handles import borrowed
+from sar2eo.scene.handles import borrowed, warning_filters
 from sar2eo.scene.raster import Band, RasterReader
 from sar2eo.scene.reader import SceneReader
 from sar2eo.scene.sentinel1 import CalibratedReader
 from sar2eo.scene.warping import WarpedReader
 from sar2eo.windows import Window
 
-__all__ = ["SceneFootprint", "scene_footprint", "scene_valid"]
+__all__ = ["SceneFootprint", "known_source", "scene_footprint", "scene_valid"]
 
 Validity = npt.NDArray[np.bool_]
 
@@ -63,13 +63,17 @@ def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootp
     SceneError
         If it cannot be read.
     """
-    known = _known(source, scene)
+    known = known_source(source, scene)
     if known.footprint is not None:
         return SceneFootprint(known, known.footprint)
     grid: Grid = scene.grid if isinstance(scene, EoScene) else scene.attrs["scene_grid"]
     if grid.crs is None:
         raise PairsError(f"{source.href}: without a georeference it cannot be paired")
-    area = to_lonlat(footprint_of(scene_valid(scene), grid), grid.crs)
+    valid = scene_valid(scene)
+    # Rasterio sets warnings aside while it outlines, which only one thread may do at a time.
+    with warning_filters:
+        outline = footprint_of(valid, grid)
+    area = to_lonlat(outline, grid.crs)
     return SceneFootprint(replace(known, footprint=area), area)
 
 
@@ -177,7 +181,8 @@ def _middles(size: int, count: int) -> npt.NDArray[np.int64]:
     return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
 
 
-def _known(source: Source, scene: xr.DataArray | EoScene) -> Source:
+def known_source(source: Source, scene: xr.DataArray | EoScene) -> Source:
+    """Return what is known of a scene: what its source says goes before what the scene says."""
     if isinstance(scene, EoScene):
         time = scene.datetime.strftime("%Y-%m-%dT%H:%M:%SZ") if scene.datetime else None
         return replace(source, datetime=source.datetime or time, platform=source.platform or scene.platform)

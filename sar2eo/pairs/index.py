@@ -19,7 +19,7 @@ from sar2eo.footprint import to_lonlat
 from sar2eo.pairs.cells import corners_lonlat
 from sar2eo.pairs.chips import checksum
 
-__all__ = ["COLUMNS", "chip_corners", "index_of", "read_index", "write_index"]
+__all__ = ["COLUMNS", "chip_corners", "chip_names", "index_of", "read_index", "write_index"]
 
 COLUMNS = (
     "id",
@@ -139,3 +139,9 @@ def read_index(folder: Path) -> gpd.GeoDataFrame:
     if missing:
         raise PairsError(f"{path}: lacks {', '.join(missing)}: was it made by build-pairs?")
     return index
+
+
+def chip_names(folder: Path) -> set[str]:
+    """Return the names of the files of all chips in a folder's index."""
+    index = read_index(folder)
+    return {Path(path).name for column in ("sar_chip", "eo_chip") for path in index[column]}

@@ -19,13 +19,14 @@ from sar2eo.errors import SettingsError
 from sar2eo.grid import Grid
 from sar2eo.pairs.candidates import Candidate, find_candidates
 from sar2eo.pairs.cells import Cell, cells_of
-from sar2eo.pairs.footprints import SceneFootprint, scene_footprint
+from sar2eo.pairs.footprints import SceneFootprint, known_source, scene_footprint
 from sar2eo.pairs.optical import EoScene, open_eo
 from sar2eo.pairs.scenes import SarScene, open_sar
 from sar2eo.pairs.sources import Source, expand_sources
 from sar2eo.pairs.work import PartStore
 from sar2eo.recipe import PairsSettings, SceneSettings
 from sar2eo.scene import parse_source
+from sar2eo.scene.identity import digest
 
 __all__ = ["Meeting", "Scenes", "meetings", "open_scenes", "survey"]
 
@@ -60,6 +61,11 @@ class Scenes:
         """Return all that the result depends on, as JSON values."""
         is_record = dataclasses.is_dataclass(aligner) and not isinstance(aligner, type)
         how = dataclasses.asdict(aligner) if is_record else {}
+        opened: tuple[Sequence[Any], ...] = self.arrays, self.eo
+        said = [
+            [_told(known_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
+            for sources, role in zip(self.sources, opened, strict=True)
+        ]
         return {
             "format": FORMAT,
             "settings": dataclasses.asdict(settings),
@@ -67,6 +73,8 @@ class Scenes:
             "aligner": None if aligner is None else {"kind": type(aligner).__name__, **how},
             "sar": [each.reader.identity() for each in self.sar],
             "eo": [each.identity() for each in self.eo],
+            "acquired": {"sar": said[0], "eo": said[1]},
+            "radiometry": [[each.quantity, each.calibration, each.dtype] for each in self.sar],
         }
 
 
@@ -154,6 +162,12 @@ def _sorted(sources: Sequence[Source]) -> list[Source]:
     """Name local files so that workers, and who reads the index, find them; in order of these names."""
     named = [dataclasses.replace(source, href=_absolute(source.href)) for source in sources]
     return sorted(named, key=lambda source: source.href)
+
+
+def _told(source: Source) -> list[str | None]:
+    """Return what chips and index depend on of what tables, items and tags say, as JSON values."""
+    area = None if source.footprint is None else digest(shapely.to_wkb(source.footprint, hex=True))
+    return [source.datetime, source.platform, source.orbit_direction, area]
 
 
 def _absolute(href: str) -> str:

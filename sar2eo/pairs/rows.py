@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,31 +68,42 @@ def tags_of(common: Mapping[str, Any]) -> dict[str, str]:
 def without_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprints) -> tuple[list[Row], int]:
     """Keep one chip of each cell, SAR pass and EO pass: the most valid, then the closest in time."""
     lattices = [lattice_of(sar.grid) for sar in scenes.sar]
-    of_sar, of_eo = (passes([each.source for each in role]) for role in footprints)
-    best: dict[Any, Row] = {}
+    places: dict[Any, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (-row["valid_share"], row["day_gap"] or 0.0, row["id"])):
-        sar, eo = row["scenes"]
-        best.setdefault((lattices[sar], *row["cell"], of_sar[sar], of_eo[eo]), row)
-    kept = sorted(best.values(), key=lambda row: str(row["id"]))
-    return kept, len(rows) - len(kept)
+        places.setdefault((lattices[row["scenes"][0]], *row["cell"]), []).append(row)
+
+    @cache
+    def named(role: int, which: frozenset[int]) -> dict[int, str]:
+        chosen = sorted(which)
+        return dict(zip(chosen, passes([footprints[role][at].source for at in chosen]), strict=True))
+
+    kept: list[Row] = []
+    for there in places.values():
+        # Passes are those over this place: somewhere else there may be a scene at any time of the day.
+        of_sar, of_eo = (named(role, frozenset(row["scenes"][role] for row in there)) for role in (0, 1))
+        best: dict[Any, Row] = {}
+        for row in there:
+            best.setdefault((of_sar[row["scenes"][0]], of_eo[row["scenes"][1]]), row)
+        kept += best.values()
+    return sorted(kept, key=lambda row: str(row["id"])), len(rows) - len(kept)
 
 
 def passes(sources: Sequence[Source]) -> list[str]:
-    """Name the pass that each scene was taken in.
+    """Name the pass that each of several scenes of one place was taken in.
 
-    Scenes of one orbit follow each other within minutes, so those less than ten minutes from the next are
-    one pass. A scene without a time stands for itself.
+    Scenes of one orbit follow each other within minutes, so those of one satellite less than ten minutes
+    from the next are one pass. A scene without a time stands for itself.
     """
     timed = sorted(
-        (datetime.fromisoformat(iso_datetime(source.datetime)), at)
+        (source.platform or "", datetime.fromisoformat(iso_datetime(source.datetime)), at)
         for at, source in enumerate(sources)
         if source.datetime is not None
     )
     names = [f"scene {at}" for at in range(len(sources))]
     start = previous = None
-    for time, at in timed:
-        if start is None or previous is None or time - previous > _ONE_PASS:
+    for platform, time, at in timed:
+        if start is None or previous is None or platform != previous[0] or time - previous[1] > _ONE_PASS:
             start = time
-        previous = time
-        names[at] = start.isoformat()
+        previous = platform, time
+        names[at] = f"{platform} {start.isoformat()}"
     return names

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from sar2eo.errors import GeoreferenceError, PairsWarning, SettingsError
+from sar2eo.errors import GeoreferenceError, PairsWarning, RadiometryError, SettingsError
 from sar2eo.grid import Grid
 from sar2eo.radiometry import amplitude_percentiles, to_amplitude
 from sar2eo.recipe import PairsSettings, SceneSettings
@@ -53,10 +53,19 @@ class SarScene:
         return self.reader.grid
 
     def percentiles(self) -> tuple[float, ...]:
-        """Read the 99th percentile of the whole scene's amplitude, for each polarisation."""
-        return amplitude_percentiles(
-            lambda window: to_amplitude(self.reader.read(window), self.quantity), self.grid.shape
-        )
+        """Read the 99th percentile of the whole scene's amplitude, for each polarisation.
+
+        Raises
+        ------
+        RadiometryError
+            If there is none that is positive.
+        """
+        try:
+            return amplitude_percentiles(
+                lambda window: to_amplitude(self.reader.read(window), self.quantity), self.grid.shape
+            )
+        except RadiometryError as error:
+            raise RadiometryError(f"{self.href}: {error}") from error
 
 
 def open_sar(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[SarScene, xr.DataArray]:

@@ -18,16 +18,18 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sar2eo.durable import refuse, sync_folder, write_durably
-from sar2eo.errors import OutputError
+from sar2eo.errors import JournalError, OutputError
 from sar2eo.journal import Journal, differences
 from sar2eo.pairs.chips import checksum
+from sar2eo.pairs.index import chip_names
 
 __all__ = ["PartStore", "Work", "check_target", "finished_record"]
 
@@ -131,6 +133,14 @@ class Work:
                 (journal.blocks / name).mkdir(exist_ok=True)
         return work
 
+    @staticmethod
+    def clear(out: Path, fingerprint: Mapping[str, Any]) -> None:
+        """Remove what a run that was stopped after its last file has left; other unfinished work stays."""
+        if (out / _PARTIAL).exists():
+            # Pairs that are there can be used where nothing can be written, too.
+            with suppress(JournalError, OutputError):
+                Journal.open(out / _PARTIAL, fingerprint).remove()
+
     @property
     def store(self) -> PartStore:
         """Where tasks write."""
@@ -146,15 +156,10 @@ class Work:
         """Whether an earlier run was stopped on its last steps."""
         return (self.ready / _FILES[-1]).exists()
 
-    def publish(self, names: Callable[[Path], Iterable[str]]) -> None:
+    def publish(self) -> None:
         """Move chips and index to where they belong; ``pairs.json``, without which nothing counts, last.
 
-        Stopped at any point, it can be called again.
-
-        Parameters
-        ----------
-        names : callable
-            From the folder of the index to the names of the chips in it; others are deleted.
+        Chips that are not in the index are deleted. Stopped at any point, it can be called again.
 
         Raises
         ------
@@ -164,7 +169,7 @@ class Work:
         final, made = self.out / "chips", self.store.chips
         try:
             if made.exists():
-                _keep(made, set(names(self.ready)))
+                _keep(made, chip_names(self.ready))
                 # Chips were not flushed one by one.
                 os.sync()
                 (self.out / _FILES[-1]).unlink(missing_ok=True)
@@ -250,5 +255,7 @@ def _is_whole(out: Path, record: Mapping[str, Any]) -> bool:
         chips = {path.name for path in (out / "chips").iterdir()}
     except OSError:
         return False
-    same = checksum(index) == record.get("index_crc32")
-    return same and (out / "audit.json").exists() and len(chips) == 2 * sum(record["chips"].values())
+    if checksum(index) != record.get("index_crc32") or not (out / "audit.json").exists():
+        return False
+    # Viewers leave files of their own beside chips.
+    return chips >= chip_names(out)

@@ -48,7 +48,7 @@ _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
 
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
 _lock = threading.Lock()
-_filters = threading.Lock()
+warning_filters = threading.Lock()
 
 
 def gdal_path(source: str | Path) -> str:
@@ -145,7 +145,7 @@ def _environment(path: str) -> AbstractContextManager[Any]:
 def _open(path: str) -> Any:
     try:
         # Warning filters belong to the process, not to a thread: one open at a time.
-        with _filters, warnings.catch_warnings():
+        with warning_filters, warnings.catch_warnings():
             # Whether a scene needs a georeference is decided by who opens it, with a better message.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path, sharing=False)

@@ -55,8 +55,8 @@ def training_batches(
     cores = len(os.sched_getaffinity(0)) // accelerator.num_processes
     # On a CPU the network has use for every core.
     workers = 0 if accelerator.device.type == "cpu" else min(_LOADERS_AT_MOST, max(1, cores - 1))
-    many = settings.accumulate
-    return lambda start, stop: batches(samples, order, start * many, stop * many, workers)
+    many, pin = settings.accumulate, accelerator.device.type == "cuda"
+    return lambda start, stop: batches(samples, order, start * many, stop * many, workers, pin=pin)
 
 
 def validation_batches(pairs: PairsDataset) -> Iterator[Batch]:

@@ -22,17 +22,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from sar2eo._version import __version__
-from sar2eo.durable import refuse, sync_folder, write_atomically
+from sar2eo.durable import refuse, sync_file, sync_folder, write_atomically
 from sar2eo.errors import OutputError, TrainingError, TrainingWarning
 
 __all__ = ["RunFolder", "record"]
 
-_FREE = ("keep", "save_every", "validate_every", "threads")
-"""Settings of what is kept, not of what is learnt; and threads, of which `RunFolder.begin` warns."""
+_FREE = ("keep", "save_every", "validate_every", "gradient_checkpointing", "device", "threads")
+"""Settings of what is kept and where it is computed, not of what is learnt.
+
+`RunFolder.begin` warns of other threads and other hardware.
+"""
 
 
 class RunFolder:
@@ -127,15 +131,29 @@ class RunFolder:
         self._write(before["identity"], before["environment"], steps)
 
     def publish(self, name: str, export: Callable[[Path], Path]) -> Path:
-        """Replace a result by what `export` writes into a new folder; it appears whole or not at all."""
+        """Replace a result by what `export` writes into a new folder; it appears whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written; the one before stays.
+        """
         target, new, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
         for path in (new, old):
             shutil.rmtree(path, ignore_errors=True)
-        export(new)
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-        sync_folder(self.path)
+        try:
+            export(new)
+            _sync_tree(new)
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+            sync_folder(self.path)
+        except OSError as error:
+            refuse(error, self.path)
+        except SafetensorError as error:
+            raise OutputError(f"{target} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
         return target
 
@@ -211,6 +229,15 @@ def record(path: Path, step: int, *, writing: bool) -> Iterator[Recorder | None]
     finally:
         if recorder is not None:
             recorder.close()
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flush all files below a folder to disk, and the folders."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync_file(path)
 
 
 def _check_steps(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import platform
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from sar2eo.device import default_threads, resolve_device, resolve_dtype
 from sar2eo.errors import SettingsError
 
 __all__ = ["HardwareSettings", "create_accelerator", "environment_of"]
 
+_PATIENCE = timedelta(days=7)  # of processes for the first one, which may be encoding a cache
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -54,7 +57,9 @@ def create_accelerator(settings: HardwareSettings) -> Accelerator:
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision=_MIXED[dtype],
-        gradient_accumulation_steps=settings.accumulate,
+        # As a number, a variable of the environment would overrule it, and steps would end in no update.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
 
 

@@ -7,6 +7,7 @@ not hold them.
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -99,7 +100,7 @@ def run_loop(
     identity : mapping
         From `identity_of`.
     progress : callable or None
-        Called after every step with counts and the loss.
+        Called by the first process after every step, with counts and the loss.
 
     Raises
     ------
@@ -121,9 +122,11 @@ def run_loop(
             folder.begin(identity, environment_of(accelerator))
         run = _Run(task, accelerator, settings, folder)
         begun_at = run.resume()
+        # Not yet under `_stop_signals`: what a cache takes before the first step can be stopped at once.
+        source = batches(begun_at, settings.steps) if begun_at < settings.steps else ()
         start = time.monotonic()
         with record(out, begun_at, writing=writing) as recorder, _stop_signals() as stop:
-            run.advance(batches, validation, recorder, stop, progress)
+            run.advance(iter(source), validation, recorder, stop, progress if writing else None)
         final = out / "final"
         with run.in_use():
             if writing:
@@ -162,13 +165,13 @@ class _Run:
             self.metrics = state.facts["metrics"]
             for phase in self._phases:
                 phase.restore(state.tensors, state.facts["phases"][phase.name])
-            if self._accelerator.scaler is not None:
+            if self._accelerator.scaler is not None and state.facts["scaler"] is not None:
                 self._accelerator.scaler.load_state_dict(state.facts["scaler"])
         return self.done
 
     def advance(
         self,
-        batches: Callable[[int, int], Iterable[Batch]],
+        source: Iterator[Batch],
         validation: Callable[[], Iterable[Batch]] | None,
         recorder: Recorder | None,
         stop: _Stop,
@@ -176,7 +179,6 @@ class _Run:
     ) -> None:
         """Do the steps that are left."""
         settings, first = self._settings, self.done
-        source = iter(batches(first, settings.steps)) if first < settings.steps else iter(())
         start = time.monotonic()
         while self.done < settings.steps:
             values = self._step(self.done, list(islice(source, settings.accumulate)))
@@ -230,7 +232,7 @@ class _Run:
         with self.in_use():
             self.metrics = self._task.validate(_on_device(batch, device) for batch in validation())
             score = self.metrics["score"]
-            better = self._best is None or score < self._best
+            better = math.isfinite(score) and (self._best is None or score < self._best)
             if better:
                 self._best = score
             if recorder is not None:

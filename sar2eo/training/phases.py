@@ -102,30 +102,31 @@ class Phase:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
+        numbers: dict[str, float] = {}
         for batch, generator in zip(batches, generators, strict=True):
             with self._accelerator.accumulate(self._task.phases[self.name]):
                 loss, facts = self._task.loss(self.name, batch, step, generator)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise TrainingError(self._not_finite(step, "loss", value))
                 self._accelerator.backward(loss)
-                for key, fact in {"loss": value, **facts}.items():
-                    sums[key] = sums.get(key, 0.0) + fact / len(batches)
+                for key, fact in {"loss": loss.detach(), **facts}.items():
+                    part = fact / len(batches)
+                    sums[key] = sums[key] + part if key in sums else part
                 if self._accelerator.sync_gradients:
-                    sums["grad_norm"] = self._apply(step)
+                    numbers = self._apply(step, sums)
         if self._average is not None:
             self._average.step(self._trained.values())
-        return {**sums, "lr": rate}
+        return {**numbers, "lr": rate}
 
-    def _apply(self, step: int) -> float:
+    def _apply(self, step: int, sums: dict[str, Tensor]) -> dict[str, float]:
         """Clip the gradient and update the weights; in float16 the scaler skips what overflowed."""
-        found = self._accelerator.clip_grad_norm_(self._trained.values(), self._settings.max_grad_norm)
-        norm = float(found) if found is not None else math.nan
-        if self._accelerator.scaler is None and not math.isfinite(norm):
-            raise TrainingError(self._not_finite(step, "gradient's norm", norm))
+        norm = self._accelerator.clip_grad_norm_(self._trained.values(), self._settings.max_grad_norm)
+        numbers = _numbers({**sums, "grad_norm": norm})
+        if not math.isfinite(numbers["loss"]):
+            raise TrainingError(self._not_finite(step, "loss", numbers["loss"]))
+        if self._accelerator.scaler is None and not math.isfinite(numbers["grad_norm"]):
+            raise TrainingError(self._not_finite(step, "gradient's norm", numbers["grad_norm"]))
         self._optimiser.step()
-        return norm
+        return numbers
 
     def _not_finite(self, step: int, what: str, value: float) -> str:
         return (
@@ -202,6 +203,10 @@ class Phase:
             phase, _, rest = key.partition(".")
             if phase == self.name:
                 parameter, _, kind = rest.rpartition(".")
+                weight = self._trained[parameter]
+                if tensor.shape == weight.shape:
+                    # In its weight's memory format: where they differ, updates take a slow way on a GPU.
+                    tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)  # noqa: PLW2901
                 state.setdefault(number[parameter], {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": state, "param_groups": groups})
@@ -213,3 +218,9 @@ class Phase:
     def _buffers(self) -> dict[str, Tensor]:
         kept = self._network.state_dict().keys()
         return {name: buffer for name, buffer in self._network.named_buffers() if name in kept}
+
+
+def _numbers(values: dict[str, Tensor]) -> dict[str, float]:
+    """Read scalars, all of them at once: the host waits for the device a single time."""
+    read: list[float] = torch.stack([value.detach().float() for value in values.values()]).tolist()
+    return dict(zip(values, read, strict=True))

@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "Task"]
+__all__ = ["Batch", "Facts", "Task"]
 
 Batch = Mapping[str, Any]
 """Collated samples of `sar2eo.datasets`: tensors with a leading axis of images, and lists of facts."""
+
+Facts = dict[str, Tensor]
+"""Scalars to record, without gradient; on the device, for reading one makes the host wait for it."""
 
 
 class Task(Protocol):
@@ -36,9 +39,7 @@ class Task(Protocol):
         """Whether a phase is trained at a step."""
         ...
 
-    def loss(
-        self, phase: str, batch: Batch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
         """Return the loss to be minimised by a phase, and scalars to record.
 
         Parameters

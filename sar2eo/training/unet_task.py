@@ -21,7 +21,7 @@ from sar2eo.network import decode_latents, encode_images, latent_multiple, split
 from sar2eo.recipe import TrainSettings
 from sar2eo.training.adapters import add_adapters, plain_unet
 from sar2eo.training.pictures import contact_sheet
-from sar2eo.training.task import Batch
+from sar2eo.training.task import Batch, Facts
 
 __all__ = ["UNetTask"]
 
@@ -95,15 +95,13 @@ class UNetTask:
         """Return True: there is one phase, and it is always trained."""
         return True
 
-    def loss(
-        self, phase: str, batch: Batch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
         """Return the loss of one batch at timesteps drawn from all 1000 alike (C-DiffSET, Eq. 1 to 3)."""
         sar, eo, valid = self._latents(batch)
         noise = torch.randn(eo.shape, generator=generator).to(self._device)
         timesteps = torch.randint(TRAIN_TIMESTEPS, (len(eo),), generator=generator).to(self._device)
         loss, error, variance = self._losses(sar, eo, valid, noise, timesteps)
-        return loss, {"squared_error": float(error), "variance": float(variance)}
+        return loss, {"squared_error": error, "variance": variance}
 
     def _losses(
         self, sar: Tensor, eo: Tensor, valid: Tensor, noise: Tensor, timesteps: Tensor

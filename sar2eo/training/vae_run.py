@@ -89,9 +89,11 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
-    whole = open_dataset(recipe.data, "train", augmentation=Augmentation(centre=True))
+    factor = 2 ** (len(settings.widths) - 1)
+    whole = _whole(pairs, factor)
     task = VaeTask(settings, lambda: _measured(whole))
     held_out = open_held_out(recipe.data, Augmentation(centre=True))
+    held_out = None if held_out is None else _whole(held_out, factor)
     for images in (pairs, whole, held_out):
         if images is not None:
             task.check_shape(images.shape)
@@ -109,6 +111,13 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
         batches=training_batches(pairs, settings, accelerator),
         identity=identity,
     )
+
+
+def _whole(pairs: PairsDataset, factor: int) -> PairsDataset:
+    """Return pairs neither turned nor cropped, but for the sides that are no multiple of the factor."""
+    if not any(side % factor for side in pairs.size):
+        return pairs.augmented(Augmentation(centre=True))
+    return pairs.augmented(Augmentation(crop=max(1, min(pairs.size) // factor) * factor, centre=True))
 
 
 def _measured(pairs: PairsDataset) -> Iterator[Batch]:

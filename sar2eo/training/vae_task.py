@@ -26,7 +26,7 @@ from sar2eo.training.adversary import (
     generator_loss,
     only_where_valid,
 )
-from sar2eo.training.task import Batch
+from sar2eo.training.task import Batch, Facts
 from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error
 
 __all__ = ["NOTES", "VaeNetwork", "VaeTask"]
@@ -127,39 +127,37 @@ class VaeTask:
         """Whether a phase is trained: the VAE always, the discriminator from its share of steps on."""
         return phase == "vae" or step >= self._adversary_from
 
-    def loss(
-        self, phase: str, batch: Batch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
         """Return the loss of the VAE or of the discriminator; see `sar2eo.training.task.Task`."""
         images, valid = self._images(batch)
         if phase == "discriminator":
             return self._discriminator_loss(batch, images, generator)
         settings = self._settings
         reconstruction, mean, log_variance = self._reconstruct(images, generator)
-        facts: dict[str, float] = {}
+        facts: Facts = {}
         errors = []
         parts = (part.chunk(len(self._kinds)) for part in (reconstruction, images, valid))
         for kind, *own in zip(self._kinds, *parts, strict=True):
             l1, gradient = absolute_error(*own), gradient_error(*own)
             errors.append(settings.l1 * l1 + settings.gradient * gradient)
-            facts |= {f"{kind}_l1": float(l1.detach()), f"{kind}_gradient": float(gradient.detach())}
+            facts |= {f"{kind}_l1": l1.detach(), f"{kind}_gradient": gradient.detach()}
         shares = [settings.sar if kind == "sar" else 1.0 for kind in self._kinds]
         error, kl = balanced(errors, shares), divergence(mean, log_variance, images.numel())
         total = error + settings.kl * kl
         posterior_std = (0.5 * log_variance.detach()).exp().mean()
-        facts |= {"kl": float(kl.detach()), "posterior_std": float(posterior_std)}
+        facts |= {"kl": kl.detach(), "posterior_std": posterior_std}
         if "discriminator" in self.phases and self.active("discriminator", step):
             shown = self._judged(batch, reconstruction)
             adversarial = generator_loss(self.phases["discriminator"](shown).float(), batch["valid"])
             weight = adaptive_weight(error, adversarial, self.vae.decoder.conv_out.weight)
             total = total + settings.adversarial * weight * adversarial
-            facts |= {"adversarial": float(adversarial.detach()), "adaptive_weight": float(weight)}
+            facts |= {"adversarial": adversarial.detach(), "adaptive_weight": weight}
             self._last = (batch, shown.detach())
         return total, facts
 
     def _discriminator_loss(
         self, batch: Batch, images: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, Facts]:
         if self._last is not None and self._last[0] is batch:
             fake = self._last[1]  # of the VAE's own turn at this batch, which saves a pass through it
         else:
@@ -169,7 +167,7 @@ class VaeTask:
         discriminator = self.phases["discriminator"]
         real_scores = discriminator(batch[self._kinds[0]]).float()
         fake_scores = discriminator(fake).float()
-        facts = {"real": float(real_scores.detach().mean()), "fake": float(fake_scores.detach().mean())}
+        facts = {"real": real_scores.detach().mean(), "fake": fake_scores.detach().mean()}
         return discriminator_loss(real_scores, fake_scores, batch["valid"]), facts
 
     def _judged(self, batch: Batch, reconstruction: Tensor) -> Tensor:
