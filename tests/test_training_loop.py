@@ -310,9 +310,10 @@ def test_a_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> No
     settings = toy_settings(accumulate=2)
     phase = Phase("line", Telling(), create_accelerator(settings), settings)
     waits: list[str] = []
-    for name in ("__float__", "__bool__", "item", "tolist"):
+    originals = {name: getattr(torch.Tensor, name) for name in ("__float__", "__bool__", "item", "tolist")}
+    for name, original in originals.items():
 
-        def counted(self: torch.Tensor, name: str = name, original: Any = getattr(torch.Tensor, name)) -> Any:
+        def counted(self: torch.Tensor, name: str = name, original: Any = original) -> Any:
             if sys._getframe(1).f_code.co_filename.endswith("phases.py"):
                 waits.append(name)
             return original(self)

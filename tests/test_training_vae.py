@@ -147,8 +147,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     weights = {"l1": 2.0, "gradient": 0.5, "kl": 0.25}
     loss, facts = loss_of(task_of(**weights), batch)
     errors = [2.0 * facts[f"{kind}_l1"] + 0.5 * facts[f"{kind}_gradient"] for kind in ("eo", "sar")]
-    assert loss.item() == pytest.approx(sum(errors) / 2 + 0.25 * facts["kl"], rel=1e-5)
-    assert facts["posterior_std"] == pytest.approx(np.exp(-3), rel=0.1)
+    assert loss.item() == pytest.approx((sum(errors) / 2 + 0.25 * facts["kl"]).item(), rel=1e-5)
+    assert facts["posterior_std"].item() == pytest.approx(np.exp(-3), rel=0.1)
     again, _ = loss_of(task_of(**weights), batch)
     assert torch.equal(loss, again)
     other, _ = task_of(**weights).loss("vae", batch, 0, torch.Generator().manual_seed(8))
@@ -199,7 +199,7 @@ def test_the_adversary_joins_from_its_share_of_the_steps() -> None:
     before, _ = loss_of(task, batch, step=5)
     joined, facts = loss_of(task, batch, step=6)
     added = 0.5 * facts["adaptive_weight"] * facts["adversarial"]
-    assert joined.item() == pytest.approx(before.item() + added, rel=1e-4)
+    assert joined.item() == pytest.approx(before.item() + added.item(), rel=1e-4)
     assert facts["adaptive_weight"] > 0
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sar2eo.recipe import TrainSettings
-from sar2eo.training.task import Batch
+from sar2eo.training.task import Batch, Facts
 
 SETTINGS: dict[str, Any] = {
     "steps": 6,
@@ -48,16 +48,14 @@ class ToyTask:
     def active(self, phase: str, step: int) -> bool:
         return phase == "line" or step >= 2
 
-    def loss(
-        self, phase: str, batch: Batch, step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
         x = batch["x"]
         noise = 0.01 * torch.randn(x.shape, generator=generator)
         found = self.phases[phase](x) + (0.0 * self.phases["line"](x).sum() if phase == "other" else 0)
         loss = (found - (2 * x + 1 + noise)).square().mean()
         if step == self.spoil_at:
             loss = loss * torch.nan
-        return loss, {"noise": float(noise.mean())}
+        return loss, {"noise": noise.mean()}
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         losses = [(self.phases["line"](b["x"]) - (2 * b["x"] + 1)).square().mean() for b in batches]

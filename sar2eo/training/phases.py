@@ -206,7 +206,7 @@ class Phase:
                 weight = self._trained[parameter]
                 if tensor.shape == weight.shape:
                     # In its weight's memory format: where they differ, updates take a slow way on a GPU.
-                    tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)  # noqa: PLW2901
+                    tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)
                 state.setdefault(number[parameter], {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": state, "param_groups": groups})
