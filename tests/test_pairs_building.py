@@ -531,7 +531,7 @@ def test_passes_are_those_over_one_place(tmp_path):
     shutil.copy(scenes / "sar/a.tif", scenes / "sar/later.tif")
     with rasterio.open(scenes / "sar/later.tif", "r+") as later:
         later.update_tags(TIFFTAG_DATETIME=f"{start + timedelta(hours=2):%Y:%m:%d %H:%M:%S}")
-    alone = build(scenes, tmp_path / "alone")
+    alone = build(scenes, tmp_path / "alone", val=0.0, test=0.0)
     assert len(alone) > 8
     for step in range(1, 15):  # far away, one every eight minutes
         write_raster(
@@ -539,7 +539,7 @@ def test_passes_are_those_over_one_place(tmp_path):
             transform=Affine(10, 0, 300_000, 0, -10, 4_000_000),
             tags={"TIFFTAG_DATETIME": f"{start + timedelta(minutes=8 * step):%Y:%m:%d %H:%M:%S}"},
         )  # fmt: skip
-    among = build(scenes, tmp_path / "among")
+    among = build(scenes, tmp_path / "among", val=0.0, test=0.0)
     assert len(among) == len(alone)
 
 
