@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,15 +16,12 @@ from shapely.geometry.polygon import orient
 
 from sar2eo.errors import GeoreferenceError
 from sar2eo.grid import Grid
+from sar2eo.scene.handles import warning_filters
 
 __all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
 
 # Straight edges of a projected footprint are curves on the globe: at least so many points a side.
 _POINTS_PER_SIDE = 20
-
-# rasterio silences a warning about its own image in memory by a filter of the whole process, which threads
-# would take from each other.
-_QUIET = threading.Lock()
 
 
 def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
@@ -47,7 +43,8 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
     """
     cell = Affine.scale(grid.shape[1] / valid.shape[1], grid.shape[0] / valid.shape[0])
     # In pixels of `valid` first, so that sizes are counted in pixels whatever the CRS is.
-    with _QUIET:
+    # Rasterio silences a warning about its own image in memory, by a filter of the whole process.
+    with warning_filters:
         outlines = list(rasterio.features.shapes(valid.astype(np.uint8), mask=valid, connectivity=4))
     islands = [shape(outline) for outline, _ in outlines]
     if not islands:

@@ -17,7 +17,7 @@ from sar2eo.grid import Grid
 from sar2eo.pairs.optical import EoScene, PictureReader
 from sar2eo.pairs.sources import Source
 from sar2eo.scene import reader_of
-from sar2eo.scene.handles import borrowed, warning_filters
+from sar2eo.scene.handles import borrowed
 from sar2eo.scene.raster import Band, RasterReader
 from sar2eo.scene.reader import SceneReader
 from sar2eo.scene.sentinel1 import CalibratedReader
@@ -69,11 +69,7 @@ def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootp
     grid: Grid = scene.grid if isinstance(scene, EoScene) else scene.attrs["scene_grid"]
     if grid.crs is None:
         raise PairsError(f"{source.href}: without a georeference it cannot be paired")
-    valid = scene_valid(scene)
-    # Rasterio sets warnings aside while it outlines, which only one thread may do at a time.
-    with warning_filters:
-        outline = footprint_of(valid, grid)
-    area = to_lonlat(outline, grid.crs)
+    area = to_lonlat(footprint_of(scene_valid(scene), grid), grid.crs)
     return SceneFootprint(replace(known, footprint=area), area)
 
 

@@ -17,7 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from sar2eo.errors import SceneError
 
-__all__ = ["borrowed", "gdal_path", "is_remote", "opened"]
+__all__ = ["borrowed", "gdal_path", "is_remote", "opened", "warning_filters"]
 
 IDLE_LIMIT = 32
 """Handles that stay open, of all scenes together, while nobody reads."""
@@ -49,6 +49,7 @@ _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
 _lock = threading.Lock()
 warning_filters = threading.Lock()
+"""Held while warnings are set aside: their filters belong to the process, not to a thread."""
 
 
 def gdal_path(source: str | Path) -> str:
@@ -144,7 +145,6 @@ def _environment(path: str) -> AbstractContextManager[Any]:
 
 def _open(path: str) -> Any:
     try:
-        # Warning filters belong to the process, not to a thread: one open at a time.
         with warning_filters, warnings.catch_warnings():
             # Whether a scene needs a georeference is decided by who opens it, with a better message.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
