@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
+from sar2eo.pairs import distances
 from sar2eo.pairs.distances import Chips, near, smallest_distance
 from sar2eo.pairs.splits import assign, block_names, split_of
 from sar2eo.recipe import PairsSettings
@@ -157,3 +158,26 @@ def test_chips_of_other_scenes_do_not_change_a_block_or_split(at, more):
     together = assign(chips_at(np.concatenate([at, more]), 800.0), settings)
     assert together.block[: len(at)] == alone.block
     assert together.split[: len(at)] == alone.split
+
+
+def test_many_dates_of_one_place_are_measured_once_and_a_bounded_number_at_a_time(monkeypatch):
+    once = chips_at(np.array([[5e5 + 2560 * c, 5e6] for c in range(12)]), 2560.0)
+    series = np.tile(once, (50, 1, 1))
+    ours, theirs = np.arange(len(series)) % 12 < 5, np.arange(len(series)) % 12 >= 6
+    sizes = []
+    original = distances._measured
+
+    def measured(*arguments):
+        sizes.append(len(arguments[-1]))
+        return original(*arguments)
+
+    monkeypatch.setattr(distances, "_measured", measured)
+    monkeypatch.setattr(distances, "_AT_ONCE", 8)
+    found = near(Chips(series[ours]), Chips(series[theirs]), 6000.0)
+    np.testing.assert_array_equal(found.reshape(50, 5), np.tile(found[:5], (50, 1)))
+    assert found[:5].tolist() == [False, False, False, True, True]
+    # The sixth chip, 2560 m wide on a grid of scale 0.9996, lies between the two.
+    assert smallest_distance(Chips(series[ours]), Chips(series[theirs])) == pytest.approx(2561, abs=0.5)
+    assert len(sizes) > 2
+    assert max(sizes) <= 8 + 12
+    assert sum(sizes) < 200

@@ -7,6 +7,7 @@ less than a metre, over 5 km by less than a millimetre.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,8 @@ _EARTH_M = 6_371_008.8
 _PLANE_M = 50_000.0
 # Chips that share less of their area than this touch: a lattice is not exact to the last digit.
 _TOUCHING = 1e-3
+# Pairs of chips that are measured at once, or little more: about 1 kB each.
+_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,12 @@ class Chips:
 
     def __getitem__(self, chosen: npt.NDArray[np.integer] | BoolArray) -> Chips:
         return Chips(self.corners[chosen])
+
+    @cached_property
+    def distinct(self) -> tuple[Chips, npt.NDArray[np.intp]]:
+        """Chips of different corners, and which of them each chip is; of many dates, one place is left."""
+        flat, which = np.unique(self.corners.reshape(len(self), -1), axis=0, return_inverse=True)
+        return Chips(flat.reshape(-1, *self.corners.shape[1:])), which.reshape(-1)
 
     @cached_property
     def points(self) -> FloatArray:
@@ -76,36 +85,40 @@ def near(chips: Chips, others: Chips, metres: float) -> BoolArray:
     -------
     ndarray of bool, shape (chip,)
     """
-    found = np.zeros(len(chips), dtype=bool)
     if not len(chips) or not len(others):
-        return found
-    left, right = _pairs(chips, others, metres + chips.radius + others.radius)
-    distance, shared = _measured(chips, others, left, right)
-    found[left[(distance < metres) | (shared > _TOUCHING)]] = True
-    return found
+        return np.zeros(len(chips), dtype=bool)
+    (ours, which), (theirs, _) = chips.distinct, others.distinct
+    found = np.zeros(len(ours), dtype=bool)
+    for left, right in _pairs(ours, theirs, metres + ours.radius + theirs.radius):
+        distance, shared = _measured(ours, theirs, left, right)
+        found[left[(distance < metres) | (shared > _TOUCHING)]] = True
+    return np.asarray(found[which])
 
 
 def smallest_distance(chips: Chips, others: Chips) -> float | None:
     """Return the smallest distance in metres between one set of chips and another; None if one is empty."""
     if not len(chips) or not len(others):
         return None
-    reach = chips.radius + others.radius
-    nearest, index = others.tree.query(chips.centres)
+    (ours, _), (theirs, _) = chips.distinct, others.distinct
+    nearest, index = theirs.tree.query(ours.centres)
     best = int(nearest.argmin())
-    bound, _ = _measured(chips, others, np.array([best]), np.array([int(index[best])]))
+    bound, _ = _measured(ours, theirs, np.array([best]), np.array([int(index[best])]))
     # No pair with centres farther apart than this can be nearer than the pair just measured.
-    left, right = _pairs(chips, others, float(bound[0]) + reach + 1.0)
-    distance, _ = _measured(chips, others, left, right)
-    return float(distance.min())
+    pairs = _pairs(ours, theirs, float(bound[0]) + ours.radius + theirs.radius + 1.0)
+    return min(float(_measured(ours, theirs, left, right)[0].min()) for left, right in pairs)
 
 
-def _pairs(chips: Chips, others: Chips, metres: float) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Index pairs of chips and others with centres no farther apart than `metres`."""
-    lists = others.tree.query_ball_point(chips.centres, metres)
-    counts = np.array([len(found) for found in lists], dtype=np.intp)
-    left = np.repeat(np.arange(len(chips)), counts)
-    right = np.array([at for found in lists for at in found], dtype=np.intp)
-    return left, right
+def _pairs(
+    chips: Chips, others: Chips, metres: float
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+    """Yield pairs of chips and others, as indexes, with centres no farther apart than `metres`."""
+    counts = others.tree.query_ball_point(chips.centres, metres, return_length=True)
+    runs = np.cumsum(counts) // _AT_ONCE
+    for run in np.split(np.arange(len(chips)), np.flatnonzero(np.diff(runs)) + 1):
+        if counts[run].any():
+            lists = others.tree.query_ball_point(chips.centres[run], metres)
+            right = np.array([at for found in lists for at in found], dtype=np.intp)
+            yield np.repeat(run, counts[run]), right
 
 
 def _measured(
