@@ -22,7 +22,7 @@ from torch import nn
 from training_fixtures import ToyTask, toy_batches, toy_settings, toy_validation
 
 from sar2eo.errors import OutputError, SettingsError, TrainingError, TrainingWarning
-from sar2eo.training.folder import RunFolder
+from sar2eo.training.folder import RunFolder, record
 from sar2eo.training.hardware import create_accelerator
 from sar2eo.training.loop import Outcome, _Run, identity_of, run_loop
 from sar2eo.training.phases import Phase, learning_rate
@@ -424,6 +424,18 @@ def test_a_full_disk_leaves_the_result_before_and_says_so(tmp_path: Path) -> Non
             folder.publish("best", failing)
         assert [path.name for path in tmp_path.iterdir()] == ["best"]
         assert (tmp_path / "best/weights").read_text() == "old"
+
+
+def test_a_full_disk_is_told_in_a_line_by_records_too(tmp_path: Path) -> None:
+    def fill_up() -> None:
+        with record(tmp_path, 0, writing=True) as recorder:
+            assert recorder is not None
+            recorder._lines.close()
+            recorder._lines = Path("/dev/full").open("a")  # noqa: SIM115  (closing it fails, too)
+            recorder.scalars(1, "train", {"loss": 1.0})
+
+    with pytest.raises(OutputError, match="no space"):
+        fill_up()
 
 
 def test_results_are_on_disk_before_they_have_their_name(

@@ -79,10 +79,14 @@ def _pairs(error: Any, axis: int) -> Any:
 
 
 def test_divergence_by_hand() -> None:
-    mean, log_variance = torch.tensor([1.0, 0.0]), torch.tensor([0.0, np.log(4.0)])
-    # 0.5 (1 + 1 - 1 - 0) and 0.5 (0 + 4 - 1 - log 4), over 10 values of the image
-    expected = (0.5 + 0.5 * (3 - np.log(4))) / 10
-    assert divergence(mean, log_variance, 10).item() == pytest.approx(expected)
+    mean = torch.tensor([1.0, 0.0, 50.0]).view(1, 1, 1, 3)
+    log_variance = torch.tensor([0.0, np.log(4.0), 9.0]).view(1, 1, 1, 3)
+    valid = torch.ones(1, 1, 2, 6)
+    valid[..., 1, 5] = 0  # so the third latent does not count
+    # 0.5 (1 + 1 - 1 - 0) and 0.5 (0 + 4 - 1 - log 4), over 8 pixels of 3 bands
+    expected = (0.5 + 0.5 * (3 - np.log(4))) / 24
+    assert divergence(mean, log_variance, valid, 3).item() == pytest.approx(expected)
+    assert divergence(mean, log_variance, torch.zeros_like(valid), 3).item() == 0
 
 
 def test_balanced_errors_have_their_mean_and_the_gradient_of_their_logarithms() -> None:

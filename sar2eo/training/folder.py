@@ -18,7 +18,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,25 +199,38 @@ class Recorder:
         self._board = SummaryWriter(path / "log", purge_step=step + 1)
 
     def scalars(self, step: int, part: str, values: Mapping[str, float]) -> None:
-        """Record values under ``part/name``; steps count from 1."""
-        self._lines.write(json.dumps({"step": step, "part": part, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{part}/{name}", value, step)
+        """Record values under ``part/name``; steps count from 1.
+
+        Raises
+        ------
+        OutputError
+            If they cannot be written.
+        """
+        try:
+            self._lines.write(json.dumps({"step": step, "part": part, **values}) + "\n")
+            self._lines.flush()
+            for name, value in values.items():
+                self._board.add_scalar(f"{part}/{name}", value, step)
+        except OSError as error:
+            refuse(error, self._path)
 
     def picture(self, step: int, picture: Tensor) -> None:
-        """Record a picture, uint8 of shape (3, H, W)."""
+        """Record a picture, uint8 of shape (3, H, W); errors as of `scalars`."""
         from PIL import Image
 
         folder = self._path / "pictures"
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(folder / f"step-{step:06d}.png")
-        self._board.add_image("validation", picture, step)
+        try:
+            folder.mkdir(exist_ok=True)
+            Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(folder / f"step-{step:06d}.png")
+            self._board.add_image("validation", picture, step)
+        except OSError as error:
+            refuse(error, self._path)
 
     def close(self) -> None:
-        """Flush and close."""
-        self._lines.close()
-        self._board.close()
+        """Flush and close; what fails has failed before, and should not hide why."""
+        for records in (self._lines, self._board):
+            with suppress(OSError):
+                records.close()
 
 
 @contextmanager

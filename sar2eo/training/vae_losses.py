@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sar2eo.datasets.latents import pooled_validity
+
 __all__ = ["absolute_error", "balanced", "divergence", "gradient_error", "weighted_mean"]
 
 
@@ -75,7 +77,7 @@ def balanced(errors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return (torch.stack(list(errors)) * weights).sum()
 
 
-def divergence(mean: Tensor, log_variance: Tensor, image_values: int) -> Tensor:
+def divergence(mean: Tensor, log_variance: Tensor, valid: Tensor, bands: int) -> Tensor:
     """Kullback-Leibler divergence of the latents from a standard normal, in nats per value of the image.
 
     Divided by image values, not by latents, it weighs against a mean error over pixels as in
@@ -85,7 +87,12 @@ def divergence(mean: Tensor, log_variance: Tensor, image_values: int) -> Tensor:
     ----------
     mean, log_variance : Tensor, shape (B, C, h, w)
         Of the latents' distribution.
-    image_values : int
-        Pixels times bands, of the whole batch.
+    valid : Tensor, shape (B, 1, H, W)
+        1 where pixels count, else 0; a latent counts with all of its pixels or not at all.
+    bands : int
+        Of the images.
     """
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / image_values
+    factor = valid.shape[-1] // mean.shape[-1]
+    whole = pooled_validity(valid, factor)  # [B, 1, h, w]
+    nats = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return (nats * whole).sum() / (whole.sum() * factor**2 * bands).clamp_min(1)

@@ -142,7 +142,7 @@ class VaeTask:
             errors.append(settings.l1 * l1 + settings.gradient * gradient)
             facts |= {f"{kind}_l1": l1.detach(), f"{kind}_gradient": gradient.detach()}
         shares = [settings.sar if kind == "sar" else 1.0 for kind in self._kinds]
-        error, kl = balanced(errors, shares), divergence(mean, log_variance, images.numel())
+        error, kl = balanced(errors, shares), divergence(mean, log_variance, valid, images.shape[1])
         total = error + settings.kl * kl
         posterior_std = (0.5 * log_variance.detach()).exp().mean()
         facts |= {"kl": kl.detach(), "posterior_std": posterior_std}
