@@ -380,6 +380,22 @@ def test_an_item_with_a_visual_asset_or_a_stack(item_files):
     near(open_eo(write_item(folder, stack), eo_range=RANGE).read_onto(TARGET).rgb, as_bytes(values))
 
 
+@pytest.mark.parametrize("name", ["T33TWL_20220304T050607_TCI_10m.tif", "TCI.tif", "picture.tif"])
+def test_a_true_colour_image_that_declares_no_nodata(item_files, name):
+    """Of Sentinel-2's, 0 is no data by its specification; of others, where an item says so."""
+    folder, values, _ = item_files
+    picture = as_bytes(values).clip(1).astype(np.uint8)
+    picture[..., :5] = 0
+    write_raster(folder / name, picture, names=("red", "green", "blue"), crs=UTM, transform=TARGET.affine)
+    named = "TCI" in name
+    assert open_eo(folder / name, eo_range=RANGE).read_onto(TARGET).valid[:, :5].any() == (not named)
+    for said, known in (({}, named), ({"raster:bands": [{"nodata": 0}] * 3}, True)):
+        visual = {"visual": {"href": name, "type": TIFF, "roles": ["visual"], **said}}
+        valid = open_eo(write_item(folder, visual), eo_range=RANGE).read_onto(TARGET).valid
+        assert valid[:, 5:].all()
+        assert valid[:, :5].any() == (not known)
+
+
 METADATA = """<n1:Product xmlns:n1="https://psd-15.sentinel2.eo.esa.int/PSD/{level}.xsd"><n1:General_Info>
 <PRODUCT_START_TIME>2022-03-04T05:06:07.024Z</PRODUCT_START_TIME><SPACECRAFT_NAME>Sentinel-2B</SPACECRAFT_NAME>
 <BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE>

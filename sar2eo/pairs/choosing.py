@@ -22,6 +22,8 @@ from sar2eo.scene.stac import is_stac, read_item
 __all__ = ["EoParts", "choose_parts"]
 
 _SENTINEL2 = re.compile(r"(?<![A-Za-z0-9])S2([A-D])_MSIL\w\w_(\d{8}T\d{6})(?:_N(\d{4})_)?", re.I)
+# In true-colour images of Sentinel-2, 0 is kept for no data (S2-PDGS-TAS-DI-PSD), which files do not declare.
+_TRUE_COLOUR = re.compile(r"(?:^|_)TCI(?:_\d\dm)?\.(?:jp2|tiff?|vrt)$", re.I)
 _TIMESTAMP = re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)", re.I)
 
 
@@ -71,8 +73,8 @@ def choose_parts(href: str) -> EoParts:
     return _of_product(href) if is_sentinel2(Path(href)) else _of_raster(href)
 
 
-def _of_raster(path: str) -> EoParts:
-    """Choose the bands of one file by what it says."""
+def _of_raster(path: str, nodata: float | None = None) -> EoParts:
+    """Choose the bands of one file by what it says; `nodata` counts where it says nothing of that."""
     raster = _open_placed(path)
     with opened(raster.path) as dataset:
         texts = [BandText.read(dataset, band.index) for band in raster.bands]
@@ -84,9 +86,13 @@ def _of_raster(path: str) -> EoParts:
     if chosen is None:
         raise _unknown(raster, texts)
     at = [[band.index for band in raster.bands].index(index) for index in chosen]
-    bands = tuple(raster.bands[i] for i in at)
-    coding = _one_coding(path, [coding_of_tags(tags, band.scale, band.offset) for band in bands])
     name = PurePosixPath(raster.path.partition("?")[0]).name
+    undeclared = 0.0 if nodata is None and _TRUE_COLOUR.search(name) else nodata
+    bands = tuple(
+        replace(band, nodata=undeclared) if band.nodata is None and not band.masked else band
+        for band in (raster.bands[i] for i in at)
+    )
+    coding = _one_coding(path, [coding_of_tags(tags, band.scale, band.offset) for band in bands])
     if dtypes[at[0]] != "uint8" and coding == Coding():
         _warn_of_baseline(path, name, tags)
     reader = None if cloud is None else _cloud_reader(raster, cloud[0], cloud[1], _label(texts, cloud[0]))
@@ -104,7 +110,7 @@ def _of_item(path: str) -> EoParts:
             "assets named red, green, blue or B04, B03, B02; is this a SAR item?"
         )
     if assets.picture:
-        parts = _of_raster(assets.picture)
+        parts = _of_raster(assets.picture, assets.nodata)
     else:
         parts = _of_assets(
             path, assets.bands, lambda asset, stored: coding_of_item(item.properties, asset.said, stored)

@@ -67,11 +67,14 @@ class EoAssets:
         Red, green and blue; empty with a picture.
     cloud : CloudAsset or None
         Where there is one.
+    nodata : float or None
+        Of the picture, where the item says it.
     """
 
     picture: str | None
     bands: tuple[BandAsset, ...]
     cloud: CloudAsset | None
+    nodata: float | None = None
 
 
 def eo_assets(item: pystac.Item) -> EoAssets | None:
@@ -84,7 +87,8 @@ def eo_assets(item: pystac.Item) -> EoAssets | None:
     cloud = _cloud(rasters)
     for key, asset in rasters.items():
         if key.lower().removesuffix("-jp2") in _PICTURES or "visual" in (asset.roles or ()):
-            return EoAssets(_href(asset), (), cloud)
+            said = _listed(asset)
+            return EoAssets(_href(asset), (), cloud, _numbers(said[0]).get("nodata") if said else None)
     found: dict[str, BandAsset] = {}
     for key, asset in rasters.items():
         for colour, band in _colours(key, asset):
