@@ -115,6 +115,14 @@ def test_progress_tells_what_is_left_from_when_the_cutting_began():
     assert told == "25 of 100 cells, 20 pairs, 0:00:30 left"
 
 
+@pytest.mark.parametrize("wrong", ["train=3", "train.data=3", "train.settings=3", "train.settings=[1]"])
+def test_a_recipe_with_a_value_for_a_table_is_refused_in_one_line(wrong):
+    done = CliRunner().invoke(cli, ["train", "--set", wrong, "--out", "x", "--base", "y", "--steps", "3"])
+    assert done.exit_code == 2, done.stderr
+    assert "must be a table" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_scenes_must_be_given():
     done = run("--out", "pairs")
     assert done.exit_code == 2

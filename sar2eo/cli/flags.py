@@ -141,7 +141,9 @@ def recipe_from_flags(
     if isinstance(table, list):
         if len(table) > 1:
             raise SettingsError(f"{recipe_file} has {len(table)} tables [[{section}]]: use 'sar2eo run'")
-        table = table[0]
+        table = table[0] if table else {}
+    if not isinstance(table, dict):
+        raise SettingsError(f"[{section}]: must be a table, not {table!r}")
     table = dict(table)
     given = _given()
     for name in ("data", "settings"):
@@ -149,10 +151,11 @@ def recipe_from_flags(
         values = {f.name: given.pop(f.name) for f in dataclasses.fields(own) if f.name in given}
         if name == "data" and values.keys() & {"pairs", "dataset"}:
             table["data"] = {}  # others than the file's
-        if values or name == "data":
-            table[name] = {**table.get(name, {}), **values}
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    table |= {name: value for name, value in given.items() if name in known}
+        known = table.get(name, {})
+        if isinstance(known, dict) and (values or name == "data"):
+            table[name] = {**known, **values}  # what is no table is refused below
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    table |= {name: value for name, value in given.items() if name in names}
     return from_table(kind, table, section)
 
 

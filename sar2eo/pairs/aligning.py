@@ -49,10 +49,10 @@ def measured_shifts(
     owner, total = {}, 0
     for each in found:
         cells = neighbourhoods(scenes.sar[each.sar].grid, aligner.neighbourhood_px, each.within)
-        total += len(cells)
         for start in range(0, len(cells), _RUN_NEIGHBOURHOODS):
             name = f"align-{each.label}-{start:05d}"
             run = MeasureRun(name, tuple(cells[start : start + _RUN_NEIGHBOURHOODS]), scaling[each.sar])
+            total += 0 if name in runner.known else len(run.cells)
             tasks[name] = (measure_run, runner.store, each.sar_key, each.eo_key, "aligner", run)
             owner[name] = each.label
     results = runner.compute(tasks, {"aligner": aligner}, {"neighbourhoods_total": total})
