@@ -162,8 +162,9 @@ class PairsDataset(Dataset[dict[str, Any]], ABC):
         -------
         dict
             "sar" and "eo", tensors of float32 of shape (3, H, W) in [-1, 1]; "valid", the same of
-            shape (1, H, W), 0 or 1; "id"; "index"; and what `facts` says. Invalid pixels have the
-            value of their nearest valid one.
+            shape (1, H, W), 0 or 1; "id"; "index"; and what `facts` says, of the pair as it is stored:
+            turning it does not change the orbit's direction there. Invalid pixels have the value of
+            their nearest valid one.
 
         Raises
         ------

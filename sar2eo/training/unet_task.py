@@ -98,8 +98,9 @@ class UNetTask:
     def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
         """Return the loss of one batch at timesteps drawn from all 1000 alike (C-DiffSET, Eq. 1 to 3)."""
         sar, eo, valid = self._latents(batch)
-        noise = torch.randn(eo.shape, generator=generator).to(self._device)
-        timesteps = torch.randint(TRAIN_TIMESTEPS, (len(eo),), generator=generator).to(self._device)
+        drawn = torch.randn(eo.shape, generator=generator)
+        chosen = torch.randint(TRAIN_TIMESTEPS, (len(eo),), generator=generator)
+        noise, timesteps = (values.to(self._device, non_blocking=True) for values in (drawn, chosen))
         loss, error, variance = self._losses(sar, eo, valid, noise, timesteps)
         return loss, {"squared_error": error, "variance": variance}
 

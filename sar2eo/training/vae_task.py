@@ -178,7 +178,7 @@ class VaeTask:
     def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         size = [side // self.factor for side in images.shape[-2:]]
         shape = (len(images), self._settings.latent_channels, *size)
-        noise = torch.randn(shape, generator=generator).to(images.device)
+        noise = torch.randn(shape, generator=generator).to(images.device, non_blocking=True)
         found: tuple[Tensor, Tensor, Tensor] = self.phases["vae"](images, noise)
         return found
 
