@@ -67,7 +67,8 @@ def build_pairs(
     Returns
     -------
     GeoDataFrame
-        One row for each chip pair, in EPSG:4326; ``attrs["report"]`` says what was done. Where
+        One row for each chip pair, in EPSG:4326; ``attrs["report"]`` says what was done (each local
+        shift is in ``pairs.json`` only). Where
         ``align="shift"``, chips show the same place pixel by pixel, and shift_rows and shift_cols say how
         far the SAR was moved for it; where "score", they say how far it would have to be.
 

@@ -1,5 +1,6 @@
 """Chips: SAR between its pixels, EO on the SAR's pixels, and the files."""
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from scene_fixtures import write_raster
 
+from sar2eo.errors import OutputError
 from sar2eo.grid import Grid
 from sar2eo.pairs.cells import Cell
-from sar2eo.pairs.chips import checksum, cut_pair, write_pair
+from sar2eo.pairs.chips import ChipPair, checksum, cut_pair, write_pair
 from sar2eo.pairs.optical import EoPatch, open_eo
 from sar2eo.pairs.scenes import SarScene, open_sar
 from sar2eo.pairs.shifting import lanczos_taps, read_padded, read_shifted
@@ -247,3 +249,19 @@ def test_eo_of_another_crs_and_resolution_falls_on_the_right_pixels(pixel, tmp_p
         weight = np.where(near, pair.eo[0].astype(float) - 20, 0).clip(0)
         found = (weight * (rows + 16.5)).sum() / weight.sum(), (weight * (cols + 16.5)).sum() / weight.sum()
         assert found == pytest.approx((row, col), abs=0.2)  # of a pixel; half was asked for
+
+
+def test_a_full_disk_is_told_of_and_not_filled_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ones = np.ones((3, 40, 40), np.uint8)
+    grid = Grid(GRID.crs, GRID.transform, (40, 40))
+    pair = ChipPair(ones[:1], ones[0] > 0, ones, ones[0] > 0, None, grid)
+    original = Path.write_bytes
+
+    def filling(self: Path, data: bytes) -> int:
+        original(self, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", filling)
+    with pytest.raises(OutputError, match="no space for another"):
+        write_pair(pair, ["VV"], {}, tmp_path / "a_sar.tif", tmp_path / "a_eo.tif")
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Pairs of the real scenes beside the project."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_alignment_takes_the_drift_away(real_data: Path, tmp_path: Path) -> None
     (sar,), (eo,) = (scenes(real_data, role, ("san_antonio_west",)) for role in ("sar", "eo"))
     settings = PairsSettings(max_days=40.0, align="shift", val=0.0, test=0.0)
     index = sar2eo.build_pairs(sar, eo, tmp_path / "pairs", settings=settings)
-    (pair,) = index.attrs["report"]["scene_pairs"]
+    (pair,) = json.loads((tmp_path / "pairs/pairs.json").read_text())["scene_pairs"]
     assert pair["alignment"]["drift"]["residual_px"] < 0.6
     assert len(index) > 180
     found = [Displacement(**each) for each in pair["alignment"]["displacements"]]

@@ -145,7 +145,9 @@ def _summary(out: str, report: Mapping[str, Any]) -> str:
     if report["done_before"]:
         return f"{out}: {_chips(report)}; it was done before"
     refused = ", ".join(f"{count} {reason}" for reason, count in report["refused"].items() if count)
-    return f"{out}: {_chips(report)} in {report['seconds']['total']:.1f} s; refused: {refused or 'none'}"
+    before = f" ({report['cells_resumed']} cells were done before)" if report["cells_resumed"] else ""
+    seconds = report["seconds"]["total"]
+    return f"{out}: {_chips(report)} in {seconds:.1f} s{before}; refused: {refused or 'none'}"
 
 
 def _chips(report: Mapping[str, Any]) -> str:

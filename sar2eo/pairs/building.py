@@ -142,9 +142,13 @@ def _finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.GeoDa
     """Read what was published."""
     index, record = read_index(out), finished_record(out) or {}
     told = {name: value for name, value in record.items() if name not in ("fingerprint", "index_crc32")}
-    index.attrs["report"] = {**told, "done_before": done_before}
+    told["done_before"] = done_before
     if report is not None:
-        write_record(report, index.attrs["report"])
+        write_record(report, told)
+    # Pandas copies attributes with every selection, and there may be hundreds of thousands of these.
+    for pair in told.get("scene_pairs", ()):
+        (pair["alignment"] or {}).pop("displacements", None)
+    index.attrs["report"] = told
     return index
 
 
@@ -161,6 +165,7 @@ class _Build:
     ) -> None:
         self.scenes, self.settings, self.aligner, self.work = scenes, settings, aligner, work
         self.runner = Runner(work.store, progress)
+        self.resumed = 0
 
     def run(self, fingerprint: Mapping[str, Any], started: float) -> None:
         """Do all stages, and leave the result ready to be published."""
@@ -238,11 +243,12 @@ class _Build:
                 chosen = tuple(plans[start : start + _RUN_CELLS])
                 run = CutRun(name, each.label, chosen, common, tags_of(common), self.settings)
                 tasks[name] = (cut_run, self.runner.store, each.sar_key, each.eo_key, run)
-        resumed = [self.runner.known[name] for name in tasks if name in self.runner.known]
+        done = [self.runner.known[name] for name in tasks if name in self.runner.known]
         counts = {
             "cells_total": sum(map(len, planned.values())),
-            "cells_resumed": sum(len(one["rows"]) + sum(one["refused"].values()) for one in resumed),
+            "cells_resumed": sum(len(one["rows"]) + sum(one["refused"].values()) for one in done),
         }
+        self.resumed = counts["cells_resumed"]
         results = self.runner.compute(tasks, counts=counts)
         refused: Counter[str] = Counter()
         rows: list[Row] = []
@@ -275,6 +281,8 @@ class _Build:
             "audit": dict(audit),
             "eo": [each.facts() for each in self.scenes.eo],
             "scene_pairs": list(pairs),
+            # Cut by runs that were stopped; the seconds are those of the last run.
+            "cells_resumed": self.resumed,
             "seconds": {
                 "total": seconds,
                 **{name: counters.get(f"{name}_seconds", 0.0) for name in ("align", "cut", "write")},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -169,6 +170,9 @@ def write_pair(
             temporary.write_bytes(data)
             temporary.replace(path)
         except OSError as error:
+            # On a full disk, what was written of it takes space that the next run needs.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             refuse(error, path.parent, len(data))
         checksums.append(checksum(data))
     return checksums[0], checksums[1]
