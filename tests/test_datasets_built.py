@@ -230,8 +230,8 @@ def test_workers_leave_signals_to_the_run(folder, number):
     dataset = opened(folder, crop=32)
     source = batches(dataset, Order(len(dataset), 2), 0, 30, workers=1)
     next(source)
-    forked = [p for p in psutil.Process().children(recursive=True) if not p.children()]
-    readers = [p for p in forked if "resource_tracker" not in " ".join(p.cmdline())]
+    below = psutil.Process().children(recursive=True)
+    readers = [p for p in below if "forkserver" in " ".join(p.cmdline()) and not p.children()]
     assert readers
     for reader in readers:  # as a terminal or a scheduler does: to the whole group
         reader.send_signal(number)
