@@ -164,6 +164,19 @@ def test_a_pair_knows_its_shares_and_statistics():
     assert cut_pair(sar_scene(values), Plain(), Cell(0, 0, 8, 8), size=32, min_valid=0.9) is None
 
 
+def test_the_share_of_cloud_is_that_of_what_the_eo_shows():
+    class Half(Plain):
+        def read_onto(self, grid: Grid) -> EoPatch:
+            patch = super().read_onto(grid)
+            patch.valid[:, 16:] = False
+            return patch
+
+    values = np.full((1, *GRID.shape), 9.0, np.float32)
+    pair = cut_pair(sar_scene(values), Half(), Cell(0, 0, 8, 8), size=32)
+    assert pair is not None
+    assert pair.cloud_share == 8 / 16
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 @pytest.mark.parametrize("size", [32, 50])
 def test_files_hold_pixels_validity_place_and_tags(dtype, size, tmp_path):

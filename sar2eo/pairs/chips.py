@@ -50,7 +50,7 @@ class ChipPair:
         0 where invalid.
     eo_valid : ndarray of bool, shape (row, col)
     cloud_share : float or None
-        Share of cloud, where the EO scene tells.
+        Share of cloud among the EO's valid pixels, where the EO scene tells.
     grid : Grid
         Of both.
     """
@@ -113,12 +113,13 @@ def cut_pair(
         return None
     grid = sar.grid.crop(cell.window(size))
     patch = eo.read_onto(grid)
+    cloudy = None if patch.cloud is None else patch.cloud[patch.valid]
     return ChipPair(
         sar=_stored(np.where(sar_valid, values, 0), sar.dtype),
         sar_valid=sar_valid,
         eo=np.where(patch.valid, patch.rgb, np.uint8(0)),
         eo_valid=patch.valid,
-        cloud_share=None if patch.cloud is None else float(patch.cloud.mean()),
+        cloud_share=None if cloudy is None or not cloudy.size else float(cloudy.mean()),
         grid=grid,
     )
 
