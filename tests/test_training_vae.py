@@ -20,7 +20,7 @@ from sar2eo.training.adversary import (
     generator_loss,
     only_where_valid,
 )
-from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error
+from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error, squared_error
 from sar2eo.training.vae_task import NOTES, VaeTask
 
 SETTINGS: dict[str, Any] = {"latent_channels": 2, "widths": (8, 16), "steps": 10, "crop": 32}
@@ -87,6 +87,13 @@ def test_divergence_by_hand() -> None:
     expected = (0.5 + 0.5 * (3 - np.log(4))) / 24
     assert divergence(mean, log_variance, valid, 3).item() == pytest.approx(expected)
     assert divergence(mean, log_variance, torch.zeros_like(valid), 3).item() == 0
+
+
+def test_squared_error_counts_valid_pixels_alone() -> None:
+    prediction, truth = torch.zeros(1, 3, 1, 2), torch.tensor([1.0, 9.0]).expand(1, 3, 1, 2)
+    valid = torch.tensor([[[[1.0, 0.0]]]])
+    assert squared_error(prediction, truth, valid).item() == 1
+    assert squared_error(prediction, truth, torch.ones(1, 1, 1, 2)).item() == 41
 
 
 def test_balanced_errors_have_their_mean_and_the_gradient_of_their_logarithms() -> None:

@@ -24,6 +24,7 @@ _HELP = {
     "images": "Which images of the pairs.",
     "sar": "Share of the gradient that SAR images get, where EO images get 1.",
     "l1": "Weight of the absolute error.",
+    "l2": "Weight of the squared error.",
     "gradient": "Weight of the error of the image's gradient.",
     "kl": "Weight of the latents' divergence from a standard normal.",
     "adversarial": "Weight of a patch discriminator; 0: none.",

@@ -155,9 +155,9 @@ class VaeSettings:
     sar : float
         Share of the gradient that SAR images get, where EO images get 1: nobody decodes a SAR image, but
         its latents must tell what is there.
-    l1, gradient, kl, adversarial : float
-        Weights of the absolute error, of that of the image's gradient, of the divergence from a
-        standard normal, and of a patch discriminator.
+    l1, l2, gradient, kl, adversarial : float
+        Weights of the absolute error, of the squared error, of the absolute error of the image's gradient,
+        of the divergence from a standard normal, and of a patch discriminator.
     adversarial_from : float
         Share of the steps after which the discriminator joins.
     steps, batch, accumulate, lr, warmup, decay, weight_decay, max_grad_norm, crop, seed, ema, device, \
@@ -171,6 +171,7 @@ dtype, threads, validate_every, save_every, keep
     images: Literal["both", "eo", "sar"] = "both"
     sar: float = 1.0
     l1: float = 1.0
+    l2: float = 0.0
     gradient: float = 1.0
     kl: float = 1e-6
     adversarial: float = 0.0
@@ -200,7 +201,7 @@ dtype, threads, validate_every, save_every, keep
                 f"latent_channels={self.latent_channels}, widths={self.widths}, layers={self.layers}: must "
                 "be at least 1"
             )
-        for name in ("l1", "gradient", "kl", "adversarial"):
+        for name in ("l1", "l2", "gradient", "kl", "adversarial"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name}={getattr(self, name):g}: must not be negative")
         if not self.sar > 0:

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from sar2eo.datasets.latents import pooled_validity
 
-__all__ = ["absolute_error", "balanced", "divergence", "gradient_error", "weighted_mean"]
+__all__ = [
+    "absolute_error",
+    "balanced",
+    "divergence",
+    "gradient_error",
+    "squared_error",
+    "weighted_mean",
+]
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -35,6 +42,11 @@ def absolute_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         1 where pixels count, else 0.
     """
     return weighted_mean((prediction - truth).abs(), valid)
+
+
+def squared_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error over valid pixels; parameters as in `absolute_error`."""
+    return weighted_mean((prediction - truth).square(), valid)
 
 
 def gradient_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:

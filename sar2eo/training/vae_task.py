@@ -27,7 +27,7 @@ from sar2eo.training.adversary import (
     only_where_valid,
 )
 from sar2eo.training.task import Batch, Facts
-from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error
+from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error, squared_error
 
 __all__ = ["NOTES", "VaeNetwork", "VaeTask"]
 
@@ -139,7 +139,8 @@ class VaeTask:
         parts = (part.chunk(len(self._kinds)) for part in (reconstruction, images, valid))
         for kind, *own in zip(self._kinds, *parts, strict=True):
             l1, gradient = absolute_error(*own), gradient_error(*own)
-            errors.append(settings.l1 * l1 + settings.gradient * gradient)
+            l2 = squared_error(*own)
+            errors.append(settings.l1 * l1 + settings.l2 * l2 + settings.gradient * gradient)
             facts |= {f"{kind}_l1": l1.detach(), f"{kind}_gradient": gradient.detach()}
         shares = [settings.sar if kind == "sar" else 1.0 for kind in self._kinds]
         error, kl = balanced(errors, shares), divergence(mean, log_variance, valid, images.shape[1])
