@@ -9,7 +9,14 @@ from sar2eo.recipe.making import CardSettings, InitRecipe, SimulateRecipe
 from sar2eo.recipe.pairs import PairsRecipe, PairsSettings
 from sar2eo.recipe.stages import STAGES, Stage, stages_of
 from sar2eo.recipe.tables import apply_overrides, checked, from_table, read_recipe
-from sar2eo.recipe.training import DataSettings, TrainRecipe, TrainSettings, VaeRecipe, VaeSettings
+from sar2eo.recipe.training import (
+    DataSettings,
+    LoopSettings,
+    TrainRecipe,
+    TrainSettings,
+    VaeRecipe,
+    VaeSettings,
+)
 from sar2eo.recipe.translating import (
     Compression,
     RegionSettings,
@@ -26,6 +33,7 @@ __all__ = [
     "EvaluateRecipe",
     "EvaluateSettings",
     "InitRecipe",
+    "LoopSettings",
     "PairsRecipe",
     "PairsSettings",
     "RegionSettings",

@@ -11,7 +11,16 @@ from typing import Literal
 from sar2eo.card import PredictionType
 from sar2eo.errors import SettingsError
 
-__all__ = ["DataSettings", "Dataset", "Loss", "TrainRecipe", "TrainSettings", "VaeRecipe", "VaeSettings"]
+__all__ = [
+    "DataSettings",
+    "Dataset",
+    "LoopSettings",
+    "Loss",
+    "TrainRecipe",
+    "TrainSettings",
+    "VaeRecipe",
+    "VaeSettings",
+]
 
 Dataset = Literal["qxs", "sar2opt", "spacenet6"]
 """Published data sets whose folders are read as they come."""
@@ -45,14 +54,11 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How a U-Net is fine-tuned.
+class LoopSettings:
+    """What every training run has; the defaults are each kind of run's own.
 
     Parameters
     ----------
-    loss : {"c-diff", "c-diff-timestep", "l2"}
-    prediction_type : str or None
-        None: as the base's card says.
     steps, batch, accumulate : int
         Optimiser steps; images per device and pass; passes per step.
     lr, warmup, decay
@@ -60,18 +66,9 @@ class TrainSettings:
     weight_decay, max_grad_norm : float
     crop : int
         Side of random crops in pixels; images smaller than that are taken whole.
-    gain_jitter : float
-        The SAR is multiplied by a random factor of up to ``1 +- gain_jitter`` before clipping.
     seed : int
     ema : float
         Decay of the averaged weights that are validated and kept; 0: none.
-    gradient_checkpointing : bool
-    cache_latents : bool
-        Encode the images once, before training.
-    crops : int
-        Fixed crops of each image in a cache (each in 8 orientations).
-    lora : int or None
-        Rank of adapters to train instead of all weights.
     device, dtype : str
     threads : int or None
         Torch threads; None: all cores.
@@ -81,24 +78,17 @@ class TrainSettings:
         States kept for resuming.
     """
 
-    loss: Loss = "c-diff"
-    prediction_type: PredictionType | None = None
-    steps: int = 50_000
-    batch: int = 16
+    steps: int
+    batch: int
     accumulate: int = 1
-    lr: float = 3e-5
+    lr: float
     warmup: int = 100
     decay: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    crop: int = 512
-    gain_jitter: float = 0.0
+    crop: int
     seed: int = 2025
-    ema: float = 0.9999
-    gradient_checkpointing: bool = False
-    cache_latents: bool = False
-    crops: int = 4
-    lora: int | None = None
+    ema: float
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
@@ -107,7 +97,54 @@ class TrainSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _check_loop(self)
+        for name in ("steps", "batch", "accumulate", "crop", "keep"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("warmup", "weight_decay", "validate_every", "save_every", "seed"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name}={getattr(self, name)}: must not be negative")
+        for name in ("lr", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name}={getattr(self, name):g}: must be above 0")
+        if not 0 <= self.ema < 1:
+            raise SettingsError(f"ema={self.ema:g}: must be from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(LoopSettings):
+    """How a U-Net is fine-tuned; further fields are those of `LoopSettings`.
+
+    Parameters
+    ----------
+    loss : {"c-diff", "c-diff-timestep", "l2"}
+    prediction_type : str or None
+        None: as the base's card says.
+    gain_jitter : float
+        The SAR is multiplied by a random factor of up to ``1 +- gain_jitter`` before clipping.
+    gradient_checkpointing : bool
+    cache_latents : bool
+        Encode the images once, before training.
+    crops : int
+        Fixed crops of each image in a cache (each in 8 orientations).
+    lora : int or None
+        Rank of adapters to train instead of all weights.
+    """
+
+    loss: Loss = "c-diff"
+    prediction_type: PredictionType | None = None
+    steps: int = 50_000
+    batch: int = 16
+    lr: float = 3e-5
+    crop: int = 512
+    gain_jitter: float = 0.0
+    ema: float = 0.9999
+    gradient_checkpointing: bool = False
+    cache_latents: bool = False
+    crops: int = 4
+    lora: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.gain_jitter < 1:
             raise SettingsError(f"gain_jitter={self.gain_jitter:g}: must be from 0 to below 1")
         if self.crops < 1 or (self.lora is not None and self.lora < 1):
@@ -140,8 +177,8 @@ class TrainRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeSettings:
-    """How a VAE is trained from nothing.
+class VaeSettings(LoopSettings):
+    """How a VAE is trained from nothing; further fields are those of `LoopSettings`.
 
     Parameters
     ----------
@@ -160,9 +197,6 @@ class VaeSettings:
         of the divergence from a standard normal, and of a patch discriminator.
     adversarial_from : float
         Share of the steps after which the discriminator joins.
-    steps, batch, accumulate, lr, warmup, decay, weight_decay, max_grad_norm, crop, seed, ema, device, \
-dtype, threads, validate_every, save_every, keep
-        As in `TrainSettings`.
     """
 
     latent_channels: int = 8
@@ -178,24 +212,12 @@ dtype, threads, validate_every, save_every, keep
     adversarial_from: float = 0.67
     steps: int = 20_000
     batch: int = 8
-    accumulate: int = 1
     lr: float = 4e-4
-    warmup: int = 100
-    decay: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
     crop: int = 256
-    seed: int = 2025
     ema: float = 0.999
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    validate_every: int = 1000
-    save_every: int = 1000
-    keep: int = 2
 
     def __post_init__(self) -> None:
-        _check_loop(self)
+        super().__post_init__()
         if self.latent_channels < 1 or self.layers < 1 or not self.widths or min(self.widths) < 1:
             raise SettingsError(
                 f"latent_channels={self.latent_channels}, widths={self.widths}, layers={self.layers}: must "
@@ -227,17 +249,3 @@ class VaeRecipe:
     data: DataSettings
     out: str
     settings: VaeSettings = field(default_factory=VaeSettings)
-
-
-def _check_loop(settings: TrainSettings | VaeSettings) -> None:
-    for name in ("steps", "batch", "accumulate", "crop", "keep"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"{name}={getattr(settings, name)}: must be at least 1")
-    for name in ("warmup", "weight_decay", "validate_every", "save_every", "seed"):
-        if getattr(settings, name) < 0:
-            raise SettingsError(f"{name}={getattr(settings, name)}: must not be negative")
-    for name in ("lr", "max_grad_norm"):
-        if not getattr(settings, name) > 0:
-            raise SettingsError(f"{name}={getattr(settings, name):g}: must be above 0")
-    if not 0 <= settings.ema < 1:
-        raise SettingsError(f"ema={settings.ema:g}: must be from 0 to below 1")

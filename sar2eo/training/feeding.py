@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from sar2eo.datasets import Order, PairsDataset, batches, collate
-from sar2eo.recipe import TrainSettings, VaeSettings
+from sar2eo.recipe import LoopSettings
 from sar2eo.training.task import Batch
 
 __all__ = ["ShareOrder", "training_batches", "validation_batches"]
@@ -38,7 +38,7 @@ class ShareOrder(Order):
 
 
 def training_batches(
-    samples: Any, settings: TrainSettings | VaeSettings, accelerator: Accelerator
+    samples: Any, settings: LoopSettings, accelerator: Accelerator
 ) -> Callable[[int, int], Iterable[Batch]]:
     """Return what `run_loop` takes batches from: this process's, several for a step if they accumulate.
 
@@ -46,7 +46,7 @@ def training_batches(
     ----------
     samples
         A data set of pairs, or a cache of their latents.
-    settings : TrainSettings or VaeSettings
+    settings : LoopSettings
     accelerator : Accelerator
     """
     order = ShareOrder(

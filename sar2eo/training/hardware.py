@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from datetime import timedelta
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,27 +14,15 @@ from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from sar2eo.device import default_threads, resolve_device, resolve_dtype
 from sar2eo.errors import SettingsError
+from sar2eo.recipe import LoopSettings
 
-__all__ = ["HardwareSettings", "create_accelerator", "environment_of"]
+__all__ = ["create_accelerator", "environment_of"]
 
 _PATIENCE = timedelta(days=7)  # of processes for the first one, which may be encoding a cache
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
-class HardwareSettings(Protocol):
-    """Fields of `TrainSettings` and `VaeSettings` that say where a run computes."""
-
-    @property
-    def device(self) -> str: ...  # noqa: D102
-    @property
-    def dtype(self) -> str: ...  # noqa: D102
-    @property
-    def threads(self) -> int | None: ...  # noqa: D102
-    @property
-    def accumulate(self) -> int: ...  # noqa: D102
-
-
-def create_accelerator(settings: HardwareSettings) -> Accelerator:
+def create_accelerator(settings: LoopSettings) -> Accelerator:
     """Set up device, precision, accumulation and, under ``accelerate launch``, processes.
 
     Weights stay float32; in half precision the networks' forward passes compute under autocast. Torch's

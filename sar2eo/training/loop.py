@@ -15,37 +15,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from sar2eo.errors import TrainingError
+from sar2eo.recipe import LoopSettings
 from sar2eo.training.folder import Recorder, RunFolder, record
-from sar2eo.training.hardware import HardwareSettings, environment_of
-from sar2eo.training.phases import OptimiserSettings, Phase
+from sar2eo.training.hardware import environment_of
+from sar2eo.training.phases import Phase
 from sar2eo.training.state import State, States
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["LoopSettings", "Outcome", "Progress", "identity_of", "run_loop"]
+__all__ = ["Outcome", "Progress", "identity_of", "run_loop"]
 
 Progress = Callable[[Mapping[str, float]], None]
-
-
-class LoopSettings(HardwareSettings, OptimiserSettings, Protocol):
-    """Fields that `TrainSettings` and `VaeSettings` share."""
-
-    @property
-    def batch(self) -> int: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def validate_every(self) -> int: ...  # noqa: D102
-    @property
-    def save_every(self) -> int: ...  # noqa: D102
-    @property
-    def keep(self) -> int: ...  # noqa: D102
 
 
 class Outcome(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,33 +13,15 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from sar2eo.errors import TrainingError
+from sar2eo.recipe import LoopSettings
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["OptimiserSettings", "Phase", "learning_rate"]
+__all__ = ["Phase", "learning_rate"]
 
 Tensors = dict[str, dict[str, Tensor]]
 
 
-class OptimiserSettings(Protocol):
-    """Fields of `TrainSettings` and `VaeSettings` that say how weights are updated."""
-
-    @property
-    def steps(self) -> int: ...  # noqa: D102
-    @property
-    def lr(self) -> float: ...  # noqa: D102
-    @property
-    def warmup(self) -> int: ...  # noqa: D102
-    @property
-    def decay(self) -> str: ...  # noqa: D102
-    @property
-    def weight_decay(self) -> float: ...  # noqa: D102
-    @property
-    def max_grad_norm(self) -> float: ...  # noqa: D102
-    @property
-    def ema(self) -> float: ...  # noqa: D102
-
-
-def learning_rate(settings: OptimiserSettings, step: int) -> float:
+def learning_rate(settings: LoopSettings, step: int) -> float:
     """Return the learning rate of a step, counted from 0: a linear rise, then a half cosine or nothing.
 
     The first step is at ``lr / warmup``, the last of the rise at ``lr``; the cosine (SGDR without
@@ -62,10 +44,10 @@ class Phase:
     task : Task
         Its network of that name is replaced by the prepared one.
     accelerator : Accelerator
-    settings : OptimiserSettings
+    settings : LoopSettings
     """
 
-    def __init__(self, name: str, task: Task, accelerator: Accelerator, settings: OptimiserSettings) -> None:
+    def __init__(self, name: str, task: Task, accelerator: Accelerator, settings: LoopSettings) -> None:
         self.name = name
         self._task, self._accelerator, self._settings = task, accelerator, settings
         network = task.phases[name]

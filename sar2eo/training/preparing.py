@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
 from sar2eo.errors import PairsError, SettingsError, TrainingWarning
-from sar2eo.recipe import DataSettings, TrainSettings, VaeSettings
+from sar2eo.recipe import DataSettings, LoopSettings
 from sar2eo.training.feeding import validation_batches
 from sar2eo.training.loop import Outcome, Progress, run_loop
 from sar2eo.training.task import Batch, Task
@@ -21,7 +21,7 @@ from sar2eo.training.task import Batch, Task
 __all__ = ["Preparation", "chosen_data", "chosen_settings", "open_held_out"]
 
 TaskKind = TypeVar("TaskKind", bound=Task)
-Settings = TypeVar("Settings", TrainSettings, VaeSettings)
+Settings = TypeVar("Settings", bound=LoopSettings)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +49,7 @@ class Preparation(Generic[TaskKind]):
     batches: Callable[[int, int], Iterable[Batch]]
     identity: dict[str, Any]
 
-    def run(self, settings: TrainSettings | VaeSettings, out: str, progress: Progress | None) -> Outcome:
+    def run(self, settings: LoopSettings, out: str, progress: Progress | None) -> Outcome:
         """Train, or go on with it; see `sar2eo.training.loop.run_loop`."""
         held_out = self.held_out
         return run_loop(
