@@ -35,6 +35,7 @@ from sar2eo.layout import (
     tensor_headers,
     vae_facts,
     wants_prompt,
+    write_json,
 )
 from sar2eo.network import Vae
 from sar2eo.weights import check_weights, create_empty, fill, read_tensors
@@ -46,6 +47,7 @@ __all__ = [
     "refuse_existing",
     "save_checkpoint",
     "verify_checkpoint",
+    "write_part",
 ]
 
 
@@ -104,25 +106,36 @@ def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Write every file of a checkpoint."""
     index: dict[str, Any] = {"_class_name": "CDiffSET", "_diffusers_version": version("diffusers")}
     for part, module in {"unet": checkpoint.unet, "vae": checkpoint.vae}.items():
-        (folder / part).mkdir()
-        config = json.loads(module.to_json_string())
-        config.pop("_name_or_path", None)  # where the base lay on this machine
-        _write_json(folder / part / CONFIG, config)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(tensors, folder / part / WEIGHTS, metadata={"format": "pt"})
+        write_part(module, folder / part)
         index[part] = ["diffusers", type(module).__name__]
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
-    _write_json(folder / MODEL_INDEX, index)
+    write_json(folder / MODEL_INDEX, index)
     (folder / SCHEDULER_CONFIG).parent.mkdir()
-    _write_json(folder / SCHEDULER_CONFIG, _scheduler_json(checkpoint))
+    write_json(folder / SCHEDULER_CONFIG, _scheduler_json(checkpoint))
     if checkpoint.prompt_embeds is not None:
         embeds = {"prompt_embeds": checkpoint.prompt_embeds.detach().float().cpu().contiguous()}
         save_file(embeds, folder / PROMPT_EMBEDS)
     checkpoint.card.write(folder)
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def write_part(module: Any, folder: Path, **changes: Any) -> None:
+    """Write one network in diffusers' layout: its configuration and its weights.
+
+    Parameters
+    ----------
+    module : ModelMixin
+        Of diffusers.
+    folder : Path
+        New.
+    **changes
+        Fields of the configuration that are to be others.
+    """
+    folder.mkdir(parents=True)
+    config = json.loads(module.to_json_string())
+    config.pop("_name_or_path", None)  # where the base lay on this machine
+    write_json(folder / CONFIG, config | changes)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _scheduler_json(checkpoint: Checkpoint) -> dict[str, Any]:

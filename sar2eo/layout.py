@@ -46,6 +46,7 @@ __all__ = [
     "tensor_headers",
     "vae_facts",
     "wants_prompt",
+    "write_json",
 ]
 
 CONFIG = "config.json"
@@ -118,6 +119,11 @@ def refuse_pickle(path: Path) -> None:
         raise CheckpointError(
             f"{path} is a pickle, which can run code when read: convert it to safetensors first"
         )
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

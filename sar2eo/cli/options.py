@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ __all__ = [
     "numbers",
     "scene_options",
     "scene_options_except",
+    "taken",
     "taking_several",
 ]
 
@@ -133,3 +135,8 @@ _SCENE_OPTIONS: dict[str, Decorator] = {
         "--allow-ungeoreferenced", is_flag=True, help="Take an image without a georeference."
     ),
 }
+
+
+def taken(kind: type, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those flags that are fields of a settings dataclass."""
+    return {f.name: flags[f.name] for f in dataclasses.fields(kind) if f.name in flags}

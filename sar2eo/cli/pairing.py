@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import settings_options
-from sar2eo.cli.options import debug_option, numbers, scene_options_except, taking_several
+from sar2eo.cli.options import debug_option, numbers, scene_options_except, taken, taking_several
 from sar2eo.cli.progress import ProgressLine, clock
 from sar2eo.recipe import PairsRecipe, PairsSettings, SceneSettings
 
@@ -86,10 +85,10 @@ def build_pairs_command(*, workers: int, scheduler: str | None, dry_run: bool, *
     footprints with a column href. The same command goes on where an interrupted one stopped.
     """
     recipe = PairsRecipe(
-        **_taken(PairsRecipe, flags),
+        **taken(PairsRecipe, flags),
         # --resolution is that of the chips.
-        scene=SceneSettings(**_taken(SceneSettings, {**flags, "resolution": None})),
-        settings=PairsSettings(**_taken(PairsSettings, flags)),
+        scene=SceneSettings(**taken(SceneSettings, {**flags, "resolution": None})),
+        settings=PairsSettings(**taken(PairsSettings, flags)),
     )
     build_all(recipe, workers=workers, scheduler=scheduler, dry_run=dry_run)
 
@@ -121,10 +120,6 @@ def build_all(recipe: PairsRecipe, *, workers: int, scheduler: str | None, dry_r
                 **given,  # type: ignore[arg-type]
             )
     click.echo(_summary(recipe.out, index.attrs["report"]))
-
-
-def _taken(kind: type, flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {f.name: flags[f.name] for f in dataclasses.fields(kind) if f.name in flags}
 
 
 def _tell_plan(plan: Any) -> None:

@@ -10,7 +10,7 @@ import click
 
 from sar2eo.card import SAMPLERS
 from sar2eo.cli.describing import lines
-from sar2eo.cli.options import debug_option, numbers, scene_options
+from sar2eo.cli.options import debug_option, numbers, scene_options, taken
 from sar2eo.cli.progress import ProgressLine, clock
 from sar2eo.errors import Sar2eoError
 from sar2eo.recipe import Compression, RegionSettings, SceneSettings, TranslateRecipe, TranslateSettings
@@ -63,14 +63,14 @@ def translate_command(
     from sar2eo.translation import scaling_of
 
     settings = {
-        **_taken(TranslateSettings, flags),
+        **taken(TranslateSettings, flags),
         "batch": None if batch == "auto" else _whole("--batch", batch),
         "scaling": None if scaling_from is None else scaling_of(scaling_from),
     }
     recipe = TranslateRecipe(
-        **_taken(TranslateRecipe, flags),
-        scene=SceneSettings(**_taken(SceneSettings, flags)),
-        region=RegionSettings(**_taken(RegionSettings, flags)),
+        **taken(TranslateRecipe, flags),
+        scene=SceneSettings(**taken(SceneSettings, flags)),
+        region=RegionSettings(**taken(RegionSettings, flags)),
         settings=TranslateSettings(**settings),
     )
     translate_all(recipe, workers=workers, scheduler=scheduler, dry_run=dry_run)
@@ -117,10 +117,6 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
     if failed:
         click.echo(f"{failed} of {len(jobs)} scenes failed", err=True)
         context.exit(1)
-
-
-def _taken(kind: type, flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {f.name: flags[f.name] for f in dataclasses.fields(kind) if f.name in flags}
 
 
 def _whole(name: str, text: str) -> int:

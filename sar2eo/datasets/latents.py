@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation
+from sar2eo.datasets.loading import Samples
 from sar2eo.datasets.pairs import PairsDataset
 from sar2eo.durable import write_atomically
 from sar2eo.errors import PairsError, SettingsError
@@ -34,7 +35,7 @@ _SHARD_BYTES = 2**26
 _PIXEL_BYTES = 32
 
 
-class CachedLatents(torch.utils.data.Dataset[dict[str, Any]]):
+class CachedLatents(Samples):
     """Latents on disk, with the face of a `PairsDataset`; see `build_latent_cache`.
 
     Parameters
@@ -64,20 +65,9 @@ class CachedLatents(torch.utils.data.Dataset[dict[str, Any]]):
         self.per_shard: int = manifest["per_shard"]
         self.facts: dict[str, Any] = manifest["facts"]
         self.augmentation = _augmentation(self.facts)
-        self.epoch = 0
         absent = [path for path in _shards(folder, len(self.ids), self.per_shard) if not path.exists()]
         if absent:
             raise PairsError(f"{folder} lacks {absent[0].name}: repeat the command that makes it")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which pass ``latents[index]`` belongs to from now on."""
-        self.epoch = epoch
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.sample(index, self.epoch)
 
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
         """Return the latents of a pair as it is seen in one pass.

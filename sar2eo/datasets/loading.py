@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +26,33 @@ Batch = dict[str, Any]
 """Tensors with a leading axis of images, and lists of everything else."""
 
 
-class Samples(Protocol):
-    """What batches are made of: pairs, or their latents."""
+class Samples(Dataset[dict[str, Any]], ABC):
+    """What batches are made of: pairs, or their latents.
 
-    def __len__(self) -> int: ...
+    Attributes
+    ----------
+    ids : tuple of str
+        Of the pairs.
+    epoch : int
+        The pass that ``samples[index]`` belongs to.
+    """
 
+    ids: tuple[str, ...]
+    epoch: int = 0
+
+    @abstractmethod
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
         """Return one pair as it is seen in one pass."""
-        ...
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass ``samples[index]`` belongs to from now on."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(index, self.epoch)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
+from sar2eo.datasets.loading import Samples
 from sar2eo.errors import PairsError
 from sar2eo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
 
@@ -72,7 +72,7 @@ class _Held:
         return {"bound": self.bound, "taken": 0, "pairs": {}}
 
 
-class PairsDataset(Dataset[dict[str, Any]], ABC):
+class PairsDataset(Samples):
     """Pairs of SAR and EO images.
 
     Files are opened for each sample, so a data set may be handed to other processes.
@@ -115,7 +115,6 @@ class PairsDataset(Dataset[dict[str, Any]], ABC):
         self.calibration = calibration
         self.gsd_m = gsd_m
         self.augmentation = augmentation
-        self.epoch = 0
         self._held = _Held()
 
     @abstractmethod
@@ -144,16 +143,6 @@ class PairsDataset(Dataset[dict[str, Any]], ABC):
     def shape(self) -> tuple[int, int]:
         """Rows and columns of every sample."""
         return self.augmentation.shape(self.size)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which pass ``dataset[index]`` belongs to from now on."""
-        self.epoch = epoch
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.sample(index, self.epoch)
 
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
         """Return a pair as it is seen in one pass; a pure function of its arguments and the settings.

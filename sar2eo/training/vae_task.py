@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sar2eo.checkpoint import write_part
 from sar2eo.errors import SettingsError
 from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
-from sar2eo.layout import CONFIG, WEIGHTS
+from sar2eo.layout import write_json
 from sar2eo.network import create_autoencoder
 from sar2eo.recipe import VaeSettings
 from sar2eo.training.adversary import (
@@ -227,23 +226,16 @@ class VaeTask:
         the configuration, by which `sar2eo.network.encode_images` scales latents to 0 and 1.
         """
         measured = self._measure_latents()
-        together = measured["together"]
-        config = json.loads(self.vae.to_json_string())
-        config.pop("_name_or_path", None)
-        config |= {"scaling_factor": 1.0, "latents_mean": together["mean"], "latents_std": together["std"]}
-        folder = out / "vae"
-        folder.mkdir(parents=True)
-        tensors = {name: t.detach().float().cpu().contiguous() for name, t in self.vae.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        _write_json(folder / CONFIG, config)
+        mean, std = (measured["together"][name] for name in ("mean", "std"))
+        write_part(self.vae, out / "vae", scaling_factor=1.0, latents_mean=mean, latents_std=std)
         notes = {
             **facts,
             "images": self._settings.images,
             "factor": self.factor,
-            "parameters": sum(t.numel() for t in tensors.values()),
+            "parameters": sum(t.numel() for t in self.vae.state_dict().values()),
             "latents": measured,
         }
-        _write_json(out / NOTES, notes)
+        write_json(out / NOTES, notes)
         return out
 
     @torch.no_grad()
@@ -320,7 +312,3 @@ class _Moments:
         mean, square = self.sums / max(self.count, 1)
         deviation = (square - mean.square()).clamp_min(_LEAST_DEVIATION**2).sqrt()
         return {"mean": mean.tolist(), "std": deviation.tolist()}
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
