@@ -44,7 +44,7 @@ def simulate_files(recipe: SimulateRecipe, *, dry_run: bool) -> None:
     from sar2eo.simulation import SETTINGS_TAG, SimulationSettings, settings_tag, simulate_pair, write_pair
 
     settings = SimulationSettings(
-        size=recipe.size, seed=recipe.seed, polarisations=recipe.polarisations, shift=_two(recipe.shift)
+        size=recipe.size, seed=recipe.seed, polarisations=recipe.polarisations, shift=recipe.shift
     )
     truth = Path(recipe.out) / "truth.tif"
     if truth.exists():  # the last of the three to be written
@@ -58,11 +58,3 @@ def simulate_files(recipe: SimulateRecipe, *, dry_run: bool) -> None:
     else:
         for path in write_pair(simulate_pair(settings), Path(recipe.out)).values():
             click.echo(path)
-
-
-def _two(shift: tuple[float, ...]) -> tuple[float, float]:
-    from sar2eo.errors import SettingsError
-
-    if len(shift) != 2:
-        raise SettingsError(f"shift={shift}: must be two numbers, rows and columns")
-    return shift[0], shift[1]

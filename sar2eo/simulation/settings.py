@@ -51,7 +51,7 @@ class SimulationSettings:
     size: int | tuple[int, int] = 2048
     seed: int = 1
     polarisations: tuple[str, ...] = field(default=("VH",))
-    shift: tuple[float, float] = (0.0, 0.0)
+    shift: tuple[float, ...] = (0.0, 0.0)
     gsd_m: float = 10.0
     nodata_edges: bool = True
 
