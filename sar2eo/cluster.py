@@ -139,18 +139,18 @@ def _quiet(logger: str) -> Iterator[None]:
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
-    import dask
     from distributed import Client
 
-    # A client that fails to start would leave itself behind as Dask's scheduler in force.
-    with dask.config.set(scheduler="distributed"):
-        try:
-            client = Client(address, timeout=_JOIN_SECONDS)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(f"--scheduler {address}: cannot be reached: is it tcp://HOST:PORT?") from error
-        with client:
-            _check_versions(client, address)
-            yield
+    try:
+        # A client that fails to start puts back, whenever it is collected, what it found as Dask's scheduler
+        # in force; one that is not to be the default touches nothing.
+        with Client(address, timeout=_JOIN_SECONDS, set_as_default=False):
+            pass
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(f"--scheduler {address}: cannot be reached: is it tcp://HOST:PORT?") from error
+    with Client(address, timeout=_JOIN_SECONDS) as client:
+        _check_versions(client, address)
+        yield
 
 
 def _check_versions(client: Any, address: str) -> None:

@@ -1,7 +1,9 @@
 """Clusters: loopback only, cores shared out, and what cannot work is refused at once."""
 
+import gc
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,11 @@ def test_an_unreachable_cluster_is_named(address: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(cluster, "_JOIN_SECONDS", 1)
     with pytest.raises(ClusterError, match=address), cluster.running(scheduler=address):
         pass
+    assert dask.config.get("scheduler", None) is None
+    # Nor does what is left of the attempt come back later.
+    for _ in range(5):
+        gc.collect()
+        time.sleep(0.1)
     assert dask.config.get("scheduler", None) is None
 
 
