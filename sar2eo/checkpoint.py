@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,11 +33,10 @@ from sar2eo.layout import (
     describe_files,
     read_json,
     tensor_headers,
-    vae_facts,
     wants_prompt,
     write_json,
 )
-from sar2eo.network import Vae
+from sar2eo.network import Vae, vae_class
 from sar2eo.weights import check_weights, create_empty, fill, read_tensors
 
 __all__ = [
@@ -59,7 +58,7 @@ class Checkpoint:
     ----------
     unet : UNet2DConditionModel
         2 C channels in, C + 1 out (see `sar2eo.network`).
-    vae : AutoencoderKL or AutoencoderTiny
+    vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
         With C latent channels.
     schedule : dict
         Noise schedule of training, as `sar2eo.diffusion.schedule_config` returns it.
@@ -212,8 +211,7 @@ def _empty_checkpoint(folder: Path) -> Checkpoint:
             f"{raw.get('prediction_type')}"
         )
     configs = {part: read_json(folder / part / CONFIG) for part in ("unet", "vae")}
-    kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-    classes = {"unet": UNet2DConditionModel, "vae": kinds[vae_facts(configs["vae"]).class_name]}
+    classes = {"unet": UNet2DConditionModel, "vae": vae_class(configs["vae"])}
     modules = {}
     for part, config in configs.items():
         modules[part] = create_empty(classes[part], config)

@@ -55,7 +55,7 @@ PROMPT_EMBEDS = "prompt_embeds.safetensors"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 TRAIN_TIMESTEPS = 1000  # T of the paper, section 4.2
 
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
@@ -201,7 +201,7 @@ def vae_facts(config: Mapping[str, Any]) -> VaeFacts:
     channels = config.get("latent_channels")
     if not isinstance(blocks, list | tuple) or not blocks or not isinstance(channels, int) or channels < 1:
         raise CheckpointError(f"vae: {CONFIG} says latent_channels={channels!r}, block channels {blocks!r}")
-    # In both classes every block but one halves the resolution.
+    # In every class each block but one halves the resolution.
     return VaeFacts(str(class_name), 2 ** (len(blocks) - 1), channels)
 
 
@@ -234,7 +234,7 @@ def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], prompt: Sequence[
             f"the U-Net has {channels[0]} channels in and {channels[1]} out: must be {2 * latent} and "
             f"{latent + 1} for a VAE of {latent} latent channels (see 'sar2eo model init')"
         )
-    images = (vae["in_channels"], vae["out_channels"])
+    images = (vae["in_channels"], vae.get("out_channels", vae["in_channels"]))
     if images != (3, 3):
         raise CheckpointError(f"the VAE has {images[0]} channels in and {images[1]} out: must be 3 and 3")
     width = unet["cross_attention_dim"]

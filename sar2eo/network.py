@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.layout import vae_facts
 
 __all__ = [
     "SIZES",
@@ -33,11 +35,13 @@ __all__ = [
     "double_input",
     "encode_images",
     "latent_multiple",
+    "raw_latents",
     "split_prediction",
+    "vae_class",
     "variance_of",
 ]
 
-Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
 
 Size = Literal["tiny", "small", "region"]
 """Untrained architectures: tiny is for tests, small and region for one region on modest hardware."""
@@ -139,7 +143,7 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
 
     Parameters
     ----------
-    vae : AutoencoderKL or AutoencoderTiny
+    vae : Vae
     images : Tensor, shape (B, 3, H, W)
         In [-1, 1], in the VAE's dtype.
 
@@ -147,10 +151,18 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
     -------
     Tensor of float32, shape (B, C, H / f, W / f)
     """
-    encoded = vae.encode(images)
-    latents: Tensor = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mode()
+    latents = raw_latents(vae, images)
     shift, scale = _latent_statistics(vae, latents.device)
     return (latents.float() - shift) * scale
+
+
+def raw_latents(vae: Vae, images: Tensor) -> Tensor:
+    """Encode images to latents as the VAE has them, not scaled; parameters as in `encode_images`."""
+    encoded = vae.encode(images)
+    if isinstance(vae, AutoencoderKL):
+        latents: Tensor = encoded.latent_dist.mode()
+        return latents
+    return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent
 
 
 def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
@@ -209,14 +221,23 @@ def latent_multiple(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(config["block_out_channels"]) - 1)) if doubles else 1
 
 
-def create_vae(size: str) -> AutoencoderKL:
-    """Create an untrained VAE of factor 4 (tiny) or 8, with four latent channels or eight (region)."""
+def vae_class(config: Mapping[str, Any]) -> Any:
+    """Return the class of diffusers that a VAE's configuration names; raises like `vae_facts`."""
+    kinds = {kind.__name__: kind for kind in get_args(Vae)}
+    return kinds[vae_facts(config).class_name]
+
+
+def create_vae(size: str) -> Vae:
+    """Create an untrained VAE: of factor 4 (tiny) or 8, with four latent channels or twelve (region)."""
     _check_size(size)
-    widths = (16, 32, 48) if size == "tiny" else (32, 64, 96, 128)
-    return create_autoencoder(8 if size == "region" else 4, widths)
+    if size == "region":
+        return create_autoencoder(12, (24, 48, 96, 192), architecture="dc")
+    return create_autoencoder(4, (16, 32, 48) if size == "tiny" else (32, 64, 96, 128))
 
 
-def create_autoencoder(latent_channels: int, widths: Sequence[int], layers: int = 1) -> AutoencoderKL:
+def create_autoencoder(
+    latent_channels: int, widths: Sequence[int], layers: int = 1, architecture: str = "kl"
+) -> Vae:
     """Create an untrained VAE of convolutions alone, so that it takes images of any size.
 
     Parameters
@@ -225,8 +246,19 @@ def create_autoencoder(latent_channels: int, widths: Sequence[int], layers: int 
     widths : sequence of int
         Channels of each level; every level but one halves the resolution.
     layers : int
-        Residual blocks per level of the encoder; the decoder has one more.
+        Residual blocks per level of the encoder; the decoder of "kl" has one more.
+    architecture : {"kl", "dc"}
+        Stable Diffusion's, or that of deep-compression autoencoders (https://arxiv.org/abs/2410.10733):
+        shortcuts between space and channels, which learn several times faster, and no normalisation
+        over the image, so that a place looks the same in every tile.
+
+    Raises
+    ------
+    SettingsError
+        If widths or channels do not divide as the shortcuts of "dc" need.
     """
+    if architecture == "dc":
+        return _create_dc(latent_channels, tuple(widths), layers)
     return AutoencoderKL(
         block_out_channels=tuple(widths),
         layers_per_block=layers,
@@ -236,6 +268,22 @@ def create_autoencoder(latent_channels: int, widths: Sequence[int], layers: int 
         norm_num_groups=_norm_groups(widths),
         mid_block_add_attention=False,
     )
+
+
+def _create_dc(latent_channels: int, widths: tuple[int, ...], layers: int) -> AutoencoderDC:
+    if widths[-1] % latent_channels or any(4 * fine % coarse for fine, coarse in pairwise(widths)):
+        raise SettingsError(
+            f"widths={widths}, latent_channels={latent_channels}: the shortcuts of a dc autoencoder need a "
+            "last width that is a multiple of the latent channels, and widths that divide 4 times the one "
+            "before (24, 48, 96, 192, say, with 12 channels)"
+        )
+    every = {"layers_per_block": (layers,) * len(widths), "qkv_multiscales": ((),) * len(widths)}
+    sides: dict[str, Any] = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {**every, "block_out_channels": widths}.items()
+    }
+    return AutoencoderDC(latent_channels=latent_channels, **sides)
 
 
 def _norm_groups(widths: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from sar2eo.card import CARD_NAME
@@ -26,9 +26,8 @@ from sar2eo.layout import (
     read_json,
     refuse_pickle,
     tensor_headers,
-    vae_facts,
 )
-from sar2eo.network import Vae, add_variance_channel
+from sar2eo.network import Vae, add_variance_channel, vae_class
 from sar2eo.weights import create_empty, fill, one_line
 
 __all__ = [
@@ -77,8 +76,7 @@ def pretrained_unet(folder: Path) -> UNet2DConditionModel:
 
 def pretrained_vae(folder: Path) -> Vae:
     """Load the base's VAE in float32; raises like `pretrained_unet`."""
-    facts = vae_facts(read_json(folder / "vae" / CONFIG))
-    return _load(AutoencoderTiny if facts.class_name == "AutoencoderTiny" else AutoencoderKL, folder / "vae")
+    return _load(vae_class(read_json(folder / "vae" / CONFIG)), folder / "vae")
 
 
 def pretrained_schedule(folder: Path) -> dict[str, Any]:

@@ -179,9 +179,12 @@ def test_untrained_sizes_are_the_same_every_time(tmp_path: Path) -> None:
     assert load_checkpoint(first).prompt_embeds is None
 
 
-def test_an_untrained_unet_is_made_for_the_latents_of_a_trained_vae(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["kl", "dc"])
+def test_an_untrained_unet_is_made_for_the_latents_of_a_trained_vae(
+    tmp_path: Path, architecture: str
+) -> None:
     torch.manual_seed(6)
-    vae = create_autoencoder(3, (16, 32))
+    vae = create_autoencoder(3, (12, 24), architecture=architecture)
     vae.register_to_config(latents_mean=[1.0, 2.0, 3.0], latents_std=[1.0, 2.0, 4.0], scaling_factor=1.0)
     vae.save_pretrained(tmp_path / "final" / "vae")
     state = torch.get_rng_state()

@@ -41,7 +41,15 @@ def train(tmp_path_factory):
 
 
 def build(train, folder, encode=None, **changes):
-    settings = {"crops": CROPS, "crop": 24, "factor": FACTOR, "seed": 7, "model_sha256": "abc", "batch": 12}
+    settings = {
+        "crops": CROPS,
+        "crop": 24,
+        "factor": FACTOR,
+        "seed": 7,
+        "gain": 0.2,
+        "model_sha256": "abc",
+        "batch": 12,
+    }
     return build_latent_cache(train, encode or encoder(), folder, **settings | changes)
 
 
@@ -51,7 +59,7 @@ def cache(train, tmp_path_factory):
 
 
 def test_cached_latents_equal_those_of_uncached_samples(train, cache):
-    fixed = Augmentation(crop=24, flips=True, turns=True, seed=7, fixed=CROPS, align=FACTOR)
+    fixed = Augmentation(crop=24, flips=True, turns=True, seed=7, fixed=CROPS, align=FACTOR, gain=0.2)
     uncached, encode = train.augmented(fixed), encoder()
     seen = set()
     for epoch in range(12):
@@ -127,6 +135,7 @@ def test_an_interrupted_build_goes_on(train, tmp_path, monkeypatch, calls, finis
         ({"model_sha256": "other"}, "another model"),
         ({"seed": 8}, "another seed"),
         ({"crops": 2}, "another crops"),
+        ({"gain": 0.0}, "another gain"),
         ({"dtype": torch.bfloat16}, "another dtype"),
     ],
 )

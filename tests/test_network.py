@@ -102,7 +102,7 @@ def test_prediction_is_split_in_float32() -> None:
     ("size", "low", "high"), [("tiny", 1e6, 2e6), ("small", 15e6, 20e6), ("region", 18e6, 20e6)]
 )
 def test_untrained_architectures_have_their_size_and_shapes(size: str, low: float, high: float) -> None:
-    channels = {"tiny": 4, "small": 4, "region": 8}[size]
+    channels = {"tiny": 4, "small": 4, "region": 12}[size]
     height, width = (64, 96) if size == "region" else (72, 88)
     vae, unet = create_vae(size), create_unet(size, channels)
     assert low < parameters(vae, unet) < high
@@ -138,6 +138,33 @@ def test_an_autoencoder_has_the_most_groups_that_divide_its_widths(
         latents = encode_images(vae, torch.zeros(1, 3, 24, 40))
     factor = 2 ** (len(widths) - 1)
     assert latents.shape == (1, 3, 24 // factor, 40 // factor)
+
+
+def test_a_deep_compression_autoencoder_knows_its_neighbourhood_alone() -> None:
+    """Without normalisation over the image, a far change leaves a place as it is."""
+    torch.manual_seed(0)
+    vae = create_autoencoder(4, (8, 16), architecture="dc").eval()
+    images = torch.rand(1, 3, 64, 64)
+    changed = images.clone()
+    changed[..., 48:] = -1
+    with torch.no_grad():
+        latents, others = encode_images(vae, images), encode_images(vae, changed)
+        assert latents.shape == (1, 4, 32, 32)
+        decoded = decode_latents(vae, latents)
+        torch.testing.assert_close(latents[..., :16], others[..., :16], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            decoded[..., :16], decode_latents(vae, others)[..., :16], atol=1e-6, rtol=0
+        )
+    assert not torch.allclose(latents[..., 28:], others[..., 28:])
+    assert decoded.shape == images.shape
+
+
+@pytest.mark.parametrize(("channels", "widths"), [(5, (8, 16)), (4, (8, 24)), (4, (8, 64))])
+def test_a_deep_compression_autoencoder_needs_widths_that_divide(
+    channels: int, widths: tuple[int, ...]
+) -> None:
+    with pytest.raises(SettingsError, match="the shortcuts of a dc autoencoder need"):
+        create_autoencoder(channels, widths, architecture="dc")
 
 
 def test_unknown_size_is_refused() -> None:

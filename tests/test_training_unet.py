@@ -294,7 +294,6 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(base: Path, pairs: Pa
     refusals: list[tuple[Any, dict[str, Any], str]] = [
         (base, {"crop": 30}, "30 x 30 pixels: with this base the sides must be multiples of 4"),
         (region, {"crop": 40}, "40 x 40 pixels: with this base the sides must be multiples of 32"),
-        (base, {"cache_latents": True, "gain_jitter": 0.1}, "gain"),
         (base, {"stepz": 1}, "stepz"),
     ]
     for model, changes, message in refusals:

@@ -1,17 +1,18 @@
 """The VAE's losses, its adversary, and the task that the training loop is given."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.network import decode_latents, encode_images
+from sar2eo.pretrained import pretrained_vae
 from sar2eo.recipe import VaeSettings
 from sar2eo.training.adversary import (
     PatchDiscriminator,
@@ -270,11 +271,12 @@ def test_the_picture_shows_truth_beside_reconstruction(monkeypatch: pytest.Monke
         torch.testing.assert_close(shown, expected[1], atol=0.005, rtol=0)
 
 
-def test_exported_latents_have_mean_0_and_deviation_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["kl", "dc"])
+def test_exported_latents_have_mean_0_and_deviation_1(tmp_path: Path, architecture: str) -> None:
     batch = batch_of(count=4, size=64, holes=False)
-    task = task_of(batch)
+    task = task_of(batch, architecture=architecture)
     out = task.export(tmp_path / "final", {"steps": 3, "metrics": {"eo_psnr": 30.0}})
-    vae = AutoencoderKL.from_pretrained(out / "vae", use_safetensors=True, low_cpu_mem_usage=False).eval()
+    vae = pretrained_vae(out).eval()
     task.vae.eval()
     with torch.no_grad():
         latents = encode_images(vae, torch.cat([batch["eo"], batch["sar"]]))
@@ -287,6 +289,23 @@ def test_exported_latents_have_mean_0_and_deviation_1(tmp_path: Path) -> None:
     assert notes["latents"]["together"]["std"] == vae.config.latents_std
     pooled = np.mean([notes["latents"][kind]["mean"] for kind in ("eo", "sar")], axis=0)
     np.testing.assert_allclose(pooled, notes["latents"]["together"]["mean"], rtol=1e-6)
+
+
+def test_a_deep_compression_autoencoder_is_trained_with_noise_on_its_latents() -> None:
+    batch = batch_of(holes=False)
+    task = task_of(batch, architecture="dc")
+    images = torch.cat([batch["eo"], batch["sar"]])
+    noise = torch.randn(len(images), 2, *(side // 2 for side in images.shape[-2:]))
+    with torch.no_grad():
+        found, mean, log_variance = task.phases["vae"](images, noise)
+        assert (log_variance == -6).all()
+        expected = task.vae.decode(task.vae.encode(images).latent + math.exp(-3) * noise).sample
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(mean, task.vae.encode(images).latent)
+    loss, facts = loss_of(task, batch)
+    loss.backward()
+    assert facts["posterior_std"].item() == pytest.approx(math.exp(-3))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.vae.decoder.conv_in.parameters())
 
 
 def test_latents_that_see_invalid_pixels_are_not_measured(tmp_path: Path) -> None:

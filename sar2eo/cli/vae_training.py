@@ -18,6 +18,7 @@ from sar2eo.recipe import VaeRecipe, VaeSettings
 __all__ = ["train_vae_all", "train_vae_command"]
 
 _HELP = {
+    "architecture": "Stable Diffusion's (kl), or a deep-compression autoencoder (dc), which learns faster.",
     "latent_channels": "Channels of the latents.",
     "widths": "Channels of each level; one level more doubles the factor.",
     "layers": "Residual blocks per level.",

@@ -63,7 +63,8 @@ class Augmentation:
     turns : bool
         Turn by 0 to 3 quarters; crops are then square.
     gain : float
-        The SAR's amplitude is multiplied by a factor from ``1 - gain`` to ``1 + gain`` before clipping.
+        The SAR's amplitude is multiplied by a factor from ``1 - gain`` to ``1 + gain`` before clipping;
+        each orientation of a fixed crop has its own.
     seed : int
     centre : bool
         Crop at the centre rather than at random.
@@ -95,11 +96,6 @@ class Augmentation:
                 raise SettingsError(f"{name}={value}: must be at least 1")
         if not 0 <= self.gain < 1:
             raise SettingsError(f"gain={self.gain:g}: must be from 0 to below 1")
-        if self.fixed is not None and self.gain:
-            raise SettingsError(
-                f"gain={self.gain:g} with fixed crops: latents of another gain are other latents, so a cache "
-                "has none; use one of --cache-latents and gain_jitter"
-            )
         if self.fixed is not None and self.centre:
             raise SettingsError("centre with fixed crops: choose one")
 
@@ -146,7 +142,12 @@ class Augmentation:
         order = permutation(self.seed, Purpose.CROPS, 0, index, rows * cols)
         row, col = divmod(int(order[crop % len(order)]), cols)
         at = (row * self.align, col * self.align)
-        return Place(*at, shape, orientation, variant=crop * ORIENTATIONS + orientation)
+        variant = crop * ORIENTATIONS + orientation
+        (drawn,) = uniform(self.seed, Purpose.GAIN, variant, index, 1)
+        return Place(*at, shape, orientation, self._gain(drawn), variant)
+
+    def _gain(self, drawn: float) -> float:
+        return 1 + self.gain * (2 * float(drawn) - 1)
 
     def place(
         self, epoch: int, index: int, image: tuple[int, int], size: tuple[int, int] | None = None
@@ -174,7 +175,7 @@ class Augmentation:
         else:
             origins = self._origins(image, shape)
             row, col = (int(at * count) * self.align for at, count in zip(where, origins, strict=False))
-        return Place(row, col, shape, orientation, 1 + self.gain * float(2 * where[3] - 1))
+        return Place(row, col, shape, orientation, self._gain(where[3]))
 
     def _origins(self, image: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
         """Count the rows and columns that a crop can start at."""

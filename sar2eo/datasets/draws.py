@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 2
     CROPS = 3
     SPLIT = 4
+    GAIN = 5
 
 
 def uniform(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 Latents of a flipped or cropped image are not flipped or cropped latents: the VAE sees other neighbours
 and is no mirror image of itself. So each image has a fixed list of crops, which start at multiples of the
-VAE's factor, in all 8 orientations, and each of them is encoded by itself. The same list without a cache is
-``Augmentation(fixed=..., align=factor)``.
+VAE's factor, in all 8 orientations, and each of them is encoded by itself, with a gain of its own. The same
+list without a cache is ``Augmentation(fixed=..., align=factor, gain=...)``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sar2eo.errors import PairsError, SettingsError
 __all__ = ["CachedLatents", "build_latent_cache", "pooled_validity"]
 
 _MANIFEST = "latents.json"
-_VERSION = 1
+_VERSION = 2
 _SHARD_BYTES = 2**26
 # Of a latent pixel, as it is not known before the first one is encoded.
 _PIXEL_BYTES = 32
@@ -119,6 +119,7 @@ def build_latent_cache(
     crop: int | None,
     factor: int,
     seed: int,
+    gain: float = 0.0,
     model_sha256: str,
     batch: int = 8,
     dtype: torch.dtype = torch.float32,
@@ -142,6 +143,8 @@ def build_latent_cache(
         Pixels of an image along a latent pixel.
     seed : int
         Of the crops, and of what is drawn from them.
+    gain : float
+        As `Augmentation` has it.
     model_sha256 : str
         Of the VAE's weights.
     batch : int
@@ -165,6 +168,7 @@ def build_latent_cache(
         "crop": crop,
         "factor": factor,
         "seed": seed,
+        "gain": gain,
         "dtype": str(dtype).removeprefix("torch."),
         "version": _VERSION,
     }
@@ -238,6 +242,7 @@ def _augmentation(facts: dict[str, Any]) -> Augmentation:
         flips=True,
         turns=True,
         seed=facts["seed"],
+        gain=facts["gain"],
         fixed=facts["crops"],
         align=facts["factor"],
     )

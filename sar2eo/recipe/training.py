@@ -182,6 +182,8 @@ class VaeSettings(LoopSettings):
 
     Parameters
     ----------
+    architecture : {"kl", "dc"}
+        Stable Diffusion's or a deep-compression autoencoder; see `sar2eo.network.create_autoencoder`.
     latent_channels : int
     widths : tuple of int
         Channels of each level; one level more doubles the factor.
@@ -199,6 +201,7 @@ class VaeSettings(LoopSettings):
         Share of the steps after which the discriminator joins.
     """
 
+    architecture: Literal["kl", "dc"] = "kl"
     latent_channels: int = 8
     widths: tuple[int, ...] = (32, 64, 96, 128)
     layers: int = 1

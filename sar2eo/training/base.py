@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ class Base(NamedTuple):
 
     folder: Path
     sha256: str
+
+    def vae_sha256(self) -> str:
+        """Hash the VAE alone: what latents come from."""
+        return _parts_sha256(self.folder, ("vae",))
 
     def load(self) -> Checkpoint:
         """Load it in float32, adapting what is not yet a C-DiffSET network.
@@ -56,9 +61,13 @@ def open_base(base: str | Path, revision: str | None = None) -> Base:
     folder = find_base(base, revision)
     if (folder / CARD_NAME).is_file():
         return Base(folder, folder_sha256(folder))
+    return Base(folder, _parts_sha256(folder, _PARTS))
+
+
+def _parts_sha256(folder: Path, parts: Iterable[str]) -> str:
     state = hashlib.sha256()
-    for path in sorted(path for part in _PARTS for path in (folder / part).glob("*") if path.is_file()):
+    for path in sorted(path for part in parts for path in (folder / part).glob("*") if path.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         state.update(f"{digest}  {path.relative_to(folder).as_posix()}\n".encode())
-    return Base(folder, state.hexdigest())
+    return state.hexdigest()

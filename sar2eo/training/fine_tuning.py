@@ -126,7 +126,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
         accelerator=accelerator,
         pairs=pairs,
         held_out=held_out,
-        batches=_batches(recipe, pairs, task, accelerator, base.sha256, progress),
+        batches=_batches(recipe, pairs, task, accelerator, base.vae_sha256(), progress),
         identity=identity,
     )
 
@@ -149,7 +149,7 @@ def _batches(
     pairs: PairsDataset,
     task: UNetTask,
     accelerator: Accelerator,
-    base_sha256: str,
+    vae_sha256: str,
     progress: Progress | None,
 ) -> Callable[[int, int], Iterable[Batch]]:
     """Return where the loop takes batches from: pairs, or a cache of their latents in the run's folder."""
@@ -177,7 +177,8 @@ def _batches(
                 crop=settings.crop,
                 factor=task.factor,
                 seed=settings.seed,
-                model_sha256=base_sha256,
+                gain=settings.gain_jitter,
+                model_sha256=vae_sha256,
                 batch=_ENCODED_AT_ONCE,
             )
         return training_batches(latents, settings, accelerator)(start, stop)

@@ -1,4 +1,4 @@
-"""Training of an AutoencoderKL on the EO and SAR images of pairs: a `sar2eo.training.task.Task`."""
+"""Training of a VAE on the EO and SAR images of pairs: a `sar2eo.training.task.Task`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sar2eo.checkpoint import write_part
 from sar2eo.errors import SettingsError
 from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
 from sar2eo.layout import write_json
-from sar2eo.network import create_autoencoder
+from sar2eo.network import Vae, create_autoencoder, raw_latents
 from sar2eo.recipe import VaeSettings
 from sar2eo.training.adversary import (
     PatchDiscriminator,
@@ -34,7 +34,7 @@ NOTES = "vae.json"
 """Beside the exported folder ``vae/``: figures, and how the VAE came about."""
 
 _KINDS = {"both": ("eo", "sar"), "eo": ("eo",), "sar": ("sar",)}
-_FIRST_LOG_VARIANCE = -6.0
+_FIRST_LOG_VARIANCE = _LOG_VARIANCE = -6.0  # a deviation of 0.05
 _FIRST_SPREAD = 0.1
 _PICTURED = 4
 _LEAST_DEVIATION = 1e-3  # of a latent channel that holds nothing, which would be divided by 0
@@ -45,10 +45,11 @@ class VaeNetwork(nn.Module):
 
     Parameters
     ----------
-    vae : AutoencoderKL
+    vae : AutoencoderKL or AutoencoderDC
+        The latter has no posterior of its own; one as wide everywhere is taken for it.
     """
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Vae) -> None:
         super().__init__()
         self.vae = vae
 
@@ -67,8 +68,12 @@ class VaeNetwork(nn.Module):
         reconstruction : Tensor of float32, shape (B, 3, H, W)
         mean, log_variance : Tensor of float32, shape (B, C, H / f, W / f)
         """
-        posterior = self.vae.encode(images).latent_dist
-        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        if isinstance(self.vae, AutoencoderKL):
+            posterior = self.vae.encode(images).latent_dist
+            mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        else:
+            mean = raw_latents(self.vae, images).float()
+            log_variance = torch.full_like(mean, _LOG_VARIANCE)
         latents = mean + (0.5 * log_variance).exp() * noise
         return self.vae.decode(latents).sample.float(), mean, log_variance
 
@@ -98,9 +103,14 @@ class VaeTask:
         self._kinds = _KINDS[settings.images]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.vae = create_autoencoder(settings.latent_channels, settings.widths, settings.layers)
+            self.vae = create_autoencoder(
+                settings.latent_channels, settings.widths, settings.layers, settings.architecture
+            )
             discriminator = PatchDiscriminator()
-        _quieten(self.vae)
+        if isinstance(self.vae, AutoencoderKL):
+            _quieten(self.vae)
+        else:
+            self.vae.to(memory_format=torch.channels_last)  # its normalisation is over the channels
         self.factor = 2 ** (len(settings.widths) - 1)
         self.phases: dict[str, nn.Module] = {"vae": VaeNetwork(self.vae)}
         if settings.adversarial:
@@ -189,7 +199,7 @@ class VaeTask:
 
     def _decoded(self, images: Tensor) -> Tensor:
         """Reconstruct as use does: posterior mean, in float32, clipped."""
-        decoded: Tensor = self.vae.decode(self.vae.encode(images).latent_dist.mode()).sample
+        decoded: Tensor = self.vae.decode(raw_latents(self.vae, images)).sample
         return decoded.clamp(-1, 1)
 
     @torch.no_grad()
@@ -246,7 +256,7 @@ class VaeTask:
         for batch in self._samples():
             whole = functional.avg_pool2d(batch["valid"].to(device), self.factor)[:, 0] == 1
             for kind, tally in tallies.items():
-                latents = self.vae.encode(batch[kind].to(device)).latent_dist.mode()
+                latents = raw_latents(self.vae, batch[kind].to(device))
                 tally.add(latents.movedim(1, -1)[whole])
         pooled = sum(tallies.values(), start=_Moments(self._settings.latent_channels))
         return {name: tally.described() for name, tally in {**tallies, "together": pooled}.items()}
