@@ -161,8 +161,9 @@ def raw_latents(vae: Vae, images: Tensor) -> Tensor:
     encoded = vae.encode(images)
     if isinstance(vae, AutoencoderKL):
         latents: Tensor = encoded.latent_dist.mode()
-        return latents
-    return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent
+    else:
+        latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent
+    return latents
 
 
 def decode_latents(vae: Vae, latents: Tensor) -> Tensor:

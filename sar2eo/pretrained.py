@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderDC, UNet2DConditionModel
 from torch import Tensor
 
 from sar2eo.card import CARD_NAME
@@ -76,7 +76,13 @@ def pretrained_unet(folder: Path) -> UNet2DConditionModel:
 
 def pretrained_vae(folder: Path) -> Vae:
     """Load the base's VAE in float32; raises like `pretrained_unet`."""
-    return _load(vae_class(read_json(folder / "vae" / CONFIG)), folder / "vae")
+    config = read_json(folder / "vae" / CONFIG)
+    kind = vae_class(config)
+    if kind is not AutoencoderDC:
+        return _load(kind, folder / "vae")
+    module: Vae = create_empty(kind, config)  # diffusers' way would warn of latents_mean
+    fill(module, folder / "vae" / WEIGHTS)
+    return module
 
 
 def pretrained_schedule(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from sar2eo.layout import CONFIG, tensor_headers
 
 __all__ = ["check_weights", "create_empty", "fill", "one_line", "read_tensors"]
 
+_STATISTICS = ("latents_mean", "latents_std")  # which not every VAE of diffusers has a word for
+
 
 def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
     """Create a network of diffusers on the device "meta": its shapes without its values.
@@ -24,9 +27,13 @@ def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
     CheckpointError
         If the configuration makes no such network.
     """
+    known = inspect.signature(model_class.__init__).parameters
+    extra = {name: config[name] for name in _STATISTICS if name in config and name not in known}
     try:
         with torch.device("meta"):
-            return model_class.from_config(dict(config)).eval()
+            model = model_class.from_config({k: v for k, v in config.items() if k not in extra}).eval()
+        model.register_to_config(**extra)
+        return model
     except Exception as error:  # a tampered value can raise anything inside the constructor
         raise CheckpointError(
             f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error)}"

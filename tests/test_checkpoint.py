@@ -181,7 +181,7 @@ def test_untrained_sizes_are_the_same_every_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["kl", "dc"])
 def test_an_untrained_unet_is_made_for_the_latents_of_a_trained_vae(
-    tmp_path: Path, architecture: str
+    tmp_path: Path, architecture: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(6)
     vae = create_autoencoder(3, (12, 24), architecture=architecture)
@@ -204,6 +204,7 @@ def test_an_untrained_unet_is_made_for_the_latents_of_a_trained_vae(
     assert torch.equal(again.unet.conv_in.weight, loaded.unet.conv_in.weight)
     assert again.schedule["rescale_betas_zero_snr"] is False
     assert again.card.prediction_type == "epsilon"
+    assert "latents_mean" not in capfd.readouterr().err  # a warning that tells users nothing
 
 
 def test_vaes_and_schedules_that_do_not_go_together_are_refused(base: Path, tmp_path: Path) -> None:
