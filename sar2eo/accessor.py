@@ -9,7 +9,7 @@ import xarray as xr
 
 from sar2eo.grid import Grid
 from sar2eo.inference import place_of, translate
-from sar2eo.models import ModelSpec
+from sar2eo.models import BUNDLED, ModelSpec
 from sar2eo.writing import write_cog
 
 __all__ = ["DatasetAccessor", "SceneAccessor"]
@@ -28,7 +28,7 @@ class SceneAccessor:
         whole, window = place_of(self._scene)
         return whole.crop(window)
 
-    def translate(self, model: str | Path | ModelSpec, **options: Any) -> xr.Dataset:
+    def translate(self, model: str | Path | ModelSpec = BUNDLED, **options: Any) -> xr.Dataset:
         """Translate the scene: `sar2eo.translate`."""
         return translate(self._scene, model, **options)
 

@@ -1,4 +1,4 @@
-"""A folder of weights: one on this machine, or one fetched from the model hub by its id."""
+"""A folder of weights: the package's own, one on this machine, or one fetched from the hub by its id."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 
 from sar2eo.errors import CheckpointError
 
-__all__ = ["find_folder"]
+__all__ = ["BUNDLED", "find_folder"]
+
+BUNDLED = "bundled"
+"""Name of the model that comes with the package."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -16,12 +19,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def find_folder(
     source: str | Path, *, revision: str | None = None, allow: Sequence[str], ignore: Sequence[str] = ()
 ) -> Path:
-    """Return a local folder, or fetch one where the source is no path but looks like a hub id.
+    """Return a local folder, or fetch one where the source is no folder but looks like a hub id.
 
     Parameters
     ----------
     source : str or Path
-        A folder, or "owner/name".
+        "bundled", a folder, or "owner/name". (A folder that is called bundled is ``./bundled``.)
     revision : str or None
         Branch, tag or commit of a hub id.
     allow, ignore : sequence of str
@@ -33,6 +36,8 @@ def find_folder(
         If there is no such folder and no such id, or the hub cannot be reached (offline mode, set by
         ``HF_HUB_OFFLINE=1``, uses what was fetched before).
     """
+    if source == BUNDLED:
+        return _bundled()
     path = Path(source)
     if path.is_dir():
         return path.resolve()
@@ -53,3 +58,11 @@ def find_folder(
             f"{source}: no such folder here, and fetching it from the hub failed: {reason}"
         ) from error
     return Path(found)
+
+
+def _bundled() -> Path:
+    """Return where the package keeps its model; in another process perhaps elsewhere."""
+    folder = Path(__file__).parent / BUNDLED
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: install sar2eo again, or name another model")
+    return folder

@@ -23,7 +23,7 @@ from sar2eo.card import Card
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.graph import TranslationGraph
 from sar2eo.grid import Grid
-from sar2eo.models import ModelSpec, resolve_model
+from sar2eo.models import BUNDLED, ModelSpec, resolve_model
 from sar2eo.radiometry import POLARISATIONS, Channels, default_channels
 from sar2eo.recipe import TranslateSettings, checked
 from sar2eo.scene import reader_of
@@ -54,7 +54,7 @@ _GSD_TOLERANCE = 1.5
 
 def translate(
     scene: xr.DataArray,
-    model: str | Path | ModelSpec,
+    model: str | Path | ModelSpec = BUNDLED,
     *,
     settings: TranslateSettings | None = None,
     block: tuple[int, int] = _BLOCK,
@@ -70,7 +70,7 @@ def translate(
         slice of a function, say of ``2 * scene``, keeps windows and noise only: nothing outside of it
         is known, so scaling and borders are its own. Slice the result instead.)
     model : str, Path or ModelSpec
-        "identity", a checkpoint folder, or a hub id.
+        "bundled", "identity", a checkpoint folder, or a hub id.
     settings : TranslateSettings, optional
         All settings at once.
     block : tuple of int

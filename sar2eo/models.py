@@ -23,11 +23,12 @@ from sar2eo import telemetry
 from sar2eo.card import SAMPLERS, Card
 from sar2eo.device import default_batch, default_threads, resolve_device, resolve_dtype
 from sar2eo.errors import SettingsError
-from sar2eo.hub import find_folder
+from sar2eo.hub import BUNDLED, find_folder
 from sar2eo.layout import CONFIG, TRAIN_TIMESTEPS, count_parameters, folder_sha256, read_json, vae_facts
 from sar2eo.radiometry import to_eo_bytes
 
 __all__ = [
+    "BUNDLED",
     "IDENTITY",
     "IdentityTranslator",
     "ModelSpec",
@@ -109,7 +110,7 @@ class ModelSpec:
     Parameters
     ----------
     path : str
-        "identity", or a local checkpoint folder.
+        "identity", "bundled", or a local checkpoint folder.
     sha256 : str
         Of the folder's weights, configurations and card (`sar2eo.layout.folder_sha256`); of the text
         "identity" for that.
@@ -147,6 +148,11 @@ class ModelSpec:
     batch: int
     compile: bool
     threads: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies for this process; meaningless for identity."""
+        return find_folder(self.path, allow=()) if self.path == BUNDLED else Path(self.path)
 
     @property
     def confidence(self) -> bool:
@@ -212,8 +218,8 @@ def resolve_model(
     Parameters
     ----------
     model : str or Path
-        "identity"; a checkpoint folder; or, where no such path exists, an id "owner/name" on the hub,
-        of which only safetensors and JSON files are fetched.
+        "bundled"; "identity"; a checkpoint folder; or, where no such path exists, an id "owner/name" on
+        the hub, of which only safetensors and JSON files are fetched.
     revision : str or None
         Of a hub id.
     steps, sampler : int, str or None
@@ -255,7 +261,7 @@ def resolve_model(
     place = resolve_device(device)
     steps, sampler = steps or card.steps, sampler or card.sampler
     return ModelSpec(
-        path=str(folder.absolute()),
+        path=BUNDLED if model == BUNDLED else str(folder.absolute()),
         sha256=sha256,
         parameters=sum(count_parameters(folder).values()),
         factor=vae.factor,

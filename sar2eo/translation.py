@@ -19,7 +19,7 @@ import xarray as xr
 from sar2eo.durable import write_atomically
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.inference import spec_of, translate
-from sar2eo.models import ModelSpec
+from sar2eo.models import BUNDLED, IDENTITY, ModelSpec
 from sar2eo.outputs import Outputs
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to, cut
@@ -122,22 +122,15 @@ def resolve(recipe: TranslateRecipe) -> ModelSpec:
 
     Raises
     ------
-    SettingsError
-        If the recipe names no model.
     CheckpointError
         If there is no such model, or it is broken.
     """
-    if recipe.model is None:
-        raise SettingsError(
-            "no --model is given: pass a checkpoint folder (see 'sar2eo model'), an id on a hub, "
-            "or 'identity' to try everything but the model"
-        )
     return spec_of(recipe.model, recipe.settings)
 
 
 def shared_paths(jobs: Sequence[Job], spec: ModelSpec) -> list[Path]:
     """Return the local files and folders that every worker of a cluster must see."""
-    model = [] if spec.card is None else [Path(spec.path).absolute()]
+    model = [] if spec.path in (IDENTITY, BUNDLED) else [Path(spec.path).absolute()]
     folders = [job.outputs.eo.absolute().parent for job in jobs]
     scenes = [path.absolute() for job in jobs for path in job.inputs if path.exists()]
     return list(dict.fromkeys([*model, *folders, *scenes]))

@@ -53,7 +53,7 @@ class DiffusionTranslator:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        if spec.card is None or folder_sha256(Path(spec.path)) != spec.sha256:
+        if spec.card is None or folder_sha256(spec.folder) != spec.sha256:
             raise CheckpointError(
                 f"{spec.path} changed since the run was prepared, or differs on this machine"
             )
@@ -61,7 +61,7 @@ class DiffusionTranslator:
         self._device = torch.device(spec.device)
         self._dtype: torch.dtype = getattr(torch, spec.dtype)
         self._lock = _DEVICE_LOCKS.setdefault(spec.device, threading.Lock())
-        self.checkpoint = checkpoint = load_checkpoint(spec.path, device=spec.device, dtype=spec.dtype)
+        self.checkpoint = checkpoint = load_checkpoint(spec.folder, device=spec.device, dtype=spec.dtype)
         self._card = spec.card
         self._schedule = checkpoint.schedule
         self._vae: Vae = _channels_last(checkpoint.vae)

@@ -113,14 +113,16 @@ def import_release(unet: Path, base: str, revision: str | None, out: Path, **car
 
 
 @model.command("info")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
-def show(folder: Path, as_json: bool) -> None:
-    """Show architecture, parameters, card and sha256 of a checkpoint."""
+def show(folder: str, as_json: bool) -> None:
+    """Show architecture, parameters, card and sha256 of a checkpoint; 'bundled' is the package's."""
     from sar2eo.checkpoint import describe_checkpoint
+    from sar2eo.hub import BUNDLED, find_folder
 
-    described = describe_checkpoint(folder)
+    place = find_folder(BUNDLED, allow=()) if folder == BUNDLED else Path(folder)
+    described = describe_checkpoint(place)
     click.echo(json.dumps(described, indent=2) if as_json else "\n".join(lines(described)))
 
 

@@ -21,7 +21,13 @@ __all__ = ["translate_all", "translate_command"]
 @click.command("translate")
 @click.argument("scenes", metavar="SCENE...", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="FILE|FOLDER", help="A .tif, or a folder for several scenes.")
-@click.option("--model", metavar="DIR|HUB_ID|identity", help="A checkpoint, or 'identity' for tests.")
+@click.option(
+    "--model",
+    metavar="DIR|HUB_ID",
+    default="bundled",
+    show_default=True,
+    help="A checkpoint; 'bundled' is for VH of Sentinel-1 at 10 m, 'identity' for tests.",
+)
 @click.option("--tile", type=int, default=512, show_default=True, help="Window size in pixels.")
 @click.option("--overlap", type=int, default=64, show_default=True, help="Overlap of windows in pixels.")
 @click.option("--steps", type=int, help="Denoising steps.  [default: as the model's card says]")

@@ -136,8 +136,8 @@ class TranslateRecipe:
         Inputs, as `sar2eo.open_scene` takes them.
     out : str
         A ``.tif``, or a folder for several scenes.
-    model : str or None
-        "identity", a checkpoint folder, or a hub id; must be given.
+    model : str
+        "bundled", "identity", a checkpoint folder, or a hub id.
     scene, region, settings
         The tables ``[translate.scene]``, ``[translate.region]``, ``[translate.settings]``.
     compress : str
@@ -150,7 +150,7 @@ class TranslateRecipe:
 
     scenes: tuple[str, ...]
     out: str
-    model: str | None = None
+    model: str = "bundled"
     scene: SceneSettings = field(default_factory=SceneSettings)
     region: RegionSettings = field(default_factory=RegionSettings)
     settings: TranslateSettings = field(default_factory=TranslateSettings)
