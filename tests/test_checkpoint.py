@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DCondi
 from safetensors.torch import load, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sar2eo.bases import import_checkpoint, init_checkpoint
+from sar2eo.bases import import_checkpoint, init_checkpoint, pack_checkpoint
 from sar2eo.card import Card
 from sar2eo.checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
 from sar2eo.errors import CheckpointError, OutputError, SettingsError
@@ -215,6 +215,33 @@ def test_vaes_and_schedules_that_do_not_go_together_are_refused(base: Path, tmp_
     with pytest.raises(CheckpointError, match="zero terminal SNR needs v_prediction"):
         init_checkpoint(tmp_path / "out", size="tiny", zero_terminal_snr=True, prediction_type="epsilon")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_packed_checkpoint_has_half_the_bytes_and_another_card(made: Path, tmp_path: Path) -> None:
+    out = pack_checkpoint(made, tmp_path / "packed", steps=8, licence="CC-BY-4.0")
+    facts, before = describe_checkpoint(out), describe_checkpoint(made)
+    assert facts["card"] == before["card"] | {"steps": 8, "licence": "CC-BY-4.0"}
+    for part in ("unet", "vae"):
+        weights = (folder / part / "diffusion_pytorch_model.safetensors" for folder in (made, out))
+        full, half = (read(path) for path in weights)
+        assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+        assert all(torch.equal(half[name], tensor.half()) for name, tensor in full.items())
+    assert load_checkpoint(out).unet.dtype == torch.float32
+
+
+def test_what_cannot_be_packed_is_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="dtype='int8': must be one of float16"):
+        pack_checkpoint(made, tmp_path / "out", dtype="int8")
+    with pytest.raises(SettingsError, match=r"card: .*'stepz'"):
+        pack_checkpoint(made, tmp_path / "out", stepz=1)
+    loaded = load_checkpoint(made)
+    with torch.no_grad():
+        loaded.unet.conv_in.bias[0] = 1e6
+    large = save_checkpoint(loaded, tmp_path / "large")
+    with pytest.raises(CheckpointError, match="do not fit into float16: try bfloat16"):
+        pack_checkpoint(large, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert pack_checkpoint(large, tmp_path / "out", dtype="bfloat16").is_dir()
 
 
 def test_describe(made: Path) -> None:

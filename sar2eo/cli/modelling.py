@@ -1,4 +1,4 @@
-"""``sar2eo model``: init, import, info."""
+"""``sar2eo model``: init, import, pack, info."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from sar2eo.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
 from sar2eo.cli.describing import lines
 from sar2eo.cli.options import debug_option, names_option
-from sar2eo.errors import OutputError
+from sar2eo.errors import CheckpointError, OutputError
 from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
 from sar2eo.recipe import CardSettings, InitRecipe
 
@@ -110,6 +110,32 @@ def import_release(unet: Path, base: str, revision: str | None, out: Path, **car
     from sar2eo.bases import import_checkpoint
 
     click.echo(import_checkpoint(out, unet=unet, base=base, revision=revision, **_given(card)))
+
+
+@model.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
+@click.option("--dtype", default="float16", show_default=True, help="Of the weights on disk.")
+@click.option("--report", metavar="DIR", type=click.Path(path_type=Path), help="Of evaluate: for the card.")
+@_card_options
+@debug_option
+def pack(folder: Path, out: Path, dtype: str, report: Path | None, **card: Any) -> None:
+    """Copy a trained checkpoint for others: in half the bytes, the last words on its card."""
+    from sar2eo.bases import pack_checkpoint
+
+    measured = {} if report is None else {"metrics": _measured(report)}
+    click.echo(pack_checkpoint(folder, out, dtype=dtype, **_given(card), **measured))
+
+
+def _measured(report: Path) -> dict[str, float]:
+    """Return a model's figures from a report of `sar2eo evaluate`."""
+    from sar2eo.layout import read_json
+
+    figures = read_json(report / "metrics.json").get("methods", {}).get("model", {})
+    found = {f"test_{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+    if not found:
+        raise CheckpointError(f"{report}: tells no figures of a model (is it a report of 'sar2eo evaluate'?)")
+    return found
 
 
 @model.command("info")
