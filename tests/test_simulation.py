@@ -140,6 +140,17 @@ def test_as_many_objects_of_a_kind_are_unchanged_as_changed(seed):
     )
 
 
+def test_without_discrepancies_both_sensors_see_the_same_objects(pair):
+    same = simulate_pair(SimulationSettings(size=512, seed=5, discrepancies=False))
+    assert {found.state for found in same.objects} == {ObjectState.UNCHANGED}
+    np.testing.assert_array_equal(same.label, pair.label)
+    # Only what changed looks different: the SAR lacks no ship, and the EO shows the SAR's crops.
+    differs = (same.eo != pair.eo).any(axis=0)
+    assert differs[pair.changed_fields].mean() > 0.9
+    assert not differs[pair.mask(ObjectState.UNCHANGED, kinds=(ObjectKind.FIELD,))].any()
+    assert np.median(same.backscatter[0][pair.eo_only]) > 2 * np.median(pair.backscatter[0][pair.eo_only])
+
+
 def test_objects_lie_on_their_ground_where_both_sensors_have_data(pair):
     ground = {
         ObjectKind.SHIP: LandCover.WATER,

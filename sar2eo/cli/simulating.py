@@ -19,6 +19,12 @@ __all__ = ["simulate", "simulate_files"]
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the landscape and the speckle.")
 @names_option("--polarisations", "polarisations", help="Bands of the SAR scene; VH if not given.")
 @click.option("--shift", type=numbers("ROWS,COLS"), default=(0.0, 0.0), help="Of the SAR against the EO.")
+@click.option(
+    "--discrepancies/--no-discrepancies",
+    default=True,
+    show_default=True,
+    help="Let some objects differ between the two dates.",
+)
 @debug_option
 def simulate(**flags: Any) -> None:
     """Simulate a pair of SAR and EO scenes with known truth.
@@ -44,7 +50,11 @@ def simulate_files(recipe: SimulateRecipe, *, dry_run: bool) -> None:
     from sar2eo.simulation import SETTINGS_TAG, SimulationSettings, settings_tag, simulate_pair, write_pair
 
     settings = SimulationSettings(
-        size=recipe.size, seed=recipe.seed, polarisations=recipe.polarisations, shift=recipe.shift
+        size=recipe.size,
+        seed=recipe.seed,
+        polarisations=recipe.polarisations,
+        shift=recipe.shift,
+        discrepancies=recipe.discrepancies,
     )
     truth = Path(recipe.out) / "truth.tif"
     if truth.exists():  # the last of the three to be written

@@ -18,7 +18,7 @@ class SimulateRecipe:
     ----------
     out : str
         Folder of ``sar.tif``, ``eo.tif`` and ``truth.tif``.
-    size, seed, polarisations, shift
+    size, seed, polarisations, shift, discrepancies
         As in `sar2eo.simulation.SimulationSettings`.
     """
 
@@ -27,6 +27,7 @@ class SimulateRecipe:
     seed: int = 1
     polarisations: tuple[str, ...] = ("VH",)
     shift: tuple[float, ...] = (0.0, 0.0)
+    discrepancies: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

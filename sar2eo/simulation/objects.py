@@ -113,8 +113,9 @@ def plant_objects(settings: SimulationSettings, landscape: Landscape, valid: Boo
     """Plant ships, vehicles and field changes where both sensors have data.
 
     Of ships and of vehicles a quarter is seen by the SAR only, a quarter by the EO only, and half by both; of
-    the fields that are recorded half changed. Kinds that a scene has no room for are left out, always in
-    whole groups, so that changed and unchanged objects are equal in number.
+    the fields that are recorded half changed. Without discrepancies the same objects are all unchanged.
+    Kinds that a scene has no room for are left out, always in whole groups, so that changed and unchanged
+    objects are equal in number.
     """
     label = np.zeros(settings.canvas, dtype=np.uint16)
     planted: list[PlantedObject] = []
@@ -204,6 +205,8 @@ def _record(
         [ObjectState.SAR_ONLY, ObjectState.EO_ONLY, ObjectState.UNCHANGED], [quarter, quarter, 2 * quarter]
     )
     states = stream(settings.seed, f"states {kind.name}").permutation(states)
+    if not settings.discrepancies:
+        states[:] = ObjectState.UNCHANGED
     pixels = np.bincount(drawn.ravel(), minlength=first + len(outlines))[first:]
     for i, (state, count) in enumerate(zip(states, pixels, strict=True)):
         planted.append(PlantedObject(first + i, kind, ObjectState(int(state)), int(count)))
@@ -232,12 +235,13 @@ def _plant_fields(
     pairs = min(len(candidates) // 3, int(np.clip(np.prod(settings.shape) / 60_000, 3, 120)))
     chosen = draw.choice(candidates, 2 * pairs, replace=False)
     level = np.array([crop.cross_db for crop in CROPS])
-    for one in chosen[:pairs]:
+    changed = pairs if settings.discrepancies else 0
+    for one in chosen[:changed]:
         different = np.abs(level - level[crop_sar[one]]) >= CHANGE_DB
         crop_eo[one] = draw.choice(len(CROPS), p=shares * different / (shares * different).sum())
     number = np.zeros(len(crop_sar), dtype=np.uint16)
     for i, one in enumerate(chosen):
-        state = ObjectState.CHANGED if i < pairs else ObjectState.UNCHANGED
+        state = ObjectState.CHANGED if i < changed else ObjectState.UNCHANGED
         number[one] = len(planted) + 1
         planted.append(PlantedObject(int(number[one]), ObjectKind.FIELD, state, int(area[one])))
     label[field] = np.where(number[parcel[field]] > 0, number[parcel[field]], label[field])

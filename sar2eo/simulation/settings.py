@@ -39,6 +39,9 @@ class SimulationSettings:
         Ground sample distance in metres. Objects keep their size in metres.
     nodata_edges : bool, optional (default: True)
         Whether slanted edges of the two products cut the scene.
+    discrepancies : bool, optional (default: True)
+        Whether some of the planted objects differ between the two dates; else both sensors see all of
+        them, in the same places.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class SimulationSettings:
     shift: tuple[float, ...] = (0.0, 0.0)
     gsd_m: float = 10.0
     nodata_edges: bool = True
+    discrepancies: bool = True
 
     def __post_init__(self) -> None:
         shape = self.shape
