@@ -64,13 +64,20 @@ class Probe:
         return torch.cat(decoded)[..., :height, :width]
 
     @torch.inference_mode()
-    def teacher_forced(self, batch: Batch) -> Forced:
-        """Predict from the noised truth at the card's timestep of confidence (C-DiffSET, Fig. 7).
+    def teacher_forced(self, batch: Batch, timestep: int | None = None) -> Forced:
+        """Predict from the noised truth (C-DiffSET, Fig. 7).
 
         Variance and error are then of one and the same thing. The noise of a pair is that of its
         draw 0.
+
+        Parameters
+        ----------
+        batch : dict
+            "sar" and "eo", shape (B, 3, H, W), "valid" and "index".
+        timestep : int, optional
+            0 to 999; by default the card's timestep of confidence.
         """
-        timestep = self.card.confidence_timestep
+        timestep = self.card.confidence_timestep if timestep is None else timestep
         alpha_bar = self._schedule.alphas_cumprod[[timestep]].to(self.spec.device)
         variances, errors = [], []
         for sar, eo, index in zip(batch["sar"], batch["eo"], batch["index"], strict=True):

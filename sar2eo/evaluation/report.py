@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from sar2eo.durable import refuse, sync_file, sync_folder
-from sar2eo.errors import OutputError
+from sar2eo.evaluation import folders
+from sar2eo.evaluation.folders import markdown_table, plain_values, write_whole
 from sar2eo.evaluation.metrics import BLOCK_PX
 from sar2eo.evaluation.pictures import Case, Pictures, draw_pictures
 
@@ -44,19 +42,8 @@ _READING = f"""\
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that may not be written.
-
-    Raises
-    ------
-    OutputError
-        If it exists and is not to be replaced, or is no report.
-    """
-    if not out.exists():
-        return
-    if not (out / METRICS_NAME).is_file():
-        raise OutputError(f"{out} exists and is not a report of sar2eo evaluate: choose another folder")
-    if not overwrite:
-        raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
+    """Refuse a folder that may not be written; errors as of `sar2eo.evaluation.folders.check_target`."""
+    folders.check_target(out, METRICS_NAME, "evaluate", overwrite=overwrite)
 
 
 def write_report(
@@ -74,30 +61,15 @@ def write_report(
     OutputError
         If it cannot be written; what was there before then stays.
     """
-    partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        drawn = draw_pictures(partial, results, pictures)
-        (partial / "report.md").write_text(markdown(results, drawn), encoding="utf-8")
-        plain: dict[str, Any] = _plain(results)
+    plain: dict[str, Any] = plain_values(results)
+
+    def fill(folder: Path) -> None:
+        drawn = draw_pictures(folder, results, pictures)
+        (folder / "report.md").write_text(markdown(results, drawn), encoding="utf-8")
         text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
-        (partial / METRICS_NAME).write_text(text, encoding="utf-8")
-        for path in partial.iterdir():
-            sync_file(path)
-        sync_folder(partial)
-        check_target(out, overwrite=overwrite)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        refuse(error, out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        (folder / METRICS_NAME).write_text(text, encoding="utf-8")
+
+    write_whole(out, fill, lambda: check_target(out, overwrite=overwrite))
     return plain
 
 
@@ -140,7 +112,7 @@ def _methods(methods: dict[str, Any], first: str = "") -> str:
         if any(key in figures for figures in methods.values()):
             cells = [_number(figures.get(key), digits) for figures in methods.values()]
             rows.append([f"{title} ({note})" if note else title, *cells])
-    return _table([first, *methods], rows)
+    return markdown_table([first, *methods], rows)
 
 
 def _octaves(methods: dict[str, Any]) -> str:
@@ -155,7 +127,7 @@ def _octaves(methods: dict[str, Any]) -> str:
                 *(f"{_number(cell['power_ratio'], 2)}, {_number(cell['correlation'], 2)}" for cell in cells),
             ]
         )
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _controls(results: dict[str, Any]) -> list[str]:
@@ -178,7 +150,7 @@ def _controls(results: dict[str, Any]) -> list[str]:
             [str(number + 1), *(f"{group[key]:.3g}" for key in ("variance", "error")), str(group["values"])]
             for number, group in enumerate(found["quantiles"])
         ]
-        parts.append(_table(["Quantile", "Variance", "Squared error", "Values"], rows))
+        parts.append(markdown_table(["Quantile", "Variance", "Squared error", "Values"], rows))
     return ["## Controls", *parts] if parts else []
 
 
@@ -189,19 +161,5 @@ def _sweep(sweep: list[dict[str, Any]]) -> list[str]:
     return [f"## Steps, on {sweep[0]['images']} pairs", table]
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON values; what is not finite becomes null, which JSON has no number for."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

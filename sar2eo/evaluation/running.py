@@ -25,7 +25,7 @@ from sar2eo.evaluation.sampling import ModelImages
 from sar2eo.recipe import DataSettings, EvaluateSettings, checked
 from sar2eo.translator import DiffusionTranslator
 
-__all__ = ["evaluate", "plan_evaluation"]
+__all__ = ["evaluate", "plan_evaluation", "torch_threads"]
 
 SHUFFLED_PAIRS = 128
 """Pairs of the shuffle control at most, spread evenly: they are held in memory."""
@@ -91,7 +91,7 @@ def evaluate(
     """
     settings = checked(_changed(settings or EvaluateSettings(), changes))
     request = prepare(model, data, out, settings, overwrite=overwrite)
-    with _threads(request.specs[MODEL].threads):
+    with torch_threads(request.specs[MODEL].threads):
         results, pictures = _Evaluation(request, progress or (lambda stage, done, total: None)).results()
     return write_report(Path(out), results, pictures, overwrite=overwrite)
 
@@ -262,7 +262,7 @@ def best_median_worst(ranked: list[dict[str, Any]], each: int = 3) -> dict[str, 
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Use so many torch threads, for metrics too: two runs that each take all cores wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
