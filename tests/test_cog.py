@@ -331,6 +331,17 @@ def test_targets_are_checked_before_work(tmp_path: Path) -> None:
             cog.check_target(path, overwrite=False)
 
 
+@pytest.mark.parametrize("shape", [(2048, 1024), (1200, 512)])
+def test_a_raster_or_overview_as_wide_as_its_tiles_is_valid(tmp_path: Path, shape: tuple[int, int]) -> None:
+    grid = grid_of(*shape)
+    journal = filled(tmp_path / "j", "eo", grid, picture(*shape))
+    path = cog.assemble(journal, "eo", grid, partition(grid), tags={}, threads=1)
+    for level in range(2):
+        with rasterio.open(path, overview_level=level) as raster:
+            assert raster.block_shapes[0] == (512, 512)
+    journal.remove()
+
+
 def test_space_is_estimated_and_checked(tmp_path: Path, monkeypatch) -> None:
     grid = grid_of(1000, 1000)
     eo = cog.needed_bytes(grid, ["eo"])
