@@ -232,11 +232,12 @@ class VaeTask:
     def export(self, out: Path, facts: dict[str, Any]) -> Path:
         """Write ``vae/`` in diffusers' layout, its latents measured, and ``vae.json`` with the figures.
 
-        The mean and standard deviation of each latent channel, over EO and SAR images together, go into
-        the configuration, by which `sar2eo.network.encode_images` scales latents to 0 and 1.
+        The mean and standard deviation of each latent channel of EO images (of SAR images, where only
+        those are trained on) go into the configuration, by which `sar2eo.network.encode_images` scales
+        latents: it is EO latents that are noised and denoised, and SAR latents differ in both.
         """
         measured = self._measure_latents()
-        mean, std = (measured["together"][name] for name in ("mean", "std"))
+        mean, std = (measured[self._kinds[0]][name] for name in ("mean", "std"))
         write_part(self.vae, out / "vae", scaling_factor=1.0, latents_mean=mean, latents_std=std)
         notes = {
             **facts,
@@ -250,7 +251,7 @@ class VaeTask:
 
     @torch.no_grad()
     def _measure_latents(self) -> dict[str, dict[str, list[float]]]:
-        """Measure mean and deviation of each channel over whole valid latents, by kind and together."""
+        """Measure mean and deviation of each channel over whole valid latents, by kind."""
         tallies = {kind: _Moments(self._settings.latent_channels) for kind in self._kinds}
         device = self.vae.decoder.conv_out.weight.device
         for batch in self._samples():
@@ -258,8 +259,7 @@ class VaeTask:
             for kind, tally in tallies.items():
                 latents = raw_latents(self.vae, batch[kind].to(device))
                 tally.add(latents.movedim(1, -1)[whole])
-        pooled = sum(tallies.values(), start=_Moments(self._settings.latent_channels))
-        return {name: tally.described() for name, tally in {**tallies, "together": pooled}.items()}
+        return {name: tally.described() for name, tally in tallies.items()}
 
 
 def _quieten(vae: AutoencoderKL) -> None:
@@ -312,11 +312,6 @@ class _Moments:
         exact = values.double().cpu()
         self.count += len(exact)
         self.sums += torch.stack([exact.sum(0), exact.square().sum(0)])
-
-    def __add__(self, other: _Moments) -> _Moments:
-        total = _Moments(self.sums.shape[1])
-        total.count, total.sums = self.count + other.count, self.sums + other.sums
-        return total
 
     def described(self) -> dict[str, list[float]]:
         mean, square = self.sums / max(self.count, 1)
