@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sar2eo.errors import SettingsError
 from sar2eo.network import decode_latents, encode_images
 from sar2eo.pretrained import pretrained_vae
-from sar2eo.recipe import VaeSettings
+from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings
 from sar2eo.training.adversary import (
     PatchDiscriminator,
     adaptive_weight,
@@ -38,8 +40,8 @@ def batch_of(count: int = 2, size: int = 32, seed: int = 0, holes: bool = True) 
     return {"eo": eo, "sar": sar, "valid": valid, "id": [str(i) for i in range(count)]}
 
 
-def task_of(batch: dict[str, Any] | None = None, **changes: Any) -> VaeTask:
-    return VaeTask(VaeSettings(**SETTINGS | changes), lambda: [batch or batch_of()])
+def task_of(batch: dict[str, Any] | None = None, base: Any = None, **changes: Any) -> VaeTask:
+    return VaeTask(VaeSettings(**SETTINGS | changes), lambda: [batch or batch_of()], base)
 
 
 def loss_of(task: VaeTask, batch: dict[str, Any], phase: str = "vae", step: int = 0) -> Any:
@@ -305,6 +307,46 @@ def test_a_deep_compression_autoencoder_is_trained_with_noise_on_its_latents() -
     loss.backward()
     assert facts["posterior_std"].item() == pytest.approx(math.exp(-3))
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.vae.decoder.conv_in.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["kl", "dc"])
+def test_a_decoder_alone_is_trained_on_the_latents_that_are_there(tmp_path: Path, architecture: str) -> None:
+    batch = batch_of(count=4, size=64, holes=False)
+    first = task_of(batch, architecture=architecture).export(tmp_path / "first", {"steps": 1})
+    base = pretrained_vae(first)
+    task = task_of(batch_of(seed=5), base=base, decoder_only=True, latent_channels=7)  # the base's are taken
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in base.parameters() if p.requires_grad], lr=0.1)
+    loss, _ = loss_of(task, batch)
+    loss.backward()
+    optimiser.step()
+    changed = {name for name, tensor in base.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+    # Other images would give other statistics, but latents that someone knows stay what they are.
+    again = pretrained_vae(task.export(tmp_path / "again", {"steps": 1}))
+    assert again.config.latents_std == pretrained_vae(first).config.latents_std
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encode_images(again, batch["eo"]), encode_images(pretrained_vae(first), batch["eo"])
+        )
+
+
+def test_a_vae_that_goes_on_measures_its_latents_anew(tmp_path: Path) -> None:
+    first = task_of(batch_of(), architecture="dc").export(tmp_path / "first", {"steps": 1})
+    task = task_of(batch_of(seed=5), base=pretrained_vae(first))
+    assert all(parameter.requires_grad for parameter in task.vae.parameters())
+    again = pretrained_vae(task.export(tmp_path / "again", {"steps": 1}))
+    assert again.config.latents_mean != pretrained_vae(first).config.latents_mean
+
+
+def test_what_a_base_cannot_be_is_refused() -> None:
+    blocks = {"num_encoder_blocks": (1,), "num_decoder_blocks": (1,)}
+    tiny = AutoencoderTiny(encoder_block_out_channels=(8,), decoder_block_out_channels=(8,), **blocks)
+    with pytest.raises(SettingsError, match="AutoencoderTiny is not trained here"):
+        task_of(base=tiny)
+    with pytest.raises(SettingsError, match="decoder_only: goes with a base"):
+        VaeRecipe(data=DataSettings(pairs="pairs"), out="out", settings=VaeSettings(decoder_only=True))
 
 
 def test_latents_that_see_invalid_pixels_are_not_measured(tmp_path: Path) -> None:

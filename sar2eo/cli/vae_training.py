@@ -30,6 +30,7 @@ _HELP = {
     "kl": "Weight of the latents' divergence from a standard normal.",
     "adversarial": "Weight of a patch discriminator; 0: none.",
     "adversarial_from": "Share of the steps after which it joins.",
+    "decoder_only": "Of a base: keep the encoder, and with it the latents.",
     **LOOP_HELP,
     **RUN_HELP,
 }
@@ -38,6 +39,7 @@ _HELP = {
 @click.command("train-vae")
 @data_options
 @click.option("--out", metavar="DIR", help="Folder of the run; the same command goes on in it.")
+@click.option("--base", metavar="FOLDER", help="A VAE to go on from, with its own architecture.")
 @settings_options(VaeSettings, _HELP)
 @recipe_options("train-vae")
 @debug_option

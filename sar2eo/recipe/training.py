@@ -199,6 +199,8 @@ class VaeSettings(LoopSettings):
         of the divergence from a standard normal, and of a patch discriminator.
     adversarial_from : float
         Share of the steps after which the discriminator joins.
+    decoder_only : bool
+        Of a base: leave its encoder, and so its latents, as they are, and every U-Net that knows them.
     """
 
     architecture: Literal["kl", "dc"] = "kl"
@@ -213,6 +215,7 @@ class VaeSettings(LoopSettings):
     kl: float = 1e-6
     adversarial: float = 0.0
     adversarial_from: float = 0.67
+    decoder_only: bool = False
     steps: int = 20_000
     batch: int = 8
     lr: float = 4e-4
@@ -243,6 +246,8 @@ class VaeRecipe:
     ----------
     data
         The table ``[train-vae.data]``.
+    base : str or None
+        Folder of a VAE (``vae/``) to go on from, with its own architecture; None: from nothing.
     out : str
         Run folder; the same command goes on in it.
     settings
@@ -251,4 +256,9 @@ class VaeRecipe:
 
     data: DataSettings
     out: str
+    base: str | None = None
     settings: VaeSettings = field(default_factory=VaeSettings)
+
+    def __post_init__(self) -> None:
+        if self.settings.decoder_only and self.base is None:
+            raise SettingsError("decoder_only: goes with a base, whose encoder is kept")

@@ -14,7 +14,7 @@ from sar2eo.layout import folder_sha256, wants_prompt
 from sar2eo.network import adapt_unet
 from sar2eo.pretrained import embed_prompt, find_base, pretrained_schedule, pretrained_unet, pretrained_vae
 
-__all__ = ["Base", "open_base"]
+__all__ = ["Base", "open_base", "parts_sha256"]
 
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 
@@ -27,7 +27,7 @@ class Base(NamedTuple):
 
     def vae_sha256(self) -> str:
         """Hash the VAE alone: what latents come from."""
-        return _parts_sha256(self.folder, ("vae",))
+        return parts_sha256(self.folder, ("vae",))
 
     def load(self) -> Checkpoint:
         """Load it in float32, adapting what is not yet a C-DiffSET network.
@@ -61,10 +61,11 @@ def open_base(base: str | Path, revision: str | None = None) -> Base:
     folder = find_base(base, revision)
     if (folder / CARD_NAME).is_file():
         return Base(folder, folder_sha256(folder))
-    return Base(folder, _parts_sha256(folder, _PARTS))
+    return Base(folder, parts_sha256(folder, _PARTS))
 
 
-def _parts_sha256(folder: Path, parts: Iterable[str]) -> str:
+def parts_sha256(folder: Path, parts: Iterable[str]) -> str:
+    """Hash the files of some parts of a checkpoint, such as its ``vae/``."""
     state = hashlib.sha256()
     for path in sorted(path for part in parts for path in (folder / part).glob("*") if path.is_file()):
         with path.open("rb") as file:

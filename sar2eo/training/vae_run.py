@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
+from sar2eo.pretrained import pretrained_vae
 from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings, checked
+from sar2eo.training.base import parts_sha256
 from sar2eo.training.feeding import training_batches
 from sar2eo.training.folder import RunFolder
 from sar2eo.training.hardware import create_accelerator
@@ -28,6 +30,7 @@ def train_vae(
     out: str | Path,
     settings: VaeSettings | None = None,
     *,
+    base: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Path:
@@ -41,6 +44,8 @@ def train_vae(
         Run folder (see `sar2eo.training.folder`). The same call goes on where an interrupted one stopped,
         on a CPU bit for bit.
     settings : VaeSettings, optional
+    base : str or Path, optional
+        Folder of a VAE to go on from, such as the ``final`` of another run.
     progress : callable, optional
         Called after every step with ``steps``, ``steps_total``, ``rate`` (a second) and ``loss``.
     **changes
@@ -55,7 +60,7 @@ def train_vae(
 
     Raises
     ------
-    SettingsError, PairsError
+    SettingsError, PairsError, CheckpointError
         For what cannot be, before anything is done.
     TrainingError
         If the folder holds another run, or a loss is not finite.
@@ -67,7 +72,10 @@ def train_vae(
     >>> train_vae("pairs/", "runs/vae", latent_channels=8, crop=128)  # doctest: +SKIP
     """
     recipe = VaeRecipe(
-        data=chosen_data(data), out=str(out), settings=chosen_settings(settings or VaeSettings(), changes)
+        data=chosen_data(data),
+        out=str(out),
+        base=None if base is None else str(base),
+        settings=chosen_settings(settings or VaeSettings(), changes),
     )
     return run_vae_training(recipe, progress=progress).final
 
@@ -89,11 +97,11 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
-    factor = 2 ** (len(settings.widths) - 1)
-    whole = _whole(pairs, factor)
-    task = VaeTask(settings, lambda: _measured(whole))
+    base = None if recipe.base is None else pretrained_vae(Path(recipe.base))
+    task = VaeTask(settings, lambda: _measured(whole), base)
+    whole = _whole(pairs, task.factor)
     held_out = open_held_out(recipe.data, Augmentation(centre=True))
-    held_out = None if held_out is None else _whole(held_out, factor)
+    held_out = None if held_out is None else _whole(held_out, task.factor)
     for images in (pairs, whole, held_out):
         if images is not None:
             task.check_shape(images.shape)
@@ -101,6 +109,7 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
         settings,
         accelerator,
         data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
+        **({} if recipe.base is None else {"base": {"sha256": parts_sha256(Path(recipe.base), ("vae",))}}),
     )
     RunFolder(Path(recipe.out)).check(identity)
     return Preparation(

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sar2eo.checkpoint import write_part
 from sar2eo.errors import SettingsError
-from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
-from sar2eo.layout import write_json
+from sar2eo.layout import vae_facts, write_json
 from sar2eo.network import Vae, create_autoencoder, raw_latents
 from sar2eo.recipe import VaeSettings
 from sar2eo.training.adversary import (
@@ -27,6 +26,7 @@ from sar2eo.training.adversary import (
 )
 from sar2eo.training.task import Batch, Facts
 from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error, squared_error
+from sar2eo.training.vae_measures import Moments, Tally
 
 __all__ = ["NOTES", "VaeNetwork", "VaeTask"]
 
@@ -37,7 +37,6 @@ _KINDS = {"both": ("eo", "sar"), "eo": ("eo",), "sar": ("sar",)}
 _FIRST_LOG_VARIANCE = _LOG_VARIANCE = -6.0  # a deviation of 0.05
 _FIRST_SPREAD = 0.1
 _PICTURED = 4
-_LEAST_DEVIATION = 1e-3  # of a latent channel that holds nothing, which would be divided by 0
 
 
 class VaeNetwork(nn.Module):
@@ -94,24 +93,30 @@ class VaeTask:
     settings : VaeSettings
     samples : callable
         Returns batches of training images on which latents are measured, the same every time.
+    base : AutoencoderKL, AutoencoderDC or None
+        To go on from, instead of a new one.
+
+    Raises
+    ------
+    SettingsError
+        If the base is of another kind.
     """
 
     averaged: tuple[str, ...] = ("vae",)
 
-    def __init__(self, settings: VaeSettings, samples: Callable[[], Iterable[Batch]]) -> None:
+    def __init__(
+        self, settings: VaeSettings, samples: Callable[[], Iterable[Batch]], base: Vae | None = None
+    ) -> None:
         self._settings, self._samples = settings, samples
         self._kinds = _KINDS[settings.images]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.vae = create_autoencoder(
-                settings.latent_channels, settings.widths, settings.layers, settings.architecture
-            )
+            self.vae = _created(settings) if base is None else _gone_on(base, settings)
             discriminator = PatchDiscriminator()
-        if isinstance(self.vae, AutoencoderKL):
-            _quieten(self.vae)
-        else:
+        if isinstance(self.vae, AutoencoderDC):
             self.vae.to(memory_format=torch.channels_last)  # its normalisation is over the channels
-        self.factor = 2 ** (len(settings.widths) - 1)
+        facts = vae_facts({**self.vae.config, "_class_name": type(self.vae).__name__})
+        self.factor, self._channels = facts.factor, facts.latent_channels
         self.phases: dict[str, nn.Module] = {"vae": VaeNetwork(self.vae)}
         if settings.adversarial:
             self.phases["discriminator"] = discriminator
@@ -128,8 +133,8 @@ class VaeTask:
         """
         if any(side % self.factor for side in shape):
             raise SettingsError(
-                f"images of {shape[0]} x {shape[1]} pixels: {len(self._settings.widths)} widths make a VAE "
-                f"of factor {self.factor}, so sides must be multiples of it; choose another crop"
+                f"images of {shape[0]} x {shape[1]} pixels: the VAE is of factor {self.factor}, so sides "
+                "must be multiples of it; choose another crop"
             )
 
     def active(self, phase: str, step: int) -> bool:
@@ -187,7 +192,7 @@ class VaeTask:
 
     def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         size = [side // self.factor for side in images.shape[-2:]]
-        shape = (len(images), self._settings.latent_channels, *size)
+        shape = (len(images), self._channels, *size)
         noise = torch.randn(shape, generator=generator).to(images.device, non_blocking=True)
         found: tuple[Tensor, Tensor, Tensor] = self.phases["vae"](images, noise)
         return found
@@ -209,7 +214,7 @@ class VaeTask:
         ``eo_power_0`` is of wavelengths below 4 pixels, every further octave twice as long (see
         `sar2eo.evaluation.spectrum`). Errors are pooled over all pixels.
         """
-        tallies = {kind: _Tally() for kind in self._kinds}
+        tallies = {kind: Tally() for kind in self._kinds}
         for batch in batches:
             for kind, tally in tallies.items():
                 tally.add(self._decoded(batch[kind]), batch[kind], batch["valid"])
@@ -234,11 +239,13 @@ class VaeTask:
 
         The mean and standard deviation of each latent channel of EO images (of SAR images, where only
         those are trained on) go into the configuration, by which `sar2eo.network.encode_images` scales
-        latents: it is EO latents that are noised and denoised, and SAR latents differ in both.
+        latents: it is EO latents that are noised and denoised, and SAR latents differ in both. What is
+        scaled already stays so where the encoder is kept.
         """
         measured = self._measure_latents()
         mean, std = (measured[self._kinds[0]][name] for name in ("mean", "std"))
-        write_part(self.vae, out / "vae", scaling_factor=1.0, latents_mean=mean, latents_std=std)
+        scaling = {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}
+        write_part(self.vae, out / "vae", **({} if self._settings.decoder_only else scaling))
         notes = {
             **facts,
             "images": self._settings.images,
@@ -252,7 +259,7 @@ class VaeTask:
     @torch.no_grad()
     def _measure_latents(self) -> dict[str, dict[str, list[float]]]:
         """Measure mean and deviation of each channel over whole valid latents, by kind."""
-        tallies = {kind: _Moments(self._settings.latent_channels) for kind in self._kinds}
+        tallies = {kind: Moments(self._channels) for kind in self._kinds}
         device = self.vae.decoder.conv_out.weight.device
         for batch in self._samples():
             whole = functional.avg_pool2d(batch["valid"].to(device), self.factor)[:, 0] == 1
@@ -262,58 +269,29 @@ class VaeTask:
         return {name: tally.described() for name, tally in tallies.items()}
 
 
+def _created(settings: VaeSettings) -> Vae:
+    vae = create_autoencoder(
+        settings.latent_channels, settings.widths, settings.layers, settings.architecture
+    )
+    if isinstance(vae, AutoencoderKL):
+        _quieten(vae)
+    return vae
+
+
+def _gone_on(base: Vae, settings: VaeSettings) -> Vae:
+    if isinstance(base, AutoencoderTiny):
+        raise SettingsError(
+            "base: an AutoencoderTiny is not trained here; give an AutoencoderKL or AutoencoderDC"
+        )
+    if settings.decoder_only:
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
+    return base
+
+
 def _quieten(vae: AutoencoderKL) -> None:
     """Let the posterior start narrow: at its usual width of 1 the first thousand steps drown in noise."""
     channels = vae.config.latent_channels
     with torch.no_grad():
         vae.quant_conv.weight[channels:] *= _FIRST_SPREAD
         vae.quant_conv.bias[channels:] = _FIRST_LOG_VARIANCE
-
-
-class _Tally:
-    """Squared error and spectra of reconstructions, summed."""
-
-    def __init__(self) -> None:
-        self._squared = self._count = 0.0
-        self._powers: OctavePowers | None = None
-
-    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor) -> None:
-        self._squared += float(((prediction - truth).square() * valid).double().sum())
-        self._count += float(valid.sum()) * truth.shape[1]
-        images = (tensor.cpu().numpy() for tensor in (prediction, truth, valid[:, 0]))
-        for found in map(octave_powers, *images):
-            self._powers = found if self._powers is None else self._powers + found
-
-    def metrics(self) -> dict[str, float]:
-        octaves = {f"power_{index}": ratio for index, ratio in enumerate(self._ratios())}
-        return {"psnr": self.psnr(), **octaves}
-
-    def psnr(self) -> float:
-        mean = self._squared / max(self._count, 1.0)
-        return 10 * math.log10(4 / max(mean, 1e-12))  # images span 2
-
-    def worst_octave_db(self) -> float:
-        return max((abs(10 * math.log10(max(ratio, 1e-12))) for ratio in self._ratios()), default=0.0)
-
-    def _ratios(self) -> list[float]:
-        found = [] if self._powers is None else self._powers.ratios.tolist()
-        return [ratio for ratio in found if math.isfinite(ratio)]
-
-
-class _Moments:
-    """Sums of values and of their squares by channel, in float64."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.sums = torch.zeros(2, channels, dtype=torch.float64)
-
-    def add(self, values: Tensor) -> None:
-        """Add values of shape (N, C)."""
-        exact = values.double().cpu()
-        self.count += len(exact)
-        self.sums += torch.stack([exact.sum(0), exact.square().sum(0)])
-
-    def described(self) -> dict[str, list[float]]:
-        mean, square = self.sums / max(self.count, 1)
-        deviation = (square - mean.square()).clamp_min(_LEAST_DEVIATION**2).sqrt()
-        return {"mean": mean.tolist(), "std": deviation.tolist()}
