@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
@@ -108,6 +108,7 @@ def _started(workers: int) -> Iterator[None]:
         "distributed.worker.preload": ["import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"],
     }
     with (
+        _kept(environment),  # a nanny sets them in this process, too
         dask.config.set(settings),
         _quiet("asyncio"),
         LocalCluster(
@@ -118,11 +119,25 @@ def _started(workers: int) -> Iterator[None]:
             # A health page is served all the same, by default on a port that others may have.
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             host="127.0.0.1",
-            silence_logs="ERROR",
+            silence_logs="CRITICAL",  # of a worker that dies, a warning of our own tells
         ) as cluster,
         Client(cluster),
     ):
         yield
+
+
+@contextmanager
+def _kept(names: Iterable[str]) -> Iterator[None]:
+    """Put environment variables back afterwards."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

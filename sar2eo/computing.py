@@ -21,16 +21,28 @@ from dask.base import compute_as_if_collection, get_scheduler
 from sar2eo import telemetry
 from sar2eo.errors import ClusterError, Sar2eoWarning
 
-__all__ = ["Progress", "active_client", "collect_telemetry", "compute_keys", "reporting", "reset_telemetry"]
+__all__ = [
+    "Progress",
+    "WorkerLostError",
+    "active_client",
+    "collect_telemetry",
+    "compute_keys",
+    "reporting",
+    "reset_telemetry",
+]
 
 Progress = Callable[[Mapping[str, float]], None]
 
 _PROGRESS_SECONDS = 1.0
-_WATCH_SECONDS = 2.0
+_WATCH_SECONDS = 0.5
 _LONELY_SECONDS = 60.0
 
 
-def compute_keys(graph: Mapping[Any, Any], keys: list[Any]) -> list[Any]:
+class WorkerLostError(Exception):
+    """A worker of the cluster died, or left, while a graph ran."""
+
+
+def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: bool = False) -> list[Any]:
     """Run a graph on the scheduler in force.
 
     Parameters
@@ -39,6 +51,9 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any]) -> list[Any]:
         Keys to tasks.
     keys : list
         What is wanted.
+    stop_on_loss : bool, optional (default: False)
+        Give up when a worker is lost, for a caller that knows better than Dask what is to be redone: Dask
+        redoes all whose results the worker held, also of tasks that were done for their effect.
 
     Returns
     -------
@@ -48,23 +63,34 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any]) -> list[Any]:
     Raises
     ------
     ClusterError
-        If a cluster has lost all its workers for a minute.
+        If a cluster has lost all its workers for a minute, or a task took several with it.
+    WorkerLostError
+        If asked to.
     """
     client = active_client()
     if client is None:
         return list(compute_as_if_collection(da.Array, graph, keys))
-    from distributed import CancelledError
+    from distributed import CancelledError, KilledWorker
 
+    there = set(client.nthreads())
     futures = client.get(graph, keys, sync=False)
-    stop, alone = threading.Event(), threading.Event()
+    stop = threading.Event()
+    reasons: list[Exception] = []
 
     def watch() -> None:
         lonely = 0.0
         while not stop.wait(_WATCH_SECONDS):
-            lonely = 0.0 if client.nthreads() else lonely + _WATCH_SECONDS
+            now = set(client.nthreads())
+            lonely = 0.0 if now else lonely + _WATCH_SECONDS
             if lonely >= _LONELY_SECONDS:
-                alone.set()
-                client.cancel(futures, force=True)
+                reasons.append(_lonely())
+            elif stop_on_loss and now and there - now:
+                reasons.append(WorkerLostError(", ".join(sorted(there - now))))
+            there.update(now)
+            if reasons:
+                # Not cancelled: the scheduler's cancelling trips over gates, which nobody wants.
+                for future in futures:
+                    future.release()
                 return
 
     thread = threading.Thread(target=watch, name="sar2eo-watch", daemon=True)
@@ -72,15 +98,24 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any]) -> list[Any]:
     try:
         return list(client.gather(futures))
     except CancelledError as error:
-        if alone.is_set():
-            raise ClusterError(
-                f"the cluster has had no workers for {_LONELY_SECONDS:.0f} s: start some, then run the same "
-                "command again to go on"
-            ) from error
+        if reasons:
+            raise reasons[0] from error
         raise
+    except KilledWorker as error:
+        raise ClusterError(
+            f"workers died {error.allowed_failures + 1} times at one task (out of memory?): see their logs, "
+            "then run the same command again to go on"
+        ) from error
     finally:
         stop.set()
         thread.join()
+
+
+def _lonely() -> ClusterError:
+    return ClusterError(
+        f"the cluster has had no workers for {_LONELY_SECONDS:.0f} s: start some, then run the same "
+        "command again to go on"
+    )
 
 
 def reset_telemetry() -> None:

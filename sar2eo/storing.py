@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,16 +11,18 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from sar2eo import telemetry
-from sar2eo.computing import active_client, compute_keys
+from sar2eo.computing import WorkerLostError, active_client, compute_keys
+from sar2eo.errors import ClusterError, Sar2eoWarning
 from sar2eo.journal import BlockWriter, Journal
 from sar2eo.pacing import paced
 from sar2eo.windows import Window
 
 __all__ = ["BlockStore"]
+
+_LOSSES_AT_MOST = 3
 
 
 class BlockStore:
@@ -64,16 +68,53 @@ class BlockStore:
             done &= journal.finished(variable, self.windows)
         return done
 
-    def run(
-        self, writer: BlockWriter, pending: list[Window], divisors: npt.NDArray[np.float32] | None
-    ) -> None:
+    def run(self, journal: Journal, pending: list[Window], divisors: npt.NDArray[np.float32] | None) -> None:
         """Compute the pending blocks and write them.
 
-        `divisors` are the values of ``amplitude_divisor``, which need not be sampled a second time.
+        When a worker dies, what is not in the journal by then is begun anew.
+
+        Parameters
+        ----------
+        journal : Journal
+        pending : list of Window
+            Blocks to compute.
+        divisors : ndarray of float32 or None
+            The values of ``amplitude_divisor``, which need not be sampled a second time.
+
+        Raises
+        ------
+        ClusterError
+            If workers die time and again while no block is finished.
+
+        Warns
+        -----
+        Sar2eoWarning
+            If a worker is lost.
         """
-        if not pending:
-            return
-        name = f"store-{tokenize(writer.folder, *self.arrays.values())}"
+        losses = 0
+        while pending:
+            try:
+                self._compute(journal.writer(), pending, divisors)
+                return
+            except WorkerLostError as error:
+                left = sorted(set(pending) - self.finished(journal))
+                losses = losses + 1 if len(left) == len(pending) else 1
+                if losses > _LOSSES_AT_MOST:
+                    raise ClusterError(
+                        f"workers died {losses} times without finishing a block (out of memory?), at last "
+                        f"{error}: see their logs, then run the same command again to go on"
+                    ) from error
+                warnings.warn(
+                    f"worker {error} is gone: the {len(left)} blocks that are not written yet are begun anew",
+                    Sar2eoWarning,
+                    stacklevel=3,
+                )
+                pending = left
+
+    def _compute(
+        self, writer: BlockWriter, pending: list[Window], divisors: npt.NDArray[np.float32] | None
+    ) -> None:
+        name = f"store-{uuid.uuid4().hex}"  # a cluster may not have forgotten a run that was given up
         layer: dict[Any, Any] = {}
         for window in pending:
             i, j = self._places[window]
@@ -91,7 +132,7 @@ class BlockStore:
                 {**graph.dependencies, self.scaling.name: set()},
             )
         keys = list(layer)
-        compute_keys(paced(graph, keys, _is_batch, _lead()), keys)
+        compute_keys(paced(graph, keys, _is_batch, _lead()), keys, stop_on_loss=True)
 
 
 def _store_block(writer: BlockWriter, window: list[int], blocks: list[Any]) -> None:

@@ -105,7 +105,7 @@ def write_cog(
             "blocks_resumed": len(done),
         }
         with reporting(progress, counts):
-            store.run(journal.writer(), pending, divisors)
+            store.run(journal, pending, divisors)
         computed = time.perf_counter()
         outputs.finish(
             journal, grid, store.windows, _tags(dataset, divisors), dataset.attrs.get("datetime"), compress
