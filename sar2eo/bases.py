@@ -176,7 +176,14 @@ def import_checkpoint(
     return save_checkpoint(checkpoint, out)
 
 
-def pack_checkpoint(folder: str | Path, out: str | Path, *, dtype: str = "float16", **card: Any) -> Path:
+def pack_checkpoint(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float16",
+    vae: str | Path | None = None,
+    **card: Any,
+) -> Path:
     """Copy a checkpoint for others to use: in half the bytes, with the last words on its card.
 
     Parameters
@@ -187,13 +194,17 @@ def pack_checkpoint(folder: str | Path, out: str | Path, *, dtype: str = "float1
         New folder.
     dtype : {"float16", "bfloat16", "float32"}
         Of the weights on disk.
+    vae : str, Path or None
+        Folder of a VAE whose decoder was trained further (``sar2eo.train_vae`` with ``decoder_only``), to
+        take the place of the checkpoint's.
     **card
         Fields of the card that are to be others.
 
     Raises
     ------
     SettingsError, CheckpointError, OutputError
-        As in `init_checkpoint`; CheckpointError too if a weight is too large for the dtype.
+        As in `init_checkpoint`; CheckpointError too if a weight is too large for the dtype, or the VAE has
+        other latents than the U-Net knows.
     """
     refuse_existing(Path(out))
     if dtype not in _PACKED:
@@ -203,11 +214,26 @@ def pack_checkpoint(folder: str | Path, out: str | Path, *, dtype: str = "float1
         changed = dataclasses.replace(loaded.card, **card)
     except TypeError as error:
         raise SettingsError(f"card: {error}") from error
-    for module in (loaded.unet, loaded.vae):
+    autoencoder = loaded.vae if vae is None else pretrained_vae(Path(vae))
+    if not _same_latents(autoencoder, loaded.vae):
+        raise CheckpointError(f"{vae}: its encoder is not that of {folder}, whose U-Net knows other latents")
+    for module in (loaded.unet, autoencoder):
         torch.nn.Module.to(module, getattr(torch, dtype))
         if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
             raise CheckpointError(f"{folder}: weights do not fit into {dtype}: try bfloat16")
-    return save_checkpoint(dataclasses.replace(loaded, card=changed), out)
+    return save_checkpoint(dataclasses.replace(loaded, vae=autoencoder, card=changed), out)
+
+
+def _same_latents(one: Vae, other: Vae) -> bool:
+    """Tell whether two VAEs have one encoder and scale latents alike."""
+    scaling = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+    if any(one.config.get(name) != other.config.get(name) for name in scaling):
+        return False
+    mine, theirs = (
+        {k: v for k, v in vae.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
+        for vae in (one, other)
+    )
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def _make_card(fields: dict[str, Any]) -> Card:

@@ -229,6 +229,27 @@ def test_a_packed_checkpoint_has_half_the_bytes_and_another_card(made: Path, tmp
     assert load_checkpoint(out).unet.dtype == torch.float32
 
 
+def test_a_packed_checkpoint_may_have_another_decoder_and_no_other_encoder(
+    made: Path, tmp_path: Path
+) -> None:
+    vae = load_checkpoint(made).vae
+    with torch.no_grad():
+        vae.decoder.conv_out.bias += 1
+    vae.save_pretrained(tmp_path / "decoder" / "vae")
+    packed = pack_checkpoint(made, tmp_path / "out", dtype="float32", vae=tmp_path / "decoder")
+    assert torch.equal(load_checkpoint(packed).vae.decoder.conv_out.bias, vae.decoder.conv_out.bias)
+    for change in ("weights", "scaling"):
+        if change == "weights":
+            with torch.no_grad():
+                vae.encoder.conv_in.bias += 1
+        else:
+            vae = load_checkpoint(made).vae
+            vae.register_to_config(scaling_factor=0.5)
+        vae.save_pretrained(tmp_path / change / "vae")
+        with pytest.raises(CheckpointError, match="its encoder is not that of"):
+            pack_checkpoint(made, tmp_path / "other", vae=tmp_path / change)
+
+
 def test_what_cannot_be_packed_is_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="dtype='int8': must be one of float16"):
         pack_checkpoint(made, tmp_path / "out", dtype="int8")

@@ -116,15 +116,18 @@ def import_release(unet: Path, base: str, revision: str | None, out: Path, **car
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder.")
 @click.option("--dtype", default="float16", show_default=True, help="Of the weights on disk.")
+@click.option(
+    "--vae", metavar="FOLDER", help="With this decoder, trained further by train-vae --decoder-only."
+)
 @click.option("--report", metavar="DIR", type=click.Path(path_type=Path), help="Of evaluate: for the card.")
 @_card_options
 @debug_option
-def pack(folder: Path, out: Path, dtype: str, report: Path | None, **card: Any) -> None:
+def pack(folder: Path, out: Path, dtype: str, vae: str | None, report: Path | None, **card: Any) -> None:
     """Copy a trained checkpoint for others: in half the bytes, the last words on its card."""
     from sar2eo.bases import pack_checkpoint
 
     measured = {} if report is None else {"metrics": _measured(report)}
-    click.echo(pack_checkpoint(folder, out, dtype=dtype, **_given(card), **measured))
+    click.echo(pack_checkpoint(folder, out, dtype=dtype, vae=vae, **_given(card), **measured))
 
 
 def _measured(report: Path) -> dict[str, float]:
