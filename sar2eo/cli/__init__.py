@@ -22,6 +22,7 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "build-pairs": ("pairing", "build_pairs_command", "Cut SAR and EO scenes into paired chips."),
+    "confidence": ("confidence", "confidence_command", "Test whether a model's variance finds changes."),
     "evaluate": ("evaluating", "evaluate_command", "Measure what a model is worth on pairs."),
     "info": ("describing", "info", "Show what a SAR scene is and how it will be read."),
     "model": ("modelling", "model", "Make, import and describe checkpoints."),

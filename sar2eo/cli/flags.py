@@ -124,7 +124,7 @@ def recipe_from_flags(
     Parameters
     ----------
     kind : type
-        A recipe with the tables ``data`` and ``settings``.
+        A recipe with the table ``settings``, and perhaps ``data``.
     section : str
         Name of its table.
     recipe_file : Path or None
@@ -146,8 +146,9 @@ def recipe_from_flags(
         raise SettingsError(f"[{section}]: must be a table, not {table!r}")
     table = dict(table)
     given = _given()
-    for name in ("data", "settings"):
-        own = get_type_hints(kind)[name]
+    hints = get_type_hints(kind)
+    for name in (name for name in ("data", "settings") if name in hints):
+        own = hints[name]
         values = {f.name: given.pop(f.name) for f in dataclasses.fields(own) if f.name in given}
         if name == "data" and values.keys() & {"pairs", "dataset"}:
             table["data"] = {}  # others than the file's

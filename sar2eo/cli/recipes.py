@@ -24,6 +24,7 @@ _RUNNERS = {
     "train": ("training", "train_all"),
     "translate": ("translating", "translate_all"),
     "evaluate": ("evaluating", "evaluate_all"),
+    "confidence": ("confidence", "confidence_all"),
 }
 """Module and function that run the recipe of each stage."""
 

@@ -22,7 +22,7 @@ from sar2eo.evaluation.report import check_target
 from sar2eo.models import ModelSpec, resolve_model
 from sar2eo.recipe import DataSettings, EvaluateSettings
 
-__all__ = ["MODEL", "SWEPT_PAIRS", "Request", "evenly", "prepare"]
+__all__ = ["MODEL", "SWEPT_PAIRS", "Request", "evenly", "model_facts", "prepare"]
 
 MODEL = "model"
 """Name of the evaluated model's own figures."""
@@ -93,7 +93,7 @@ class Request:
                 "gsd_m": dataset.gsd_m,
                 "fingerprint": dataset.fingerprint(),
             },
-            "models": {name: _model_facts(spec) for name, spec in self.specs.items()},
+            "models": {name: model_facts(spec) for name, spec in self.specs.items()},
         }
 
 
@@ -175,7 +175,8 @@ def _measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
     return Measures(settings.metrics, settings.protocol, networks.get("lpips"), networks.get("fid"))
 
 
-def _model_facts(spec: ModelSpec) -> dict[str, Any]:
+def model_facts(spec: ModelSpec) -> dict[str, Any]:
+    """Return everything about a model that its figures depend on, as plain values."""
     return {
         "name": None if spec.card is None else spec.card.name,
         "parameters": spec.parameters,

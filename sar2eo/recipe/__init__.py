@@ -4,6 +4,7 @@ Choices are written once, here and in the modules they belong to, and the comman
 here.
 """
 
+from sar2eo.recipe.confidence import ConfidenceRecipe, ConfidenceSettings
 from sar2eo.recipe.evaluating import EvaluateRecipe, EvaluateSettings
 from sar2eo.recipe.making import CardSettings, InitRecipe, SimulateRecipe
 from sar2eo.recipe.pairs import PairsRecipe, PairsSettings
@@ -29,6 +30,8 @@ __all__ = [
     "STAGES",
     "CardSettings",
     "Compression",
+    "ConfidenceRecipe",
+    "ConfidenceSettings",
     "DataSettings",
     "EvaluateRecipe",
     "EvaluateSettings",

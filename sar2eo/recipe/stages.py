@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sar2eo.errors import SettingsError
+from sar2eo.recipe.confidence import ConfidenceRecipe
 from sar2eo.recipe.evaluating import EvaluateRecipe
 from sar2eo.recipe.making import InitRecipe, SimulateRecipe
 from sar2eo.recipe.pairs import PairsRecipe
@@ -22,6 +23,7 @@ STAGES: dict[str, type] = {
     "train": TrainRecipe,
     "translate": TranslateRecipe,
     "evaluate": EvaluateRecipe,
+    "confidence": ConfidenceRecipe,
 }
 """Tables that a recipe may have, each named after its command."""
 
