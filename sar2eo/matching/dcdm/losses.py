@@ -1,0 +1,149 @@
+"""What a matcher is trained with: the translation, its structure, the attention's places, the match.
+
+The squared error of x0 is the supplement's Eq. 4, and SSIM constrains the translation (section 2.3).
+That the attention is drawn to the true places is known from the paper's outline, its form is an own
+choice, as is the loss on the similarity map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+__all__ = ["place_targets", "position_loss", "routing_loss", "similarity_loss", "structure_loss"]
+
+_WINDOW = 7  # latents, of SSIM
+_LATENT_RANGE = 4.0  # of values with a deviation of 1: two to either side
+_PLACE_SIGMA = 0.5  # cells of the similarity map; pairs are registered to a pixel or two, half a cell
+_FLOOR = 1e-8
+
+
+def structure_loss(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Return 1 - SSIM of latents over uniform windows of 7 x 7, where all of a window is valid.
+
+    Parameters
+    ----------
+    prediction, truth : Tensor, shape (B, C, h, w)
+        Of deviation about 1.
+    valid : Tensor, shape (B, 1, h, w)
+        1 where latents count, else 0.
+    """
+    _, similarity = structural_similarity_index_measure(
+        prediction.float(),
+        truth.float(),
+        gaussian_kernel=False,
+        kernel_size=_WINDOW,
+        data_range=_LATENT_RANGE,
+        reduction="none",
+        return_full_image=True,
+    )
+    edge = _WINDOW // 2
+    whole = 1 - functional.max_pool2d(1 - valid, _WINDOW, stride=1)  # [B, 1, h - 6, w - 6]
+    inside = similarity[..., edge : similarity.shape[-2] - edge, edge : similarity.shape[-1] - edge]
+    return ((1 - inside) * whole).sum() / (whole.sum() * inside.shape[1]).clamp_min(1)
+
+
+def place_targets(shifts: Tensor, queries: int, keys: int, sigma: float = 1.0) -> Tensor:
+    """Return where along one axis queries should look: Gaussians over the keys that sum to 1.
+
+    Parameters
+    ----------
+    shifts : Tensor, shape (B,)
+        Of the template in the search image, in tokens; query q lies at key q + shift.
+    queries, keys : int
+    sigma : float
+        Of the Gaussian, in tokens.
+
+    Returns
+    -------
+    Tensor, shape (B, queries, keys)
+    """
+    steps = torch.arange(queries, device=shifts.device)[:, None]
+    places = torch.arange(keys, device=shifts.device)
+    distance = places - steps - shifts[:, None, None]
+    return (-distance.square() / (2 * sigma**2)).softmax(dim=-1)
+
+
+def position_loss(attention: Tensor, shifts: Tensor, valid: Tensor) -> Tensor:
+    """Draw attention to the true places: cross-entropy, and the distance of its mean place.
+
+    The cross-entropy is that to a Gaussian of one token; the distance, of the soft-argmax along each axis,
+    is in sides of the search image.
+
+    Parameters
+    ----------
+    attention : Tensor, shape (B, h, w, H, W)
+        Probabilities over (H, W).
+    shifts : Tensor, shape (B, 2)
+        Of the template in the search image, in tokens.
+    valid : Tensor, shape (B, 1, h, w)
+        1 where queries count, else 0.
+    """
+    h, w, H, W = attention.shape[1:]
+    rows, cols = place_targets(shifts[:, 0], h, H), place_targets(shifts[:, 1], w, W)
+    entropy = -torch.einsum("bhwHW,bhH,bwW->bhw", attention.clamp_min(_FLOOR).log(), rows, cols)
+    distance = torch.zeros_like(entropy)
+    for axis, (queries, keys) in enumerate(((h, H), (w, W))):
+        along = attention.sum(dim=4 - axis)  # [B, h, w, keys]
+        found = (along * torch.arange(keys, device=along.device)).sum(dim=-1)
+        start = torch.arange(queries, device=along.device)
+        true = (start[:, None] if axis == 0 else start[None]) + shifts[:, axis, None, None]
+        distance = distance + (found - true).abs() / keys
+    return ((entropy + distance) * valid[:, 0]).sum() / valid.sum().clamp_min(1)
+
+
+def routing_loss(affinity: Tensor, shifts: Tensor, grid: tuple[int, int, int, int], region: int) -> Tensor:
+    """Cross-entropy of the routing to the regions in which a region's tokens lie.
+
+    Parameters
+    ----------
+    affinity : Tensor, shape (B, regions of queries, regions of keys)
+        Logits.
+    shifts : Tensor, shape (B, 2)
+        In tokens.
+    grid : tuple of int
+        Rows and columns of queries, then of keys, in tokens.
+    region : int
+        Side of a region in tokens.
+    """
+    h, w, H, W = grid
+    rows, cols = (
+        place_targets(shifts[:, axis], queries, keys)
+        .unflatten(2, (-1, region))
+        .sum(dim=3)
+        .unflatten(1, (-1, region))
+        .mean(dim=2)
+        for axis, (queries, keys) in enumerate(((h, H), (w, W)))
+    )  # [B, regions of queries, regions of keys] along each axis
+    target = torch.einsum("bhH,bwW->bhwHW", rows, cols).flatten(3).flatten(1, 2)
+    return -(target * affinity.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def similarity_loss(
+    surface: Tensor, places: Tensor, matches: Tensor, sharpness: Tensor, none: Tensor
+) -> Tensor:
+    """Cross-entropy on the similarity map over all places and, as one more outcome, no match.
+
+    Parameters
+    ----------
+    surface : Tensor, shape (B, n, m)
+        Correlations.
+    places : Tensor, shape (B, 2)
+        True rows and columns in cells of the map, to a fraction; of no meaning where nothing matches.
+    matches : Tensor of bool, shape (B,)
+        Whether the template lies in the search image at all.
+    sharpness, none : Tensor, scalars
+        As of `sar2eo.matching.dcdm.similarity.match_probability`.
+    """
+    n, m = surface.shape[1:]
+    factor = sharpness.exp()
+    level = (factor * none).expand(len(surface), 1)
+    logs = torch.cat([factor * surface.flatten(1), level], dim=1).log_softmax(dim=1)
+    rows, cols = (
+        place_targets(places[:, axis], 1, length, _PLACE_SIGMA)[:, 0] for axis, length in enumerate((n, m))
+    )
+    target = (rows[:, :, None] * cols[:, None]).flatten(1)
+    found = -(target * logs[:, :-1]).sum(dim=1)
+    return torch.where(matches, found, -logs[:, -1]).mean()
