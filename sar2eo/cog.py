@@ -26,7 +26,7 @@ from sar2eo.layers import BLOCK, LAYERS, Layer, mosaic
 from sar2eo.recipe import Compression
 from sar2eo.windows import Window
 
-__all__ = ["assemble", "check_space", "check_target", "needed_bytes", "publish"]
+__all__ = ["assemble", "check_space", "check_target", "cog_bytes", "needed_bytes", "publish"]
 
 # More is not faster (at 4096, 8192 and 16384 squared), and fills up with the size of the scene.
 _CACHE_BYTES = 8 * 2**20
@@ -201,12 +201,23 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path}: its folder is not writable")
 
 
+def cog_bytes(grid: Grid, variables: Iterable[str], compress: Compression = "deflate") -> int:
+    """Estimate the size of COGs with their overviews.
+
+    Two thirds of their pixels when lossless, a quarter when lossy; Sentinel-2 content took a third and a
+    twelfth. Arguments as of `needed_bytes`.
+    """
+    total = 0.0
+    for layer in (LAYERS[variable] for variable in variables):
+        share = 1 / 4 if compress in _LOSSY and layer.dtype == "uint8" else 2 / 3
+        total += _pixels(grid) * layer.bytes_per_pixel * share
+    return round(total)
+
+
 def needed_bytes(grid: Grid, variables: Iterable[str], compress: Compression = "deflate") -> int:
     """Estimate the disk space a run needs at its peak: journal, COGs and their overviews in the making.
 
-    The journal is not compressed and counted in full (blocks without a valid pixel take nothing). COGs are
-    counted at two thirds of their pixels when lossless, a quarter when lossy, with overviews; Sentinel-2
-    content took a third and a twelfth.
+    The journal is not compressed and counted in full (blocks without a valid pixel take nothing).
 
     Parameters
     ----------
@@ -222,31 +233,37 @@ def needed_bytes(grid: Grid, variables: Iterable[str], compress: Compression = "
     int
         Bytes.
     """
-    pixels = grid.shape[0] * grid.shape[1]
-    total = 0.0
-    for layer in (LAYERS[variable] for variable in variables):
-        share = 1 / 4 if compress in _LOSSY and layer.dtype == "uint8" else 2 / 3
-        total += pixels * layer.bytes_per_pixel * (1 + share)
-    return round(total)
+    names = list(variables)
+    journal = sum(_pixels(grid) * LAYERS[name].bytes_per_pixel for name in names)
+    return journal + cog_bytes(grid, names, compress)
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+def _pixels(grid: Grid) -> int:
+    return grid.shape[0] * grid.shape[1]
+
+
+def check_space(needs: Iterable[tuple[Path, int]]) -> None:
+    """Refuse to begin what the disks cannot hold.
 
     Parameters
     ----------
-    folder : Path
-        Of the output.
-    needed : int
-        Bytes.
+    needs : iterable of (Path, int)
+        Folders that exist, and the bytes that go there; those of one file system are added up.
 
     Raises
     ------
     OutputError
         If fewer are free.
     """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutputError(
-            f"{folder}: {free / 1e6:.0f} MB are free, and this takes about {needed / 1e6:.0f} MB"
-        )
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, needed in needs:
+        device = folder.stat().st_dev
+        first, before = disks.get(device, (folder, 0))
+        disks[device] = (first, before + needed)
+    for folder, needed in disks.values():
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(
+                f"{folder}: {free / 1e6:.0f} MB are free, and this takes about {needed / 1e6:.0f} MB: free "
+                "some, choose another --tmp or --out, or pass --force"
+            )

@@ -9,13 +9,14 @@ A journal is a folder beside the output::
             eo.<row>.<col>.<height>.<width>.<crc32>.tif
         assembled/                                   made anew by every run, never trusted
 
+(or a link of that name to such a folder in temporary space).
+
 A block counts once it bears its final name, and that name carries a checksum of its bytes: one rename
 commits both. Everything else in the folder is left over from an interruption, and is deleted.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ from rasterio.io import MemoryFile
 from sar2eo._version import __version__
 from sar2eo.durable import refuse, write_atomically, write_durably
 from sar2eo.errors import JournalError
+from sar2eo.locking import LOCK, acquire
 from sar2eo.windows import Window
 
 __all__ = ["BlockWriter", "Journal", "differences"]
@@ -114,6 +116,7 @@ class Journal:
         *,
         restart: bool = False,
         discards: str = "--restart",
+        tmp: Path | None = None,
     ) -> Journal:
         """Begin a journal, or go on with the one that is there, and lock it.
 
@@ -127,6 +130,8 @@ class Journal:
             Discard the work that is there.
         discards : str, optional (default: "--restart")
             What the user calls that, for messages.
+        tmp : Path, optional
+            Folder to keep it in, with a link in its own place; a journal that is there stays where it is.
 
         Raises
         ------
@@ -138,8 +143,8 @@ class Journal:
         """
         folder = Path(folder)
         try:
-            folder.mkdir(exist_ok=True)
-            lock = _acquire(folder)
+            _make(folder, tmp)
+            lock = acquire(folder)
         except OSError as error:
             refuse(error, folder)
         digest = hashlib.sha256(_canonical(fingerprint).encode()).hexdigest()[:16]
@@ -222,7 +227,7 @@ class Journal:
             If it was released before, and another run is writing here now.
         """
         if self._lock is None:
-            self._lock = _acquire(self.folder)
+            self._lock = acquire(self.folder)
         discarded = self.folder / "discarded"
         # A crash on the way must leave nothing that the next run would have to ask about.
         with suppress(FileNotFoundError):
@@ -230,34 +235,25 @@ class Journal:
         (self.folder / "manifest.json").unlink(missing_ok=True)
         shutil.rmtree(discarded, ignore_errors=True)
         shutil.rmtree(self.folder / "assembled", ignore_errors=True)
-        (self.folder / "lock").unlink(missing_ok=True)
+        (self.folder / LOCK).unlink(missing_ok=True)
         self.release()
         with suppress(OSError):
-            self.folder.rmdir()
+            self.folder.resolve().rmdir()
+            self.folder.unlink(missing_ok=True)  # of a link
 
 
-def _acquire(folder: Path) -> int:
-    """Lock a folder; the kernel unlocks it when this process dies, however it dies."""
-    path = folder / "lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A run that just ended may have deleted the file this lock is on.
-        current = path.exists() and os.path.samestat(os.fstat(handle), path.stat())
-    except BlockingIOError as error:
-        os.close(handle)
-        raise _busy(folder) from error
-    except OSError:
-        os.close(handle)
-        raise
-    if not current:
-        os.close(handle)
-        raise _busy(folder)
-    return handle
-
-
-def _busy(folder: Path) -> JournalError:
-    return JournalError(f"{folder}: another run is writing here: wait for it, or give another --out")
+def _make(folder: Path, tmp: Path | None) -> None:
+    """Make the folder of a journal; in `tmp`, with a link to it where the journal belongs."""
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()  # temporary space is cleared now and then
+    if tmp is None or folder.exists():
+        folder.mkdir(exist_ok=True)
+        return
+    here = folder.absolute()
+    place = tmp.absolute() / f"{here.stem}-{hashlib.sha256(str(here).encode()).hexdigest()[:8]}{here.suffix}"
+    place.mkdir(exist_ok=True)
+    with suppress(FileExistsError):  # of another run, which the lock will tell
+        folder.symlink_to(place, target_is_directory=True)
 
 
 def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any], discards: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sar2eo.cog import assemble, check_target, publish
+from sar2eo.cog import assemble, check_target, cog_bytes, needed_bytes, publish
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.footprint import footprint_of
 from sar2eo.grid import Grid
@@ -59,6 +59,20 @@ class Outputs:
         """Folder of unfinished work."""
         return self.eo.with_name(self.eo.name + ".partial")
 
+    def needs(self, grid: Grid, compress: Compression, tmp: Path | None = None) -> list[tuple[Path, int]]:
+        """Estimate the bytes that a run takes, and where: for `sar2eo.cog.check_space`.
+
+        What a stopped run has left is taken off.
+        """
+        there = self.journal.exists()
+        place = self.journal.resolve() if there else (tmp or self.eo.absolute().parent)
+        used = sum(path.stat().st_size for path in place.glob("blocks-*/*")) if there else 0
+        work = max(0, needed_bytes(grid, self.rasters, compress) - used)
+        home = self.eo.absolute().parent
+        if place.stat().st_dev == home.stat().st_dev:
+            return [(place, work)]
+        return [(place, work), (home, cog_bytes(grid, self.rasters, compress))]
+
     def check(self, *, overwrite: bool) -> None:
         """Refuse targets that cannot be written, before any work.
 
@@ -89,6 +103,7 @@ class Outputs:
         tags: Mapping[str, str],
         when: str | None,
         compress: Compression,
+        collection: str | None = None,
     ) -> None:
         """Make every file in the journal, then publish all, the EO image last.
 
@@ -106,6 +121,8 @@ class Outputs:
             Acquisition time, ISO 8601; without it there is no STAC item.
         compress : str
             Of the EO image.
+        collection : str, optional
+            Id of the STAC collection that the item belongs to.
 
         Raises
         ------
@@ -122,7 +139,15 @@ class Outputs:
             quicklook(made["eo"], beside[-1][0])
         if when is not None and grid.crs is not None:
             outline = footprint_of(valid_pixels(made["eo"]), grid)
-            item = stac_item(self.rasters, grid, outline, when, tags=tags, quicklook=self.quicklook)
+            item = stac_item(
+                self.rasters,
+                grid,
+                outline,
+                when,
+                tags=tags,
+                quicklook=self.quicklook,
+                collection=collection,
+            )
             beside.append((made["eo"].with_suffix(".json"), self.item))
             write_stac_item(item, beside[-1][0])
         self._publishing.touch()

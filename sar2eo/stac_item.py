@@ -1,4 +1,4 @@
-"""A STAC item that tells catalogues what lies beside it, and that its pixels were generated."""
+"""STAC items: they tell catalogues what lies beside them, and that its pixels were generated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sar2eo.footprint import lonlat_bounds, to_lonlat
 from sar2eo.grid import Grid
 from sar2eo.layers import LAYERS
 
-__all__ = ["stac_item", "write_stac_item"]
+__all__ = ["stac_item", "write_stac_collection", "write_stac_item"]
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 _TEXTS: Mapping[str, tuple[str, list[str]]] = {
@@ -30,6 +30,8 @@ _TEXTS: Mapping[str, tuple[str, list[str]]] = {
     "confidence": ("Confidence of the generated image: 1 / variance", ["metadata", "confidence"]),
     "spread": ("Standard deviation over generated samples", ["metadata", "uncertainty"]),
 }
+_NOT_TOLD = ("TIFFTAG_", "fingerprint")
+_COLLECTION = "collection.json"
 # A ten-millionth of a degree is a centimetre.
 _DECIMALS = 7
 
@@ -42,6 +44,7 @@ def stac_item(
     *,
     tags: Mapping[str, str],
     quicklook: Path | None = None,
+    collection: str | None = None,
 ) -> pystac.Item:
     """Describe published COGs, for a file beside the EO image.
 
@@ -57,9 +60,12 @@ def stac_item(
     when : datetime or str
         Acquisition of the SAR scene; ISO 8601 if text, UTC unless it says otherwise.
     tags : mapping
-        Provenance, as in the files; kept under ``sar2eo:``, without the ``TIFFTAG_`` ones.
+        Provenance, as in the files; kept under ``sar2eo:``, without the ``TIFFTAG_`` ones and what only
+        another run wants to know.
     quicklook : Path, optional
         A PNG.
+    collection : str, optional
+        Id of the collection beside the item (`write_stac_collection`).
 
     Returns
     -------
@@ -88,11 +94,14 @@ def stac_item(
             "processing:level": "L4",
             "processing:software": {"sar2eo": __version__},
             "processing:lineage": "SAR-to-EO translation with a confidence-guided latent diffusion model",
-            **{f"sar2eo:{name}": text for name, text in tags.items() if not name.startswith("TIFFTAG_")},
+            **{f"sar2eo:{name}": text for name, text in tags.items() if not name.startswith(_NOT_TOLD)},
             "sar2eo:synthetic": True,
         },
     )
     item.stac_extensions.append(_PROCESSING)
+    if collection is not None:
+        item.collection_id = collection
+        item.add_links([_link(rel, _COLLECTION) for rel in ("collection", "parent", "root")])
     _add_projection(item, grid)
     for variable, path in rasters.items():
         item.add_asset(variable, _asset(variable, path, home))
@@ -122,6 +131,77 @@ def write_stac_item(item: pystac.Item, path: Path) -> None:
     """
     content = item.to_dict(include_self_link=False, transform_hrefs=False)
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())
+
+
+def write_stac_collection(folder: Path, name: str) -> Path | None:
+    """Write the collection of all results in a folder, beside them; all links are relative.
+
+    Parameters
+    ----------
+    folder : Path
+        Its items are found by what they say of themselves, so that results of several runs belong together.
+    name : str
+        Id of the collection.
+
+    Returns
+    -------
+    Path or None
+        ``collection.json``; None where no result has an item.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    items = {path.name: item for path in sorted(folder.glob("*.json")) if (item := _result(path))}
+    if not items:
+        return None
+    times = [datetime.fromisoformat(item["properties"]["datetime"]) for item in items.values()]
+    boxes = [item["bbox"] for item in items.values() if item.get("bbox")]
+    collection = pystac.Collection(
+        id=name,
+        title="Synthetic EO images",
+        description="Images generated from SAR scenes by a model; no optical sensor saw them.",
+        extent=pystac.Extent(
+            pystac.SpatialExtent([_around(boxes)]), pystac.TemporalExtent([[min(times), max(times)]])
+        ),
+        license="other",
+        summaries=pystac.Summaries(
+            {"sar2eo:model": sorted({str(item["properties"].get("sar2eo:model")) for item in items.values()})}
+        ),
+    )
+    collection.clear_links()
+    collection.add_link(_link("root", _COLLECTION))
+    collection.add_links([_link("item", href) for href in items])
+    path = folder / _COLLECTION
+    content = collection.to_dict(include_self_link=False, transform_hrefs=False)
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())
+    return path
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    """Read the item of a result that is there; None for other files."""
+    try:
+        item: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        said = item["properties"]["sar2eo:synthetic"] is True and item["properties"]["datetime"]
+        return item if said and (path.parent / item["assets"]["eo"]["href"]).exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _around(boxes: list[list[float]]) -> list[float]:
+    """Return the box around others: all longitudes where one crosses the antimeridian."""
+    if not boxes:
+        return [-180.0, -90.0, 180.0, 90.0]
+    west, south, east, north = zip(*boxes, strict=True)
+    if any(left > right for left, right in zip(west, east, strict=True)):
+        return [-180.0, min(south), 180.0, max(north)]
+    return [min(west), min(south), max(east), max(north)]
+
+
+def _link(rel: str, name: str) -> pystac.Link:
+    media = pystac.MediaType.GEOJSON if rel == "item" else pystac.MediaType.JSON
+    return pystac.Link(rel, f"./{name}", media_type=media)
 
 
 def _utc(when: datetime | str) -> datetime:

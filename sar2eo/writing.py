@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,9 +17,8 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from dask.base import tokenize
 
-from sar2eo.cog import check_space, needed_bytes
+from sar2eo.cog import check_space
 from sar2eo.computing import Progress, collect_telemetry, reporting, reset_telemetry
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.graph import count_windows
@@ -26,11 +26,12 @@ from sar2eo.grid import Grid
 from sar2eo.inference import place_of
 from sar2eo.journal import Journal
 from sar2eo.outputs import Outputs
+from sar2eo.provenance import report_of, tags_of, work_fingerprint
 from sar2eo.recipe import Compression
 from sar2eo.scene.identity import file_identity
 from sar2eo.storing import BlockStore
 
-__all__ = ["write_cog"]
+__all__ = ["WriteSettings", "Writing", "write_cog"]
 
 
 def write_cog(
@@ -43,6 +44,8 @@ def write_cog(
     compress: Compression = "deflate",
     overwrite: bool = False,
     restart: bool = False,
+    tmp: str | Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compute a translated Dataset and write it as COGs, safely against crashes.
@@ -64,6 +67,10 @@ def write_cog(
         Replace existing files; until the new ones are complete, the old ones stay.
     restart : bool
         Discard unfinished work instead of going on with it.
+    tmp : str or Path, optional
+        Folder for unfinished work, which else lies beside the result; it may be on another file system.
+    force : bool
+        Begin although the disk may not hold the result.
     progress : callable, optional
         Called about once a second with counters (see `sar2eo.telemetry`) and ``blocks_total``,
         ``blocks_resumed``.
@@ -78,44 +85,144 @@ def write_cog(
     OutputError, JournalError
         If an output exists, cannot be written, or unfinished work belongs to another run.
     """
-    if not isinstance(dataset, xr.Dataset):
-        raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
-    if compress not in get_args(Compression):
-        raise SettingsError(f"compress={compress!r}: must be one of {', '.join(get_args(Compression))}")
-    started = time.perf_counter()
     optional = {"confidence": confidence, "spread": spread, "quicklook": quicklook}
     outputs = Outputs(eo=Path(path), **{k: Path(v) for k, v in optional.items() if v is not None})
-    _check_variables(dataset, outputs)
-    outputs.check(overwrite=overwrite)
-    _check_apart(dataset, outputs)
-    grid = _grid_of(dataset)
-    windows = _windows(dataset)
-    reset_telemetry()
-    divisors = _divisors(dataset)
-    journal = Journal.open(outputs.journal, _fingerprint(dataset, grid, divisors), restart=restart)
+    settings = WriteSettings(
+        compress=compress,
+        overwrite=overwrite,
+        restart=restart,
+        tmp=None if tmp is None else Path(tmp),
+        force=force,
+    )
+    writing = Writing(dataset, outputs, settings)
     try:
-        store = BlockStore(dataset, tuple(outputs.rasters))
-        done = store.finished(journal)
+        writing.compute(progress)
+        return writing.finish()
+    finally:
+        writing.release()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteSettings:
+    """How results are written; see `write_cog`.
+
+    Parameters
+    ----------
+    compress, overwrite, restart, tmp, force
+        As of `write_cog`.
+    tags : mapping of str to str
+        Further tags of the files.
+    collection : str or None
+        Id of the STAC collection that the item belongs to.
+    """
+
+    compress: Compression = "deflate"
+    overwrite: bool = False
+    restart: bool = False
+    tmp: Path | None = None
+    force: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+    collection: str | None = None
+
+
+class Writing:
+    """One result on its way to its files: begun, then computed, then finished.
+
+    While one is computed, the next may be begun, and the one before finished, in threads of their own.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        As `sar2eo.translate` returns it, or edited since.
+    outputs : Outputs
+        Where it goes.
+    settings : WriteSettings
+        How.
+
+    Raises
+    ------
+    OutputError, JournalError, SettingsError
+        As of `write_cog`.
+    """
+
+    def __init__(self, dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings) -> None:
+        if not isinstance(dataset, xr.Dataset):
+            raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
+        if settings.compress not in get_args(Compression):
+            allowed = ", ".join(get_args(Compression))
+            raise SettingsError(f"compress={settings.compress!r}: must be one of {allowed}")
+        if settings.tmp is not None and not settings.tmp.is_dir():
+            raise OutputError(f"--tmp {settings.tmp}: there is no such folder: make it first")
+        _check_variables(dataset, outputs)
+        outputs.check(overwrite=settings.overwrite)
+        _check_apart(dataset, outputs)
+        self._dataset, self._outputs, self._settings = dataset, outputs, settings
+        self._grid = _grid_of(dataset)
+        self._work: dict[str, float] = {}
+        started = time.perf_counter()
+        self._divisors = _divisors(dataset)
+        self._seconds = {"scaling": time.perf_counter() - started}
+        self._store = BlockStore(dataset, tuple(outputs.rasters))
+        self._journal = Journal.open(
+            outputs.journal,
+            work_fingerprint(dataset, self._grid, self._divisors),
+            restart=settings.restart,
+            tmp=settings.tmp,
+        )
+
+    def compute(self, progress: Progress | None = None) -> None:
+        """Compute what is not in the journal yet.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written, or would not fit on the disk.
+        """
+        store, settings = self._store, self._settings
+        started = time.perf_counter()
+        reset_telemetry()
+        done = store.finished(self._journal)
         pending = [window for window in store.windows if window not in done]
-        if not done:
-            check_space(journal.folder, needed_bytes(grid, outputs.rasters, compress))
+        if pending and not settings.force:
+            check_space(self._outputs.needs(self._grid, settings.compress))
         counts = {
-            "windows_total": _windows(dataset, store.keys(pending)),
+            "windows_total": _windows(self._dataset, store.keys(pending)),
             "blocks_total": len(store.windows),
             "blocks_resumed": len(done),
         }
         with reporting(progress, counts):
-            store.run(journal, pending, divisors)
-        computed = time.perf_counter()
-        outputs.finish(
-            journal, grid, store.windows, _tags(dataset, divisors), dataset.attrs.get("datetime"), compress
+            store.run(self._journal, pending, self._divisors)
+        self._work = collect_telemetry()
+        self._seconds["compute"] = time.perf_counter() - started
+
+    def finish(self) -> dict[str, Any]:
+        """Assemble the files from the journal and publish them; returns the report.
+
+        Raises
+        ------
+        OutputError
+            If that cannot be done.
+        """
+        settings, attrs = self._settings, self._dataset.attrs
+        started = time.perf_counter()
+        self._outputs.finish(
+            self._journal,
+            self._grid,
+            self._store.windows,
+            tags_of(self._dataset, self._divisors) | dict(settings.tags),
+            attrs.get("datetime"),
+            settings.compress,
+            settings.collection,
         )
-        journal.remove()
-    finally:
-        journal.release()
-    ended = time.perf_counter()
-    seconds = {"total": ended - started, "assemble": ended - computed}
-    return _report(dataset, grid, windows, divisors, collect_telemetry(), seconds)
+        self._journal.remove()
+        self._seconds["assemble"] = time.perf_counter() - started
+        seconds = {"total": sum(self._seconds.values()), **self._seconds}
+        windows = _windows(self._dataset)
+        return report_of(self._dataset, self._grid, windows, self._divisors, self._work, seconds)
+
+    def release(self) -> None:
+        """Let another run go on with what is unfinished; doing so twice is harmless."""
+        self._journal.release()
 
 
 def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:
@@ -156,96 +263,6 @@ def _divisors(dataset: xr.Dataset) -> npt.NDArray[np.float32] | None:
     return np.asarray(dataset["amplitude_divisor"].values)
 
 
-def _fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Any) -> dict[str, Any]:
-    """Return what a result depends on: readable settings first, then the graph's own names."""
-    told = (
-        "software",
-        "input",
-        "model",
-        "model_sha256",
-        "quantity",
-        "polarisations",
-        "tile",
-        "overlap",
-        "fingerprint",
-        "region",
-    )
-    names = {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()}
-    return {
-        **{name: dataset.attrs[name] for name in told if name in dataset.attrs},
-        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
-        "scaling": None if divisors is None else [float(d) for d in divisors],
-        "graph": names,
-    }
-
-
 def _windows(dataset: xr.Dataset, keys: list[Any] | None = None) -> int:
     eo = dataset["eo"].data
     return count_windows(eo, keys) if isinstance(eo, da.Array) else 0
-
-
-def _tags(dataset: xr.Dataset, divisors: npt.NDArray[np.float32] | None) -> dict[str, str]:
-    """Provenance for the files' metadata."""
-    attrs = dataset.attrs
-    told = (
-        "software",
-        "synthetic",
-        "source",
-        "model",
-        "model_sha256",
-        "polarisations",
-        "quantity",
-        "geolocation",
-    )
-    sampling = attrs.get("settings", {})
-    values = {
-        **{name: attrs.get(name) for name in told},
-        **{name: sampling.get(name) for name in ("steps", "sampler", "spacing", "seed", "samples")},
-        "card": attrs.get("card"),
-        "amplitude_divisor": None if divisors is None else [f"{d:.9g}" for d in divisors],
-        "TIFFTAG_DATETIME": _tiff_time(attrs.get("datetime")),
-        "TIFFTAG_SOFTWARE": attrs.get("software"),
-    }
-    return {name: _tag_text(value) for name, value in values.items() if value is not None}
-
-
-def _tag_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _tiff_time(iso: str | None) -> str | None:
-    return None if iso is None else datetime.fromisoformat(iso).strftime("%Y:%m:%d %H:%M:%S")
-
-
-def _report(
-    dataset: xr.Dataset,
-    grid: Grid,
-    windows: int,
-    divisors: npt.NDArray[np.float32] | None,
-    work: dict[str, float],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    attrs = dataset.attrs
-    counted = {name: int(work.get(f"windows_{name}", 0)) for name in ("translated", "skipped")}
-    kinds = ("load", "scaling", "read", "model", "blend", "journal")
-    sampling = dict(attrs.get("settings", {}))
-    return {
-        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
-        "windows": {"total": windows, **counted, "resumed": max(0, windows - sum(counted.values()))},
-        "scaling": {
-            "quantity": attrs.get("quantity"),
-            "polarisations": attrs.get("polarisations"),
-            "p99": None if divisors is None else [float(d) for d in divisors],
-        },
-        "model": {
-            "id": attrs.get("model"),
-            "sha256": attrs.get("model_sha256"),
-            "parameters": attrs.get("model_parameters"),
-        },
-        "settings": {"tile": attrs.get("tile"), "overlap": attrs.get("overlap"), **sampling},
-        "seconds": {**seconds, **{name: work.get(f"{name}_seconds", 0.0) for name in kinds}},
-        "megapixels": grid.shape[0] * grid.shape[1] / 1e6,
-        "peak_rss_bytes": int(work["peak_rss_bytes"]),
-    }

@@ -348,9 +348,11 @@ def test_space_is_estimated_and_checked(tmp_path: Path, monkeypatch) -> None:
     assert 4e6 < eo < 8e6
     assert cog.needed_bytes(grid, ["eo"], "jpeg") < eo
     assert cog.needed_bytes(grid, ["eo", "confidence"]) == pytest.approx(2 * eo)
-    cog.check_space(tmp_path, eo)
-    with pytest.raises(OutputError, match=r"MB are free, and this takes about 1000000000 MB"):
-        cog.check_space(tmp_path, 10**15)
+    assert cog.cog_bytes(grid, ["eo"]) == eo - 4_000_000
+    cog.check_space([(tmp_path, eo)])
+    message = r"MB are free, and this takes about 1000000000 MB: .*--tmp.*--force"
+    with pytest.raises(OutputError, match=message):
+        cog.check_space([(tmp_path, 10**15 // 2)] * 2)
 
 
 def test_the_quicklook_is_a_small_rgba_picture(eo, tmp_path: Path) -> None:

@@ -278,10 +278,14 @@ def test_a_kill_while_writing_leaves_whole_blocks_only(folder: Path) -> None:
     """
     windows = [Window(row * 512, 0, 512, 1024) for row in range(10000)]
     finished: set[Window] = set()
-    for delay in (0.11, 0.13):
+    for delay in (0.011, 0.013):
         run = start(program, folder)
         assert run.stdout is not None
         run.stdout.readline()
+        before = len(list(folder.glob("blocks-*/eo.*")))
+        deadline = time.monotonic() + 60
+        while len(list(folder.glob("blocks-*/eo.*"))) == before and time.monotonic() < deadline:
+            time.sleep(0.001)
         time.sleep(delay)
         run.kill()
         run.wait()
@@ -300,3 +304,38 @@ def test_a_kill_while_writing_leaves_whole_blocks_only(folder: Path) -> None:
             np.testing.assert_array_equal(raster.read(), expected)
     assert finished
     shutil.rmtree(folder)
+
+
+def test_a_journal_in_temporary_space_is_found_by_its_link(folder: Path, tmp_path: Path) -> None:
+    tmp, other = tmp_path / "tmp", tmp_path / "other"
+    tmp.mkdir()
+    other.mkdir()
+    journal = Journal.open(folder, FINGERPRINT, tmp=tmp)
+    journal.writer().write("eo", WINDOW, pixels())
+    assert folder.is_symlink()
+    assert [path.parent for path in tmp.glob("*/lock")] == [folder.resolve()]
+    for elsewhere in (None, other):
+        with pytest.raises(JournalError, match="another run is writing"):
+            Journal.open(folder, FINGERPRINT, tmp=elsewhere)
+    journal.release()
+    again = Journal.open(folder, FINGERPRINT, tmp=other)
+    assert again.finished("eo", [WINDOW]) == {WINDOW}
+    again.remove()
+    assert not folder.is_symlink()
+    assert not folder.exists()
+    assert not [*tmp.iterdir(), *other.iterdir()]
+
+
+def test_a_journal_whose_temporary_space_was_cleared_begins_anew(folder: Path, tmp_path: Path) -> None:
+    tmp = tmp_path / "tmp"
+    tmp.mkdir()
+    for place in (None, tmp):
+        journal = Journal.open(folder, FINGERPRINT, tmp=tmp)
+        journal.writer().write("eo", WINDOW, pixels())
+        journal.release()
+        shutil.rmtree(folder.resolve())
+        journal = Journal.open(folder, FINGERPRINT, tmp=place)
+        assert journal.finished("eo", [WINDOW]) == set()
+        assert folder.is_symlink() == (place is not None)
+        journal.remove()
+    assert not list(tmp.iterdir())

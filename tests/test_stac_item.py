@@ -13,7 +13,7 @@ from shapely.geometry import Polygon, box, shape
 
 from sar2eo.errors import GeoreferenceError, OutputError, SettingsError
 from sar2eo.grid import Grid
-from sar2eo.stac_item import stac_item, write_stac_item
+from sar2eo.stac_item import stac_item, write_stac_collection, write_stac_item
 
 GRID = Grid("EPSG:32611", (10.0, 0.0, 380_000.0, 0.0, -10.0, 3_770_000.0), (300, 400))
 TAGS = {"model": "identity", "seed": "2025", "synthetic": "yes", "TIFFTAG_SOFTWARE": "sar2eo"}
@@ -135,3 +135,44 @@ def test_nothing_valid_gives_no_geometry(rasters) -> None:
     check_core_schema(content)
     assert content["geometry"] is None
     assert "bbox" not in content
+
+
+def test_a_collection_holds_the_results_of_its_folder(tmp_path: Path) -> None:
+    far = Grid("EPSG:32760", (1000.0, 0.0, 600_000.0, 0.0, -1000.0, 8_100_000.0), (200, 300))
+    for name, grid, when in (("a", GRID, "2020-11-07"), ("b", GRID, "2021-01-02"), ("c", far, "2020-12-01")):
+        path = tmp_path / f"{name}.tif"
+        path.write_bytes(b"")
+        item = stac_item({"eo": path}, grid, box(*grid.bounds), when, tags=TAGS, collection="archive")
+        write_stac_item(item, path.with_suffix(".json"))
+        check_core_schema(json.loads(path.with_suffix(".json").read_text()))
+        (tmp_path / "report.json").write_text('{"properties": {}}')
+        written = write_stac_collection(tmp_path, "archive")
+        assert written == tmp_path / "collection.json"
+        collection = pystac.Collection.from_file(written)
+        west, south, east, north = collection.extent.spatial.bboxes[0]
+        assert (west, east) == (-180, 180) if name == "c" else (-119 < west < east < -118)
+        assert south < north
+    content = json.loads(written.read_text())
+    assert {link["href"] for link in content["links"] if link["rel"] == "item"} == {
+        "./a.json",
+        "./b.json",
+        "./c.json",
+    }
+    assert "/" not in content["links"][0]["href"].removeprefix("./"), "all links are relative"
+    assert str(tmp_path) not in written.read_text()
+    JsonSchemaSTACValidator().validate_core(
+        content, pystac.STACObjectType.COLLECTION, content["stac_version"]
+    )
+    assert [item.id for item in collection.get_items()] == ["a", "b", "c"]
+    assert all(item.get_collection().id == "archive" for item in collection.get_items())
+    assert collection.extent.temporal.to_dict()["interval"] == [
+        ["2020-11-07T00:00:00Z", "2021-01-02T00:00:00Z"]
+    ]
+    (tmp_path / "b.tif").unlink()
+    write_stac_collection(tmp_path, "archive")
+    assert [item.id for item in pystac.Collection.from_file(written).get_items()] == ["a", "c"]
+
+
+def test_a_folder_without_results_has_no_collection(tmp_path: Path) -> None:
+    assert write_stac_collection(tmp_path, "archive") is None
+    assert not list(tmp_path.iterdir())

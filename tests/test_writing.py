@@ -1,7 +1,10 @@
 """From a lazy Dataset to files: whole or not at all, and resumable."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from rio_cogeo.cogeo import cog_validate
 from scenes import amplitude, scene_array, write_scene
 
 import sar2eo
-from sar2eo import outputs, storing, telemetry
+from sar2eo import cog, outputs, storing, telemetry
 from sar2eo.errors import JournalError, OutputError, Sar2eoWarning, SettingsError
 
 OPTIONS = {"tile": 128, "overlap": 16, "scaling": (255.0,), "block": (512, 512)}
@@ -209,3 +212,46 @@ def test_a_dataset_that_lost_its_crs_is_placed_by_its_grid(dataset: xr.Dataset, 
     sar2eo.write_cog(dataset.drop_vars("spatial_ref"), tmp_path / "eo.tif")
     with rasterio.open(tmp_path / "eo.tif") as raster:
         assert raster.crs == dataset.eo.rio.crs
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system, where the machine has one."""
+    memory = Path("/dev/shm")  # noqa: S108
+    base = memory if memory.is_dir() and memory.stat().st_dev != tmp_path.stat().st_dev else tmp_path
+    with TemporaryDirectory(dir=base) as folder:
+        yield Path(folder)
+
+
+def test_unfinished_work_lies_in_temporary_space(
+    dataset: xr.Dataset, tmp_path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with monkeypatch.context() as broken:
+        fail_after(broken, 3)
+        with pytest.raises(OutputError, match="disk full"):
+            sar2eo.write_cog(dataset, out / "eo.tif", tmp=elsewhere)
+    assert [path.name for path in out.iterdir()] == ["eo.tif.partial"]
+    assert len(list(elsewhere.glob("*.partial/blocks-*/*"))) == 3
+    report = sar2eo.write_cog(dataset, out / "eo.tif", tmp=elsewhere)
+    assert report["windows"]["resumed"] > 0
+    np.testing.assert_array_equal(pixels(out / "eo.tif")[0], dataset.eo.values)
+    assert sorted(path.name for path in out.iterdir()) == ["eo.json", "eo.tif"]
+    assert not list(elsewhere.iterdir())
+
+
+def test_what_does_not_fit_is_refused_with_numbers_or_forced(
+    dataset: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cog.shutil, "disk_usage", lambda _: SimpleNamespace(free=3e6))
+    with pytest.raises(OutputError, match=r"3 MB are free, and this takes about 6 MB"):
+        sar2eo.write_cog(dataset, tmp_path / "eo.tif")
+    sar2eo.write_cog(dataset, tmp_path / "eo.tif", force=True)
+    assert cog_validate(tmp_path / "eo.tif", strict=True)[0]
+
+
+def test_temporary_space_must_be_there(dataset: xr.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"--tmp .*no such folder"):
+        sar2eo.write_cog(dataset, tmp_path / "eo.tif", tmp=tmp_path / "absent")
+    assert not list(tmp_path.iterdir())
