@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from sar2eo.evaluation.running import evaluate
     from sar2eo.grid import Grid
     from sar2eo.inference import translate
+    from sar2eo.matching.dcdm.matcher import match_dcdm
     from sar2eo.pairing import build_pairs
     from sar2eo.recipe import TranslateSettings
     from sar2eo.scene import describe_scene, open_scene
     from sar2eo.training.fine_tuning import train
+    from sar2eo.training.matcher_run import train_matcher
     from sar2eo.training.vae_run import train_vae
     from sar2eo.writing import write_cog
 
@@ -36,8 +38,10 @@ __all__ = [
     "build_pairs",
     "describe_scene",
     "evaluate",
+    "match_dcdm",
     "open_scene",
     "train",
+    "train_matcher",
     "train_vae",
     "translate",
     "write_cog",
@@ -49,8 +53,10 @@ _HOMES = {
     "build_pairs": "pairing",
     "describe_scene": "scene",
     "evaluate": "evaluation.running",
+    "match_dcdm": "matching.dcdm.matcher",
     "open_scene": "scene",
     "train": "training.fine_tuning",
+    "train_matcher": "training.matcher_run",
     "train_vae": "training.vae_run",
     "translate": "inference",
     "write_cog": "writing",

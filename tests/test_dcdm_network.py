@@ -35,7 +35,7 @@ def test_parameters_of_the_default_size():
 def test_what_a_pass_yields():
     network = MatchingDenoiser(**TINY).eval()
     noisy, optical, search, valid = inputs()
-    denoised, template_features, search_features = network(
+    denoised, template_features, search_features, *_ = network(
         noisy, optical, search, valid, torch.tensor([3, 900])
     )
     assert denoised.clean.shape == (2, 4, 8, 8)
@@ -82,7 +82,7 @@ def test_every_parameter_learns():
     torch.nn.init.normal_(network.attend_coarse.calibration.convolutions[-1].weight, std=0.1)
     torch.nn.init.normal_(network.attend_fine.gate[-1].weight)
     torch.nn.init.constant_(network.attend_fine.gate[-1].bias, 0.0)
-    denoised, a, b = network(*inputs(), torch.tensor([3, 900]))
+    denoised, a, b, *_ = network(*inputs(), torch.tensor([3, 900]))
     total = denoised.clean.square().mean() + denoised.after.square().mean() + a.std() + b.std()
     (total * 10 + network.sharpness + network.none).backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

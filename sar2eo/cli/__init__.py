@@ -28,6 +28,7 @@ _COMMANDS = {
     "model": ("modelling", "model", "Make, import and describe checkpoints."),
     "run": ("recipes", "run", "Run a recipe, a TOML file."),
     "simulate": ("simulating", "simulate", "Simulate a pair of SAR and EO scenes with known truth."),
+    "train-matcher": ("matcher_training", "train_matcher_command", "Train a matcher on pairs."),
     "train-vae": ("vae_training", "train_vae_command", "Train a VAE on the images of pairs."),
     "train": ("training", "train_command", "Fine-tune a model on pairs of SAR and EO images."),
     "translate": ("translating", "translate_command", "Translate SAR scenes into EO images (COGs)."),

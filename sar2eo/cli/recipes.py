@@ -22,6 +22,7 @@ _RUNNERS = {
     "train-vae": ("vae_training", "train_vae_all"),
     "model-init": ("modelling", "init_folder"),
     "train": ("training", "train_all"),
+    "train-matcher": ("matcher_training", "train_matcher_all"),
     "translate": ("translating", "translate_all"),
     "evaluate": ("evaluating", "evaluate_all"),
     "confidence": ("confidence", "confidence_all"),

@@ -7,6 +7,7 @@ here.
 from sar2eo.recipe.confidence import ConfidenceRecipe, ConfidenceSettings
 from sar2eo.recipe.evaluating import EvaluateRecipe, EvaluateSettings
 from sar2eo.recipe.making import CardSettings, InitRecipe, SimulateRecipe
+from sar2eo.recipe.matching import MatcherRecipe, MatcherSettings
 from sar2eo.recipe.pairs import PairsRecipe, PairsSettings
 from sar2eo.recipe.stages import STAGES, Stage, stages_of
 from sar2eo.recipe.tables import apply_overrides, checked, from_table, read_recipe
@@ -37,6 +38,8 @@ __all__ = [
     "EvaluateSettings",
     "InitRecipe",
     "LoopSettings",
+    "MatcherRecipe",
+    "MatcherSettings",
     "PairsRecipe",
     "PairsSettings",
     "RegionSettings",

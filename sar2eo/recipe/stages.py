@@ -8,6 +8,7 @@ from sar2eo.errors import SettingsError
 from sar2eo.recipe.confidence import ConfidenceRecipe
 from sar2eo.recipe.evaluating import EvaluateRecipe
 from sar2eo.recipe.making import InitRecipe, SimulateRecipe
+from sar2eo.recipe.matching import MatcherRecipe
 from sar2eo.recipe.pairs import PairsRecipe
 from sar2eo.recipe.tables import from_table
 from sar2eo.recipe.training import TrainRecipe, VaeRecipe
@@ -21,6 +22,7 @@ STAGES: dict[str, type] = {
     "train-vae": VaeRecipe,
     "model-init": InitRecipe,
     "train": TrainRecipe,
+    "train-matcher": MatcherRecipe,
     "translate": TranslateRecipe,
     "evaluate": EvaluateRecipe,
     "confidence": ConfidenceRecipe,

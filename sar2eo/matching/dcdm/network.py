@@ -38,8 +38,8 @@ FEATURE_SCALE = 2
 """Features have so many rows and columns for one of a latent."""
 
 _GROUPS = 8
-_FIRST_SHARPNESS = 3.0  # exp(3) = 20: a correlation of 0.3 over the others is e**6
-_FIRST_NONE = 0.3
+_FIRST_SHARPNESS = 2.3  # exp(2.3) = 10
+_FIRST_NONE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +119,11 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.time_embedding = TimestepEmbedding(fine, time)
         self.search_in = nn.Conv2d(latent_channels, fine, 3, padding=1)
         self.search_fine = nn.ModuleList([_block(fine), _block(fine)])
-        self.search_down = Downsample2D(fine, use_conv=True, out_channels=coarse)
+        self.search_down = Downsample2D(fine, use_conv=True, out_channels=coarse, name="op")
         self.search_coarse = nn.ModuleList([_block(coarse)])
         self.template_in = nn.Conv2d(2 * latent_channels, fine, 3, padding=1)
         self.fine_down = nn.ModuleList([_block(fine, time=time), _block(fine, time=time)])
-        self.down = Downsample2D(fine, use_conv=True, out_channels=coarse)
+        self.down = Downsample2D(fine, use_conv=True, out_channels=coarse, name="op")
         self.coarse_first = _block(coarse, time=time)
         self.attend_coarse = CalibratedAttention(coarse, coarse, heads=heads, hidden=calibration)
         self.coarse_second = _block(coarse, time=time)
@@ -141,7 +141,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def forward(
         self, noisy: Tensor, optical: Tensor, search: Tensor, search_valid: Tensor, timesteps: Tensor
-    ) -> tuple[Denoised, Tensor, Tensor]:
+    ) -> tuple[Denoised, Tensor, Tensor, Tensor, Tensor]:
         """Do all that a training step needs, for accelerate wraps forward passes only.
 
         Returns
@@ -149,9 +149,12 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         denoised : Denoised
         template_features, search_features : Tensor
             See `features`.
+        sharpness, none : Tensor
+            What turns correlations into probabilities; see `sar2eo.matching.dcdm.similarity`.
         """
         denoised = self.denoise(noisy, optical, self.encode_search(search, search_valid), timesteps)
-        return denoised, self.features(denoised.clean), self.features(search)
+        compared = self.features(denoised.clean), self.features(search)
+        return denoised, *compared, self.sharpness, self.none
 
     def encode_search(self, search: Tensor, valid: Tensor) -> SearchContext:
         """Compute what all steps attend to.

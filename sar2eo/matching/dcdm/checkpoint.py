@@ -1,0 +1,178 @@
+"""A matcher's folder: saved whole, read strictly, safetensors and JSON only.
+
+::
+
+    model_index.json       what diffusers' tools look for
+    sar2eo-matcher.json    the card
+    denoiser/  vae/        config.json  diffusion_pytorch_model.safetensors
+    scheduler/scheduler_config.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from sar2eo.checkpoint import refuse_existing, write_part
+from sar2eo.diffusion import schedule_config
+from sar2eo.errors import CheckpointError, OutputError
+from sar2eo.layout import (
+    CONFIG,
+    MODEL_INDEX,
+    SCHEDULER_CONFIG,
+    WEIGHTS,
+    read_json,
+    refuse_pickle,
+    vae_facts,
+    write_json,
+)
+from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME, MatcherCard
+from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.network import Vae, vae_class
+from sar2eo.weights import check_weights, create_empty, fill
+
+__all__ = [
+    "MatcherCheckpoint",
+    "alpha_bars",
+    "load_matcher",
+    "matching_scheduler",
+    "save_matcher",
+    "values_sha256",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatcherCheckpoint:
+    """A matcher in memory.
+
+    Parameters
+    ----------
+    denoiser : MatchingDenoiser
+    vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
+        Frozen; of factor 8 in earnest, any in tests.
+    schedule : dict
+        Noise schedule of training, as `sar2eo.diffusion.schedule_config` returns it.
+    card : MatcherCard
+    """
+
+    denoiser: MatchingDenoiser
+    vae: Vae
+    schedule: dict[str, Any]
+    card: MatcherCard
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a latent."""
+        return vae_facts(dict(self.vae.config)).factor
+
+
+def matching_scheduler(schedule: dict[str, Any]) -> Any:
+    """Return diffusers' scheduler of a network that predicts x0, with trailing timesteps."""
+    chosen = {"prediction_type": "sample", "timestep_spacing": "trailing"}
+    return DDIMScheduler(**schedule, **chosen, clip_sample=False, steps_offset=1)
+
+
+def alpha_bars(schedule: dict[str, Any]) -> Tensor:
+    """Return the products of 1 - beta (supplement, Eq. 2), shape (1000,)."""
+    found: Tensor = matching_scheduler(schedule).alphas_cumprod
+    return found
+
+
+def values_sha256(module: nn.Module) -> str:
+    """Hash names, shapes and values of a network, in float32, whatever file they came from."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        state.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def save_matcher(checkpoint: MatcherCheckpoint, out: str | Path) -> Path:
+    """Write a matcher's folder whole or not at all: beside its place first, then renamed.
+
+    Raises
+    ------
+    OutputError
+        If the folder exists or cannot be written.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        index: dict[str, Any] = {"_class_name": "DCDM", "_diffusers_version": version("diffusers")}
+        for part, module in {"denoiser": checkpoint.denoiser, "vae": checkpoint.vae}.items():
+            write_part(module, partial / part)
+            index[part] = ["diffusers" if part == "vae" else "sar2eo", type(module).__name__]
+        index["scheduler"] = ["diffusers", "DDIMScheduler"]
+        write_json(partial / MODEL_INDEX, index)
+        (partial / SCHEDULER_CONFIG).parent.mkdir()
+        config = dict(matching_scheduler(checkpoint.schedule).config)
+        write_json(partial / SCHEDULER_CONFIG, {"_class_name": "DDIMScheduler", **config})
+        checkpoint.card.write(partial)
+        partial.rename(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def load_matcher(folder: str | Path, *, device: str = "cpu") -> MatcherCheckpoint:
+    """Load a matcher for use, in evaluation mode and float32.
+
+    Parameters
+    ----------
+    folder : str or Path
+    device : str
+        As torch spells it.
+
+    Raises
+    ------
+    CheckpointError
+        If something is missing, unsafe, or does not fit, or the VAE is not the one it was trained with.
+    """
+    folder = Path(folder)
+    check_files(folder)
+    card = MatcherCard.read(folder)
+    raw = read_json(folder / SCHEDULER_CONFIG)
+    if raw.get("prediction_type") != "sample":
+        raise CheckpointError(
+            f"{folder}: {SCHEDULER_CONFIG} says prediction_type {raw.get('prediction_type')!r}, must be "
+            "'sample': is it a matcher's?"
+        )
+    schedule = schedule_config(raw, set_alpha_to_one=bool(raw.get("set_alpha_to_one", True)))
+    configs = {part: read_json(folder / part / CONFIG) for part in ("denoiser", "vae")}
+    kinds = {"denoiser": MatchingDenoiser, "vae": vae_class(configs["vae"])}
+    parts = {part: create_empty(kinds[part], config) for part, config in configs.items()}
+    if parts["denoiser"].config.latent_channels != vae_facts(configs["vae"]).latent_channels:
+        raise CheckpointError(f"{folder}: denoiser and VAE differ in their latent channels")
+    for part, module in parts.items():
+        check_weights(module, folder / part / WEIGHTS)
+    for part, module in parts.items():
+        fill(module, folder / part / WEIGHTS, device=device)
+    if values_sha256(parts["vae"]) != card.vae_sha256:
+        raise CheckpointError(f"{folder}: its VAE is not the one that the card names: was it exchanged?")
+    return MatcherCheckpoint(**parts, schedule=schedule, card=card)
+
+
+def check_files(folder: Path) -> None:
+    """Raise CheckpointError unless a folder has all files of a matcher, none of them a pickle."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder (a matcher is a folder with {MATCHER_CARD_NAME})")
+    names = [MATCHER_CARD_NAME, SCHEDULER_CONFIG]
+    names += [f"{part}/{name}" for part in ("denoiser", "vae") for name in (CONFIG, WEIGHTS)]
+    for name in names:
+        if not (folder / name).is_file():
+            for path in sorted((folder / name).parent.glob("*")):
+                refuse_pickle(path)
+            hint = ": not a matcher (see 'sar2eo train-matcher')" if name == MATCHER_CARD_NAME else ""
+            raise CheckpointError(f"{folder} has no {name}{hint}")

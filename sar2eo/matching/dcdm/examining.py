@@ -1,0 +1,216 @@
+"""From latents to evidence: translate the template, compare it with every place, find the best.
+
+The same for a match, for validation and for the calibration of the threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sar2eo.datasets.latents import pooled_validity
+from sar2eo.errors import SettingsError
+from sar2eo.layout import TRAIN_TIMESTEPS
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, matching_scheduler
+from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised, MatchingDenoiser, SearchContext
+from sar2eo.matching.dcdm.similarity import (
+    Correlation,
+    correlate,
+    fused,
+    match_probability,
+    subpixel_peak,
+    to_pixels,
+)
+from sar2eo.network import decode_latents, encode_images
+from sar2eo.noise import scene_noise
+
+__all__ = ["Evidence", "Found", "Images", "compare", "examine", "pixel_multiple", "translate_latents"]
+
+
+class Images(NamedTuple):
+    """Templates and search images of a batch.
+
+    Parameters
+    ----------
+    template : Tensor, shape (B, 3, h, w)
+        Optical, in [-1, 1].
+    template_valid : Tensor, shape (B, 1, h, w)
+        0 or 1.
+    search : Tensor, shape (B, 3, H, W)
+        SAR, in [-1, 1].
+    search_valid : Tensor, shape (B, 1, H, W)
+    """
+
+    template: Tensor
+    template_valid: Tensor
+    search: Tensor
+    search_valid: Tensor
+
+
+class Found(NamedTuple):
+    """Where templates lie.
+
+    Parameters
+    ----------
+    shifts : ndarray of float64, shape (B, 2)
+        Row and column of the template's first pixel in the search image, in pixels.
+    scores : ndarray of float64, shape (B,)
+        Probability of the match, 0 to 1.
+    surface : ndarray of float32, shape (B, H - h + 1, W - w + 1)
+        Similarity at each place.
+    """
+
+    shifts: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    surface: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of a batch of matches before a place is chosen.
+
+    Parameters
+    ----------
+    last : Denoised
+        Of the last step.
+    translated : Tensor of float32, shape (B, 3, h, w)
+        The template in the SAR domain, in [-1, 1].
+    features : Correlation
+        Of latent features, a place every few pixels.
+    pixels : Correlation
+        Of the translated template's pixels and the search image's.
+    step : int
+        Pixels from place to place of `features`.
+    sharpness, none : Tensor
+        As of `sar2eo.matching.dcdm.similarity.match_probability`.
+    """
+
+    last: Denoised
+    translated: Tensor
+    features: Correlation
+    pixels: Correlation
+    step: int
+    sharpness: Tensor
+    none: Tensor
+
+    def found(self, pixel_weight: float, within: tuple[int, int] | None = None) -> Found:
+        """Choose the best place of the fused map.
+
+        Parameters
+        ----------
+        pixel_weight : float
+            Of the pixels' map, against 1 for the features'.
+        within : tuple of int, optional
+            Places (rows, columns) that count, from the first; by default all.
+        """
+        surface = fused(to_pixels(self.features.surface, self.step), self.pixels.surface, pixel_weight)
+        rows, cols = within or surface.shape[1:]
+        surface = surface[:, :rows, :cols]
+        maps = surface.float().cpu().numpy()
+        shifts = np.array([subpixel_peak(one) for one in maps], np.float64)
+        cells = torch.from_numpy(shifts / self.step).to(surface.device)
+        scores = match_probability(self.features.surface, cells, self.sharpness, self.none)
+        return Found(shifts, scores.double().cpu().numpy(), maps)
+
+
+def pixel_multiple(factor: int) -> int:
+    """Return what sides of images must be multiples of: whole regions of latents."""
+    return REGION * factor
+
+
+def compare(
+    template_features: Tensor,
+    template_valid: Tensor,
+    search_features: Tensor,
+    search_valid: Tensor,
+    step: int,
+) -> Correlation:
+    """Correlate features; validity is of pixels, `step` of them for each feature along an axis."""
+    return correlate(
+        template_features,
+        pooled_validity(template_valid, step),
+        search_features,
+        pooled_validity(search_valid, step),
+    )
+
+
+def translate_latents(
+    network: MatchingDenoiser,
+    optical: Tensor,
+    context: SearchContext,
+    schedule: dict[str, object],
+    steps: int,
+    seed: int,
+) -> Denoised:
+    """Translate optical latents into the SAR domain in a few steps (DDIM, eta 0, of a predicted x0).
+
+    Parameters
+    ----------
+    network : MatchingDenoiser
+    optical : Tensor of float32, shape (B, C, h, w)
+    context : SearchContext
+    schedule : dict
+        As `sar2eo.diffusion.schedule_config` returns it.
+    steps : int
+        1 to 1000; the supplement takes 5 (section 2.2).
+    seed : int
+        Of the starting noise, which is the same for every template of a batch.
+
+    Raises
+    ------
+    SettingsError
+        For another number of steps.
+    """
+    if not 1 <= steps <= TRAIN_TIMESTEPS:
+        raise SettingsError(f"steps={steps}: must be 1 to {TRAIN_TIMESTEPS}")
+    scheduler = matching_scheduler(schedule)
+    scheduler.set_timesteps(steps)
+    bars = alpha_bars(schedule)
+    drawn = scene_noise(seed, range(optical.shape[2]), range(optical.shape[3]), optical.shape[1])
+    latents = torch.from_numpy(drawn).to(optical.device).expand_as(optical)
+    timesteps = scheduler.timesteps.tolist()
+    for timestep, after in zip(timesteps, [*timesteps[1:], None], strict=True):
+        times = torch.full((len(optical),), timestep, device=optical.device)
+        last = network.denoise(latents, optical, context, times)
+        if after is not None:
+            signal, sigma = bars[timestep].sqrt(), (1 - bars[timestep]).sqrt()
+            noise = (latents - signal * last.clean) / sigma
+            latents = bars[after].sqrt() * last.clean + (1 - bars[after]).sqrt() * noise
+    return last
+
+
+@torch.no_grad()
+def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: int) -> Evidence:
+    """Translate templates and compare them with every place of their search images.
+
+    Parameters
+    ----------
+    checkpoint : MatcherCheckpoint
+    images : Images
+        Sides multiples of `pixel_multiple`.
+    steps, seed : int
+        As of `translate_latents`.
+    """
+    network, vae, factor = checkpoint.denoiser, checkpoint.vae, checkpoint.factor
+    optical, search = encode_images(vae, images.template), encode_images(vae, images.search)
+    context = network.encode_search(search, pooled_validity(images.search_valid, factor))
+    last = translate_latents(network, optical, context, checkpoint.schedule, steps, seed)
+    step = factor // FEATURE_SCALE
+    features = compare(
+        network.features(last.clean),
+        images.template_valid,
+        network.features(search),
+        images.search_valid,
+        step,
+    )
+    translated = decode_latents(vae, last.clean).clamp(-1, 1)
+    # Polarisations count alike.
+    grey = [part.mean(dim=1, keepdim=True) for part in (translated, images.search)]
+    pixels = correlate(grey[0], images.template_valid, grey[1], images.search_valid)
+    level = network.sharpness.detach(), network.none.detach()
+    return Evidence(last, translated, features, pixels, step, *level)

@@ -1,0 +1,224 @@
+"""Where an optical template lies in a SAR image, by translation; or that it cannot be said."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sar2eo.device import default_threads, resolve_device
+from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.hub import find_folder
+from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, check_files, load_matcher
+from sar2eo.matching.dcdm.examining import Evidence, Images, examine, pixel_multiple
+from sar2eo.radiometry import fill_invalid, to_eo_bytes, to_model_range
+
+__all__ = ["DcdmMatch", "Matcher", "match_dcdm"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_PERCENTILE = 99.0
+
+
+@dataclass(frozen=True, eq=False)
+class DcdmMatch:
+    """What came of matching a template.
+
+    Parameters
+    ----------
+    matched : bool
+        Whether the score reaches the threshold.
+    shift : tuple of float or None
+        (rows, cols): what the template shows at pixel (r, c) is found in the search image at
+        (r + rows, c + cols). None where it cannot be matched.
+    score : float
+        Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.similarity.match_probability`).
+    threshold : float
+        Of the matcher's card.
+    surface : ndarray of float32, shape (H - h + 1, W - w + 1)
+        Similarity at each place of the template's first pixel.
+    translated : ndarray of uint8, shape (h, w, 3)
+        The template in the SAR domain, as the decoder shows it.
+    before, after : ndarray of float32, shape (h', w', H', W')
+        Attention of the template's tokens, 16 pixels wide, to the search image's at the last step, before
+        and after the calibration block; rows of the last two axes sum to 1.
+    """
+
+    matched: bool
+    shift: tuple[float, float] | None
+    score: float
+    threshold: float
+    surface: FloatArray
+    translated: npt.NDArray[np.uint8]
+    before: FloatArray
+    after: FloatArray
+
+
+class Matcher:
+    """A matcher's folder; its weights are loaded when they are first needed.
+
+    Parameters
+    ----------
+    model : str or Path
+        A folder, or a hub id.
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+    threads : int or None
+        Torch threads on a CPU; None: all cores.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such folder, or its files are not a matcher's.
+    SettingsError
+        For a device that is not there.
+    """
+
+    def __init__(self, model: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
+        self.folder = find_folder(model, allow=["*.json", "*.safetensors"])
+        check_files(self.folder)
+        self.card = MatcherCard.read(self.folder)
+        self.device = resolve_device(device)
+        self.threads = threads or default_threads()
+        self._lock = threading.Lock()
+
+    @cached_property
+    def checkpoint(self) -> MatcherCheckpoint:
+        """The networks in memory."""
+        return load_matcher(self.folder, device=self.device)
+
+    def evidence(self, images: Images, *, steps: int | None = None, seed: int = 2025) -> Evidence:
+        """Examine a batch (see `sar2eo.matching.dcdm.examining.examine`); one at a time per matcher."""
+        with self._lock:
+            if self.device == "cpu" and torch.get_num_threads() != self.threads:
+                torch.set_num_threads(self.threads)
+            moved = Images(*(part.to(self.device) for part in images))
+            return examine(self.checkpoint, moved, steps=steps or self.card.steps, seed=seed)
+
+
+def match_dcdm(
+    template: npt.ArrayLike,
+    search: npt.ArrayLike,
+    *,
+    model: str | Path | Matcher,
+    scaling: float | None = None,
+    steps: int | None = None,
+    seed: int = 2025,
+) -> DcdmMatch:
+    """Find an optical template in a SAR image by translating it into the SAR domain.
+
+    Parameters
+    ----------
+    template : array_like, shape (h, w) or (h, w, 3)
+        Grey, near infrared, or red, green, blue; 0 to 255, NaN where there is no data.
+    search : array_like, shape (H, W) or (polarisation, H, W)
+        SAR amplitude of the polarisations that the matcher's card names, NaN where there is no data; larger
+        than the template along both axes.
+    model : str, Path or Matcher
+        For many matches open it once, as a `Matcher`.
+    scaling : float, optional
+        Amplitude that becomes 1 for a card whose scaling is "p99"; by default the 99th percentile of the
+        search image, which differs from that of its whole scene.
+    steps : int, optional
+        Of sampling; by default the card's.
+    seed : int
+        Of the starting noise.
+
+    Returns
+    -------
+    DcdmMatch
+        With ``shift=None`` where the template cannot be matched.
+
+    Raises
+    ------
+    SettingsError
+        For arrays of other shapes or without valid pixels.
+    CheckpointError
+        If the matcher is broken, or its threshold was never calibrated.
+    """
+    matcher = model if isinstance(model, Matcher) else Matcher(model)
+    card = matcher.card
+    if card.threshold is None:
+        raise CheckpointError(
+            f"{matcher.folder}: its card has no threshold, so it cannot tell a match from none: calibrate "
+            "it, as 'sar2eo train-matcher' does at its end"
+        )
+    eo, sar = _optical(np.asarray(template, np.float32)), np.atleast_3d(np.asarray(search, np.float32))
+    sar = np.moveaxis(sar, -1, 0) if np.ndim(search) == 2 else sar
+    if len(sar) != len(card.polarisations) or any(
+        a >= b for a, b in zip(eo.shape[1:], sar.shape[1:], strict=True)
+    ):
+        raise SettingsError(
+            f"search of shape {np.shape(search)} for a template of {eo.shape[1]} x {eo.shape[2]} pixels: "
+            f"must be larger, and of the polarisations {', '.join(card.polarisations)}"
+        )
+    places = (sar.shape[1] - eo.shape[1] + 1, sar.shape[2] - eo.shape[2] + 1)
+    images = _images(eo, sar, card, scaling, pixel_multiple(matcher.checkpoint.factor))
+    evidence = matcher.evidence(images, steps=steps, seed=seed)
+    found = evidence.found(card.pixel_weight, within=places)
+    score = float(found.scores[0])
+    matched = bool(score >= card.threshold)
+    translated = evidence.translated[0, :, : eo.shape[1], : eo.shape[2]].cpu().numpy()
+    before, after = (part[0].float().cpu().numpy() for part in (evidence.last.before, evidence.last.after))
+    return DcdmMatch(
+        matched=matched,
+        shift=(float(found.shifts[0, 0]), float(found.shifts[0, 1])) if matched else None,
+        score=score,
+        threshold=card.threshold,
+        surface=found.surface[0],
+        translated=np.ascontiguousarray(np.moveaxis(to_eo_bytes(translated), 0, -1)),
+        before=before,
+        after=after,
+    )
+
+
+def _optical(template: FloatArray) -> FloatArray:
+    """Return a template of shape (3, h, w)."""
+    if template.ndim == 2:
+        template = np.repeat(template[..., None], 3, axis=2)
+    if template.ndim != 3 or template.shape[2] != 3 or 0 in template.shape:
+        raise SettingsError(f"template of shape {template.shape}: must be (rows, cols) or (rows, cols, 3)")
+    return np.moveaxis(template, -1, 0)
+
+
+def _images(
+    eo: FloatArray, sar: FloatArray, card: MatcherCard, scaling: float | None, multiple: int
+) -> Images:
+    """Scale, fill and pad a template and a search image; what is added is not valid."""
+    eo_valid, sar_valid = np.isfinite(eo).all(axis=0), np.isfinite(sar).all(axis=0)
+    if not eo_valid.any() or not sar_valid.any():
+        raise SettingsError("template or search image has no valid pixel: is its nodata right?")
+    if card.scaling == "p99":
+        divisors = [scaling or float(np.percentile(band[sar_valid], _PERCENTILE)) for band in sar]
+    else:
+        divisors = [float(card.scaling)] * len(sar)
+    if not min(divisors) > 0:
+        raise SettingsError(f"search image: its 99th percentile is {min(divisors):g}, so it cannot be scaled")
+    sar = to_model_range(_filled(sar, sar_valid), divisors, card.polarisations, card.channels)
+    eo = _filled(eo, eo_valid) / np.float32(127.5) - np.float32(1)
+    template = _padded(eo, eo_valid, multiple, (0, 0))
+    # The padded template must fit in wherever the template itself does.
+    more = tuple(p - n for p, n in zip(template[0].shape[-2:], eo.shape[1:], strict=True))
+    return Images(*template, *_padded(sar, sar_valid, multiple, more))
+
+
+def _filled(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
+    return values if valid.all() else fill_invalid(values, valid)
+
+
+def _padded(
+    image: FloatArray, valid: npt.NDArray[np.bool_], multiple: int, more: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Pad to the next multiple of at least `more` pixels more, by the border's values, not valid."""
+    sides = [-(-(n + extra) // multiple) * multiple for n, extra in zip(valid.shape, more, strict=True)]
+    widths = [(0, side - n) for side, n in zip(sides, valid.shape, strict=True)]
+    filled = np.pad(image, [(0, 0), *widths], mode="edge")
+    mask = np.pad(valid, widths).astype(np.float32)
+    return torch.from_numpy(filled)[None], torch.from_numpy(mask)[None, None]

@@ -1,0 +1,143 @@
+"""When a matcher says "cannot match": a threshold measured on validation pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sar2eo.datasets import PairsDataset, collate
+from sar2eo.errors import TrainingError
+from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.matcher import Matcher
+from sar2eo.recipe import MatcherSettings
+from sar2eo.training.matcher_task import plant
+
+__all__ = ["calibrate_matcher", "threshold_for"]
+
+Values = npt.NDArray[np.float64]
+
+_AT_ONCE = 8
+_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+_RIGHT_PX, _NEARER_PX = 5.0, 2.0
+
+
+class _Trials(NamedTuple):
+    """Distances of the shifts found from where templates were cut, in pixels, and scores: (weight, trial)."""
+
+    distances: Values
+    scores: Values
+
+
+def threshold_for(scores: npt.ArrayLike, share: float) -> float:
+    """Return the least threshold that at most a share of scores reach.
+
+    Parameters
+    ----------
+    scores : array_like
+        Of matches that are wrong, or 0 for those that are not.
+    share : float
+        0 to 1; of n scores, ``floor(share * n)`` may be accepted.
+    """
+    ordered = np.sort(np.asarray(scores, float))[::-1]
+    allowed = math.floor(share * len(ordered) + 1e-9)
+    return 0.0 if allowed >= len(ordered) else float(np.nextafter(ordered[allowed], np.inf))
+
+
+def calibrate_matcher(
+    folder: Path,
+    pairs: PairsDataset,
+    settings: MatcherSettings,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> MatcherCard:
+    """Choose the weight of the pixels' map and the threshold of a matcher, and write them to its card.
+
+    Half of the trials have the right search image, half that of another pair. Wrong is a place more than 5
+    pixels from the truth, and every place in another pair's image; of either half at most
+    ``settings.false_accepts`` reach the threshold.
+
+    Parameters
+    ----------
+    folder : Path
+        As `MatcherTask.export` wrote it.
+    pairs : PairsDataset
+        Of the validation split, cropped to the search images.
+    settings : MatcherSettings
+    progress : callable, optional
+        Called with trials done and in all.
+
+    Returns
+    -------
+    MatcherCard
+
+    Raises
+    ------
+    TrainingError
+        If there are too few pairs.
+    """
+    if len(pairs) < 2:
+        raise TrainingError(f"{len(pairs)} validation pairs: a threshold needs two at least")
+    matcher = Matcher(folder, device=settings.device, threads=settings.threads)
+    right = _trials(matcher, pairs, settings, others=False, progress=progress)
+    wrong = _trials(matcher, pairs, settings, others=True, progress=progress)
+    # More within 5 pixels, then more within 2; of equals the first.
+    ranked = [((d <= _RIGHT_PX).mean(), (d <= _NEARER_PX).mean()) for d in right.distances]
+    best = max(range(len(_WEIGHTS)), key=lambda index: ranked[index])
+    distances, scores, strangers = right.distances[best], right.scores[best], wrong.scores[best]
+    off = np.where(distances > _RIGHT_PX, scores, 0.0)
+    threshold = max(threshold_for(part, settings.false_accepts) for part in (off, strangers))
+    taken = scores >= threshold
+    metrics = {
+        "calibration_trials": float(len(scores)),
+        "calibration_cmr_5": float(ranked[best][0]),
+        "calibration_cmr_2": float(ranked[best][1]),
+        "calibration_accepted": float(taken.mean()),
+        "calibration_false_accepts": float((taken & (distances > _RIGHT_PX)).mean()),
+        "calibration_false_accepts_elsewhere": float((strangers >= threshold).mean()),
+    }
+    card = dataclasses.replace(
+        matcher.card,
+        pixel_weight=_WEIGHTS[best],
+        threshold=threshold,
+        false_accepts=settings.false_accepts,
+        metrics=matcher.card.metrics | metrics,
+    )
+    card.write(matcher.folder)
+    return card
+
+
+def _trials(
+    matcher: Matcher,
+    pairs: PairsDataset,
+    settings: MatcherSettings,
+    *,
+    others: bool,
+    progress: Callable[[int, int], None] | None,
+) -> _Trials:
+    """Match templates in their own search image or in that of another pair, the same every time."""
+    distances, scores = [], []
+    for first in range(0, settings.trials, _AT_ONCE):
+        numbers = range(first, min(first + _AT_ONCE, settings.trials))
+        batch = collate([pairs.sample(number % len(pairs), 0) for number in numbers])
+        generator = torch.Generator().manual_seed(settings.seed + first)
+        images, _, offsets = plant(batch, settings.template, generator)
+        if others:
+            # Never itself: another step through the pairs at each pass.
+            far = [(n + 1 + n // len(pairs) % (len(pairs) - 1)) % len(pairs) for n in numbers]
+            strange = collate([pairs.sample(index, 0) for index in far])
+            images = images._replace(search=strange["sar"], search_valid=strange["valid"])
+        evidence = matcher.evidence(images, seed=settings.seed)
+        found = [evidence.found(weight) for weight in _WEIGHTS]
+        true = offsets.numpy()
+        distances.append([np.hypot(*(f.shifts - true).T) for f in found])
+        scores.append([f.scores for f in found])
+        if progress is not None:
+            progress(numbers.stop + (settings.trials if others else 0), 2 * settings.trials)
+    return _Trials(np.concatenate(distances, axis=1), np.concatenate(scores, axis=1))

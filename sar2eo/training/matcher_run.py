@@ -1,0 +1,179 @@
+"""Training of a matcher from settings to a folder: `sar2eo.train_matcher` and the command of that name."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
+from sar2eo.diffusion import schedule_config
+from sar2eo.errors import SettingsError, TrainingWarning
+from sar2eo.hub import find_folder
+from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, values_sha256
+from sar2eo.matching.dcdm.examining import pixel_multiple
+from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.network import Vae
+from sar2eo.pretrained import pretrained_vae
+from sar2eo.recipe import DataSettings, MatcherRecipe, MatcherSettings, checked
+from sar2eo.training.feeding import training_batches
+from sar2eo.training.folder import RunFolder
+from sar2eo.training.hardware import create_accelerator
+from sar2eo.training.loop import Outcome, Progress, identity_of
+from sar2eo.training.matcher_calibration import calibrate_matcher
+from sar2eo.training.matcher_task import MatcherTask
+from sar2eo.training.preparing import Preparation, chosen_data, chosen_settings, open_held_out
+
+__all__ = ["prepare_matcher_training", "run_matcher_training", "train_matcher"]
+
+
+def train_matcher(
+    data: DataSettings | str | Path,
+    out: str | Path,
+    settings: MatcherSettings | None = None,
+    *,
+    vae: str | Path = "bundled",
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Path:
+    """Train a matcher (DCDM) on pairs, with templates cut at known places, or go on with it.
+
+    Parameters
+    ----------
+    data : DataSettings, str or Path
+        Which pairs; a path is a folder of `sar2eo.build_pairs`. Pairs that were aligned teach places.
+    out : str or Path
+        Run folder (see `sar2eo.training.folder`). The same call goes on where an interrupted one stopped,
+        on a CPU bit for bit.
+    settings : MatcherSettings, optional
+    vae : str or Path
+        Folder with a trained VAE in ``vae/``, which stays as it is; "bundled" is the package's own.
+    progress : callable, optional
+        Called after every step with ``steps``, ``steps_total``, ``rate`` (a second) and ``loss``, and with
+        ``trials`` and ``trials_total`` while the threshold is measured.
+    **changes
+        Fields of `MatcherSettings`, instead of those of `settings`.
+
+    Returns
+    -------
+    Path
+        ``final`` in the run folder, for `sar2eo.match_dcdm`. Its threshold is measured on the validation
+        pairs; without such pairs it has none, and does not match.
+
+    Raises
+    ------
+    SettingsError, PairsError, CheckpointError
+        For what cannot be, before anything is done.
+    TrainingError
+        If the folder holds another run, or a loss is not finite.
+    OutputError
+        If something cannot be written; the last state is kept.
+
+    Examples
+    --------
+    >>> train_matcher("pairs/", "runs/matcher", steps=10_000)  # doctest: +SKIP
+    """
+    recipe = MatcherRecipe(
+        data=chosen_data(data),
+        out=str(out),
+        vae=str(vae),
+        settings=chosen_settings(settings or MatcherSettings(), changes),
+    )
+    return run_matcher_training(recipe, progress=progress).final
+
+
+def run_matcher_training(recipe: MatcherRecipe, *, progress: Progress | None = None) -> Outcome:
+    """Do what a recipe says; see `train_matcher`."""
+    prepared = prepare_matcher_training(recipe)
+    outcome = prepared.run(recipe.settings, recipe.out, progress)
+    accelerator, held_out = prepared.accelerator, prepared.held_out
+    if accelerator.is_main_process and held_out is not None:
+        if len(held_out) < 2:
+            warnings.warn("one validation pair: no threshold can be measured", TrainingWarning, stacklevel=2)
+        elif MatcherCard.read(outcome.final).threshold is None:
+
+            def tell(done: int, total: int) -> None:
+                if progress is not None:
+                    progress({"trials": done, "trials_total": total})
+
+            calibrate_matcher(outcome.final, held_out, recipe.settings, progress=tell)
+    accelerator.wait_for_everyone()
+    return outcome
+
+
+def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
+    """Open data and VAE, and check all that can be checked before work starts; nothing is written.
+
+    Raises
+    ------
+    SettingsError, PairsError, CheckpointError, TrainingError
+        As `train_matcher`.
+    """
+    settings = checked(recipe.settings)
+    accelerator = create_accelerator(settings)
+    augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
+    pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
+    held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True))
+    for images in (pairs, held_out):
+        if images is not None and min(images.shape) < settings.crop:
+            raise SettingsError(
+                f"crop={settings.crop}: images have {images.shape[0]} x {images.shape[1]} pixels; choose a "
+                "smaller crop and template, or build larger pairs"
+            )
+    vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
+    sha256 = values_sha256(vae)
+    identity = identity_of(
+        settings,
+        accelerator,
+        data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
+        vae={"sha256": sha256},
+    )
+    RunFolder(Path(recipe.out)).check(identity)
+    task = MatcherTask(_untrained(recipe, vae, sha256, pairs), settings, accelerator.device)
+    multiple = pixel_multiple(task.factor)
+    if settings.crop % multiple or settings.template % multiple:
+        raise SettingsError(
+            f"crop={settings.crop}, template={settings.template}: with this VAE of factor {task.factor} they "
+            f"must be multiples of {multiple}"
+        )
+    return Preparation(
+        task=task,
+        accelerator=accelerator,
+        pairs=pairs,
+        held_out=held_out,
+        batches=training_batches(pairs, settings, accelerator),
+        identity=identity,
+    )
+
+
+def _untrained(recipe: MatcherRecipe, vae: Vae, sha256: str, pairs: PairsDataset) -> MatcherCheckpoint:
+    """Return the matcher that training begins with, the same every time."""
+    settings = recipe.settings
+    sizes: dict[str, Any] = {"calibration": 0} if settings.uncalibrated else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        denoiser = MatchingDenoiser(
+            latent_channels=int(vae.config.latent_channels),
+            widths=settings.widths,
+            top_regions=settings.top_regions,
+            dense=settings.dense,
+            **sizes,
+        )
+    card = MatcherCard(
+        name=Path(recipe.out).resolve().name,
+        quantity=pairs.quantity,
+        calibration=pairs.calibration,
+        polarisations=pairs.polarisations,
+        channels=pairs.channels,
+        gsd_m=pairs.gsd_m,
+        template_px=settings.template,
+        search_px=settings.crop,
+        vae_sha256=sha256,
+        training_data=pairs.describe(),
+    )
+    return MatcherCheckpoint(
+        denoiser=denoiser, vae=vae, schedule=schedule_config({}, set_alpha_to_one=True), card=card
+    )

@@ -1,0 +1,239 @@
+"""Training of a matcher (DCDM): templates cut from pairs at known places, a `sar2eo.training.task.Task`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sar2eo.datasets.latents import pooled_validity
+from sar2eo.diffusion import add_noise, l2_loss
+from sar2eo.layout import TRAIN_TIMESTEPS
+from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, save_matcher
+from sar2eo.matching.dcdm.examining import Images, compare, examine
+from sar2eo.matching.dcdm.losses import position_loss, routing_loss, similarity_loss, structure_loss
+from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised
+from sar2eo.network import encode_images
+from sar2eo.recipe import MatcherSettings
+from sar2eo.training.pictures import contact_sheet
+from sar2eo.training.task import Batch, Facts
+
+__all__ = ["MatcherTask", "Planted", "plant"]
+
+_COARSE = 2  # latents along a token of the coarse attention
+_PICTURED = 4
+_NEAR_PX, _NEARER_PX = 5.0, 2.0
+
+
+class Planted(NamedTuple):
+    """Templates cut at known places.
+
+    Parameters
+    ----------
+    images : Images
+    truth : Tensor, shape (B, 3, h, w)
+        What the SAR shows where the template lies.
+    offsets : Tensor of int64, shape (B, 2)
+        Rows and columns of the templates' first pixels in the search images.
+    """
+
+    images: Images
+    truth: Tensor
+    offsets: Tensor
+
+
+def plant(batch: Batch, side: int, generator: torch.Generator) -> Planted:
+    """Cut a template from each EO image at a place drawn from all; the SAR image is what it is searched in.
+
+    Parameters
+    ----------
+    batch : mapping
+        With "sar", "eo" and "valid".
+    side : int
+        Of the templates, in pixels.
+    generator : torch.Generator
+        On the CPU.
+    """
+    sar, eo, valid = batch["sar"], batch["eo"], batch["valid"]
+    limits = torch.tensor(sar.shape[-2:]) - side + 1
+    offsets = (torch.rand((len(sar), 2), generator=generator) * limits).long()
+    places = [(slice(row, row + side), slice(col, col + side)) for row, col in offsets.tolist()]
+
+    def cut(images: Tensor) -> Tensor:
+        return torch.stack([image[:, rows, cols] for image, (rows, cols) in zip(images, places, strict=True)])
+
+    images = Images(cut(eo), cut(valid), sar, valid)
+    return Planted(images, cut(sar), offsets.to(sar.device))
+
+
+class MatcherTask:
+    """Trains a denoiser to translate a template, to attend to where it lies, and to tell where, or nowhere.
+
+    Some templates of a batch are shown again with the search image of another pair, in which they do not
+    lie: what the translation borrows there must not pass for a match.
+
+    Parameters
+    ----------
+    checkpoint : MatcherCheckpoint
+        In float32, on the CPU; its VAE stays as it is.
+    settings : MatcherSettings
+    device : torch.device
+    """
+
+    averaged: tuple[str, ...] = ("denoiser",)
+
+    def __init__(
+        self, checkpoint: MatcherCheckpoint, settings: MatcherSettings, device: torch.device
+    ) -> None:
+        self.checkpoint = checkpoint
+        self._settings, self._device = settings, device
+        self._vae = checkpoint.vae.eval().requires_grad_(False).to(device)
+        self._denoiser = checkpoint.denoiser.requires_grad_(True).to(device)
+        self._bars = alpha_bars(checkpoint.schedule).to(device)
+        self.factor = checkpoint.factor
+        self.phases: dict[str, nn.Module] = {"denoiser": self._denoiser}
+
+    @property
+    def card(self) -> MatcherCard:
+        """Of the result, without its figures."""
+        return self.checkpoint.card
+
+    def active(self, phase: str, step: int) -> bool:
+        """Return True: there is one phase, and it is always trained."""
+        return True
+
+    def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
+        """Return the sum of squared error, SSIM, position and similarity, weighted as the settings say."""
+        planted = plant(batch, self._settings.template, generator)
+        images, positives = planted.images, len(planted.offsets)
+        shown, searched = self._shown(batch["index"])
+        truth, optical, search = self._latents(planted)
+        noise = torch.randn((len(shown), *truth.shape[1:]), generator=generator).to(self._device)
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (len(shown),), generator=generator).to(self._device)
+        clean = truth[shown]
+        noisy = add_noise(clean, noise, self._bars[timesteps])
+        denoised, of_templates, of_searches, sharpness, none = self.phases["denoiser"](
+            noisy,
+            optical[shown],
+            search[searched],
+            pooled_validity(images.search_valid, self.factor)[searched],
+            timesteps,
+        )
+        stride = self.factor // FEATURE_SCALE
+        valid = images.template_valid[shown]
+        features = compare(of_templates, valid, of_searches, images.search_valid[searched], stride)
+        matches = torch.arange(len(shown), device=self._device) < positives
+        offsets = planted.offsets[shown].float()
+        similarity = similarity_loss(features.surface, offsets / stride, matches, sharpness, none)
+        latents_valid = pooled_validity(valid, self.factor)
+        error = l2_loss(denoised.clean, clean, latents_valid)
+        structure = structure_loss(denoised.clean, clean, latents_valid)
+        position = self._position(denoised, offsets[:positives], valid[:positives])
+        weights = self._settings
+        total = (
+            error + weights.ssim * structure + weights.position * position + weights.similarity * similarity
+        )
+        facts = {"squared_error": error, "structure": structure, "position": position}
+        near = _near(features.surface[:positives], planted.offsets, stride)
+        return total, {k: v.detach() for k, v in {**facts, "similarity": similarity, "near": near}.items()}
+
+    def _shown(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return which template is shown with which search image: each with its own, some again."""
+        count = len(indices)
+        own = list(range(count))
+        wanted = round(self._settings.negatives * count)
+        others = [(i, (i + 1) % count) for i in own if indices[i] != indices[(i + 1) % count]][:wanted]
+        templates, searches = [*own, *(i for i, _ in others)], [*own, *(j for _, j in others)]
+        return torch.tensor(templates, device=self._device), torch.tensor(searches, device=self._device)
+
+    @torch.no_grad()
+    def _latents(self, planted: Planted) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the latents of truth, template and search image, by the frozen VAE."""
+        half = self._settings.dtype != "float32"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            small = encode_images(self._vae, torch.cat([planted.truth, planted.images.template]))
+            search = encode_images(self._vae, planted.images.search)
+        truth, optical = small.float().chunk(2)
+        return truth, optical, search.float()
+
+    def _position(self, denoised: Denoised, offsets: Tensor, valid: Tensor) -> Tensor:
+        """Return the position term of pairs that match, of the map before and after and of the routing."""
+        token = self.factor * _COARSE
+        queries = pooled_validity(valid, token)
+        maps = [part[: len(offsets)] for part in (denoised.before, denoised.after)]
+        dense = torch.stack([position_loss(part, offsets / token, queries) for part in maps]).mean()
+        _, h, w, H, W = maps[0].shape
+        grid = (_COARSE * h, _COARSE * w, _COARSE * H, _COARSE * W)
+        return dense + routing_loss(denoised.affinity[: len(offsets)], offsets / self.factor, grid, REGION)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Match templates at fixed places; ``score`` is the cross-entropy on the similarity map.
+
+        ``cmr_5`` and ``cmr_2`` are the shares within 5 and 2 pixels, ``rmse`` the root of the mean squared
+        distance, ``squared_error`` of the translated latents.
+        """
+        entropies, distances, errors = [], [], []
+        for number, batch in enumerate(batches):
+            planted = self._planted(batch, number)
+            evidence = self._examined(planted)
+            places = planted.offsets.float() / evidence.step
+            every = torch.ones(len(places), dtype=torch.bool, device=places.device)
+            args = (evidence.features.surface, places, every, evidence.sharpness, evidence.none)
+            entropies += [similarity_loss(*args)] * len(places)
+            found = torch.from_numpy(evidence.found(self.card.pixel_weight).shifts)
+            distances.append((found - planted.offsets.cpu()).norm(dim=1))
+            truth = self._latents(planted)[0]
+            valid = pooled_validity(planted.images.template_valid, self.factor)
+            errors += [l2_loss(evidence.last.clean, truth, valid)] * len(places)
+        distance = torch.cat(distances)
+        return {
+            "score": float(torch.stack(entropies).mean()),
+            "cmr_5": float((distance <= _NEAR_PX).double().mean()),
+            "cmr_2": float((distance <= _NEARER_PX).double().mean()),
+            "rmse": float(distance.square().mean().sqrt()),
+            "squared_error": float(torch.stack(errors).mean()),
+        }
+
+    def _planted(self, batch: Batch, number: int) -> Planted:
+        generator = torch.Generator().manual_seed(self._settings.seed + number)
+        return plant(batch, self._settings.template, generator)
+
+    def _examined(self, planted: Planted) -> Any:
+        # The weights in place are those of the phase, which accelerate may have wrapped.
+        checkpoint = dataclasses.replace(self.checkpoint, denoiser=self._denoiser)
+        return examine(checkpoint, planted.images, steps=self.card.steps, seed=self._settings.seed)
+
+    @torch.no_grad()
+    def picture(self, batch: Batch) -> Tensor:
+        """Draw template | translation | truth | similarity of the first few pairs."""
+        few = {name: batch[name][:_PICTURED] for name in ("sar", "eo", "valid")}
+        planted = self._planted(few, 0)
+        evidence = self._examined(planted)
+        surface = evidence.features.surface[:, None]
+        return contact_sheet(
+            planted.images.template,
+            evidence.translated,
+            planted.truth,
+            (-surface).exp(),  # whose logarithm is drawn, bright where it is small
+            planted.images.template_valid,
+        )
+
+    def export(self, out: Path, facts: dict[str, Any]) -> Path:
+        """Write a matcher's folder, its card with the metrics of the last validation and no threshold yet."""
+        metrics = {f"validation_{name}": value for name, value in facts["metrics"].items()}
+        card = dataclasses.replace(self.card, metrics=metrics)
+        return save_matcher(dataclasses.replace(self.checkpoint, denoiser=self._denoiser, card=card), out)
+
+
+def _near(surface: Tensor, offsets: Tensor, stride: int) -> Tensor:
+    """Return the share of maps whose highest place is within 5 pixels of the true one."""
+    with torch.no_grad():
+        top = surface.flatten(1).argmax(dim=1)
+        found = torch.stack([top // surface.shape[2], top % surface.shape[2]], dim=1) * stride
+        return ((found - offsets).float().norm(dim=1) <= _NEAR_PX).float().mean()
