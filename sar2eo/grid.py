@@ -42,8 +42,9 @@ class Grid:
         Raises
         ------
         GeoreferenceError
-            If the CRS cannot be read.
+            If the CRS cannot be read, or the transform gives pixels no place or no area.
         """
+        _check_transform(transform, shape)
         return cls(_crs_name(crs), tuple(map(float, transform[:6])), (int(shape[0]), int(shape[1])))  # type: ignore[arg-type]
 
     @cached_property
@@ -153,6 +154,20 @@ class Grid:
                 f"in {self.crs}): is the CRS of the bounds right?"
             )
         return found
+
+
+def _check_transform(transform: Affine, shape: tuple[int, int]) -> None:
+    """Refuse coefficients that are not finite, lead out of the range of numbers, or have no inverse."""
+    from math import isfinite
+
+    a, b, c, d, e, f = map(float, transform[:6])
+    far = abs(a * shape[1]) + abs(b * shape[0]) + abs(c), abs(d * shape[1]) + abs(e * shape[0]) + abs(f)
+    flat = abs(a * e - b * d) <= 1e-12 * (abs(a * e) + abs(b * d))
+    if not all(map(isfinite, far)) or flat:
+        raise GeoreferenceError(
+            f"geotransform {a:g}, {b:g}, {c:g}, {d:g}, {e:g}, {f:g} (a to f): must be finite numbers that "
+            "give pixels a width and a height"
+        )
 
 
 def _crs_name(crs: Any) -> str | None:
