@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from sar2eo.errors import SceneError
+from sar2eo.scene.plausibility import check_readable
 
 __all__ = ["borrowed", "gdal_path", "is_remote", "opened", "warning_filters"]
 
@@ -135,7 +136,9 @@ def _surplus() -> list[Any]:
 
 def _environment(path: str) -> AbstractContextManager[Any]:
     if not is_remote(path):
-        return nullcontext()
+        # Without an environment GDAL writes its warnings straight to the terminal.
+        local: AbstractContextManager[Any] = rasterio.Env()
+        return local
     # What the user sets for GDAL, in the environment or around the call, stays.
     known = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
     options = {name: value for name, value in REMOTE_OPTIONS.items() if name not in known}
@@ -144,6 +147,7 @@ def _environment(path: str) -> AbstractContextManager[Any]:
 
 
 def _open(path: str) -> Any:
+    check_readable(path)
     try:
         with warning_filters, warnings.catch_warnings():
             # Whether a scene needs a georeference is decided by who opens it, with a better message.

@@ -19,6 +19,7 @@ from sar2eo.scene.handles import gdal_path, is_remote
 from sar2eo.scene.lazy import lazy_scene
 from sar2eo.scene.metadata import Facts, iso_datetime
 from sar2eo.scene.placement import Placement, place
+from sar2eo.scene.plausibility import check_readable
 from sar2eo.scene.quantity import certain_quantity
 from sar2eo.scene.raster import GroundControl, Raster, RasterReader, choose_bands, open_raster
 from sar2eo.scene.reader import SceneReader
@@ -140,7 +141,7 @@ def parse_source(source: Source) -> str | dict[str, str]:
     Raises
     ------
     PolarisationError
-        For a name that is no polarisation, or one given twice.
+        For a name that is no polarisation, one given twice, or one without a file.
     """
     if isinstance(source, MappingABC):
         names = _checked_names(list(source)) or ()
@@ -152,6 +153,9 @@ def parse_source(source: Source) -> str | dict[str, str]:
     stops = [match.start() for match in starts[1:]] + [len(text)]
     names = _checked_names([match[1] for match in starts]) or ()
     files = [text[match.end() : stop].strip() for match, stop in zip(starts, stops, strict=True)]
+    unnamed = [name for name, file in zip(names, files, strict=True) if not file]
+    if unnamed:
+        raise PolarisationError(f"{text}: {unnamed[0]}= names no file")
     return dict(zip(names, files, strict=True))
 
 
@@ -161,6 +165,8 @@ def _open(
     if isinstance(source, dict):
         _refuse_calibrate(calibrate)
         return _open_files({(name,): file for name, file in source.items()}, names, nodata)
+    if not source:
+        raise SceneError("the name of the scene is empty")
     path = gdal_path(source)
     if not path.startswith("/vsi"):
         _check_local(Path(path.partition("#")[0] if is_stac(source) else path))
@@ -297,6 +303,7 @@ def _check_same_place(first: Raster, other: Raster) -> None:
 
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
+    check_readable(str(path))
     if path.is_dir() and not is_safe(path):
         raise SceneError(f"{path}: a folder, and not a Sentinel-1 .SAFE: name the raster in it")
     if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:

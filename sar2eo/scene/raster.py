@@ -15,6 +15,7 @@ from sar2eo.radiometry import POLARISATIONS
 from sar2eo.scene.handles import borrowed, gdal_path, opened
 from sar2eo.scene.identity import digest, files_identity
 from sar2eo.scene.metadata import Facts, polarisation_names, read_facts
+from sar2eo.scene.plausibility import check_size
 from sar2eo.scene.reader import FloatArray, SceneReader
 from sar2eo.windows import Window
 
@@ -176,7 +177,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
     Raises
     ------
     SceneError
-        If GDAL cannot open it, or it holds no pixels.
+        If GDAL cannot open it, it holds no pixels, or more of them than can be meant.
     """
     path = gdal_path(source)
     with opened(path) as dataset:
@@ -184,6 +185,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
             inner = dataset.subdatasets
             hint = f": it holds several rasters, name one, such as {inner[0]}" if inner else ""
             raise SceneError(f"{path}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}")
+        check_size(dataset, path)
         files = tuple(files_identity(dataset.files or [path]))
         file_name = PurePosixPath(path.partition("?")[0]).name
         found, by_band, indexes = _band_names(dataset, file_name, names)
