@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
 
 from sar2eo.errors import GeoreferenceError, SettingsError
 from sar2eo.grid import Grid
@@ -97,6 +99,7 @@ def place(
                 f"{label}: without a georeference there is nothing to warp by --crs, --resolution"
             )
         return Placement(reader, "none")
+    centre = _centre(grid, label)
     geographic, aligned = bool(grid.pyproj_crs.is_geographic), grid.transform[1] == grid.transform[3] == 0
     if grid.north_up and _stays(grid, wanted, size, geographic):
         return Placement(reader, "source grid")
@@ -109,7 +112,7 @@ def place(
         if grid.north_up
         else "flipped"
     )
-    target = _target_crs(wanted, str(grid.crs), *_centre(grid))
+    target = _target_crs(wanted, str(grid.crs), *centre)
     if wanted is None and aligned and not geographic:
         target = str(grid.crs)
     corner = (0.0, 0.0)
@@ -163,9 +166,22 @@ def _wanted_size(resolution: float | tuple[float, float] | None) -> tuple[float,
     return float(pair[0]), float(pair[1])
 
 
-def _centre(grid: Grid) -> tuple[float, float]:
+def _centre(grid: Grid, label: str) -> tuple[float, float]:
+    """Return longitude and latitude of a scene's middle, which any scene on a map of the Earth has."""
+    name, crs = _name(str(grid.crs)), grid.pyproj_crs
+    if not (crs.is_geographic or crs.is_projected):
+        raise GeoreferenceError(f"{label}: its CRS, {name}, is no map of the Earth ({crs.type_name})")
     x, y = grid.affine @ (grid.shape[1] / 2, grid.shape[0] / 2)
-    lon, lat = Transformer.from_crs(grid.pyproj_crs, "EPSG:4326", always_xy=True).transform(x, y)
+    try:
+        lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+    except ProjError as error:
+        raise GeoreferenceError(
+            f"{label}: places in its CRS, {name}, have no longitude and latitude on Earth"
+        ) from error
+    if not (np.isfinite([lon, lat]).all() and abs(lat) <= 90):
+        raise GeoreferenceError(
+            f"{label}: its middle, {x:g} {y:g} in {name}, is no longitude and latitude: is the CRS right?"
+        )
     # A grid of longitudes from 0 to 360 is as good as one from -180 to 180.
     return (float(lon) + 180) % 360 - 180, float(lat)
 
