@@ -14,7 +14,14 @@ from datetime import UTC, datetime
 from sar2eo.errors import SettingsError
 from sar2eo.radiometry import POLARISATIONS
 
-__all__ = ["Facts", "iso_datetime", "polarisation_names", "polarisation_words", "read_facts"]
+__all__ = [
+    "Facts",
+    "iso_datetime",
+    "known_datetime",
+    "polarisation_names",
+    "polarisation_words",
+    "read_facts",
+]
 
 # Sentinel-1 product names: https://sentiwiki.copernicus.eu/web/s1-products (naming convention).
 _SENTINEL1 = re.compile(r"(?<![A-Za-z0-9])S1([A-D])[_-]", re.I)
@@ -181,18 +188,27 @@ def iso_datetime(text: str | datetime) -> str:
             raise SettingsError(
                 f"datetime={text!r}: must be ISO 8601, such as 2020-11-07T13:52:41Z"
             ) from error
-    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    try:
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError as error:  # within a day of the year 1 or 9999
+        raise SettingsError(f"datetime={text!r}: is outside of the calendar in UTC") from error
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def known_datetime(text: str | datetime | None) -> str | None:
+    """Write a time as `iso_datetime` does; None where metadata name none, or none that can be read."""
+    try:
+        return iso_datetime(text) if text else None
+    except SettingsError:
+        return None
 
 
 def _acquisition_time(product: str, tags: Mapping[str, str]) -> str | None:
     stamp = _TIMESTAMP.search(product)
     for text in (stamp and stamp[1].upper(), _tag(tags, _TIME_TAGS), _tag(tags, ("tifftag_datetime",))):
-        if text:
-            try:
-                return iso_datetime(text)
-            except SettingsError:
-                continue
+        known = known_datetime(text)
+        if known is not None:
+            return known
     return None
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from sar2eo.errors import PolarisationError, SceneError, SettingsError
 from sar2eo.scene.identity import digest, file_identity
-from sar2eo.scene.metadata import Facts, iso_datetime
+from sar2eo.scene.metadata import Facts, known_datetime
 from sar2eo.scene.raster import GroundControl, Raster, RasterReader, open_raster
 from sar2eo.scene.reader import FloatArray, SceneReader, WrappingReader
 from sar2eo.windows import Window
@@ -280,7 +280,7 @@ def _product_facts(annotation: ElementTree.Element, calibrate: str | None) -> Fa
     return Facts(
         quantity="amplitude" if calibrate else "dn",
         calibration=calibrate or "none",
-        datetime=iso_datetime(start) if start else None,
+        datetime=known_datetime(start),
         platform=f"Sentinel-{mission[1:]}" if re.fullmatch(r"S1[A-D]", mission) else mission or None,
         orbit_direction=orbit or None,
         terrain_corrected=False,

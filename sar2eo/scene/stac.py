@@ -12,11 +12,13 @@ from typing import Any
 
 import pystac
 
-from sar2eo.errors import PolarisationError, SceneError, SettingsError
-from sar2eo.scene.metadata import Facts, iso_datetime, polarisation_words
+from sar2eo.errors import PolarisationError, SceneError
+from sar2eo.scene.metadata import Facts, known_datetime, polarisation_words
 
 __all__ = ["ItemAssets", "is_stac", "open_item", "read_item", "select_assets"]
 
+# What a catalogue's reader raises where a field holds another type than it should.
+_WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
 _NOT_PIXELS = {"metadata", "thumbnail", "overview", "visual", "mask"}
 
 
@@ -57,7 +59,7 @@ def read_item(source: str) -> pystac.Item:
         if not name:
             return pystac.Item.from_file(source)
         item = next((item for item in pystac.ItemCollection.from_file(file) if item.id == name), None)
-    except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, pystac.STACError, pystac.STACTypeError, RecursionError, *_WRONG_TYPES) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SceneError(f"{source}: not a STAC item that can be read ({reason})") from error
     if item is None:
@@ -81,6 +83,16 @@ def open_item(source: str) -> ItemAssets:
         If it cannot be read, is not an item, or has no SAR asset.
     """
     item = read_item(source)
+    try:
+        return _assets(item, source)
+    except _WRONG_TYPES as error:
+        reason = " ".join(str(error).split())
+        raise SceneError(
+            f"{source}: a field of the STAC item holds another type than it may ({reason})"
+        ) from error
+
+
+def _assets(item: pystac.Item, source: str) -> ItemAssets:
     files: dict[tuple[str, ...], str] = {}
     used = []
     for key, asset in item.assets.items():
@@ -121,14 +133,20 @@ def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
         return ()
     said = asset.extra_fields.get("sar:polarizations")
     if said:
-        return tuple(str(name).upper() for name in said)
+        return _upper(said)
     of_key = polarisation_words(key)
     if len(of_key) == 1:
         return tuple(of_key)
     data = [a for a in item.assets.values() if "data" in (a.roles or ())]
     if data == [asset]:
-        return tuple(str(name).upper() for name in item.properties.get("sar:polarizations", ()))
+        return _upper(item.properties.get("sar:polarizations", []))
     return ()
+
+
+def _upper(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise TypeError(f"sar:polarizations is {names!r}, must be a list")
+    return tuple(str(name).upper() for name in names)
 
 
 def _is_raster(asset: pystac.Asset) -> bool:
@@ -151,15 +169,10 @@ def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
     properties = item.properties
     units = {str(band.get("unit", "")).lower() for band in bands}
     is_rtc = str(properties.get("sar:product_type", "")).upper() == "RTC"
-    time = item.datetime or properties.get("start_datetime")
-    try:
-        acquired = iso_datetime(time) if time else None
-    except SettingsError:
-        acquired = None
     return Facts(
         quantity="db" if units == {"db"} else None,
         calibration="rtc" if is_rtc else None,
-        datetime=acquired,
+        datetime=known_datetime(item.datetime or properties.get("start_datetime")),
         platform=_platform(properties.get("platform")),
         orbit_direction=properties.get("sat:orbit_state"),
         terrain_corrected=True if is_rtc else None,
