@@ -7,6 +7,7 @@ share of the windows, and the model is timed on two short runs of one batch.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ import psutil
 from sar2eo.cog import needed_bytes
 from sar2eo.graph import count_windows
 from sar2eo.models import ModelSpec
+from sar2eo.planning import Entry, needs
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.scene import describe_scene
 from sar2eo.translation import Job, opened, prepare
 from sar2eo.windows import Lattice, Window
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "estimate_archive"]
 
 _WINDOWS_SAMPLED = 256
 # Of an activation-heavy model, beyond its weights, for each window of a batch; measured with SD 2.1 at 512.
@@ -28,7 +30,7 @@ _BYTES_PER_WINDOW = 1.5e9
 
 
 def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, Any]:
-    """Describe one job of a recipe without doing it.
+    """Describe one job of a plan without doing it.
 
     Returns
     -------
@@ -40,10 +42,8 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
     Sar2eoError
         All that the run itself would raise before work starts.
     """
-    job.check_inputs()
-    job.outputs.check(overwrite=recipe.overwrite)
-    scene, _ = opened(job, recipe)
-    dataset = prepare(job, recipe, spec)
+    scene, _ = opened(job.source, recipe)
+    dataset = prepare(job.source, recipe, spec)
     attrs, grid = dataset.attrs, dataset.attrs["grid"]
     lattice = Lattice(tuple(attrs["scene_shape"]), attrs["tile"], attrs["overlap"], spec.factor)
     windows = count_windows(dataset["eo"].data)
@@ -57,11 +57,58 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
         "windows": {"total": windows, "without data, estimated": windows - translated},
         "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},
         "takes": {
-            "memory, GB": round((_model_bytes(spec) + 0.5e9) / 1e9, 1),
-            "memory available, GB": round(psutil.virtual_memory().available / 1e9, 1),
+            **_memory(spec),
             "disk, GB": round(disk / 1e9, 2),
             "seconds, estimated": round(_seconds(spec, attrs["tile"], translated), 1),
         },
+    }
+
+
+def estimate_archive(entries: Sequence[Entry], recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, Any]:
+    """Describe a plan without doing it; of windows without data nothing is known, so all are counted.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        As `sar2eo.planning.plan` returns them.
+    recipe : TranslateRecipe
+    spec : ModelSpec
+
+    Returns
+    -------
+    dict
+        Nested, for printing: scenes by status, outputs, windows, model, memory and disk, seconds.
+    """
+    settings = recipe.settings
+    pending = [entry for entry in entries if entry.status == "pending"]
+    sizes = [entry.grid.shape for entry in pending if entry.grid is not None]
+    windows = sum(len(Lattice(size, settings.tile, settings.overlap, spec.factor)) for size in sizes)
+    disk = sum(size for _, size in needs(entries, recipe))
+    return {
+        "scenes": {
+            status: sum(entry.status == status for entry in entries)
+            for status in ("pending", "skipped", "failed")
+        },
+        "outputs": {
+            entry.source: entry.reason if entry.job is None else str(entry.job.outputs.eo)
+            for entry in entries
+        },
+        "failing": {entry.source: entry.reason for entry in entries if entry.status == "failed"},
+        "megapixels": round(sum(entry.megapixels for entry in pending), 1),
+        "windows": windows,
+        "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},
+        "takes": {
+            **_memory(spec),
+            "disk, GB": round(disk / 1e9, 2),
+            "seconds at most, estimated": round(_seconds(spec, settings.tile, windows), 1),
+        },
+    }
+
+
+def _memory(spec: ModelSpec) -> dict[str, float]:
+    return {
+        "memory, GB": round((_model_bytes(spec) + 0.5e9) / 1e9, 1),
+        "memory available, GB": round(psutil.virtual_memory().available / 1e9, 1),
     }
 
 

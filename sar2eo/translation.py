@@ -1,32 +1,35 @@
-"""Translations from files to files: what the command line and recipes run.
-
-Each scene is opened, cut, translated and written; nothing is computed before all of it is known to
-fit. Nothing is printed here: callers pass functions that tell.
-"""
+"""Translations from files to files: what a recipe says about each scene, settled."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from sar2eo.durable import write_atomically
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.inference import spec_of, translate
 from sar2eo.models import BUNDLED, IDENTITY, ModelSpec
 from sar2eo.outputs import Outputs
+from sar2eo.provenance import result_fingerprint
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to, cut
 from sar2eo.scene import open_scene, parse_source
-from sar2eo.writing import write_cog
 
-__all__ = ["Job", "jobs_of", "opened", "prepare", "resolve", "run_job", "scaling_of", "shared_paths"]
+__all__ = [
+    "Job",
+    "further_outputs",
+    "opened",
+    "prepare",
+    "resolve",
+    "scaling_of",
+    "shared_paths",
+    "single_job",
+]
 
 # Blocks of the journal: wide, so that there are few tasks, but not so wide that memory follows the scene.
 _BLOCK = (512, 2048)
@@ -42,32 +45,16 @@ class Job:
         Of the scene.
     outputs : Outputs
         Of its results.
-    report : Path or None
-        JSON report.
     """
 
     source: str
     outputs: Outputs
-    report: Path | None = None
-
-    def check_report(self) -> None:
-        """Refuse a report that cannot be written, or that would replace another output.
-
-        Raises
-        ------
-        SettingsError, OutputError
-        """
-        if self.report is None:
-            return
-        if self.report.resolve() in {path.resolve() for path in self.outputs.paths}:
-            raise SettingsError(f"--report {self.report}: another output goes there; choose another name")
-        if not self.report.parent.is_dir():
-            raise OutputError(f"--report {self.report}: there is no folder {self.report.parent}")
 
     @property
     def inputs(self) -> list[Path]:
         """What may be local files of the scene."""
-        return [Path(part.split("=")[-1]) for part in (self.source, *self.source.split(","))]
+        parts = (self.source, *self.source.split(","), self.source.partition("#")[0])
+        return [Path(part.split("=")[-1]) for part in parts]
 
     def check_inputs(self) -> None:
         """Refuse to replace the scene by its own translation.
@@ -77,44 +64,38 @@ class Job:
         SettingsError
         """
         inputs = {path.resolve() for path in self.inputs}
-        written = [*self.outputs.paths, *([self.report] if self.report else [])]
-        taken = [path for path in written if path.resolve() in inputs]
+        taken = [path for path in self.outputs.paths if path.resolve() in inputs]
         if taken:
             raise SettingsError(f"{taken[0]} is the scene itself: give the result another name")
 
 
-def jobs_of(recipe: TranslateRecipe) -> list[Job]:
-    """Pair every scene of a recipe with its outputs.
+def further_outputs(recipe: TranslateRecipe) -> dict[str, str]:
+    """Return the names of the outputs beside the EO image that a recipe asks for, by variable."""
+    names = ("confidence", "spread", "quicklook")
+    return {name: value for name in names if (value := getattr(recipe, name)) is not None}
+
+
+def single_job(recipe: TranslateRecipe) -> Job | None:
+    """Return the job of a recipe that makes one file of one scene; None: it fills a folder.
 
     Raises
     ------
-    SettingsError
-        If several scenes share one output, or single-scene outputs are asked for several scenes.
+    SettingsError, OutputError
+        If it can do neither.
     """
-    out = Path(recipe.out)
-    further = ("confidence", "spread", "quicklook", "report")
-    paths = {name: Path(value) for name in further if (value := getattr(recipe, name)) is not None}
-    report = paths.pop("report", None)
     if not recipe.scenes:
         raise SettingsError("no scene is given")
-    if len(recipe.scenes) == 1 and out.suffix.lower() in (".tif", ".tiff"):
-        job = Job(source=recipe.scenes[0], outputs=Outputs(eo=out, **paths), report=report)
-        job.check_report()
-        return [job]
+    out = Path(recipe.out)
+    if out.suffix.lower() in (".tif", ".tiff") and not out.is_dir():
+        if len(recipe.scenes) > 1:
+            raise SettingsError(f"--out {recipe.out}: {len(recipe.scenes)} scenes need a folder")
+        paths = {name: Path(value) for name, value in further_outputs(recipe).items()}
+        return Job(source=recipe.scenes[0], outputs=Outputs(eo=out, **paths))
     if not recipe.out or (out.suffix and not out.is_dir()):
         raise SettingsError(f"--out {recipe.out!r}: must end in .tif, or be a folder")
-    if len(recipe.scenes) > 1 and (paths or report):
-        raise SettingsError("--confidence, --spread, --quicklook and --report name one file, for one scene")
     if not out.is_dir():
         raise OutputError(f"--out {out}: there is no such folder; make it first, or name a .tif")
-    names = [out / f"{_stem(scene)}_eo.tif" for scene in recipe.scenes]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise SettingsError(f"{twice[0]} would be written twice: scenes of equal names need separate runs")
-    return [
-        Job(source=scene, outputs=Outputs(eo=name, **paths), report=report)
-        for scene, name in zip(recipe.scenes, names, strict=True)
-    ]
+    return None
 
 
 def resolve(recipe: TranslateRecipe) -> ModelSpec:
@@ -128,12 +109,15 @@ def resolve(recipe: TranslateRecipe) -> ModelSpec:
     return spec_of(recipe.model, recipe.settings)
 
 
-def shared_paths(jobs: Sequence[Job], spec: ModelSpec) -> list[Path]:
-    """Return the local files and folders that every worker of a cluster must see."""
+def shared_paths(jobs: Sequence[Job], spec: ModelSpec, tmp: Path | None = None) -> list[Path]:
+    """Return the local folders, and the scene if there is one, that every worker of a cluster must see."""
     model = [] if spec.path in (IDENTITY, BUNDLED) else [Path(spec.path).absolute()]
     folders = [job.outputs.eo.absolute().parent for job in jobs]
     scenes = [path.absolute() for job in jobs for path in job.inputs if path.exists()]
-    return list(dict.fromkeys([*model, *folders, *scenes]))
+    if len(jobs) > 1:  # each path takes a moment
+        scenes = [path.parent for path in scenes]
+    space = [] if tmp is None else [tmp.absolute()]
+    return list(dict.fromkeys([*model, *folders, *scenes, *space]))
 
 
 def scaling_of(text: str) -> tuple[float, ...]:
@@ -157,59 +141,18 @@ def scaling_of(text: str) -> tuple[float, ...]:
         ) from error
 
 
-def run_job(
-    job: Job,
-    recipe: TranslateRecipe,
-    spec: ModelSpec,
-    *,
-    progress: Callable[[Mapping[str, float]], None] | None = None,
-) -> dict[str, Any]:
-    """Translate one scene into its files.
-
-    Returns
-    -------
-    dict
-        The report, which is also written where the job says.
-
-    Raises
-    ------
-    Sar2eoError
-        As `sar2eo.open_scene`, `sar2eo.translate` and `sar2eo.write_cog` raise.
-    """
-    job.check_inputs()
-    job.outputs.check(overwrite=recipe.overwrite)
-    started = time.perf_counter()
-    dataset = prepare(job, recipe, spec)
-    opened_in = time.perf_counter() - started
-    report = write_cog(
-        dataset,
-        job.outputs.eo,
-        confidence=job.outputs.confidence,
-        spread=job.outputs.spread,
-        quicklook=job.outputs.quicklook,
-        compress=recipe.compress,
-        overwrite=recipe.overwrite,
-        restart=recipe.restart,
-        progress=progress,
-    )
-    report["seconds"]["open"] = opened_in
-    report["seconds"]["total"] += opened_in
-    if job.report is not None:
-        write_atomically(job.report, (json.dumps(report, indent=2) + "\n").encode())
-    return report
-
-
-def opened(job: Job, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:
-    """Open the scene of a job and cut it; returns the area of interest too, or None."""
-    scene = open_scene(_absolute(job.source), **dataclasses.asdict(recipe.scene))
+def opened(source: str, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:
+    """Open a scene of a recipe and cut it; returns the area of interest too, or None."""
+    scene = open_scene(_absolute(source), **dataclasses.asdict(recipe.scene))
     return cut(scene, scene.attrs["scene_grid"], recipe.region)
 
 
-def prepare(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
-    """Open, cut and translate the scene of a job, lazily."""
-    part, area = opened(job, recipe)
+def prepare(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
+    """Open, cut and translate a scene, lazily; attrs["result_fingerprint"] is what its files will carry."""
+    part, area = opened(source, recipe)
     dataset = translate(part, spec, settings=recipe.settings, block=_BLOCK)
-    return dataset if area is None else clip_to(dataset, area, dataset.attrs["grid"])
+    dataset = dataset if area is None else clip_to(dataset, area, dataset.attrs["grid"])
+    return dataset.assign_attrs(result_fingerprint=result_fingerprint(part, area, recipe, spec))
 
 
 def _absolute(source: str) -> str | dict[str, str]:
@@ -219,9 +162,3 @@ def _absolute(source: str) -> str | dict[str, str]:
         return {name: str(_absolute(str(part))) for name, part in parsed.items()}
     path = Path(str(parsed))
     return str(path.absolute()) if path.exists() else str(parsed)
-
-
-def _stem(source: str) -> str:
-    """Name a result after its scene: the last part of its path, or of its first polarisation's."""
-    first = source.split(",")[0].split("=")[-1]
-    return first.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]

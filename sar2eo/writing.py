@@ -138,6 +138,8 @@ class Writing:
         Where it goes.
     settings : WriteSettings
         How.
+    opened_in : float, optional (default: 0.0)
+        Seconds that it took to open the scene, for the report.
 
     Raises
     ------
@@ -145,7 +147,9 @@ class Writing:
         As of `write_cog`.
     """
 
-    def __init__(self, dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings) -> None:
+    def __init__(
+        self, dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings, opened_in: float = 0.0
+    ) -> None:
         if not isinstance(dataset, xr.Dataset):
             raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
         if settings.compress not in get_args(Compression):
@@ -161,7 +165,7 @@ class Writing:
         self._work: dict[str, float] = {}
         started = time.perf_counter()
         self._divisors = _divisors(dataset)
-        self._seconds = {"scaling": time.perf_counter() - started}
+        self._seconds = {"open": opened_in, "scaling": time.perf_counter() - started}
         self._store = BlockStore(dataset, tuple(outputs.rasters))
         self._journal = Journal.open(
             outputs.journal,

@@ -25,7 +25,7 @@ from sar2eo.inference import _choose
 from sar2eo.models import resolve_model
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to
-from sar2eo.translation import jobs_of, resolve
+from sar2eo.translation import resolve, single_job
 
 OPTIONS = {"tile": 128, "overlap": 16, "scaling": (255.0,)}
 SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
@@ -107,7 +107,7 @@ def test_a_dry_run_of_a_region_looks_at_the_region(
     table = {"scenes": [str(scene_file)], "out": str(tmp_path / "eo.tif"), "model": "identity"}
     settings = {"tile": 128, "overlap": 16, "scaling": [255.0]}
     recipe = from_table(TranslateRecipe, table | {"region": region, "settings": settings}, "translate")
-    told = estimate(jobs_of(recipe)[0], recipe, resolve(recipe))["windows"]
+    told = estimate(single_job(recipe), recipe, resolve(recipe))["windows"]
     assert told["without data, estimated"] == empty * told["total"]
 
 

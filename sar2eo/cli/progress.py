@@ -30,8 +30,13 @@ class ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the line away, for something else to be said."""
         if self.live:
             self.stream.write("\r\x1b[K")
+            self.stream.flush()
 
     def __call__(self, counts: Mapping[str, float]) -> None:
         """Say how far it is, unless it was said just now."""

@@ -24,7 +24,7 @@ from sar2eo.scene.opening import parse_source
 from sar2eo.scene.sentinel1 import is_safe
 from sar2eo.scene.stac import is_stac, open_item, read_item
 
-__all__ = ["Role", "Source", "expand_sources"]
+__all__ = ["Role", "Source", "expand_sources", "scene_key"]
 
 Role = Literal["sar", "eo"]
 """What the scenes are."""
@@ -88,7 +88,7 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
         if not sources:
             raise PairsError(f"{text}: no {role.upper()} scene there")
         for source in sources:
-            key = _key(source.href)
+            key = scene_key(source.href)
             found[key] = _merged(found[key], source) if key in found else source
     if not found:
         raise PairsError(f"no {role.upper()} scenes were given")
@@ -279,7 +279,7 @@ def _file(href: str) -> Path:
     return Path(gdal_path(href).partition("#")[0] if is_stac(href) else gdal_path(href))
 
 
-def _key(href: str) -> str:
+def scene_key(href: str) -> str:
     """Name a scene such that two spellings of one path are one."""
     path = _file(href)
     if not path.exists():

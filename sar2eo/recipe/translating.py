@@ -43,7 +43,7 @@ class TranslateSettings:
     revision : str or None
         Of a model on a hub.
     force : bool
-        Use a model on a scene its card does not fit.
+        Use a model on a scene its card does not fit, and a disk that may be too small.
     """
 
     tile: int = 512
@@ -133,23 +133,33 @@ class TranslateRecipe:
     Parameters
     ----------
     scenes : tuple of str
-        Inputs, as `sar2eo.open_scene` takes them.
+        Inputs, as `sar2eo.open_scene` takes them; for a folder also globs, folders of scenes and item
+        collections.
     out : str
-        A ``.tif``, or a folder for several scenes.
+        A ``.tif``, or a folder for any number of scenes.
+    name : str
+        Of results in a folder, without suffix: a template with the fields of `sar2eo.naming.FIELDS`.
     model : str
         "bundled", "identity", a checkpoint folder, or a hub id.
     scene, region, settings
         The tables ``[translate.scene]``, ``[translate.region]``, ``[translate.settings]``.
     compress : str
         Compression of the EO image.
-    confidence, spread, quicklook, report : str or None
-        Further outputs, for a single scene.
-    overwrite, restart : bool
-        Replace existing outputs; discard unfinished work.
+    confidence, spread, quicklook : str or None
+        Further outputs; in a folder templates as `name`, with suffix.
+    report : str or None
+        What was done, as JSON.
+    tmp : str or None
+        Folder for unfinished work.
+    overwrite : bool
+        Replace outputs made by other settings.
+    restart : bool
+        Discard unfinished work, and make finished results anew.
     """
 
     scenes: tuple[str, ...]
     out: str
+    name: str = "{id}_eo"
     model: str = "bundled"
     scene: SceneSettings = field(default_factory=SceneSettings)
     region: RegionSettings = field(default_factory=RegionSettings)
@@ -159,5 +169,6 @@ class TranslateRecipe:
     spread: str | None = None
     quicklook: str | None = None
     report: str | None = None
+    tmp: str | None = None
     overwrite: bool = False
     restart: bool = False

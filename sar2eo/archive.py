@@ -1,0 +1,233 @@
+"""Archive runs: scenes one after the other, each begun and finished beside the others' computing.
+
+At any time one scene is computed; the next one is opened, sampled and checked, and of the one before files
+are assembled. So neither memory nor unfinished work grows with the archive.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from sar2eo.computing import Progress
+from sar2eo.durable import write_atomically
+from sar2eo.errors import ClusterError, OutputError
+from sar2eo.journal import Journal
+from sar2eo.locking import locked
+from sar2eo.models import ModelSpec
+from sar2eo.planning import Entry, check_disk, plan
+from sar2eo.provenance import FINGERPRINT
+from sar2eo.recipe import TranslateRecipe
+from sar2eo.stac_item import write_stac_collection
+from sar2eo.translation import prepare
+from sar2eo.writing import WriteSettings, Writing
+
+__all__ = ["run", "summary"]
+
+Told = Callable[[Entry], None]
+
+
+def run(
+    recipe: TranslateRecipe,
+    spec: ModelSpec,
+    *,
+    planned: Callable[[Sequence[Entry]], None] = lambda _: None,
+    told: Told = lambda _: None,
+    progress: Progress | None = None,
+) -> list[Entry]:
+    """Translate the scenes of a recipe into files; one that fails does not stop the others.
+
+    Afterwards, however it ends, the folder's STAC collection and the report (`summary`; of a single file as
+    `sar2eo.write_cog` returns it) are written.
+
+    Parameters
+    ----------
+    recipe : TranslateRecipe
+        What is to be done.
+    spec : ModelSpec
+        The model, resolved; each process loads it once.
+    planned : callable, optional
+        Called with the plan before work starts; what it raises stops the run.
+    told : callable, optional
+        Called with each entry that has ended, also from other threads.
+    progress : callable, optional
+        As of `sar2eo.planning.plan`; then as of `sar2eo.write_cog`, with ``scene``, the number of the
+        scene, and ``scenes``.
+
+    Returns
+    -------
+    list of Entry
+        What became of every scene; errors are in it.
+
+    Raises
+    ------
+    SettingsError, OutputError
+        If nothing can be done as asked, the disk cannot hold it, or another run is filling the folder.
+    ClusterError
+        If the cluster is lost, and with it all further scenes.
+    """
+    folder = Path(recipe.out) if Path(recipe.out).is_dir() else None
+    started = time.perf_counter()
+    with nullcontext() if folder is None else locked(folder / "archive.partial"):
+        entries = plan(recipe, spec, progress=progress)
+        planned(entries)
+        if not recipe.settings.force:
+            check_disk(entries, recipe)
+        for entry in entries:
+            if entry.status != "pending":
+                _clear(entry)
+                told(entry)
+        collection = None if folder is None else folder.resolve().name or "archive"
+        try:
+            _Line(recipe, spec, collection, told).run([e for e in entries if e.status == "pending"], progress)
+        finally:
+            if folder is not None and collection is not None:
+                write_stac_collection(folder, collection)
+            whole = summary(entries, time.perf_counter() - started)
+            _write_report(entries[0].report if folder is None else whole, recipe)
+    return entries
+
+
+def _clear(entry: Entry) -> None:
+    """Delete what a run has left that was stopped when all was done."""
+    if entry.status == "skipped" and entry.job is not None:
+        journal = entry.job.outputs.journal
+        try:
+            if journal.exists() or journal.is_symlink():
+                Journal.open(journal, {}, restart=True).remove()
+        except OutputError as error:
+            entry.fail(error)
+
+
+def summary(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
+    """Return what became of every scene, as JSON values.
+
+    Parameters
+    ----------
+    entries : sequence of Entry
+        Of the run.
+    seconds : float
+        That it took.
+    """
+    return {
+        "seconds": seconds,
+        "megapixels": sum(entry.megapixels for entry in entries if entry.status == "done"),
+        "counts": {
+            status: sum(entry.status == status for entry in entries)
+            for status in ("done", "skipped", "failed", "pending")
+        },
+        "scenes": [
+            {
+                "source": entry.source,
+                "output": None if entry.job is None else str(entry.job.outputs.eo),
+                "status": entry.status,
+                "error": entry.reason,
+                "seconds": entry.seconds,
+                "megapixels": entry.megapixels,
+                "report": entry.report,
+            }
+            for entry in entries
+        ],
+    }
+
+
+def _write_report(content: Mapping[str, Any] | None, recipe: TranslateRecipe) -> None:
+    if recipe.report is not None and content is not None:
+        write_atomically(Path(recipe.report), (json.dumps(content, indent=2) + "\n").encode())
+
+
+class _Line:
+    """An assembly line of three stations: begin, compute, finish."""
+
+    def __init__(self, recipe: TranslateRecipe, spec: ModelSpec, collection: str | None, told: Told) -> None:
+        self._recipe, self._spec, self._collection, self._told = recipe, spec, collection, told
+
+    def run(self, entries: Sequence[Entry], progress: Progress | None) -> None:
+        before, after = (ThreadPoolExecutor(1, f"sar2eo-{name}") for name in ("begin", "finish"))
+        begun: Future[Writing] | None = None
+        finished: Future[None] | None = None
+        orderly = False
+        try:
+            for number, entry in enumerate(entries, start=1):
+                writing = self._take(entry, begun or before.submit(self._begin, entry))
+                begun = before.submit(self._begin, entries[number]) if number < len(entries) else None
+                place = {"scene": number, "scenes": len(entries)}
+                if writing is None or not self._compute(entry, writing, _placed(progress, place)):
+                    continue
+                if finished is not None:
+                    finished.result()  # at most one scene waits for its files
+                finished = after.submit(self._finish, entry, writing)
+            orderly = True
+        finally:
+            if begun is not None and not begun.cancel():
+                begun.add_done_callback(_release)
+            # After Ctrl-C nobody wants to wait for a scene's files; the journal is safe at any moment.
+            for pool in (before, after):
+                pool.shutdown(wait=orderly, cancel_futures=not orderly)
+        if finished is not None:
+            finished.result()
+
+    def _begin(self, entry: Entry) -> Writing:
+        recipe, job = self._recipe, entry.job
+        assert job is not None  # noqa: S101  (of a pending scene)
+        started = time.perf_counter()
+        dataset = prepare(job.source, recipe, self._spec)
+        settings = WriteSettings(
+            compress=recipe.compress,
+            overwrite=recipe.overwrite,
+            restart=recipe.restart,
+            tmp=None if recipe.tmp is None else Path(recipe.tmp),
+            force=recipe.settings.force,
+            tags={FINGERPRINT: json.dumps(dataset.attrs["result_fingerprint"], sort_keys=True)},
+            collection=self._collection,
+        )
+        opened_in = time.perf_counter() - started
+        return Writing(dataset, job.outputs, settings, opened_in)
+
+    def _take(self, entry: Entry, begun: Future[Writing]) -> Writing | None:
+        try:
+            return begun.result()
+        except Exception as error:
+            self._failed(entry, error)
+            return None
+
+    def _compute(self, entry: Entry, writing: Writing, progress: Progress | None) -> bool:
+        try:
+            writing.compute(progress)
+        except BaseException as error:
+            writing.release()
+            if isinstance(error, Exception):
+                self._failed(entry, error)
+            if isinstance(error, ClusterError) or not isinstance(error, Exception):
+                raise
+            return False
+        return True
+
+    def _finish(self, entry: Entry, writing: Writing) -> None:
+        try:
+            entry.report = writing.finish()
+            entry.seconds = entry.report["seconds"]["total"]
+            entry.status = "done"
+        except Exception as error:
+            entry.fail(error)
+        finally:
+            writing.release()
+        self._told(entry)
+
+    def _failed(self, entry: Entry, error: Exception) -> None:
+        entry.fail(error)
+        self._told(entry)
+
+
+def _release(begun: Future[Writing]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().release()
+
+
+def _placed(progress: Progress | None, place: Mapping[str, float]) -> Progress | None:
+    return None if progress is None else lambda counts: progress({**counts, **place})

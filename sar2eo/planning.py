@@ -1,0 +1,262 @@
+"""What an archive run will do: every scene looked at, named, and compared with what is there already."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sar2eo.cog import check_space, cog_bytes
+from sar2eo.computing import Progress
+from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError
+from sar2eo.grid import Grid
+from sar2eo.journal import differences
+from sar2eo.models import ModelSpec
+from sar2eo.naming import check_template, facts_of, fill
+from sar2eo.outputs import Outputs
+from sar2eo.pairs.sources import expand_sources, scene_key
+from sar2eo.provenance import FINGERPRINT, result_fingerprint
+from sar2eo.recipe import TranslateRecipe, checked
+from sar2eo.scene.handles import opened as opened_raster
+from sar2eo.translation import Job, further_outputs, opened, single_job
+from sar2eo.windows import Lattice
+
+__all__ = ["Entry", "Status", "check_disk", "needs", "plan"]
+
+Status = Literal["pending", "done", "skipped", "failed"]
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """One scene of a run, from the plan to the summary.
+
+    Parameters
+    ----------
+    source : str
+        Of the scene.
+    job : Job or None
+        None for a scene that failed before it had a name.
+    grid : Grid or None
+        Of the result.
+    status : {"pending", "done", "skipped", "failed"}
+        Skipped: a result of the same scene and settings is there.
+    error : Exception or None
+        Why it failed.
+    report : dict or None
+        Of a scene that is done, as `sar2eo.write_cog` returns it.
+    seconds : float
+        Of work.
+    """
+
+    source: str
+    job: Job | None = None
+    grid: Grid | None = None
+    status: Status = "pending"
+    error: Exception | None = None
+    report: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+    @property
+    def megapixels(self) -> float:
+        """Size of the result; 0 where it is not known."""
+        return 0.0 if self.grid is None else self.grid.shape[0] * self.grid.shape[1] / 1e6
+
+    @property
+    def reason(self) -> str | None:
+        """Why it failed, on one line."""
+        if self.error is None:
+            return None
+        text = " ".join(str(self.error).split())
+        return text if isinstance(self.error, Sar2eoError) else f"{type(self.error).__name__}: {text}"
+
+    def fail(self, error: Exception) -> None:
+        """Note why it failed."""
+        self.status, self.error = "failed", error
+
+
+def plan(recipe: TranslateRecipe, spec: ModelSpec, *, progress: Progress | None = None) -> list[Entry]:
+    """Look at every scene of a recipe; no pixels are read.
+
+    A result of this run that lies among the scenes is not taken for one of them.
+
+    Parameters
+    ----------
+    recipe : TranslateRecipe
+        What is to be done.
+    spec : ModelSpec
+        The model, resolved.
+    progress : callable, optional
+        Called with the counts ``scenes_seen`` and ``scenes``.
+
+    Returns
+    -------
+    list of Entry
+        In the order given, sorted within folders and globs; those that cannot be done have failed.
+
+    Raises
+    ------
+    SettingsError, OutputError
+        If nothing could be done as asked: settings, names, the report.
+    """
+    _check_settings(recipe, spec)
+    single = single_job(recipe)
+    entries = _expanded(recipe.scenes) if single is None else [Entry(source=single.source, job=single)]
+    for number, entry in enumerate(entries, start=1):
+        if entry.status == "pending":
+            try:
+                _look(entry, recipe, spec)
+            except Exception as error:
+                entry.fail(error)
+        if progress is not None:
+            progress({"scenes_seen": number, "scenes": len(entries)})
+    named = [entry.job for entry in entries if entry.job is not None]
+    results = {path.resolve(): job for job in named for path in job.outputs.paths}
+    kept = [entry for entry in entries if _is_own(entry, results)]
+    _check_names(kept, recipe)
+    _check_report(kept, recipe)
+    return kept
+
+
+def check_disk(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
+    """Refuse a run that the disks cannot hold.
+
+    Counted are all results, and the unfinished work of the two largest scenes: while one is assembled, the
+    next is computed.
+
+    Raises
+    ------
+    OutputError
+        With numbers.
+    """
+    check_space(needs(entries, recipe))
+
+
+def needs(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[tuple[Path, int]]:
+    """Return folders, and the bytes that a run needs there."""
+    found: list[tuple[Path, int]] = []
+    work: list[tuple[int, Path]] = []
+    for entry in entries:
+        if entry.status == "pending" and entry.job is not None and entry.grid is not None:
+            outputs = entry.job.outputs
+            size = cog_bytes(entry.grid, outputs.rasters, recipe.compress)
+            found.append((outputs.eo.absolute().parent, size))
+            place, total = outputs.needs(entry.grid, recipe.compress, _tmp(recipe))[0]
+            away = place.stat().st_dev != outputs.eo.absolute().parent.stat().st_dev
+            work.append((total if away else max(0, total - size), place))
+    return found + [(place, size) for size, place in sorted(work, reverse=True)[:2]]
+
+
+def _tmp(recipe: TranslateRecipe) -> Path | None:
+    return None if recipe.tmp is None else Path(recipe.tmp)
+
+
+def _check_settings(recipe: TranslateRecipe, spec: ModelSpec) -> None:
+    """Refuse what no scene could be translated with."""
+    settings = checked(recipe.settings)
+    Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)
+    check_template(recipe.name)
+    if recipe.tmp is not None and not Path(recipe.tmp).is_dir():
+        raise OutputError(f"--tmp {recipe.tmp}: there is no such folder: make it first")
+
+
+def _expanded(given: Sequence[str]) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    for text in given:
+        try:
+            sources = [source.href for source in expand_sources([text], "sar")]
+        except Exception as error:
+            found.setdefault(text, Entry(source=text)).fail(error)
+            continue
+        for source in sources:
+            found.setdefault(scene_key(source), Entry(source=source))
+    return list(found.values())
+
+
+def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec) -> None:
+    """Open a scene, name its results, and see whether they are there."""
+    if entry.job is not None:
+        # What a single scene is asked for is refused before it is opened.
+        entry.job.check_inputs()
+    scene, area = opened(entry.source, recipe)
+    whole: Grid = scene.attrs["scene_grid"]
+    if entry.job is None:
+        entry.job = Job(source=entry.source, outputs=_named(entry.source, scene.attrs, recipe))
+        entry.job.check_inputs()
+    fingerprint = result_fingerprint(scene, area, recipe, spec)
+    row, col, height, width = fingerprint["region"][0]
+    entry.grid = whole.crop(type(whole.window)(row, col, height, width))
+    outputs = entry.job.outputs
+    if not recipe.restart and _is_there(outputs, fingerprint, overwrite=recipe.overwrite):
+        entry.status = "skipped"
+    else:
+        outputs.check(overwrite=recipe.overwrite)
+
+
+def _named(source: str, attrs: Mapping[str, Any], recipe: TranslateRecipe) -> Outputs:
+    facts = facts_of(source, attrs)
+    out = Path(recipe.out)
+    further = {name: out / fill(text, facts) for name, text in further_outputs(recipe).items()}
+    return Outputs(eo=out / f"{fill(recipe.name, facts)}.tif", **further)
+
+
+def _is_there(outputs: Outputs, fingerprint: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether all results are there, of this scene and these settings; others need `overwrite`."""
+    if not outputs.eo.is_file():
+        return False
+    try:
+        with opened_raster(str(outputs.eo)) as raster:
+            said = raster.tags().get(FINGERPRINT)
+        differing = (
+            "how it was made, which it does not say" if said is None else _differing(said, fingerprint)
+        )
+    except (SceneError, ValueError, AttributeError):
+        differing = "how it was made, which cannot be read"
+    optional = [*outputs.rasters.values(), *([outputs.quicklook] if outputs.quicklook else [])]
+    if not differing:
+        return all(path.exists() for path in optional)
+    if not overwrite:
+        raise OutputError(
+            f"{outputs.eo} exists, and differs in {differing}: pass --overwrite to replace it, or give "
+            "another --out or --name"
+        )
+    return False
+
+
+def _differing(said: str, fingerprint: Mapping[str, Any]) -> str:
+    return differences(json.loads(said), fingerprint)
+
+
+def _is_own(entry: Entry, results: Mapping[Path, Job]) -> bool:
+    """Whether a scene is one, and not the result of another."""
+    job = results.get(Path(entry.source).resolve())
+    return job is None or job.source == entry.source
+
+
+def _check_names(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
+    counts: Counter[Path] = Counter()
+    for entry in entries:
+        if entry.job is not None:
+            counts.update(set(entry.job.outputs.paths))
+    twice = sorted(path for path, count in counts.items() if count > 1)
+    if twice:
+        sources = [e.source for e in entries if e.job is not None and twice[0] in e.job.outputs.paths]
+        raise SettingsError(
+            f"{twice[0]} would be written twice, of {' and '.join(sources[:2])}: give a --name that tells "
+            f"scenes apart, such as {{id}}_{{date}}, instead of {recipe.name!r}"
+        )
+
+
+def _check_report(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
+    if recipe.report is None:
+        return
+    report = Path(recipe.report)
+    jobs = [entry.job for entry in entries if entry.job is not None]
+    if report.resolve() in {path.resolve() for job in jobs for path in job.outputs.paths}:
+        raise SettingsError(f"--report {report}: another output goes there; choose another name")
+    if report.resolve() in {path.resolve() for job in jobs for path in job.inputs}:
+        raise SettingsError(f"--report {report} is the scene itself: give the report another name")
+    if not report.parent.is_dir():
+        raise OutputError(f"--report {report}: there is no folder {report.parent}")
