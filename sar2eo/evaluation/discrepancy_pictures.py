@@ -36,7 +36,7 @@ class Case:
     sar, eo : ndarray of float32, shape (3, H, W)
         In [-1, 1].
     forced, sampled : ndarray of float32, shape (H, W)
-        log10 of the variance, by pixel.
+        log10 of the variance, by pixel; NaN where it is not known.
     outline : ndarray of bool, shape (H, W)
     """
 
@@ -73,7 +73,7 @@ def choose_cases(
     shape, factor, assumed = truth.label.shape, spec.factor, spec.card
     assert assumed is not None  # noqa: S101  (models without a card have no variance)
     layers = {
-        name: enlarged(np.log10(np.maximum(found, 1e-9)), factor, shape)
+        name: _logarithm(found, maps, factor, shape)
         for name, found in (("forced", maps.forced[assumed.confidence_timestep]), ("sampled", maps.sampled))
     }
     counts = Counter((case.kind, case.state) for case in known)
@@ -94,6 +94,12 @@ def choose_cases(
                 )
             )
     return found
+
+
+def _logarithm(variance: FloatArray, maps: VarianceMaps, factor: int, shape: tuple[int, ...]) -> FloatArray:
+    """Return log10 of a variance by pixel, NaN where the latent pixel is not valid."""
+    known = np.where(maps.valid, variance, np.float32(np.nan))
+    return enlarged(np.log10(known), factor, shape)
 
 
 def _around(mask: npt.NDArray[np.bool_]) -> Window:
@@ -163,11 +169,7 @@ def pair_picture(pair: ScenePair, maps: VarianceMaps, spec: ModelSpec) -> bytes:
     assert spec.card is not None  # noqa: S101  (models without a card have no variance)
     timestep = spec.card.confidence_timestep
     forced, sampled = (
-        np.where(
-            enlarged(maps.valid, spec.factor, pair.valid.shape),
-            enlarged(np.log10(np.maximum(found, 1e-9)), spec.factor, pair.valid.shape),
-            np.nan,
-        )
+        _logarithm(found, maps, spec.factor, pair.valid.shape)
         for found in (maps.forced[timestep], maps.sampled)
     )
     rows, cols = pair.valid.shape
