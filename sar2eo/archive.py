@@ -57,7 +57,7 @@ def run(
         Called with each entry that has ended, also from other threads.
     progress : callable, optional
         As of `sar2eo.planning.plan`; then as of `sar2eo.write_cog`, with ``scene``, the number of the
-        scene, and ``scenes``.
+        scene, ``scenes``, and ``seconds`` that this one is computed for.
 
     Returns
     -------
@@ -230,4 +230,7 @@ def _release(begun: Future[Writing]) -> None:
 
 
 def _placed(progress: Progress | None, place: Mapping[str, float]) -> Progress | None:
-    return None if progress is None else lambda counts: progress({**counts, **place})
+    if progress is None:
+        return None
+    started = time.monotonic()
+    return lambda counts: progress({**counts, **place, "seconds": time.monotonic() - started})

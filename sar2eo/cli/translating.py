@@ -213,7 +213,7 @@ def _windows(counts: Mapping[str, float], seconds: float) -> str:
         return f"looked at {counts['scenes_seen']:.0f} of {counts['scenes']:.0f} scenes"
     done = counts.get("windows_translated", 0) + counts.get("windows_skipped", 0)
     total = counts["windows_total"]
-    rate = done / max(seconds, 1e-9)
+    rate = done / max(counts.get("seconds", seconds), 1e-9)
     left = f", {clock((total - done) / rate)} left" if done else ""
     several = counts.get("scenes", 1) > 1
     place = f"scene {counts['scene']:.0f} of {counts['scenes']:.0f}: " if several else ""
