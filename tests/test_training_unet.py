@@ -23,7 +23,7 @@ from sar2eo.bases import init_checkpoint
 from sar2eo.card import Card
 from sar2eo.checkpoint import Checkpoint, load_checkpoint
 from sar2eo.datasets import Augmentation, build_latent_cache, collate, open_dataset
-from sar2eo.errors import CheckpointError, SettingsError, TrainingError, TrainingWarning
+from sar2eo.errors import CheckpointError, PairsError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.network import encode_images, split_prediction
 from sar2eo.recipe import DataSettings, TrainSettings, VaeSettings
 from sar2eo.training.adapters import add_adapters, plain_unet
@@ -238,6 +238,19 @@ def test_stable_diffusion_is_adapted_and_may_learn_to_predict_something_else(
     # The second stage begins where the first ended.
     second = train(str(pairs), final, tmp_path / "second", **changes | {"loss": "c-diff-timestep"})
     assert load_checkpoint(second).card.prediction_type == "v_prediction"
+
+
+def test_runs_on_the_same_vae_share_a_cache_of_latents(base: Path, pairs: Path, tmp_path: Path) -> None:
+    changes = SETTINGS | {"steps": 1, "cache_latents": True, "crops": 1, "gain_jitter": 0.2}
+    cache = tmp_path / "latents"
+    first = train(str(pairs), base, tmp_path / "first", latents=cache, **changes)
+    written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert written
+    assert not (tmp_path / "first" / "latents").exists()
+    train(str(pairs), first, tmp_path / "second", latents=cache, **changes)  # another U-Net, one VAE
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+    with pytest.raises(PairsError, match="latents of another gain"):
+        train(str(pairs), base, tmp_path / "third", latents=cache, **changes | {"gain_jitter": 0.1})
 
 
 def test_a_schedule_that_ends_in_pure_noise_wants_v_prediction(tmp_path: Path) -> None:

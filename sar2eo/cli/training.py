@@ -55,6 +55,7 @@ _HELP = {
 @click.option("--out", metavar="DIR", help="Folder of the run; the same command goes on in it.")
 @click.option("--base", metavar="DIR|HUB_ID", help="A checkpoint, or a Stable Diffusion model.")
 @click.option("--revision", help="Of a base on a hub.")
+@click.option("--latents", metavar="DIR", help="Cache of latents to share.  [default: in the run's folder]")
 @settings_options(TrainSettings, _HELP)
 @recipe_options("train")
 @debug_option

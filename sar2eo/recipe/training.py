@@ -165,6 +165,8 @@ class TrainRecipe:
         Of a hub id.
     out : str
         Run folder; the same command goes on in it.
+    latents : str or None
+        Folder of the cache of latents, which several runs may share; None: in the run folder.
     settings
         The table ``[train.settings]``.
     """
@@ -173,6 +175,7 @@ class TrainRecipe:
     base: str
     out: str
     revision: str | None = None
+    latents: str | None = None
     settings: TrainSettings = field(default_factory=TrainSettings)
 
 

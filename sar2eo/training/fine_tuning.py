@@ -37,6 +37,7 @@ def train(
     settings: TrainSettings | None = None,
     *,
     revision: str | None = None,
+    latents: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Path:
@@ -55,6 +56,9 @@ def train(
     settings : TrainSettings, optional
     revision : str, optional
         Of a hub id.
+    latents : str or Path, optional
+        Folder of the cache of latents, for runs on the same crops and VAE to share; by default in the run
+        folder.
     progress : callable, optional
         Called after every step with ``steps``, ``steps_total``, ``rate`` (a second) and ``loss``.
     **changes
@@ -83,6 +87,7 @@ def train(
         base=str(base),
         out=str(out),
         revision=revision,
+        latents=None if latents is None else str(latents),
         settings=chosen_settings(settings or TrainSettings(), changes),
     )
     return run_training(recipe, progress=progress).final
@@ -173,7 +178,7 @@ def _batches(
             latents = build_latent_cache(
                 pairs,
                 encode,
-                Path(recipe.out) / "latents",
+                Path(recipe.latents or Path(recipe.out) / "latents"),
                 crops=settings.crops,
                 crop=settings.crop,
                 factor=task.factor,
