@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from sar2eo import archive, cog, models, writing
 from sar2eo.cli import cli
 from sar2eo.errors import ClusterError, OutputError, SettingsError
 from sar2eo.models import resolve_model
+from sar2eo.pairs.sources import expand_sources
 from sar2eo.planning import Entry, plan
 from sar2eo.recipe import TranslateRecipe, TranslateSettings
 
@@ -215,7 +217,7 @@ def test_templates_are_checked(scenes: Path, out: Path, name: str) -> None:
 def test_item_collections_globs_and_repeated_scenes(scenes: Path, out: Path) -> None:
     items = []
     for name in "ab":
-        item = pystac.Item(f"S1/{name}", None, None, pystac.utils.str_to_datetime("2021-02-03T04:05:06Z"), {})
+        item = pystac.Item(f"S1/{name}", None, None, datetime(2021, 2, 3, 4, 5, 6, tzinfo=UTC), {})
         item.add_asset("vv", pystac.Asset(f"./{name}.tif", media_type=pystac.MediaType.GEOTIFF))
         items.append(item)
     path = scenes / "items.json"
@@ -229,6 +231,26 @@ def test_item_collections_globs_and_repeated_scenes(scenes: Path, out: Path) -> 
     ]
     asked = recipe(scenes / "*.png", scenes / "absent.tif", scenes / "c.tif", out=out, name="{id}_{date}")
     assert statuses(archive.run(asked, IDENTITY)) == ["failed", "failed", "skipped"]
+
+
+def test_a_collection_is_read_once_for_all_its_items_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    from_file = pystac.ItemCollection.from_file
+    monkeypatch.setattr(
+        pystac.ItemCollection, "from_file", lambda path, *rest: reads.append(path) or from_file(path, *rest)
+    )
+    for count in (9, 5):
+        items = []
+        for number in range(count):
+            item = pystac.Item(f"s{number}", None, None, datetime(2021, 2, 3, tzinfo=UTC), {})
+            item.add_asset("vv", pystac.Asset("./a.tif", media_type=pystac.MediaType.GEOTIFF))
+            items.append(item)
+        pystac.ItemCollection(items).save_object(str(tmp_path / "items.json"))
+        reads.clear()
+        assert len(expand_sources([str(tmp_path / "items.json")], "sar")) == count
+        assert len(reads) <= 2
 
 
 def test_results_among_the_scenes_are_not_scenes(scenes: Path) -> None:

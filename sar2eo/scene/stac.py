@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pystac
@@ -58,7 +60,7 @@ def read_item(source: str) -> pystac.Item:
     try:
         if not name:
             return pystac.Item.from_file(source)
-        item = next((item for item in pystac.ItemCollection.from_file(file) if item.id == name), None)
+        item = _collected(file).get(name)
     except (OSError, pystac.STACError, pystac.STACTypeError, RecursionError, *_WRONG_TYPES) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SceneError(f"{source}: not a STAC item that can be read ({reason})") from error
@@ -67,6 +69,24 @@ def read_item(source: str) -> pystac.Item:
     if item.get_self_href() is None:
         item.set_self_href(file)  # relative hrefs of assets start from the collection's file
     return item
+
+
+def _collected(file: str) -> dict[str, pystac.Item]:
+    """Read an item collection, a local one once for all of its items."""
+    path = Path(file).absolute()
+    if not path.is_file():
+        return _read_collection(file)
+    status = path.stat()
+    return _read_local(str(path), status.st_mtime_ns, status.st_size)
+
+
+def _read_collection(file: str) -> dict[str, pystac.Item]:
+    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file)))}
+
+
+@lru_cache(maxsize=2)
+def _read_local(file: str, *_: int) -> dict[str, pystac.Item]:
+    return _read_collection(file)
 
 
 def open_item(source: str) -> ItemAssets:
