@@ -95,6 +95,9 @@ def schedule_config(config: Mapping[str, Any], *, set_alpha_to_one: bool) -> dic
         raise CheckpointError(
             f"scheduler: num_train_timesteps={schedule['num_train_timesteps']}, must be {TRAIN_TIMESTEPS}"
         )
+    betas = schedule["beta_start"], schedule["beta_end"]
+    if not all(type(beta) is float and 0 < beta < 1 for beta in betas):
+        raise CheckpointError(f"scheduler: beta_start, beta_end={betas}, must be between 0 and 1")
     return schedule | {"set_alpha_to_one": set_alpha_to_one}
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: must hold a JSON object, not {type(raw).__name__}")
@@ -199,15 +200,32 @@ def vae_facts(config: Mapping[str, Any]) -> VaeFacts:
         "block_out_channels" if class_name == "AutoencoderKL" else "encoder_block_out_channels"
     )
     channels = config.get("latent_channels")
-    if not isinstance(blocks, list | tuple) or not blocks or not isinstance(channels, int) or channels < 1:
+    if not isinstance(blocks, list | tuple) or not blocks or type(channels) is not int or channels < 1:
         raise CheckpointError(f"vae: {CONFIG} says latent_channels={channels!r}, block channels {blocks!r}")
+    _check_scaling(config)
     # In every class each block but one halves the resolution.
     return VaeFacts(str(class_name), 2 ** (len(blocks) - 1), channels)
 
 
+def _check_scaling(config: Mapping[str, Any]) -> None:
+    """Refuse a scale of latents that would make all of them nothing, or not finite."""
+    factor = config.get("scaling_factor", 1.0)
+    if type(factor) not in (int, float) or not 0 < factor <= sys.float_info.max:
+        raise CheckpointError(f"vae: {CONFIG} says scaling_factor={factor!r}, must be a positive number")
+
+
 def wants_prompt(unet_config: Mapping[str, Any]) -> bool:
-    """Tell from a U-Net's configuration whether it attends to a prompt."""
-    blocks = [*unet_config.get("down_block_types", ()), *unet_config.get("up_block_types", ())]
+    """Tell from a U-Net's configuration whether it attends to a prompt.
+
+    Raises
+    ------
+    CheckpointError
+        If its blocks are no lists.
+    """
+    down, up = (unet_config.get(f"{way}_block_types", ()) for way in ("down", "up"))
+    if not isinstance(down, list | tuple) or not isinstance(up, list | tuple):
+        raise CheckpointError(f"unet: {CONFIG} says block types {down!r} and {up!r}, must be lists")
+    blocks = [*down, *up]
     blocks.append(unet_config.get("mid_block_type", "UNetMidBlock2DCrossAttn"))
     return any("CrossAttn" in str(block) for block in blocks)
 
@@ -234,6 +252,7 @@ def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], prompt: Sequence[
             f"the U-Net has {channels[0]} channels in and {channels[1]} out: must be {2 * latent} and "
             f"{latent + 1} for a VAE of {latent} latent channels (see 'sar2eo model init')"
         )
+    _check_scaling(vae)
     images = (vae["in_channels"], vae.get("out_channels", vae["in_channels"]))
     if images != (3, 3):
         raise CheckpointError(f"the VAE has {images[0]} channels in and {images[1]} out: must be 3 and 3")
@@ -257,8 +276,8 @@ def describe_files(folder: Path) -> dict[str, Any]:
         "unet": {
             "channels_in": unet["in_channels"],
             "channels_out": unet["out_channels"],
-            "block_out_channels": unet["block_out_channels"],
-            "down_block_types": unet["down_block_types"],
+            "block_out_channels": unet.get("block_out_channels"),
+            "down_block_types": unet.get("down_block_types"),
             "prompt": wants_prompt(unet),
             "dtype": tensor_headers(folder / "unet" / WEIGHTS)["conv_in.weight"].dtype,
         },
@@ -266,7 +285,7 @@ def describe_files(folder: Path) -> dict[str, Any]:
             "class": facts.class_name,
             "factor": facts.factor,
             "latent_channels": facts.latent_channels,
-            "scaling_factor": vae["scaling_factor"],
+            "scaling_factor": vae.get("scaling_factor"),
         },
         "schedule": read_json(folder / SCHEDULER_CONFIG),
         "card": Card.read(folder).to_dict(),

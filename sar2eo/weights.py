@@ -16,6 +16,11 @@ from sar2eo.layout import CONFIG, tensor_headers
 
 __all__ = ["check_weights", "create_empty", "fill", "one_line", "read_tensors"]
 
+# Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
+# for hours, or fill the memory, before any shape is compared.
+_MOST_LAYERS = 64
+_LARGEST_SIZE = 1 << 16
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _STATISTICS = ("latents_mean", "latents_std")  # which not every VAE of diffusers has a word for
 
 
@@ -27,6 +32,7 @@ def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
     CheckpointError
         If the configuration makes no such network.
     """
+    _check_sizes(model_class.__name__, config)
     known = inspect.signature(model_class.__init__).parameters
     extra = {name: config[name] for name in _STATISTICS if name in config and name not in known}
     try:
@@ -38,6 +44,20 @@ def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
         raise CheckpointError(
             f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error)}"
         ) from error
+
+
+def _check_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse numbers and lists in a configuration that no network has."""
+    for key, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        limit = _MOST_LAYERS if "layers" in key else _LARGEST_SIZE
+        sizes = [v for v in values if isinstance(v, int)]
+        if len(values) > _MOST_LAYERS and key not in _STATISTICS:
+            raise CheckpointError(
+                f"{name}: {CONFIG} says {key} with {len(values)} entries, at most {_MOST_LAYERS}"
+            )
+        if any(size > limit for size in sizes):
+            raise CheckpointError(f"{name}: {CONFIG} says {key}={max(sizes)}, must be at most {limit}")
 
 
 def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> None:
@@ -53,17 +73,22 @@ def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None
     Raises
     ------
     CheckpointError
-        If a tensor is missing, unexpected or misshapen, or the file is not a whole safetensors file.
+        If a tensor is missing, unexpected, misshapen or of whole numbers, or the file is not a whole
+        safetensors file.
     """
     headers = tensor_headers(path)
     shapes = {names[name] if names else name: header.shape for name, header in headers.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for problem, odd in {"lacks": wanted.keys() - shapes, "has unexpected": shapes.keys() - wanted}.items():
         if odd:
             raise CheckpointError(f"{path} {problem} {len(odd)} tensors, such as {min(odd)}")
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise CheckpointError(f"{path}: {name} has shape {shapes[name]}, must be {shape} by {CONFIG}")
+    for name, header in headers.items():
+        if header.dtype not in _FLOATS and state[names[name] if names else name].is_floating_point():
+            raise CheckpointError(f"{path}: {name} holds {header.dtype}, must be one of {', '.join(_FLOATS)}")
 
 
 def fill(
@@ -86,8 +111,17 @@ def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Te
     """Read a safetensors file into memory of its own.
 
     The library would map the file, and a process that maps a file dies when someone writes over it.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is not finite, or not in this dtype: every pixel would be made of it.
     """
-    return {name: tensor.to(dtype, copy=True) for name, tensor in load_file(path, device=device).items()}
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in load_file(path, device=device).items()}
+    for name, tensor in tensors.items():
+        if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite in {dtype}")
+    return tensors
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
