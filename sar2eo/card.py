@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -91,24 +92,31 @@ class Card:
     def __post_init__(self) -> None:
         if not self.channels:
             object.__setattr__(self, "channels", default_channels(self.polarisations))
+        for name in ("name", "training_data", "licence"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or (name == "name" and not (value and value.isprintable())):
+                raise CheckpointError(f"card: {name}={value!r}, must be text (the name: a line of it)")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise CheckpointError(
                     f"card: {name}={getattr(self, name)!r}, must be one of {', '.join(allowed)}"
                 )
-        if not self.polarisations or not set(self.polarisations) <= set(POLARISATIONS):
+        names = set(self.polarisations)
+        if not names or not names <= set(POLARISATIONS) or len(names) < len(self.polarisations):
             raise CheckpointError(
-                f"card: polarisations={self.polarisations}, must be of {', '.join(POLARISATIONS)}"
+                f"card: polarisations={self.polarisations}, must be of {', '.join(POLARISATIONS)}, each once"
             )
         used = {name for names in self.channels for name in names}
         if len(self.channels) != 3 or not all(self.channels) or used != set(self.polarisations):
             raise CheckpointError(
                 f"card: channels={self.channels}, must be three that use just {self.polarisations}"
             )
-        if self.scaling != "p99" and not (_is_number(self.scaling) and self.scaling > 0):
+        if self.scaling != "p99" and not _is_positive(self.scaling):
             raise CheckpointError(f"card: scaling={self.scaling!r}, must be p99 or a positive amplitude")
-        if self.gsd_m is not None and not (_is_number(self.gsd_m) and self.gsd_m > 0):
+        if self.gsd_m is not None and not _is_positive(self.gsd_m):
             raise CheckpointError(f"card: gsd_m={self.gsd_m!r}, must be positive metres or null")
+        if not isinstance(self.metrics, dict) or not all(map(_is_number, self.metrics.values())):
+            raise CheckpointError(f"card: metrics={self.metrics!r}, must be numbers by name")
         if not _is_count(self.steps) or not 1 <= self.steps <= 1000:
             raise CheckpointError(f"card: steps={self.steps!r}, must be 1 to 1000")
         if not _is_count(self.confidence_timestep) or not 0 <= self.confidence_timestep < 1000:
@@ -130,7 +138,7 @@ class Card:
             raise CheckpointError(
                 f"{folder} has no {CARD_NAME}: not a sar2eo checkpoint (see 'sar2eo model init')"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         return cls.from_dict(raw)
 
@@ -144,6 +152,7 @@ class Card:
             odd = sorted(set(raw) ^ known)
             raise CheckpointError(f"card: unknown or missing fields {', '.join(odd)}")
         try:
+            _check_lists(raw["polarisations"], raw["channels"], *raw["channels"])
             tuples: dict[str, Any] = {
                 "polarisations": tuple(raw["polarisations"]),
                 "channels": tuple(tuple(names) for names in raw["channels"]),
@@ -172,8 +181,20 @@ _CHOICES = {
 }
 
 
+def _check_lists(*values: object) -> None:
+    """Raise TypeError for what is no list: a text would fall apart into letters."""
+    for value in values:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{value!r} is no list")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a value is a number that a float can hold, above 0."""
+    return _is_number(value) and 0 < value <= sys.float_info.max
 
 
 def _is_count(value: object) -> bool:
