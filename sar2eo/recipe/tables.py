@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tomllib
 from pathlib import Path
 from types import UnionType
@@ -14,6 +15,8 @@ __all__ = ["apply_overrides", "checked", "from_table", "read_recipe"]
 
 Record = TypeVar("Record")
 
+_LARGEST_BYTES = 1 << 20  # a thousand times what a recipe takes: the name of something else was given
+
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a TOML recipe as plain tables.
@@ -24,8 +27,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
         If it cannot be read or is not TOML.
     """
     try:
+        # A pipe or a device would be waited for, or read, for ever.
+        if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST_BYTES):
+            raise SettingsError(
+                f"{path}: not a recipe, which is a TOML file of at most {_LARGEST_BYTES} bytes"
+            )
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except SettingsError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not a readable TOML recipe: {error}") from error
 
 
@@ -47,7 +57,7 @@ def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[s
             raise SettingsError(f"--set {pair}: must be key=value, as in translate.settings.steps=10")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         _set(result, key.split("."), value, pair)
     return result
@@ -112,7 +122,7 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
             return value
         if get_origin(option) is tuple and isinstance(value, list):
             return tuple(_converted(get_args(option)[0], item, where) for item in value)
-        if option is float and type(value) in (int, float):
+        if option is float and (type(value) is float or _fits_float(value)):
             return float(value)
         if isinstance(option, type) and type(value) is option:
             return value
@@ -124,6 +134,11 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
         if option is not type(None)
     )
     raise SettingsError(f"{where}={value!r}: must be {allowed}")
+
+
+def _fits_float(value: Any) -> bool:
+    """Whether a value is a whole number that a float can hold: TOML's have any number of digits."""
+    return type(value) is int and abs(value) <= sys.float_info.max
 
 
 def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
