@@ -17,7 +17,7 @@ from sar2eo.journal import differences
 from sar2eo.models import ModelSpec
 from sar2eo.naming import check_template, facts_of, fill
 from sar2eo.outputs import Outputs
-from sar2eo.pairs.sources import expand_sources, scene_key
+from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
 from sar2eo.scene.handles import opened as opened_raster
@@ -164,7 +164,8 @@ def _check_settings(recipe: TranslateRecipe, spec: ModelSpec) -> None:
 
 def _expanded(given: Sequence[str]) -> list[Entry]:
     found: dict[str, Entry] = {}
-    for text in given:
+    # One of a glob's matches that cannot be read is one failing scene.
+    for text in (part for pattern in given for part in matches(pattern) or [pattern]):
         try:
             sources = [source.href for source in expand_sources([text], "sar")]
         except Exception as error:

@@ -229,6 +229,9 @@ def test_item_collections_globs_and_repeated_scenes(scenes: Path, out: Path) -> 
         "S1_b_20210203.tif",
         "c_20240506.tif",
     ]
+    (scenes / "broken.json").write_text("{")
+    entries = archive.run(recipe(scenes / "*.json", out=out, name="{id}_{date}"), IDENTITY)
+    assert statuses(entries) == ["failed", "skipped", "skipped"], "one of a glob's matches is one scene"
     asked = recipe(scenes / "*.png", scenes / "absent.tif", scenes / "c.tif", out=out, name="{id}_{date}")
     assert statuses(archive.run(asked, IDENTITY)) == ["failed", "failed", "skipped"]
 
@@ -346,6 +349,18 @@ def test_the_model_is_loaded_once_for_all_scenes(
     monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
     archive.run(recipe(scenes, out=out), IDENTITY)
     assert loaded == [1]
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_files(scenes: Path, out: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for folder, workers in ((alone, 0), (out, 2)):
+        done = run("translate", scenes, "--out", folder, *SMALL, "--workers", workers)
+        assert done.exit_code == 0, done.output
+    for path in alone.glob("*.tif"):
+        np.testing.assert_array_equal(read(path), read(out / path.name))
+    assert names(alone) == names(out)
 
 
 def test_a_lost_cluster_ends_the_run_and_tells_what_is_pending(

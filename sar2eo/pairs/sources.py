@@ -24,7 +24,7 @@ from sar2eo.scene.opening import parse_source
 from sar2eo.scene.sentinel1 import is_safe
 from sar2eo.scene.stac import is_stac, open_item, read_item
 
-__all__ = ["Role", "Source", "expand_sources", "scene_key"]
+__all__ = ["Role", "Source", "expand_sources", "matches", "scene_key"]
 
 Role = Literal["sar", "eo"]
 """What the scenes are."""
@@ -104,14 +104,21 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
     elif local.exists():
         yield from _in_file(text, local, role)
     elif glob.has_magic(text):
-        # Path.glob knows no absolute patterns.
-        for path in sorted(glob.glob(text, recursive=True)):  # noqa: PTH207
-            if not _is_sidecar(Path(path)):
-                yield from _expand(path, role)
+        for path in matches(text):
+            yield from _expand(path, role)
     elif text.startswith("/vsi") or ":" in text:
         yield Source(text)
     else:
         raise PairsError(f"{text}: no such file or folder")
+
+
+def matches(text: str) -> list[str]:
+    """Return what a glob matches, without files that belong to others; anything else is itself."""
+    if not glob.has_magic(text) or _file(text).exists() or is_remote(gdal_path(text)):
+        return [text]
+    # Path.glob knows no absolute patterns.
+    found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+    return [path for path in found if not _is_sidecar(Path(path))]
 
 
 def _in_folder(folder: Path, role: Role) -> Iterator[Path]:
