@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sar2eo._version import __version__
 
 if TYPE_CHECKING:
+    from sar2eo.evaluation.matches import evaluate_matcher
     from sar2eo.evaluation.running import evaluate
     from sar2eo.grid import Grid
     from sar2eo.inference import translate
@@ -38,6 +39,7 @@ __all__ = [
     "build_pairs",
     "describe_scene",
     "evaluate",
+    "evaluate_matcher",
     "match_dcdm",
     "open_scene",
     "train",
@@ -53,6 +55,7 @@ _HOMES = {
     "build_pairs": "pairing",
     "describe_scene": "scene",
     "evaluate": "evaluation.running",
+    "evaluate_matcher": "evaluation.matches",
     "match_dcdm": "matching.dcdm.matcher",
     "open_scene": "scene",
     "train": "training.fine_tuning",

@@ -44,6 +44,7 @@ def test_every_exported_name_exists_and_is_documented() -> None:
             "build_pairs",
             "describe_scene",
             "evaluate",
+            "evaluate_matcher",
             "match_dcdm",
             "open_scene",
             "train_matcher",

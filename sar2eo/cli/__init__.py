@@ -23,8 +23,10 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "build-pairs": ("pairing", "build_pairs_command", "Cut SAR and EO scenes into paired chips."),
     "confidence": ("confidence", "confidence_command", "Test whether a model's variance finds changes."),
+    "evaluate-matcher": ("match_evaluating", "evaluate_matcher_command", "Measure what a matcher is worth."),
     "evaluate": ("evaluating", "evaluate_command", "Measure what a model is worth on pairs."),
     "info": ("describing", "info", "Show what a SAR scene is and how it will be read."),
+    "match": ("matching", "match_command", "Find an optical image in a SAR image."),
     "model": ("modelling", "model", "Make, import and describe checkpoints."),
     "run": ("recipes", "run", "Run a recipe, a TOML file."),
     "simulate": ("simulating", "simulate", "Simulate a pair of SAR and EO scenes with known truth."),

@@ -25,6 +25,7 @@ _RUNNERS = {
     "train-matcher": ("matcher_training", "train_matcher_all"),
     "translate": ("translating", "translate_all"),
     "evaluate": ("evaluating", "evaluate_all"),
+    "evaluate-matcher": ("match_evaluating", "evaluate_matcher_all"),
     "confidence": ("confidence", "confidence_all"),
 }
 """Module and function that run the recipe of each stage."""

@@ -6,6 +6,7 @@ here.
 
 from sar2eo.recipe.confidence import ConfidenceRecipe, ConfidenceSettings
 from sar2eo.recipe.evaluating import EvaluateRecipe, EvaluateSettings
+from sar2eo.recipe.judging_matches import MatchEvaluationRecipe, MatchEvaluationSettings
 from sar2eo.recipe.making import CardSettings, InitRecipe, SimulateRecipe
 from sar2eo.recipe.matching import MatcherRecipe, MatcherSettings
 from sar2eo.recipe.pairs import PairsRecipe, PairsSettings
@@ -38,6 +39,8 @@ __all__ = [
     "EvaluateSettings",
     "InitRecipe",
     "LoopSettings",
+    "MatchEvaluationRecipe",
+    "MatchEvaluationSettings",
     "MatcherRecipe",
     "MatcherSettings",
     "PairsRecipe",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from sar2eo.errors import SettingsError
 from sar2eo.recipe.confidence import ConfidenceRecipe
 from sar2eo.recipe.evaluating import EvaluateRecipe
+from sar2eo.recipe.judging_matches import MatchEvaluationRecipe
 from sar2eo.recipe.making import InitRecipe, SimulateRecipe
 from sar2eo.recipe.matching import MatcherRecipe
 from sar2eo.recipe.pairs import PairsRecipe
@@ -25,6 +26,7 @@ STAGES: dict[str, type] = {
     "train-matcher": MatcherRecipe,
     "translate": TranslateRecipe,
     "evaluate": EvaluateRecipe,
+    "evaluate-matcher": MatchEvaluationRecipe,
     "confidence": ConfidenceRecipe,
 }
 """Tables that a recipe may have, each named after its command."""

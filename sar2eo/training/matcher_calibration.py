@@ -16,8 +16,8 @@ from sar2eo.datasets import PairsDataset, collate
 from sar2eo.errors import TrainingError
 from sar2eo.matching.dcdm.card import MatcherCard
 from sar2eo.matching.dcdm.matcher import Matcher
+from sar2eo.matching.dcdm.planting import plant
 from sar2eo.recipe import MatcherSettings
-from sar2eo.training.matcher_task import plant
 
 __all__ = ["calibrate_matcher", "threshold_for"]
 

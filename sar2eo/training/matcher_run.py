@@ -15,6 +15,7 @@ from sar2eo.hub import find_folder
 from sar2eo.matching.dcdm.card import MatcherCard
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, values_sha256
 from sar2eo.matching.dcdm.examining import pixel_multiple
+from sar2eo.matching.dcdm.losses import WINDOW
 from sar2eo.matching.dcdm.network import MatchingDenoiser
 from sar2eo.network import Vae
 from sar2eo.pretrained import pretrained_vae
@@ -138,6 +139,11 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
         raise SettingsError(
             f"crop={settings.crop}, template={settings.template}: with this VAE of factor {task.factor} they "
             f"must be multiples of {multiple}"
+        )
+    if settings.template < WINDOW * task.factor:
+        raise SettingsError(
+            f"template={settings.template}: must be at least {WINDOW} latents of {task.factor} pixels, the "
+            "window of SSIM"
         )
     return Preparation(
         task=task,

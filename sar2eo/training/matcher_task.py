@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,60 +15,20 @@ from sar2eo.diffusion import add_noise, l2_loss
 from sar2eo.layout import TRAIN_TIMESTEPS
 from sar2eo.matching.dcdm.card import MatcherCard
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, save_matcher
-from sar2eo.matching.dcdm.examining import Images, compare, examine
+from sar2eo.matching.dcdm.examining import compare, examine
 from sar2eo.matching.dcdm.losses import position_loss, routing_loss, similarity_loss, structure_loss
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised
+from sar2eo.matching.dcdm.planting import Planted, plant
 from sar2eo.network import encode_images
 from sar2eo.recipe import MatcherSettings
 from sar2eo.training.pictures import contact_sheet
 from sar2eo.training.task import Batch, Facts
 
-__all__ = ["MatcherTask", "Planted", "plant"]
+__all__ = ["MatcherTask"]
 
 _COARSE = 2  # latents along a token of the coarse attention
 _PICTURED = 4
 _NEAR_PX, _NEARER_PX = 5.0, 2.0
-
-
-class Planted(NamedTuple):
-    """Templates cut at known places.
-
-    Parameters
-    ----------
-    images : Images
-    truth : Tensor, shape (B, 3, h, w)
-        What the SAR shows where the template lies.
-    offsets : Tensor of int64, shape (B, 2)
-        Rows and columns of the templates' first pixels in the search images.
-    """
-
-    images: Images
-    truth: Tensor
-    offsets: Tensor
-
-
-def plant(batch: Batch, side: int, generator: torch.Generator) -> Planted:
-    """Cut a template from each EO image at a place drawn from all; the SAR image is what it is searched in.
-
-    Parameters
-    ----------
-    batch : mapping
-        With "sar", "eo" and "valid".
-    side : int
-        Of the templates, in pixels.
-    generator : torch.Generator
-        On the CPU.
-    """
-    sar, eo, valid = batch["sar"], batch["eo"], batch["valid"]
-    limits = torch.tensor(sar.shape[-2:]) - side + 1
-    offsets = (torch.rand((len(sar), 2), generator=generator) * limits).long()
-    places = [(slice(row, row + side), slice(col, col + side)) for row, col in offsets.tolist()]
-
-    def cut(images: Tensor) -> Tensor:
-        return torch.stack([image[:, rows, cols] for image, (rows, cols) in zip(images, places, strict=True)])
-
-    images = Images(cut(eo), cut(valid), sar, valid)
-    return Planted(images, cut(sar), offsets.to(sar.device))
 
 
 class MatcherTask:
@@ -92,8 +52,10 @@ class MatcherTask:
     ) -> None:
         self.checkpoint = checkpoint
         self._settings, self._device = settings, device
-        self._vae = checkpoint.vae.eval().requires_grad_(False).to(device)
-        self._denoiser = checkpoint.denoiser.requires_grad_(True).to(device)
+        self._vae = checkpoint.vae.eval().requires_grad_(False)
+        self._vae.to(device, memory_format=torch.channels_last)
+        self._denoiser = checkpoint.denoiser.requires_grad_(True)
+        self._denoiser.to(device, memory_format=torch.channels_last)
         self._bars = alpha_bars(checkpoint.schedule).to(device)
         self.factor = checkpoint.factor
         self.phases: dict[str, nn.Module] = {"denoiser": self._denoiser}
@@ -236,4 +198,5 @@ def _near(surface: Tensor, offsets: Tensor, stride: int) -> Tensor:
     with torch.no_grad():
         top = surface.flatten(1).argmax(dim=1)
         found = torch.stack([top // surface.shape[2], top % surface.shape[2]], dim=1) * stride
-        return ((found - offsets).float().norm(dim=1) <= _NEAR_PX).float().mean()
+        share: Tensor = ((found - offsets).float().norm(dim=1) <= _NEAR_PX).float().mean()
+        return share

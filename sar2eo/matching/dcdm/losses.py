@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-__all__ = ["place_targets", "position_loss", "routing_loss", "similarity_loss", "structure_loss"]
+__all__ = ["WINDOW", "place_targets", "position_loss", "routing_loss", "similarity_loss", "structure_loss"]
 
-_WINDOW = 7  # latents, of SSIM
+WINDOW = 7
+"""Side of the windows of SSIM, in latents."""
+
 _LATENT_RANGE = 4.0  # of values with a deviation of 1: two to either side
 _PLACE_SIGMA = 0.5  # cells of the similarity map; pairs are registered to a pixel or two, half a cell
 _FLOOR = 1e-8
@@ -34,13 +36,13 @@ def structure_loss(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         prediction.float(),
         truth.float(),
         gaussian_kernel=False,
-        kernel_size=_WINDOW,
+        kernel_size=WINDOW,
         data_range=_LATENT_RANGE,
         reduction="none",
         return_full_image=True,
     )
-    edge = _WINDOW // 2
-    whole = 1 - functional.max_pool2d(1 - valid, _WINDOW, stride=1)  # [B, 1, h - 6, w - 6]
+    edge = WINDOW // 2
+    whole = 1 - functional.max_pool2d(1 - valid, WINDOW, stride=1)  # [B, 1, h - 6, w - 6]
     inside = similarity[..., edge : similarity.shape[-2] - edge, edge : similarity.shape[-1] - edge]
     return ((1 - inside) * whole).sum() / (whole.sum() * inside.shape[1]).clamp_min(1)
 

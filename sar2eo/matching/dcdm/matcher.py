@@ -100,7 +100,8 @@ class Matcher:
             if self.device == "cpu" and torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
             moved = Images(*(part.to(self.device) for part in images))
-            return examine(self.checkpoint, moved, steps=steps or self.card.steps, seed=seed)
+            chosen = self.card.steps if steps is None else steps
+            return examine(self.checkpoint, moved, steps=chosen, seed=seed)
 
 
 def match_dcdm(
@@ -192,15 +193,18 @@ def _images(
     eo: FloatArray, sar: FloatArray, card: MatcherCard, scaling: float | None, multiple: int
 ) -> Images:
     """Scale, fill and pad a template and a search image; what is added is not valid."""
-    eo_valid, sar_valid = np.isfinite(eo).all(axis=0), np.isfinite(sar).all(axis=0)
+    eo_valid, sar_valid = (np.asarray(np.isfinite(part).all(axis=0)) for part in (eo, sar))
     if not eo_valid.any() or not sar_valid.any():
         raise SettingsError("template or search image has no valid pixel: is its nodata right?")
     if card.scaling == "p99":
-        divisors = [scaling or float(np.percentile(band[sar_valid], _PERCENTILE)) for band in sar]
+        known = [float(np.percentile(band[sar_valid], _PERCENTILE)) for band in sar]
+        divisors = known if scaling is None else [scaling] * len(sar)
     else:
         divisors = [float(card.scaling)] * len(sar)
     if not min(divisors) > 0:
-        raise SettingsError(f"search image: its 99th percentile is {min(divisors):g}, so it cannot be scaled")
+        raise SettingsError(
+            f"search image: the amplitude that becomes 1 is {min(divisors):g}, must be above 0: is it empty?"
+        )
     sar = to_model_range(_filled(sar, sar_valid), divisors, card.polarisations, card.channels)
     eo = _filled(eo, eo_valid) / np.float32(127.5) - np.float32(1)
     template = _padded(eo, eo_valid, multiple, (0, 0))

@@ -1,0 +1,272 @@
+"""Matching of files: an optical template against a SAR image, by any method, with one kind of answer."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo._version import __version__
+from sar2eo.durable import write_atomically
+from sar2eo.errors import OutputError, PolarisationError, SceneError, SettingsError
+from sar2eo.grid import Grid
+from sar2eo.matching.aligner import StructuralAligner
+from sar2eo.matching.classical import Method, match
+from sar2eo.radiometry import to_amplitude
+
+__all__ = ["METHODS", "FileMethod", "match_files"]
+
+FileMethod = Literal["dcdm", "structure", "phase", "ncc"]
+"""Translation into the SAR domain, or one of `sar2eo.matching.classical`."""
+
+METHODS: tuple[str, ...] = get_args(FileMethod)
+_REPORT = "match.json"
+_PIXEL_TOLERANCE = 1e-3
+_LARGEST_PX = 1024  # of a search image for dcdm, whose attention sees all of it at once
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Search image and template in memory.
+
+    `amplitude` has shape (polarisation, row, col), `template` (row, col, 3) of float32 from 0 to 255; NaN
+    where there is no data. `expected` is the shift by georeference, in pixels, `pixel` its size (y, x).
+    """
+
+    amplitude: FloatArray
+    polarisations: tuple[str, ...]
+    template: FloatArray
+    expected: tuple[float, float] | None
+    pixel: tuple[float, float] | None
+
+
+def match_files(
+    search: str | Path,
+    template: str | Path,
+    *,
+    method: FileMethod = "structure",
+    model: str | Path | None = None,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    seed: int = 2025,
+    scaling: float | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+    **scene: Any,
+) -> dict[str, Any]:
+    """Find an optical template in a SAR image.
+
+    Parameters
+    ----------
+    search : str or Path
+        Anything `sar2eo.open_scene` opens, with a georeference or without.
+    template : str or Path
+        A raster of bytes with one or three bands; smaller than the search image for dcdm. Where both are
+        georeferenced they must share CRS and pixel size.
+    method : {"dcdm", "structure", "phase", "ncc"}
+    model : str, Path or None
+        Matcher for dcdm.
+    out : str, Path or None
+        New folder for ``match.json`` and pictures.
+    steps, seed, scaling
+        Of dcdm; see `sar2eo.matching.dcdm.matcher.match_dcdm`.
+    device, threads
+        Of dcdm.
+    overwrite : bool
+        Write into a folder that has a match already.
+    **scene
+        Options of `sar2eo.open_scene`.
+
+    Returns
+    -------
+    dict
+        JSON values: ``matched``; ``shift`` (rows, cols), null where it cannot be matched; ``score``, and
+        what it must reach; by georeference the ``expected`` shift and the ``displacement``, found less
+        expected, in pixels and in units of the CRS (y, x).
+
+    Raises
+    ------
+    SettingsError
+        For settings or images that do not go together.
+    SceneError, CheckpointError, OutputError
+        If something cannot be read or written.
+    """
+    if method not in METHODS:
+        raise SettingsError(f"method={method!r}: must be one of {', '.join(METHODS)}")
+    if method == "dcdm" and model is None:
+        raise SettingsError("method='dcdm': needs a model, a folder that 'sar2eo train-matcher' has made")
+    if method != "dcdm" and model is not None:
+        raise SettingsError(f"model={str(model)!r}: goes with method dcdm, not with {method}")
+    folder = None if out is None else _new_folder(Path(out), overwrite)
+    inputs = _read(search, template, scene)
+    started = time.perf_counter()
+    if method == "dcdm":
+        options = {"steps": steps, "seed": seed, "scaling": scaling}
+        answer, pictures = _by_dcdm(inputs, str(model), device, threads, options)
+    else:
+        answer, pictures = _by_structure(inputs, method)
+    report = {
+        "software": f"sar2eo {__version__}",
+        "search": str(search),
+        "template": str(template),
+        "method": method,
+        **answer,
+        **_displacement(inputs, answer["shift"]),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    if folder is not None:
+        _write(folder, report, inputs, pictures)
+    return report
+
+
+def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Match by one of the methods that are not learned; the limits are those of `StructuralAligner`."""
+    rows, cols = (a - b for a, b in zip(inputs.amplitude.shape[1:], inputs.template.shape[:2], strict=True))
+    radius = (max(rows, cols) + 1) // 2 if min(rows, cols) > 0 else None
+    amplitude = inputs.amplitude.mean(axis=0)
+    found = match(amplitude, inputs.template, method=method, radius_px=radius)
+    limits = StructuralAligner()
+    least = limits.min_score if method == "structure" else None
+    sure = found.ratio >= limits.min_ratio and (least is None or found.score >= least)
+    matched = bool(sure and np.isfinite([found.rows, found.cols]).all())
+    answer = {
+        "matched": matched,
+        "shift": [found.rows, found.cols] if matched else None,
+        "score": found.score,
+        "threshold": least,
+        "ratio": found.ratio,
+        "ratio_threshold": limits.min_ratio,
+    }
+    return answer, {"surface": found.surface, "origin": found.origin}
+
+
+def _by_dcdm(
+    inputs: _Inputs, model: str, device: str, threads: int | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from sar2eo.matching.dcdm.matcher import Matcher, match_dcdm
+
+    if max(inputs.amplitude.shape[1:]) > _LARGEST_PX:
+        raise SettingsError(
+            f"search image of {inputs.amplitude.shape[1]} x {inputs.amplitude.shape[2]} pixels: dcdm takes "
+            f"{_LARGEST_PX} at the most, cut out where the template should be"
+        )
+    matcher = Matcher(model, device=device, threads=threads)
+    wanted = matcher.card.polarisations
+    missing = [name for name in wanted if name not in inputs.polarisations]
+    if missing:
+        raise PolarisationError(
+            f"the search image has {', '.join(inputs.polarisations)}, the matcher was trained on "
+            f"{', '.join(wanted)}: name its bands with --pol"
+        )
+    amplitude = inputs.amplitude[[inputs.polarisations.index(name) for name in wanted]]
+    found = match_dcdm(inputs.template, amplitude, model=matcher, **options)
+    answer = {
+        "matched": found.matched,
+        "shift": None if found.shift is None else list(found.shift),
+        "score": found.score,
+        "threshold": found.threshold,
+        "false_accepts": matcher.card.false_accepts,
+        "steps": options["steps"] or matcher.card.steps,
+        "model": matcher.card.name,
+    }
+    return answer, {
+        "surface": found.surface,
+        "origin": (0, 0),
+        "translated": found.translated,
+        "attention": (found.before, found.after),
+    }
+
+
+def _read(search: str | Path, template: str | Path, options: dict[str, Any]) -> _Inputs:
+    from sar2eo.scene import open_scene
+
+    scene = open_scene(search, **{**options, "allow_ungeoreferenced": True})
+    amplitude = to_amplitude(scene.values, str(scene.attrs["quantity"]))
+    values, grid = _read_template(Path(template))
+    expected, pixel = _expected(scene.attrs["scene_grid"], grid)
+    names = tuple(scene.attrs["polarisations"] or ())
+    return _Inputs(amplitude, names, values, expected, pixel)
+
+
+def _read_template(path: Path) -> tuple[FloatArray, Grid]:
+    """Read a template, shape (row, col, 3), 0 to 255, NaN where there is no data, and its grid."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as file:
+                values, valid = file.read(), file.dataset_mask() > 0
+                grid = Grid.create(file.crs, file.transform, file.shape)
+    except (RasterioError, OSError) as error:
+        raise SceneError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    if values.dtype != np.uint8 or len(values) not in (1, 3):
+        raise SettingsError(
+            f"{path}: {len(values)} bands of {values.dtype}: a template must have one or three bands of bytes"
+        )
+    image = np.repeat(values, 3 // len(values), axis=0).astype(np.float32)
+    image[:, ~valid] = np.nan
+    return np.moveaxis(image, 0, -1), grid
+
+
+def _expected(search: Grid, template: Grid) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Return the shift by georeference, (rows, cols) in pixels, and the pixel's size (y, x); or None."""
+    if search.crs is None or template.crs is None:
+        return None, None
+    a, b = search.affine, template.affine
+    sizes = np.array([[a.a, a.e], [b.a, b.e]])
+    alike = np.allclose(sizes[0], sizes[1], rtol=_PIXEL_TOLERANCE)
+    if search.pyproj_crs != template.pyproj_crs or not alike or any([b.b, b.d]):
+        raise SettingsError(
+            f"search image in {search.crs} with pixels of {a.a:g} x {a.e:g}, template in {template.crs} with "
+            f"{b.a:g} x {b.e:g}: must be the same; warp one onto the other's grid"
+        )
+    col, row = ~a * (b.c, b.f)
+    return (float(row), float(col)), (float(a.e), float(a.a))
+
+
+def _displacement(inputs: _Inputs, shift: list[float] | None) -> dict[str, Any]:
+    """Return what georeference says of a shift, as JSON values."""
+    expected = None if inputs.expected is None else list(inputs.expected)
+    if expected is None or inputs.pixel is None or shift is None:
+        return {"expected": expected, "displacement": None, "displacement_crs": None}
+    pixels = [found - due for found, due in zip(shift, expected, strict=True)]
+    moved = [value * size for value, size in zip(pixels, inputs.pixel, strict=True)]
+    return {"expected": expected, "displacement": pixels, "displacement_crs": moved}
+
+
+def _new_folder(out: Path, overwrite: bool) -> Path:
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file: give a folder")
+    if out.is_dir() and any(out.iterdir()) and not (overwrite and (out / _REPORT).is_file()):
+        raise OutputError(f"{out} is not empty: choose another folder, or --overwrite an earlier match")
+    return out
+
+
+def _write(folder: Path, report: dict[str, Any], inputs: _Inputs, pictures: dict[str, Any]) -> None:
+    """Write pictures, then the report, which says that all is there."""
+    from sar2eo.matching.pictures import attention_picture, place_picture, save_grey, similarity_picture
+
+    shift = report["shift"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = np.nan_to_num(inputs.template).astype(np.uint8)
+        place_picture(inputs.amplitude.mean(axis=0), shown, shift, folder / "place.png")
+        similarity_picture(pictures["surface"], pictures["origin"], shift, folder / "similarity.png")
+        if "translated" in pictures:
+            save_grey(pictures["translated"], folder / "translated.png")
+            before, after = pictures["attention"]
+            attention_picture(before, after, folder / "attention.png")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    write_atomically(folder / _REPORT, (json.dumps(report, indent=2) + "\n").encode())

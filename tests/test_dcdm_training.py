@@ -1,0 +1,239 @@
+"""Training of a matcher: planted offsets, negatives, resuming, and the measured threshold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dataset_fixtures import built_pairs
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sar2eo.checkpoint import write_part
+from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
+from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.matcher import match_dcdm
+from sar2eo.matching.dcdm.planting import plant
+from sar2eo.network import create_vae
+from sar2eo.recipe import DataSettings, MatcherRecipe, MatcherSettings, stages_of
+from sar2eo.training.matcher_calibration import threshold_for
+from sar2eo.training.matcher_run import prepare_matcher_training, train_matcher
+from sar2eo.training.matcher_task import MatcherTask
+
+SMALL: dict[str, Any] = {
+    "widths": (16, 32),
+    "template": 32,
+    "crop": 64,
+    "batch": 3,
+    "steps": 2,
+    "warmup": 1,
+    "trials": 4,
+    "threads": 1,
+    "dtype": "float32",
+    "device": "cpu",
+    "validate_every": 0,
+    "save_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("matcher")
+    built_pairs(root / "pairs", counts={"train": 4, "val": 3}, size=64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        write_part(create_vae("tiny"), root / "base" / "vae")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepared_task(folder: Path, out: Path, **changes: Any) -> tuple[MatcherTask, dict[str, Any]]:
+    recipe = MatcherRecipe(
+        data=DataSettings(pairs=str(folder / "pairs")),
+        out=str(out),
+        vae=str(folder / "base"),
+        settings=MatcherSettings(**SMALL | changes),
+    )
+    prepared = prepare_matcher_training(recipe)
+    return prepared.task, next(iter(prepared.batches(0, 1)))  # type: ignore[call-overload]
+
+
+def test_templates_are_cut_where_their_offsets_say() -> None:
+    sar = torch.arange(2 * 3 * 20 * 24.0).view(2, 3, 20, 24)
+    batch = {"sar": sar, "eo": -sar, "valid": (sar[:, :1] % 7 > 0).float()}
+    planted = plant(batch, 8, torch.Generator().manual_seed(4))
+    assert planted.images.search is sar
+    for index, (row, col) in enumerate(planted.offsets.tolist()):
+        part = sar[index, :, row : row + 8, col : col + 8]
+        assert torch.equal(planted.truth[index], part)
+        assert torch.equal(planted.images.template[index], -part)
+        assert torch.equal(planted.images.template_valid[index], (part[:1] % 7 > 0).float())
+
+
+def test_every_offset_is_drawn_and_none_beyond() -> None:
+    image = torch.zeros(64, 3, 10, 9)
+    batch = {"sar": image, "eo": image, "valid": image[:, :1]}
+    drawn = [plant(batch, 8, torch.Generator().manual_seed(k)).offsets for k in range(4)]
+    offsets = torch.cat(drawn)
+    assert set(offsets[:, 0].tolist()) == {0, 1, 2}
+    assert set(offsets[:, 1].tolist()) == {0, 1}
+
+
+def test_some_templates_are_shown_with_another_pairs_search_image(folder: Path, tmp_path: Path) -> None:
+    task, _ = prepared_task(folder, tmp_path / "run", negatives=0.5)
+    shown, searched = task._shown([7, 8, 9, 5])
+    assert shown.tolist() == [0, 1, 2, 3, 0, 1]
+    assert searched.tolist() == [0, 1, 2, 3, 1, 2]
+    # One and the same pair twice, where two passes meet, is no negative.
+    shown, searched = task._shown([7, 7, 9, 5])
+    assert list(zip(shown.tolist(), searched.tolist(), strict=True))[4:] == [(1, 2), (2, 3)]
+    none, _ = prepared_task(folder, tmp_path / "run", negatives=0.0)
+    assert none._shown([1, 2])[0].tolist() == [0, 1]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(folder: Path, tmp_path: Path) -> None:
+    task, batch = prepared_task(folder, tmp_path / "run", ssim=0.5, position=0.25, similarity=0.125)
+    loss, facts = task.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
+    expected = (
+        facts["squared_error"]
+        + 0.5 * facts["structure"]
+        + 0.25 * facts["position"]
+        + 0.125 * facts["similarity"]
+    )
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+    again, _ = task.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
+    assert torch.equal(loss, again)
+    loss.backward()
+    trained = dict(task.phases["denoiser"].named_parameters())
+    assert all(p.grad is not None for p in trained.values())
+    assert all(p.grad is None for p in task.checkpoint.vae.parameters())
+
+
+def test_a_batch_is_learnt_by_heart(folder: Path, tmp_path: Path) -> None:
+    task, batch = prepared_task(folder, tmp_path / "run")
+    optimiser = torch.optim.AdamW(task.phases["denoiser"].parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        loss, facts = task.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(task.phases["denoiser"].parameters(), 1.0)
+        optimiser.step()
+        losses.append((float(loss.detach()), float(facts["position"]), float(facts["similarity"])))
+    first, last = np.array(losses[0]), np.array(losses[-1])
+    assert (last < 0.85 * first).all(), (first, last)
+
+
+def test_a_run_its_threshold_and_going_on(folder: Path, tmp_path: Path) -> None:
+    args = {"vae": folder / "base", **SMALL}
+    final = train_matcher(folder / "pairs", tmp_path / "run", **args)
+    card = MatcherCard.read(final)
+    assert card.threshold is not None
+    assert card.false_accepts == 0.005
+    assert card.polarisations == ("VV",)
+    assert (card.template_px, card.search_px, card.steps) == (32, 64, 5)
+    assert card.metrics["calibration_trials"] == 4
+    assert card.metrics["calibration_false_accepts"] == 0
+    assert card.metrics["calibration_false_accepts_elsewhere"] == 0
+    assert 0 <= card.metrics["validation_cmr_2"] <= card.metrics["validation_cmr_5"] <= 1
+    assert (tmp_path / "run" / "pictures" / "step-000002.png").is_file()
+    assert MatcherCard.read(tmp_path / "run" / "best").threshold is None
+    found = match_dcdm(
+        np.full((32, 32, 3), 90.0), np.random.default_rng(1).rayleigh(size=(64, 64)), model=final
+    )
+    assert found.matched == (found.score >= card.threshold)
+
+    # Stopped after its first step and gone on with: the same weights.
+    def stop(counts: Any) -> None:
+        if counts.get("steps") == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_matcher(folder / "pairs", tmp_path / "again", progress=stop, **args)
+    assert not (tmp_path / "again" / "final").exists()
+    again = train_matcher(folder / "pairs", tmp_path / "again", **args)
+    weights = "denoiser/diffusion_pytorch_model.safetensors"
+    assert (again / weights).read_bytes() == (final / weights).read_bytes()
+    assert MatcherCard.read(again).threshold == card.threshold
+    with pytest.raises(TrainingError, match="was begun with"):
+        train_matcher(folder / "pairs", tmp_path / "again", **args | {"position": 0.3})
+
+
+def test_without_validation_pairs_there_is_no_threshold(folder: Path, tmp_path: Path) -> None:
+    built_pairs(tmp_path / "pairs", counts={"train": 3}, size=64)
+    with pytest.warns(TrainingWarning, match="without validation"):
+        final = train_matcher(
+            tmp_path / "pairs", tmp_path / "run", vae=folder / "base", **SMALL | {"steps": 1}
+        )
+    assert MatcherCard.read(final).threshold is None
+
+
+def test_ablations_make_other_networks(folder: Path, tmp_path: Path) -> None:
+    plain, _ = prepared_task(folder, tmp_path / "a")
+    dense, batch = prepared_task(folder, tmp_path / "b", dense=True, uncalibrated=True)
+    names = {n for n, _ in plain.phases["denoiser"].named_parameters()}
+    missing = names - {n for n, _ in dense.phases["denoiser"].named_parameters()}
+    assert {name.split(".")[0] for name in missing} == {"attend_fine", "attend_coarse"}
+    assert all("gate" in name or "calibration" in name for name in missing)
+    loss, _ = dense.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"template": 64, "crop": 64}, "the template smaller"),
+        ({"template": 40}, "multiples of 32"),
+        ({"widths": (16,)}, "two positive multiples of 16"),
+        ({"negatives": 1.5}, "negatives"),
+        ({"false_accepts": 0.0}, "false_accepts"),
+        ({"position": -1.0}, "position"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        MatcherSettings(**changes)
+
+
+def test_images_smaller_than_the_search_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="build larger pairs"):
+        prepared_task(folder, tmp_path / "run", crop=96)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_has_a_stage_for_it() -> None:
+    table = {"train-matcher": {"data": {"pairs": "p"}, "out": "o", "settings": {"widths": [64, 128]}}}
+    (stage,) = stages_of(table)
+    assert stage.recipe.settings.widths == (64, 128)
+    assert stage.recipe.vae == "bundled"
+
+
+@given(arrays(float, st.integers(1, 60), elements=st.floats(0, 1)), st.floats(0, 1))
+def test_a_threshold_lets_pass_no_more_than_its_share(scores: np.ndarray, share: float) -> None:
+    threshold = threshold_for(scores, share)
+    assert (scores >= threshold).sum() <= share * len(scores) + 1e-6
+    if threshold > 0:
+        # A lower one, at the next score below, would let pass too many.
+        below = scores[scores < threshold]
+        assert (scores >= below.max()).sum() > np.floor(share * len(scores) + 1e-9)
+
+
+def test_thresholds_by_hand() -> None:
+    scores = [0.9, 0.1, 0.5, 0.7]
+    assert threshold_for(scores, 0.25) == np.nextafter(0.7, 1)
+    assert threshold_for(scores, 0.0) == np.nextafter(0.9, 1)
+    assert threshold_for(scores, 1.0) == 0.0
+    assert json.loads(json.dumps(threshold_for(scores, 0.5))) == np.nextafter(0.5, 1)
