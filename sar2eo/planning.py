@@ -157,7 +157,9 @@ def _check_settings(recipe: TranslateRecipe, spec: ModelSpec) -> None:
     """Refuse what no scene could be translated with."""
     settings = checked(recipe.settings)
     Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)
-    check_template(recipe.name)
+    if single_job(recipe) is None:
+        for template in (recipe.name, *further_outputs(recipe).values()):
+            check_template(template)
     if recipe.tmp is not None and not Path(recipe.tmp).is_dir():
         raise OutputError(f"--tmp {recipe.tmp}: there is no such folder: make it first")
 

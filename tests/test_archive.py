@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -209,8 +210,9 @@ def test_scenes_of_one_name_are_refused_before_work(scenes: Path, out: Path, nam
     "name", ["{nonsense}", "{id.__class__}", "{id!r}", "{0}", "{id", "a/{id}", ".{id}", ""]
 )
 def test_templates_are_checked(scenes: Path, out: Path, name: str) -> None:
-    with pytest.raises(SettingsError, match="name"):
-        archive.run(recipe(scenes, out=out, name=name), IDENTITY)
+    for option in ("name", "quicklook"):
+        with pytest.raises(SettingsError, match="name"):
+            archive.run(recipe(scenes, out=out, **{option: name}), IDENTITY)
     assert names(out) == []
 
 
@@ -349,6 +351,47 @@ def test_the_model_is_loaded_once_for_all_scenes(
     monkeypatch.setattr(models, "_LOADED", type(models._LOADED)())
     archive.run(recipe(scenes, out=out), IDENTITY)
     assert loaded == [1]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, out: Path) -> None:
+    for number in range(4):
+        write_scene(tmp_path / f"s{number}.tif", amplitude((700, 700), number))
+    slow = (
+        "import time\nfrom sar2eo import models, cli\n"
+        "quick = models.IdentityTranslator.translate\n"
+        "def slow(self, *args):\n    time.sleep(0.05)\n    return quick(self, *args)\n"
+        "models.IdentityTranslator.translate = slow\ncli.main()"
+    )
+    command = ["translate", str(tmp_path / "s*.tif"), "--out", str(out), *SMALL, "--batch", "1"]
+    for signal_number, results in ((signal.SIGKILL, 1), (signal.SIGINT, 2)):
+        process = subprocess.Popen([sys.executable, "-c", slow, *command], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("*_eo.tif"))) < results and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal_number)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode in (-signal.SIGKILL, 130)
+        assert "Traceback" not in told
+    report = tmp_path / "report.json"
+    assert run(*command, "--report", report).exit_code == 0
+    counts = json.loads(report.read_text())["counts"]
+    assert counts["skipped"] >= 2
+    assert counts["skipped"] + counts["done"] == 4
+    for number in range(4):
+        expected = np.repeat(read(tmp_path / f"s{number}.tif"), 3, 0)
+        np.testing.assert_array_equal(read(out / f"s{number}_eo.tif"), expected)
+    assert len(names(out)) == 9, "four results, their items, the collection, and nothing else"
+
+
+def test_flags_of_names_and_temporary_space(scenes: Path, out: Path, tmp_path: Path) -> None:
+    space = tmp_path / "space"
+    space.mkdir()
+    flags = ("--name", "{stem}-{date}", "--quicklook", "{stem}.png", "--tmp", space)
+    done = run("translate", scenes / "a.tif", "--out", out, *SMALL, *flags)
+    assert done.exit_code == 0, done.output
+    assert names(out) == ["a-20240506.json", "a-20240506.tif", "a.png", "collection.json"]
+    assert not list(space.iterdir())
 
 
 @pytest.mark.slow
