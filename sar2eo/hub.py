@@ -64,5 +64,8 @@ def _bundled() -> Path:
     """Return where the package keeps its model; in another process perhaps elsewhere."""
     folder = Path(__file__).parent / BUNDLED
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing: install sar2eo again, or name another model")
+        raise CheckpointError(
+            "this installation has no model of its own: name a checkpoint folder (see 'sar2eo model') or "
+            "an id on a hub with --model, or 'identity' to try everything but the model"
+        )
     return folder
