@@ -163,7 +163,7 @@ def _check_transform(transform: Affine, shape: tuple[int, int]) -> None:
     a, b, c, d, e, f = map(float, transform[:6])
     far = abs(a * shape[1]) + abs(b * shape[0]) + abs(c), abs(d * shape[1]) + abs(e * shape[0]) + abs(f)
     flat = abs(a * e - b * d) <= 1e-12 * (abs(a * e) + abs(b * d))
-    if not all(map(isfinite, far)) or flat:
+    if flat or not all(map(isfinite, (*far, *(~transform)[:6]))):
         raise GeoreferenceError(
             f"geotransform {a:g}, {b:g}, {c:g}, {d:g}, {e:g}, {f:g} (a to f): must be finite numbers that "
             "give pixels a width and a height"

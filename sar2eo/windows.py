@@ -105,8 +105,6 @@ class Lattice:
     factor: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.shape) < 1:
-            raise SettingsError(f"shape={self.shape}: a scene has at least one row and column")
         if self.factor < 1 or self.tile < self.factor or self.tile % self.factor:
             raise SettingsError(
                 f"tile={self.tile}: must be a positive multiple of the model's factor {self.factor}"
@@ -116,6 +114,8 @@ class Lattice:
                 f"overlap={self.overlap}: must be a multiple of {self.factor}, "
                 f"from 0 to half of the tile ({self.tile // 2})"
             )
+        if min(self.shape) < 1:
+            raise SettingsError(f"shape={self.shape}: a scene has at least one row and column")
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
