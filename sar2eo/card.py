@@ -150,7 +150,9 @@ class Card:
         known = {f.name for f in dataclasses.fields(cls)}
         if set(raw) != known:
             odd = sorted(set(raw) ^ known)
-            raise CheckpointError(f"card: unknown or missing fields {', '.join(odd)}")
+            raise CheckpointError(
+                f"card: unknown or missing fields {', '.join(n if n.isprintable() else repr(n) for n in odd)}"
+            )
         try:
             _check_lists(raw["polarisations"], raw["channels"], *raw["channels"])
             tuples: dict[str, Any] = {

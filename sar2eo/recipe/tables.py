@@ -54,7 +54,7 @@ def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[s
     for pair in overrides:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise SettingsError(f"--set {pair}: must be key=value, as in translate.settings.steps=10")
+            raise SettingsError(f"--set {_shown(pair)}: must be key=value, as in translate.settings.steps=10")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError):
@@ -85,7 +85,9 @@ def from_table(kind: type[Record], table: Any, where: str) -> Record:
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(table) - set(fields))
     if unknown:
-        raise SettingsError(f"[{where}]: unknown {', '.join(unknown)}; known are {', '.join(fields)}")
+        raise SettingsError(
+            f"[{where}]: unknown {', '.join(map(_shown, unknown))}; known are {', '.join(fields)}"
+        )
     missing = [
         name
         for name, f in fields.items()
@@ -136,6 +138,11 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
     raise SettingsError(f"{where}={value!r}: must be {allowed}")
 
 
+def _shown(name: str) -> str:
+    """Return a name as it is, or quoted where it would break the line of a message."""
+    return name if name.isprintable() else repr(name)
+
+
 def _fits_float(value: Any) -> bool:
     """Whether a value is a whole number that a float can hold: TOML's have any number of digits."""
     return type(value) is int and abs(value) <= sys.float_info.max
@@ -151,7 +158,7 @@ def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
         inner, rest = inner[int(rest[0])], rest[1:]
     for each in inner if isinstance(inner, list) else [inner]:
         if not isinstance(each, dict) or not rest:
-            raise SettingsError(f"--set {pair}: {first} is not a table of the recipe")
+            raise SettingsError(f"--set {_shown(pair)}: {_shown(first)} is not a table of the recipe")
         _set(each, rest, value, pair)
 
 

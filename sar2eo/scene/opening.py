@@ -155,7 +155,7 @@ def parse_source(source: Source) -> str | dict[str, str]:
     files = [text[match.end() : stop].strip() for match, stop in zip(starts, stops, strict=True)]
     unnamed = [name for name, file in zip(names, files, strict=True) if not file]
     if unnamed:
-        raise PolarisationError(f"{text}: {unnamed[0]}= names no file")
+        raise PolarisationError(f"{text!r}: {unnamed[0]}= names no file")
     return dict(zip(names, files, strict=True))
 
 
