@@ -312,7 +312,4 @@ RECIPES = [
         translate_table('[translate.settings]\nsampler = "euler"\n'),
         "sampler='euler'",
     ),
-    slip(
-        "a device of another kind", translate_table('[translate.settings]\ndevice = "tpu"\n'), "device='tpu'"
-    ),
 ]

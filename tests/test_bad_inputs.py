@@ -1,6 +1,7 @@
 """The corpora of bad inputs: each case gets its right answer or its one line, soon, in little memory, and
 leaves nothing behind."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -69,33 +70,54 @@ def run(*arguments: str) -> Told:
     return Told(done.exit_code, done.stdout, done.stderr, error, peak() - before)
 
 
-def run_apart(*commands: tuple[str, ...]) -> list[Told]:
-    """Run where a hang can be ended and memory has a limit: a fork of a process that holds nothing else."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["pytest", "hypothesis", "sar2eo.cli.describing", "sar2eo.cli.translating"]
-    )
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_limited, args=(there, str(Path.cwd()), commands))
-    process.start()
-    there.close()
-    try:
-        if not here.poll(SECONDS):
+class Apart:
+    """A process where a hang can be ended and memory has a limit; a new one where that was needed."""
+
+    def __init__(self) -> None:
+        self._process: Any = None
+
+    def __call__(self, *commands: tuple[str, ...]) -> list[Told]:
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, there = context.Pipe()
+            self._process = context.Process(target=_serve, args=(there,))
+            self._process.start()
+            there.close()
+            assert self._pipe.poll(10 * SECONDS)  # what it imports takes its time on a busy machine
+            self._pipe.recv()
+        self._pipe.send((str(Path.cwd()), commands))
+        if not self._pipe.poll(2 * SECONDS):
+            self.end()
             pytest.fail(f"hangs: {commands}")
-        found: list[Told] = here.recv()
+        found: list[Told] = self._pipe.recv()
         return found
-    finally:
-        process.kill()
-        process.join()
-        process.close()
-        here.close()
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._pipe.close()
+            self._process = None
 
 
-def _limited(pipe: Any, folder: str, commands: tuple[tuple[str, ...], ...]) -> None:
-    os.chdir(folder)
+def _serve(pipe: Any) -> None:
+    for name in ("describing", "translating"):
+        importlib.import_module(f"sar2eo.cli.{name}")
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + ADDRESSES, held + ADDRESSES))
-    pipe.send([run(*arguments) for arguments in commands])
+    pipe.send("ready")
+    while True:
+        folder, commands = pipe.recv()
+        os.chdir(folder)
+        pipe.send([run(*arguments) for arguments in commands])
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Apart]:
+    made = Apart()
+    yield made
+    made.end()
 
 
 def judge(told: Told, verdict: Refused | None) -> None:
@@ -141,7 +163,7 @@ def make(case: Scene, folder: Path) -> Made:
 
 
 @named(SCENES)
-def test_scenes(case: Scene, folder: Path, request: pytest.FixtureRequest) -> None:
+def test_scenes(case: Scene, folder: Path, apart: Apart, request: pytest.FixtureRequest) -> None:
     if case.name in PENDING:
         request.applymarker(pytest.mark.xfail(reason="a job looks its scene up before it is opened"))
     made = make(case, folder)
@@ -149,7 +171,7 @@ def test_scenes(case: Scene, folder: Path, request: pytest.FixtureRequest) -> No
     arguments = (*case.flags, made.source)
     how = ("--model", "identity", *(("--scaling-from", "255") if case.scaled else ()))
     commands = ("info", "--json", *arguments), ("translate", "--out", "../out/eo.tif", *how, *arguments)
-    shown, translated = run_apart(*commands) if case.apart else [run(*command) for command in commands]
+    shown, translated = apart(*commands) if case.apart else [run(*command) for command in commands]
     judge(shown, case.info)
     if case.info is None and made.levels is not None:
         assert json.loads(shown.stdout)["shape"] == list(np.shape(made.levels)[-2:])
