@@ -122,6 +122,31 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(folder: Path, tmp_path: Path)
     assert all(p.grad is None for p in task.checkpoint.vae.parameters())
 
 
+def test_most_templates_are_noised_as_in_sampling(folder: Path, tmp_path: Path) -> None:
+    count, shape = 60, (60, 4, 8, 8)
+    clean, optical = torch.ones(shape), torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    given = optical, torch.zeros(60, 4, 16, 16), torch.ones(60, 1, 16, 16)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    task, _ = prepared_task(folder, tmp_path / "run", truth=0.25)
+    noisy, timesteps, sampled = task._noised(clean, given, torch.Generator().manual_seed(3))
+    assert 0.6 * count < int(sampled.sum()) < 0.9 * count
+    signal = task._bars[timesteps].sqrt()[:, None, None, None]
+    source = (noisy - (1 - signal**2).sqrt() * drawn) / signal
+    # From the truth, Eq. 2; else from pure noise, or from what the network makes of that.
+    assert torch.allclose(source[~sampled], clean[~sampled], atol=2e-3)
+    pure = sampled & (timesteps == 999)
+    assert 0.2 * count < int(pure.sum()) < 0.6 * count
+    assert torch.equal(noisy[pure], drawn[pure])
+    own = sampled & ~pure
+    with torch.no_grad():
+        last = torch.full((int(own.sum()),), 999)
+        network = task.phases["denoiser"]
+        guess = network(drawn[own], *(part[own] for part in given), last)[0].clean
+    assert torch.allclose(source[own], guess, atol=2e-2)
+    alone, _ = prepared_task(folder, tmp_path / "run", truth=1.0)
+    assert not alone._noised(clean, given, torch.Generator().manual_seed(3))[2].any()
+
+
 def test_a_batch_is_learnt_by_heart(folder: Path, tmp_path: Path) -> None:
     task, batch = prepared_task(folder, tmp_path / "run")
     optimiser = torch.optim.AdamW(task.phases["denoiser"].parameters(), lr=3e-3)

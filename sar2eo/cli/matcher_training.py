@@ -27,6 +27,7 @@ _HELP = {
     "ssim": "Weight of 1 - SSIM of the translated latents.",
     "position": "Weight of the attention's position term.",
     "similarity": "Weight of the cross-entropy on the similarity map.",
+    "truth": "Share of templates that are noised from the truth, not as in sampling.",
     "negatives": "Share of a batch that is shown again with another place's search image.",
     "false_accepts": "Share of wrong matches that may be accepted.",
     "trials": "Matches of either kind that the threshold is measured on.",

@@ -31,6 +31,9 @@ class MatcherSettings(LoopSettings):
     ssim, position, similarity : float
         Weights of 1 - SSIM of latents, of the attention's position term, and of the cross-entropy on the
         similarity map, beside the squared error, whose weight is 1.
+    truth : float
+        Share of the templates that are noised from the truth, as in the supplement's Eq. 2; the others begin
+        with pure noise or with the network's own translation, as in sampling.
     negatives : float
         Share of a batch that is shown again with the search image of another place.
     false_accepts : float
@@ -47,6 +50,7 @@ class MatcherSettings(LoopSettings):
     ssim: float = 0.2
     position: float = 0.1
     similarity: float = 0.25
+    truth: float = 0.25
     negatives: float = 0.25
     false_accepts: float = 0.005
     trials: int = 1000
@@ -70,8 +74,9 @@ class MatcherSettings(LoopSettings):
         for name in ("ssim", "position", "similarity"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name}={getattr(self, name):g}: must not be negative")
-        if not 0 <= self.negatives <= 1:
-            raise SettingsError(f"negatives={self.negatives:g}: must be a share from 0 to 1")
+        for name in ("truth", "negatives"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name}={getattr(self, name):g}: must be a share from 0 to 1")
         if not 0 < self.false_accepts < 1:
             raise SettingsError(f"false_accepts={self.false_accepts:g}: must be a share above 0 and below 1")
 

@@ -45,7 +45,8 @@ def train_matcher(
     Parameters
     ----------
     data : DataSettings, str or Path
-        Which pairs; a path is a folder of `sar2eo.build_pairs`. Pairs that were aligned teach places.
+        Which pairs; a path is a folder of `sar2eo.build_pairs`. Aligned ones teach places; and they should
+        not overlap, for a template must not lie in the search image of another pair.
     out : str or Path
         Run folder (see `sar2eo.training.folder`). The same call goes on where an interrupted one stopped,
         on a CPU bit for bit.

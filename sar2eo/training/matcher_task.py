@@ -27,12 +27,18 @@ from sar2eo.training.task import Batch, Facts
 __all__ = ["MatcherTask"]
 
 _COARSE = 2  # latents along a token of the coarse attention
+_PURE = 0.5  # of the templates that are as in sampling
 _PICTURED = 4
 _NEAR_PX, _NEARER_PX = 5.0, 2.0
 
 
 class MatcherTask:
     """Trains a denoiser to translate a template, to attend to where it lies, and to tell where, or nowhere.
+
+    A noised truth (supplement, Eq. 2) gives away what is asked for, and a network that learnt from it alone
+    takes its own first guess for the truth in the steps that follow. So most templates begin with pure noise
+    or with what the network makes of it, as they do in sampling (own choice): what is learnt then is the mean
+    of all translations that are possible, which correlates better than any one of them.
 
     Some templates of a batch are shown again with the search image of another pair, in which they do not
     lie: what the translation borrows there must not pass for a match.
@@ -75,16 +81,11 @@ class MatcherTask:
         images, positives = planted.images, len(planted.offsets)
         shown, searched = self._shown(batch["index"])
         truth, optical, search = self._latents(planted)
-        noise = torch.randn((len(shown), *truth.shape[1:]), generator=generator).to(self._device)
-        timesteps = torch.randint(TRAIN_TIMESTEPS, (len(shown),), generator=generator).to(self._device)
-        clean = truth[shown]
-        noisy = add_noise(clean, noise, self._bars[timesteps])
+        clean, seen = truth[shown], pooled_validity(images.search_valid, self.factor)
+        given = optical[shown], search[searched], seen[searched]
+        noisy, timesteps, as_sampled = self._noised(clean, given, generator)
         denoised, of_templates, of_searches, sharpness, none = self.phases["denoiser"](
-            noisy,
-            optical[shown],
-            search[searched],
-            pooled_validity(images.search_valid, self.factor)[searched],
-            timesteps,
+            noisy, *given, timesteps
         )
         stride = self.factor // FEATURE_SCALE
         valid = images.template_valid[shown]
@@ -101,8 +102,33 @@ class MatcherTask:
             error + weights.ssim * structure + weights.position * position + weights.similarity * similarity
         )
         facts = {"squared_error": error, "structure": structure, "position": position}
-        near = _near(features.surface[:positives], planted.offsets, stride)
+        near = _near(features.surface[:positives], planted.offsets, stride, as_sampled[:positives])
         return total, {k: v.detach() for k, v in {**facts, "similarity": similarity, "near": near}.items()}
+
+    def _noised(
+        self, clean: Tensor, given: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return noisy latents, their timesteps, and which of them are as in sampling.
+
+        Of those half are pure noise, half the translation of pure noise, noised again.
+        """
+        count = len(clean)
+        noise = torch.randn(clean.shape, generator=generator).to(self._device)
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (count,), generator=generator).to(self._device)
+        draws = torch.rand((2, count), generator=generator).to(self._device)
+        sampled = draws[0] >= self._settings.truth
+        pure, own = sampled & (draws[1] < _PURE), sampled & (draws[1] >= _PURE)
+        timesteps[pure] = TRAIN_TIMESTEPS - 1
+        source = clean.clone()
+        if own.any():
+            with torch.no_grad():
+                last = torch.full((int(own.sum()),), TRAIN_TIMESTEPS - 1, device=self._device)
+                source[own] = self.phases["denoiser"](noise[own], *(part[own] for part in given), last)[
+                    0
+                ].clean
+        noisy = add_noise(source, noise, self._bars[timesteps])
+        noisy[pure] = noise[pure]
+        return noisy, timesteps, sampled
 
     def _shown(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return which template is shown with which search image: each with its own, some again."""
@@ -193,10 +219,11 @@ class MatcherTask:
         return save_matcher(dataclasses.replace(self.checkpoint, denoiser=self._denoiser, card=card), out)
 
 
-def _near(surface: Tensor, offsets: Tensor, stride: int) -> Tensor:
-    """Return the share of maps whose highest place is within 5 pixels of the true one."""
+def _near(surface: Tensor, offsets: Tensor, stride: int, counted: Tensor) -> Tensor:
+    """Return the share of maps, of those that count, whose highest place is within 5 pixels of the truth."""
     with torch.no_grad():
         top = surface.flatten(1).argmax(dim=1)
         found = torch.stack([top // surface.shape[2], top % surface.shape[2]], dim=1) * stride
-        share: Tensor = ((found - offsets).float().norm(dim=1) <= _NEAR_PX).float().mean()
+        right = (found - offsets).float().norm(dim=1) <= _NEAR_PX
+        share: Tensor = (right & counted).sum() / counted.sum().clamp_min(1)
         return share
