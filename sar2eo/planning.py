@@ -21,7 +21,7 @@ from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
 from sar2eo.scene.handles import opened as opened_raster
-from sar2eo.translation import Job, further_outputs, opened, single_job
+from sar2eo.translation import Job, further_outputs, is_there, opened, single_job
 from sar2eo.windows import Lattice
 
 __all__ = ["Entry", "Status", "check_disk", "needs", "plan"]
@@ -234,7 +234,8 @@ def _differing(said: str, fingerprint: Mapping[str, Any]) -> str:
 
 def _is_own(entry: Entry, results: Mapping[Path, Job]) -> bool:
     """Whether a scene is one, and not the result of another."""
-    job = results.get(Path(entry.source).resolve())
+    path = Path(entry.source)
+    job = results.get(path.resolve()) if is_there(path) else None
     return job is None or job.source == entry.source
 
 

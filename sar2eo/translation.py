@@ -23,6 +23,7 @@ from sar2eo.scene import open_scene, parse_source
 __all__ = [
     "Job",
     "further_outputs",
+    "is_there",
     "opened",
     "prepare",
     "resolve",
@@ -52,9 +53,10 @@ class Job:
 
     @property
     def inputs(self) -> list[Path]:
-        """What may be local files of the scene."""
+        """What of the scene are local files or folders."""
         parts = (self.source, *self.source.split(","), self.source.partition("#")[0])
-        return [Path(part.split("=")[-1]) for part in parts]
+        paths = (Path(part.split("=")[-1]) for part in parts)
+        return [path for path in paths if is_there(path)]
 
     def check_inputs(self) -> None:
         """Refuse to replace the scene by its own translation.
@@ -67,6 +69,14 @@ class Job:
         taken = [path for path in self.outputs.paths if path.resolve() in inputs]
         if taken:
             raise SettingsError(f"{taken[0]} is the scene itself: give the result another name")
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether a path exists; of what cannot be a path, a link to itself say, opening it will tell."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def further_outputs(recipe: TranslateRecipe) -> dict[str, str]:
@@ -113,7 +123,7 @@ def shared_paths(jobs: Sequence[Job], spec: ModelSpec, tmp: Path | None = None) 
     """Return the local folders, and the scene if there is one, that every worker of a cluster must see."""
     model = [] if spec.path in (IDENTITY, BUNDLED) else [Path(spec.path).absolute()]
     folders = [job.outputs.eo.absolute().parent for job in jobs]
-    scenes = [path.absolute() for job in jobs for path in job.inputs if path.exists()]
+    scenes = [path.absolute() for job in jobs for path in job.inputs]
     if len(jobs) > 1:  # each path takes a moment
         scenes = [path.parent for path in scenes]
     space = [] if tmp is None else [tmp.absolute()]
@@ -161,4 +171,4 @@ def _absolute(source: str) -> str | dict[str, str]:
     if isinstance(parsed, dict):
         return {name: str(_absolute(str(part))) for name, part in parsed.items()}
     path = Path(str(parsed))
-    return str(path.absolute()) if path.exists() else str(parsed)
+    return str(path.absolute()) if is_there(path) else str(parsed)

@@ -31,9 +31,6 @@ MEGABYTES = 500
 ADDRESSES = 3 << 30  # of a process of its own, beyond what it starts with
 
 
-PENDING = {"a name that is too long", "a link to itself"}
-
-
 class Told(NamedTuple):
     """What a command came to."""
 
@@ -163,9 +160,7 @@ def make(case: Scene, folder: Path) -> Made:
 
 
 @named(SCENES)
-def test_scenes(case: Scene, folder: Path, apart: Apart, request: pytest.FixtureRequest) -> None:
-    if case.name in PENDING:
-        request.applymarker(pytest.mark.xfail(reason="a job looks its scene up before it is opened"))
+def test_scenes(case: Scene, folder: Path, apart: Apart) -> None:
     made = make(case, folder)
     before = listing(folder)
     arguments = (*case.flags, made.source)
