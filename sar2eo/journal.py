@@ -212,6 +212,11 @@ class Journal:
             if found
         ]
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is a block, or the journal is not this run's any more: what is to be kept."""
+        return self._lock is None or any(self.blocks.iterdir())
+
     def release(self) -> None:
         """Unlock the journal and keep it for a later run; doing so twice is harmless."""
         if self._lock is not None:

@@ -225,8 +225,11 @@ class Writing:
         return report_of(self._dataset, self._grid, windows, self._divisors, self._work, seconds)
 
     def release(self) -> None:
-        """Let another run go on with what is unfinished; doing so twice is harmless."""
-        self._journal.release()
+        """Let another run go on with what is unfinished, if anything is; doing so twice is harmless."""
+        if self._journal.begun:
+            self._journal.release()
+        else:
+            self._journal.remove()
 
 
 def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:
