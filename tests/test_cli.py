@@ -147,7 +147,6 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(scene_file: Path, tmp_pat
         (["--model", "identity", "--pol", "VV,VH"], 1, ["VV"]),
         (["--model", "identity", "--confidence", "c.tif"], 2, ["confidence"]),
         (["--model", "no/such/folder"], 1, ["no/such/folder"]),
-        ([], 2, ["--model", "identity"]),
         (["--model", "identity", "--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], 2, ["workers=2"]),
     ],
 )
