@@ -44,8 +44,10 @@ class Grid:
         GeoreferenceError
             If the CRS cannot be read, or the transform gives pixels no place or no area.
         """
-        _check_transform(transform, shape)
-        return cls(_crs_name(crs), tuple(map(float, transform[:6])), (int(shape[0]), int(shape[1])))  # type: ignore[arg-type]
+        numbers = tuple(map(float, transform[:6]))
+        grid = cls(_crs_name(crs), numbers, (int(shape[0]), int(shape[1])))  # type: ignore[arg-type]
+        _check_transform(grid.affine, shape)
+        return grid
 
     @cached_property
     def affine(self) -> Affine:

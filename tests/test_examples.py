@@ -84,4 +84,4 @@ def test_every_stage_runs_by_itself_in_smoke(tmp_path: Path, monkeypatch: pytest
     # The same command finds what is done.
     again = CliRunner().invoke(cli, ["run", smoke])
     assert again.exit_code == 0, again.output
-    assert again.stdout.count("before") == 6
+    assert again.stdout.count("before") == 7
