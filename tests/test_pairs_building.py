@@ -33,6 +33,7 @@ from sar2eo.pairs.alignment import Displacement, LocalShift
 from sar2eo.pairs.index import COLUMNS, read_index
 from sar2eo.pairs.rows import passes
 from sar2eo.pairs.sources import Source
+from sar2eo.pairs.work import PartStore
 from sar2eo.recipe import PairsSettings, SceneSettings
 
 CRS = "EPSG:32633"
@@ -568,3 +569,18 @@ def test_the_index_is_refused_where_it_is_none(tmp_path):
     with pytest.raises(PairsError, match="not a readable GeoParquet"):
         read_index(tmp_path)
     shutil.rmtree(tmp_path)
+
+
+def test_a_file_that_gets_its_final_name_meanwhile_stops_nothing(tmp_path, monkeypatch):
+    """A thread of an interrupted call may still be writing when the next call looks around."""
+    store = PartStore(str(tmp_path))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "chips").mkdir()
+    store.save("one", [1])
+    leftover = tmp_path / "parts" / ".0123.tmp"
+    leftover.touch()
+    listed = list((tmp_path / "parts").iterdir())
+    leftover.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda self: iter(listed))
+        assert store.load() == {"one": [1]}

@@ -77,13 +77,15 @@ class PartStore:
             return dict(filter(None, pool.map(self._part, paths)))
 
     def _part(self, path: Path) -> tuple[str, Any] | None:
-        match, data = _PART.fullmatch(path.name), path.read_bytes()
+        match = _PART.fullmatch(path.name)
+        data = path.read_bytes() if match else b""
         if match and checksum(data) == match[2]:
             value = json.loads(data)
             rows = value["rows"] if isinstance(value, dict) else ()
             if all(map(self._has_chips, rows)):
                 return match[1], value
-        path.unlink()
+        # A thread of a call that was interrupted may be just giving a file its final name.
+        path.unlink(missing_ok=True)
         return None
 
     def _has_chips(self, row: Mapping[str, Any]) -> bool:
@@ -195,7 +197,7 @@ def _keep(folder: Path, names: set[str]) -> None:
     """Delete all files of a folder but these."""
     for path in folder.iterdir():
         if path.name not in names:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _differs(manifest: Path, fingerprint: Mapping[str, Any]) -> bool:
