@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sar2eo.evaluation import folders
 from sar2eo.evaluation.areas import BOOTSTRAPS
 from sar2eo.evaluation.discrepancy_pictures import Case, draw_pictures, title_of
-from sar2eo.evaluation.folders import markdown_table, plain_values, write_whole
+from sar2eo.evaluation.folders import markdown_table, write_results
 from sar2eo.evaluation.object_scores import GUARD_PX, RING_PX
 
 __all__ = ["REPORT_NAME", "check_target", "markdown", "write_report"]
@@ -50,17 +49,14 @@ def write_report(out: Path, results: dict[str, Any], cases: list[Case], *, overw
     OutputError
         If it cannot be written; what was there before then stays.
     """
-    plain: dict[str, Any] = plain_values(results)
-
-    def fill(folder: Path) -> None:
-        drawn = draw_pictures(folder, results, cases)
-        (folder / "report.md").write_text(markdown(results, drawn), encoding="utf-8")
-        (folder / REPORT_NAME).write_text(
-            json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-
-    write_whole(out, fill, lambda: check_target(out, overwrite=overwrite))
-    return plain
+    return write_results(
+        out,
+        results,
+        REPORT_NAME,
+        lambda folder: draw_pictures(folder, results, cases),
+        lambda drawn: markdown(results, drawn),
+        lambda: check_target(out, overwrite=overwrite),
+    )
 
 
 def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 from sar2eo.durable import refuse, sync_file, sync_folder
 from sar2eo.errors import OutputError
 
-__all__ = ["check_target", "markdown_table", "plain_values", "write_whole"]
+__all__ = ["check_target", "markdown_table", "plain_values", "write_results", "write_whole"]
 
 
 def check_target(out: Path, marker: str, command: str, *, overwrite: bool) -> None:
@@ -77,6 +78,50 @@ def write_whole(out: Path, fill: Callable[[Path], None], check: Callable[[], Non
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_results(
+    out: Path,
+    results: dict[str, Any],
+    name: str,
+    draw: Callable[[Path], dict[str, str]],
+    describe: Callable[[dict[str, str]], str],
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    """Write a report whole: pictures, ``report.md``, and the results as JSON.
+
+    Parameters
+    ----------
+    out : Path
+    results : dict
+    name : str
+        Of the JSON file.
+    draw : callable
+        Draws pictures into a folder; returns their file names and what they show.
+    describe : callable
+        Returns the report for people, given those names.
+    check : callable
+        As of `write_whole`.
+
+    Returns
+    -------
+    dict
+        The results as plain JSON values; what is not a finite number is None.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what was there before then stays.
+    """
+    plain: dict[str, Any] = plain_values(results)
+
+    def fill(folder: Path) -> None:
+        (folder / "report.md").write_text(describe(draw(folder)), encoding="utf-8")
+        text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+
+    write_whole(out, fill, check)
+    return plain
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from sar2eo.evaluation import folders
-from sar2eo.evaluation.folders import markdown_table, plain_values, write_whole
+from sar2eo.evaluation.folders import markdown_table, write_results
 from sar2eo.evaluation.metrics import BLOCK_PX
 from sar2eo.evaluation.pictures import Case, Pictures, draw_pictures
 
@@ -61,16 +60,14 @@ def write_report(
     OutputError
         If it cannot be written; what was there before then stays.
     """
-    plain: dict[str, Any] = plain_values(results)
-
-    def fill(folder: Path) -> None:
-        drawn = draw_pictures(folder, results, pictures)
-        (folder / "report.md").write_text(markdown(results, drawn), encoding="utf-8")
-        text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
-        (folder / METRICS_NAME).write_text(text, encoding="utf-8")
-
-    write_whole(out, fill, lambda: check_target(out, overwrite=overwrite))
-    return plain
+    return write_results(
+        out,
+        results,
+        METRICS_NAME,
+        lambda folder: draw_pictures(folder, results, pictures),
+        lambda drawn: markdown(results, drawn),
+        lambda: check_target(out, overwrite=overwrite),
+    )
 
 
 def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:
