@@ -25,6 +25,7 @@ __all__ = [
     "PredictionType",
     "Sampler",
     "Spacing",
+    "read_card",
 ]
 
 CARD_NAME = "sar2eo.json"
@@ -131,16 +132,7 @@ class Card:
         CheckpointError
             If it is missing, not JSON, or has other fields or values than it may.
         """
-        path = folder / CARD_NAME
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{folder} has no {CARD_NAME}: not a sar2eo checkpoint (see 'sar2eo model init')"
-            ) from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        return cls.from_dict(raw)
+        return cls.from_dict(read_card(folder / CARD_NAME, "a sar2eo checkpoint (see 'sar2eo model init')"))
 
     @classmethod
     def from_dict(cls, raw: Any) -> Card:
@@ -172,6 +164,28 @@ class Card:
         """Write the card into a checkpoint folder."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         (folder / CARD_NAME).write_text(text, encoding="utf-8")
+
+
+def read_card(path: Path, kind: str) -> Any:
+    """Read the JSON of a card, whatever it holds.
+
+    Parameters
+    ----------
+    path : Path
+    kind : str
+        What a folder with such a card is, for the message where there is none.
+
+    Raises
+    ------
+    CheckpointError
+        If it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}: not {kind}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 _CHOICES = {

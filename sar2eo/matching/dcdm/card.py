@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sar2eo.card import read_card
 from sar2eo.durable import write_atomically
 from sar2eo.errors import CheckpointError
 from sar2eo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, Channels, default_channels
@@ -107,14 +108,7 @@ class MatcherCard:
             If it is missing, not JSON, or has other fields or values than it may.
         """
         path = folder / MATCHER_CARD_NAME
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{folder} has no {MATCHER_CARD_NAME}: not a matcher (see 'sar2eo train-matcher')"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raw = read_card(path, "a matcher (see 'sar2eo train-matcher')")
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(raw, dict) or set(raw) != known:
             odd = sorted(set(raw) ^ known) if isinstance(raw, dict) else ["all"]
