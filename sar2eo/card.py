@@ -1,4 +1,4 @@
-"""The model card, ``sar2eo.json``: what a checkpoint's weights mean.
+"""Model cards: what a checkpoint's weights mean.
 
 Weights without their radiometry are worth nothing, so the card travels in the checkpoint's folder
 and is read strictly: an unknown or missing field is an error.
@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from sar2eo.errors import CheckpointError
 from sar2eo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, Channels, default_channels
@@ -22,10 +22,13 @@ __all__ = [
     "SAMPLERS",
     "SPACINGS",
     "Card",
+    "InputCard",
     "PredictionType",
     "Sampler",
     "Spacing",
-    "read_card",
+    "is_number",
+    "is_positive",
+    "wrong",
 ]
 
 CARD_NAME = "sar2eo.json"
@@ -45,8 +48,8 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """What a C-DiffSET checkpoint was trained on, and how it wants to be sampled.
+class InputCard:
+    """What the cards of all models say: what the weights were trained on, and what they take.
 
     Parameters
     ----------
@@ -63,16 +66,21 @@ class Card:
         Ground sample distance in true ground metres; None: not known, not checked.
     scaling : {"p99"} or float
         "p99": amplitude divided by the scene's 99th percentile; a number: by that amplitude.
-    prediction_type, sampler, spacing, steps
-        Defaults of sampling.
-    confidence_timestep : int
-        Timestep whose variance is the confidence (C-DiffSET, Fig. 7: half of T); the sampler takes
-        its nearest step.
     training_data, licence : str
         Free text.
     metrics : dict of str to float
         Measured figures.
+
+    Raises
+    ------
+    CheckpointError
+        For a value that it may not have.
     """
+
+    file_name: ClassVar[str]
+    """In the model's folder."""
+    kind: ClassVar[str]
+    """What a folder with such a card is, for messages."""
 
     name: str
     quantity: str = "amplitude"
@@ -81,61 +89,64 @@ class Card:
     channels: Channels = ()
     gsd_m: float | None = None
     scaling: Literal["p99"] | float = "p99"
-    prediction_type: str = "epsilon"
-    sampler: str = "ddim"
-    spacing: str = "leading"
-    steps: int = 50
-    confidence_timestep: int = 500
     training_data: str = "none"
     licence: str = "unknown"
     metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.channels:
-            object.__setattr__(self, "channels", default_channels(self.polarisations))
         for name in ("name", "training_data", "licence"):
             value = getattr(self, name)
             if not isinstance(value, str) or (name == "name" and not (value and value.isprintable())):
-                raise CheckpointError(f"card: {name}={value!r}, must be text (the name: a line of it)")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise CheckpointError(
-                    f"card: {name}={getattr(self, name)!r}, must be one of {', '.join(allowed)}"
-                )
+                raise wrong(name, value, "text (the name: a line of it)")
+        self.check_choices(quantity=QUANTITIES, calibration=CALIBRATIONS)
         names = set(self.polarisations)
         if not names or not names <= set(POLARISATIONS) or len(names) < len(self.polarisations):
-            raise CheckpointError(
-                f"card: polarisations={self.polarisations}, must be of {', '.join(POLARISATIONS)}, each once"
-            )
+            raise wrong("polarisations", self.polarisations, f"of {', '.join(POLARISATIONS)}, each once")
+        if not self.channels:
+            object.__setattr__(self, "channels", default_channels(self.polarisations))
         used = {name for names in self.channels for name in names}
         if len(self.channels) != 3 or not all(self.channels) or used != set(self.polarisations):
-            raise CheckpointError(
-                f"card: channels={self.channels}, must be three that use just {self.polarisations}"
-            )
-        if self.scaling != "p99" and not _is_positive(self.scaling):
-            raise CheckpointError(f"card: scaling={self.scaling!r}, must be p99 or a positive amplitude")
-        if self.gsd_m is not None and not _is_positive(self.gsd_m):
-            raise CheckpointError(f"card: gsd_m={self.gsd_m!r}, must be positive metres or null")
-        if not isinstance(self.metrics, dict) or not all(map(_is_number, self.metrics.values())):
-            raise CheckpointError(f"card: metrics={self.metrics!r}, must be numbers by name")
-        if not _is_count(self.steps) or not 1 <= self.steps <= 1000:
-            raise CheckpointError(f"card: steps={self.steps!r}, must be 1 to 1000")
-        if not _is_count(self.confidence_timestep) or not 0 <= self.confidence_timestep < 1000:
-            raise CheckpointError(f"card: confidence_timestep={self.confidence_timestep!r}, must be 0 to 999")
+            raise wrong("channels", self.channels, f"three that use just {self.polarisations}")
+        if self.scaling != "p99" and not is_positive(self.scaling):
+            raise wrong("scaling", self.scaling, "p99 or a positive amplitude")
+        if self.gsd_m is not None and not is_positive(self.gsd_m):
+            raise wrong("gsd_m", self.gsd_m, "positive metres or null")
+        if not isinstance(self.metrics, dict) or not all(map(is_number, self.metrics.values())):
+            raise wrong("metrics", self.metrics, "numbers by name")
+
+    def check_choices(self, **choices: tuple[str, ...]) -> None:
+        """Raise CheckpointError where a field is none of what it may be."""
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise wrong(name, getattr(self, name), f"one of {', '.join(allowed)}")
+
+    def check_counts(self, **ranges: tuple[int, int]) -> None:
+        """Raise CheckpointError where a field is no whole number within its range."""
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise wrong(name, value, f"{least} to {most}")
 
     @classmethod
-    def read(cls, folder: Path) -> Card:
-        """Read the card of a checkpoint folder.
+    def read(cls, folder: Path) -> Self:
+        """Read the card of a model's folder.
 
         Raises
         ------
         CheckpointError
             If it is missing, not JSON, or has other fields or values than it may.
         """
-        return cls.from_dict(read_card(folder / CARD_NAME, "a sar2eo checkpoint (see 'sar2eo model init')"))
+        path = folder / cls.file_name
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder} has no {path.name}: not {cls.kind}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        return cls.from_dict(raw)
 
     @classmethod
-    def from_dict(cls, raw: Any) -> Card:
+    def from_dict(cls, raw: Any) -> Self:
         """Make a card from plain JSON values; unknown or missing fields are errors."""
         if not isinstance(raw, dict):
             raise CheckpointError(f"card: must be a JSON object, not {type(raw).__name__}")
@@ -160,41 +171,43 @@ class Card:
         raw: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return raw
 
-    def write(self, folder: Path) -> None:
-        """Write the card into a checkpoint folder."""
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        (folder / CARD_NAME).write_text(text, encoding="utf-8")
+    def to_text(self) -> str:
+        """Return the card as the text of its file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-def read_card(path: Path, kind: str) -> Any:
-    """Read the JSON of a card, whatever it holds.
+@dataclass(frozen=True, kw_only=True)
+class Card(InputCard):
+    """What a C-DiffSET checkpoint was trained on, and how it wants to be sampled.
 
     Parameters
     ----------
-    path : Path
-    kind : str
-        What a folder with such a card is, for the message where there is none.
-
-    Raises
-    ------
-    CheckpointError
-        If it is missing or not JSON.
+    name, quantity, calibration, polarisations, channels, gsd_m, scaling, training_data, licence, metrics
+        As of `InputCard`.
+    prediction_type, sampler, spacing, steps
+        Defaults of sampling.
+    confidence_timestep : int
+        Timestep whose variance is the confidence (C-DiffSET, Fig. 7: half of T); the sampler takes
+        its nearest step.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}: not {kind}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
+    file_name: ClassVar[str] = CARD_NAME
+    kind: ClassVar[str] = "a sar2eo checkpoint (see 'sar2eo model init')"
 
-_CHOICES = {
-    "quantity": QUANTITIES,
-    "calibration": CALIBRATIONS,
-    "prediction_type": PREDICTION_TYPES,
-    "sampler": SAMPLERS,
-    "spacing": SPACINGS,
-}
+    prediction_type: str = "epsilon"
+    sampler: str = "ddim"
+    spacing: str = "leading"
+    steps: int = 50
+    confidence_timestep: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choices(prediction_type=PREDICTION_TYPES, sampler=SAMPLERS, spacing=SPACINGS)
+        self.check_counts(steps=(1, 1000), confidence_timestep=(0, 999))
+
+    def write(self, folder: Path) -> None:
+        """Write the card into a checkpoint folder."""
+        (folder / CARD_NAME).write_text(self.to_text(), encoding="utf-8")
 
 
 def _check_lists(*values: object) -> None:
@@ -204,14 +217,16 @@ def _check_lists(*values: object) -> None:
             raise TypeError(f"{value!r} is no list")
 
 
-def _is_number(value: object) -> bool:
+def wrong(name: str, value: object, allowed: str) -> CheckpointError:
+    """Return the error of a field: its value, and what it must be."""
+    return CheckpointError(f"card: {name}={value!r}, must be {allowed}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_positive(value: Any) -> bool:
+def is_positive(value: Any) -> bool:
     """Whether a value is a number that a float can hold, above 0."""
-    return _is_number(value) and 0 < value <= sys.float_info.max
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return is_number(value) and 0 < value <= sys.float_info.max
