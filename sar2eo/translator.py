@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from sar2eo import telemetry
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.diffusion import create_scheduler, sample
-from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.layout import folder_sha256
 from sar2eo.models import ModelSpec, Translation, resolve_spacing
 from sar2eo.network import Vae, decode_latents, encode_images, latent_multiple
@@ -70,8 +71,7 @@ class DiffusionTranslator:
         unet = _channels_last(checkpoint.unet)
         self._unet: Callable[..., Any] = torch.compile(unet, dynamic=False) if spec.compile else unet
         self._prompt = checkpoint.prompt_embeds
-        if self._prompt is not None:
-            self._prompt = self._prompt.expand(spec.batch, -1, -1)
+        self._at_once = spec.batch
 
     def translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
         """Translate up to ``batch`` windows; parameters as in `sar2eo.models.Translator`.
@@ -79,13 +79,50 @@ class DiffusionTranslator:
         Raises
         ------
         SettingsError
-            If there are more windows than a batch, or sizes or origins are not multiples of the factor.
+            If there are more windows than a batch, or sizes or origins are not multiples of the factor; or
+            if the device's memory does not hold a single window.
+
+        Warns
+        -----
+        Sar2eoWarning
+            If the device's memory does not hold a batch: from then on fewer windows are translated at once.
         """
         self._check(sar, origins)
         with self._lock, telemetry.timed("model_seconds"), torch.inference_mode():
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
-            return self._translate(sar, origins)
+            while True:
+                parts = self._in_parts(sar, origins)
+                if parts is not None:
+                    return _joined(parts)
+                self._shrink(sar.shape[2:])
+
+    def _in_parts(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> list[Translation] | None:
+        """Translate as many windows at once as have fitted so far; None where the memory runs out."""
+        size = self._at_once
+        try:
+            return [
+                self._translate(sar[first : first + size], origins[first : first + size])
+                for first in range(0, len(sar), size)
+            ]
+        except torch.OutOfMemoryError:
+            return None  # what the traceback holds is free only after this
+
+    def _shrink(self, sides: Sequence[int]) -> None:
+        if self._at_once == 1:
+            raise SettingsError(
+                f"{self._spec.device} has too little memory for one window of {sides[0]} x {sides[1]} pixels "
+                f"in {self._spec.dtype}: use a smaller --tile, a half --dtype, or --device cpu"
+            )
+        self._at_once = -(-self._at_once // 2)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"{self._spec.device} has too little memory for more: from here on {self._at_once} windows are "
+            "translated at once, whose pixels may differ by a level from those of a whole batch (--batch)",
+            Sar2eoWarning,
+            stacklevel=4,
+        )
 
     def with_steps(self, steps: int) -> DiffusionTranslator:
         """Return a translator of the same weights with a single sample of another number of steps."""
@@ -116,7 +153,7 @@ class DiffusionTranslator:
     def _translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
         spec, windows = self._spec, len(sar)
         # 1. Pad to the fixed batch by repeating the last window, so that every call has one shape.
-        missing = spec.batch - windows
+        missing = self._at_once - windows
         sar = np.concatenate([sar, np.repeat(sar[-1:], missing, axis=0)])  # [B, 3, T, T]
         origins = [*origins, *([origins[-1]] * missing)]
 
@@ -160,7 +197,8 @@ class DiffusionTranslator:
         """Run the U-Net on [SAR latent | noisy EO latent] (C-DiffSET, Eq. 4)."""
         inputs = _channels_last(torch.cat([sar_latents, latents], dim=1).to(self._dtype))  # [B, 2 C, h, w]
         steps = torch.full((len(inputs),), int(timestep), device=self._device)
-        output: Tensor = self._unet(inputs, steps, encoder_hidden_states=self._prompt, return_dict=False)[0]
+        prompt = None if self._prompt is None else self._prompt.expand(len(inputs), -1, -1)
+        output: Tensor = self._unet(inputs, steps, encoder_hidden_states=prompt, return_dict=False)[0]
         return output  # [B, C + 1, h, w]
 
     def _noise(self, origins: Sequence[tuple[int, int]], shape: torch.Size, index: int) -> Tensor:
@@ -189,6 +227,18 @@ class DiffusionTranslator:
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
+
+
+def _joined(parts: list[Translation]) -> Translation:
+    """Return the windows of several translations as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    spreads = [part.spread for part in parts if part.spread is not None]
+    return Translation(
+        np.concatenate([part.eo for part in parts]),
+        np.concatenate([part.variance for part in parts if part.variance is not None]),
+        np.concatenate(spreads) if spreads else None,
+    )
 
 
 def _channels_last(item: Any) -> Any:

@@ -17,7 +17,7 @@ from model_fixtures import simulate_pair, to_model_input
 import sar2eo.translator
 from sar2eo.bases import init_checkpoint
 from sar2eo.checkpoint import load_checkpoint
-from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.models import ModelSpec, Translation, resolve_model
 from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
 from sar2eo.noise import scene_noise
@@ -260,6 +260,44 @@ def test_threads_of_the_pool_use_the_threads_of_the_spec(checkpoint: Path, windo
         assert pool.submit(torch.get_num_threads).result() == 2
     assert before in (1, 2)
     assert np.array_equal(here.eo, found.eo)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a CUDA device whose memory others use as well; the same on any device."""
+    translator = spec_of(checkpoint, batch=4, samples=2).load()
+    assert isinstance(translator, DiffusionTranslator)
+    whole, unet, seen = translator.translate(windows, ORIGINS), translator._unet, []
+
+    def small(inputs: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        seen.append(len(inputs))
+        if len(inputs) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return unet(inputs, *arguments, **options)
+
+    monkeypatch.setattr(translator, "_unet", small)
+    monkeypatch.setattr(translator, "_at_once", 4)
+    with pytest.warns(Sar2eoWarning) as warned:
+        halved = translator.translate(windows, ORIGINS)
+    assert [str(w.message).split("here on ")[1][0] for w in warned] == ["2", "1"]
+    assert seen[:3] == [4, 2, 1]
+    assert apart(whole, halved).max() <= 1
+    assert whole.spread is not None
+    assert halved.spread is not None
+    np.testing.assert_allclose(halved.spread, whole.spread, atol=0.1)
+    assert halved.variance is not None
+    np.testing.assert_allclose(halved.variance, whole.variance, rtol=1e-3)
+    seen.clear()
+    translator.translate(windows[:3], ORIGINS[:3])
+    assert set(seen) == {1}  # what it has learned it keeps
+
+    def none(inputs: torch.Tensor, *_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(translator, "_unet", none)
+    with pytest.raises(SettingsError, match=r"cpu has too little memory for one window of 96 x 96 pixels"):
+        translator.translate(windows, ORIGINS)
 
 
 def test_one_translation_at_a_time_per_device(
