@@ -26,7 +26,7 @@ from sar2eo.layers import BLOCK, LAYERS, Layer, mosaic
 from sar2eo.recipe import Compression
 from sar2eo.windows import Window
 
-__all__ = ["assemble", "check_space", "check_target", "cog_bytes", "needed_bytes", "publish"]
+__all__ = ["assemble", "check_space", "check_target", "cog_bytes", "needed_bytes", "publish", "validate"]
 
 # More is not faster (at 4096, 8192 and 16384 squared), and fills up with the size of the scene.
 _CACHE_BYTES = 8 * 2**20
@@ -105,7 +105,7 @@ def assemble(
             f"{target.parent}: the COG cannot be written ({' '.join(str(error).split())}): "
             f"are {space:.0f} MB free there? Finished work is kept"
         ) from error
-    _validate(target)
+    validate(target)
     return target
 
 
@@ -117,7 +117,14 @@ def _compression(layer: Layer, compress: Compression) -> dict[str, str | int]:
     return {"COMPRESS": compress, "PREDICTOR": "YES"}
 
 
-def _validate(path: Path) -> None:
+def validate(path: Path) -> None:
+    """Refuse a file that is not a valid COG.
+
+    Raises
+    ------
+    OutputError
+        If it is not.
+    """
     from rio_cogeo.cogeo import cog_validate
 
     with warnings.catch_warnings():
