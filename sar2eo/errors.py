@@ -10,6 +10,7 @@
     │   └── RadiometryError     quantity or calibration unknown, or not convertible
     ├── CheckpointError         a checkpoint that is missing, broken, unsafe or does not fit
     ├── PairsError              pairs or a data set that are missing, broken or not what they should be
+    ├── CoregistrationError     two scenes that cannot be laid on each other for want of evidence
     ├── TrainingError           a training run that cannot go on
     ├── OutputError             a result that cannot be written, or would overwrite something
     │   └── JournalError        unfinished work that belongs to other settings, or is damaged
@@ -31,6 +32,7 @@ from __future__ import annotations
 __all__ = [
     "CheckpointError",
     "ClusterError",
+    "CoregistrationError",
     "EvaluationWarning",
     "FitWarning",
     "GeolocationWarning",
@@ -91,6 +93,10 @@ class CheckpointError(Sar2eoError):
 
 class PairsError(Sar2eoError):
     """Pairs or a data set are missing, broken, empty, or not what they should be."""
+
+
+class CoregistrationError(Sar2eoError):
+    """Two scenes do not meet, or how one lies on the other cannot be told: the evidence is too thin."""
 
 
 class TrainingError(Sar2eoError):

@@ -193,7 +193,7 @@ def test_nodes_stand_for_the_map(warped, seed):
     row, col = int(draw.integers(rows)), int(draw.integers(cols))
     x, y = reader.grid.affine @ (col + 0.5, row + 0.5)
     exact = np.concatenate(reader.mapping.pixels(np.array([x]), np.array([y])))
-    near = np.concatenate([v.ravel() for v in reader._source_pixels(Window(row, col, 1, 1))])
+    near = np.concatenate([v.ravel() for v in reader.source_pixels(Window(row, col, 1, 1))])
     np.testing.assert_allclose(near, exact, atol=2e-2)
 
 

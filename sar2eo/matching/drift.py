@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 
 from sar2eo.pairs.alignment import Displacement
 
-__all__ = ["SceneDrift", "fit_drift"]
+__all__ = ["SceneDrift", "fit_drift", "predicted_shifts"]
 
 Points = npt.NDArray[np.float64]
 Model = Callable[[Points], Points]
@@ -105,6 +105,8 @@ class SceneDrift:
         Deviation of the model at the places measured: the median over them, by bootstrap.
     used, of : int
         Local shifts that the model rests on, and all that were measured.
+    family : object
+        Order and stiffness, by which `predicted_shifts` fits again.
     """
 
     order: int | str
@@ -115,12 +117,16 @@ class SceneDrift:
     uncertainty_px: float
     used: int
     of: int
+    family: _Family
 
     def at(self, row: float, col: float) -> tuple[float, float]:
         """Return the shift (rows, cols) at a place, in pixels; beyond what was measured, that of its edge."""
-        place = np.clip(np.array([[row, col]], float), self.bounds[0], self.bounds[1])
-        rows, cols = self.model(place / _UNIT)[0]
+        rows, cols = self.shifts(np.array([[row, col]], float))[0]
         return float(rows), float(cols)
+
+    def shifts(self, places: Points) -> Points:
+        """Return the shifts (place, 2) at places (place, 2), as `at` does."""
+        return self.model(np.clip(places, self.bounds[0], self.bounds[1]) / _UNIT)
 
     def facts(self) -> dict[str, Any]:
         """Return order (0 to 2, or "spline"), residual_px, predicted_px, uncertainty_px, used and of."""
@@ -176,6 +182,30 @@ def fit_drift(
         if best is None or error < least * (1 if best[0].penalty else _BETTER):
             best, least = (family, model, weights, errors), error
     return None if best is None else _judged(*best, at, shifts, len(displacements), apart_px, seed)
+
+
+def predicted_shifts(displacements: Sequence[Displacement], drift: SceneDrift, places: Points) -> Points:
+    """Predict shifts at places from local shifts, by a model of the same order and stiffness as a drift's.
+
+    Parameters
+    ----------
+    displacements : sequence of Displacement
+        Sure ones, perhaps not those that the drift was fitted to.
+    drift : SceneDrift
+    places : ndarray of float64, shape (place, 2)
+        Row and column in pixels.
+
+    Returns
+    -------
+    ndarray of float64, shape (place, 2)
+        NaN where the local shifts are too few to fit to.
+    """
+    at = np.array([(d.row, d.col) for d in displacements], float).reshape(-1, 2) / _UNIT
+    shifts = np.array([(d.rows, d.cols) for d in displacements], float).reshape(-1, 2)
+    if len(at) < _LEAST or not drift.family.can_fit(at):
+        return np.full_like(places, np.nan)
+    model, _ = _robust(drift.family, at, shifts, np.where(_supported(at, shifts), 1.0, _TRACE))
+    return model(np.clip(places, drift.bounds[0], drift.bounds[1]) / _UNIT)
 
 
 def _terms(at: Points, order: int) -> Points:
@@ -255,4 +285,5 @@ def _judged(
         uncertainty_px=float(np.median(deviation)),
         used=int(used.sum()),
         of=of,
+        family=family,
     )

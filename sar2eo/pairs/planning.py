@@ -28,7 +28,7 @@ from sar2eo.recipe import PairsSettings, SceneSettings
 from sar2eo.scene import parse_source
 from sar2eo.scene.identity import digest
 
-__all__ = ["Meeting", "Scenes", "meetings", "open_scenes", "survey"]
+__all__ = ["Meeting", "Scenes", "meetings", "on_grid", "open_scenes", "survey"]
 
 FORMAT = 1
 """Of what is built: it rises when the same settings give other chips."""
@@ -234,14 +234,14 @@ def meetings(
 
 def _meeting(scenes: Scenes, candidate: Candidate, settings: PairsSettings) -> Meeting:
     grid = scenes.sar[candidate.sar].grid
-    within = _on_grid(candidate.overlap, grid)
+    within = on_grid(candidate.overlap, grid)
     cells = cells_of(
         grid, size=settings.size, stride=settings.stride, within=within, min_valid=settings.min_valid
     )
     return Meeting(candidate.sar, candidate.eo, candidate.day_gap, candidate.overlap, within, cells)
 
 
-def _on_grid(area: Any, grid: Grid) -> Any:
+def on_grid(area: Any, grid: Grid) -> Any:
     """Bring an area in longitude and latitude to the CRS of a grid."""
     to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
     dense = shapely.segmentize(area, _EDGE_DEGREES)

@@ -164,7 +164,7 @@ class WarpedReader(SceneReader):
                     min(_TILE, window.height - top),
                     min(_TILE, window.width - left),
                 )
-                rows, cols = self._source_pixels(part)
+                rows, cols = self.source_pixels(part)
                 # From pixel corners to the centres of (averaged) pixels. The rounding to 2^-16 pixel
                 # lets a pixel that falls on a source pixel be that pixel.
                 rows = np.rint((rows / factors[0] - 0.5) * _SNAP) / _SNAP
@@ -178,8 +178,8 @@ class WarpedReader(SceneReader):
         how = {"grid": target, "map": self.mapping.token(), "quantity": self.quantity, "nodes": NODE_STEP}
         return {**self.source.identity(), "warp": how}
 
-    def _source_pixels(self, window: Window) -> tuple[Array, Array]:
-        """Source row and column, of pixel corners, of every target pixel of a window."""
+    def source_pixels(self, window: Window) -> tuple[Array, Array]:
+        """Return source row and column, of pixel corners, of the centre of every target pixel of a window."""
         i = np.arange(window.row // NODE_STEP, (window.stop_row - 1) // NODE_STEP + 2)
         j = np.arange(window.col // NODE_STEP, (window.stop_col - 1) // NODE_STEP + 2)
         a, _, c, _, e, f = self.grid.transform
