@@ -16,13 +16,14 @@ from typing import Any
 
 from sar2eo.computing import Progress
 from sar2eo.durable import write_atomically
-from sar2eo.errors import ClusterError, OutputError
+from sar2eo.errors import ClusterError, OutputError, SceneError
 from sar2eo.journal import Journal
 from sar2eo.locking import locked
 from sar2eo.models import ModelSpec
 from sar2eo.planning import Entry, check_disk, plan
 from sar2eo.provenance import FINGERPRINT
 from sar2eo.recipe import TranslateRecipe
+from sar2eo.scene.handles import opened as opened_raster
 from sar2eo.stac_item import write_stac_collection
 from sar2eo.translation import prepare
 from sar2eo.writing import WriteSettings, Writing
@@ -94,13 +95,15 @@ def run(
 
 
 def _clear(entry: Entry) -> None:
-    """Delete what a run has left that was stopped when all was done."""
+    """Delete what a run of the same result has left."""
     if entry.status == "skipped" and entry.job is not None:
-        journal = entry.job.outputs.journal
+        outputs = entry.job.outputs
         try:
-            if journal.exists() or journal.is_symlink():
-                Journal.open(journal, {}, restart=True).remove()
-        except OutputError as error:
+            if outputs.journal.exists() or outputs.journal.is_symlink():
+                with opened_raster(str(outputs.eo)) as raster:
+                    result = raster.tags()[FINGERPRINT]
+                Journal.clear(outputs.journal, result)
+        except (OutputError, SceneError) as error:
             entry.fail(error)
 
 

@@ -10,7 +10,8 @@ import errno
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -141,8 +142,10 @@ def validate(path: Path) -> None:
 def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
     """Rename assembled files over their targets, in this order.
 
-    At any time a target is the old file or the whole new one. Sidecar files of a replaced target
-    (``.aux.xml``, ``.ovr``, ``.msk``), which would speak of the old pixels, are deleted.
+    At any time a target is the old file or the whole new one. What comes from another file system is copied
+    (to ``.<name>.tmp`` beside its target) before anything is replaced: a disk that is full then changes
+    nothing. Sidecar files of a replaced target (``.aux.xml``, ``.ovr``, ``.msk``), which would speak of the
+    old pixels, are deleted.
 
     Parameters
     ----------
@@ -154,30 +157,45 @@ def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
     OutputError
         If a target cannot be written.
     """
-    for source, target in pairs:
-        try:
-            _replace(source, target)
-            for suffix in _SIDECARS:
-                target.with_name(target.name + suffix).unlink(missing_ok=True)
-            sync_folder(target.parent)
-        except OSError as error:
-            refuse(error, target.parent, source.stat().st_size if source.exists() else 0)
+    with ExitStack() as copies:
+        near = []
+        for source, target in pairs:
+            with _refusing(source, target):
+                away = source.stat().st_dev != target.parent.stat().st_dev
+                near.append((_copied(source, target, copies) if away else source, target))
+        for source, target in near:
+            with _refusing(source, target):
+                _replace(source, target, copies)
+                for suffix in _SIDECARS:
+                    target.with_name(target.name + suffix).unlink(missing_ok=True)
+                sync_folder(target.parent)
 
 
-def _replace(source: Path, target: Path) -> None:
+@contextmanager
+def _refusing(source: Path, target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        refuse(error, target.parent, source.stat().st_size if source.exists() else 0)
+
+
+def _replace(source: Path, target: Path, copies: ExitStack) -> None:
     try:
         source.replace(target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        # On another file system: copied under another name first.
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            shutil.copyfile(source, temporary)
-            sync_file(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # Two mounts of one file system.
+        _copied(source, target, copies).replace(target)
+
+
+def _copied(source: Path, target: Path, copies: ExitStack) -> Path:
+    """Copy a file beside its target, until the stack is closed."""
+    copy = target.with_name(f".{target.name}.tmp")
+    copies.callback(copy.unlink, missing_ok=True)
+    shutil.copyfile(source, copy)
+    sync_file(copy)
+    return copy
 
 
 def check_target(path: Path, overwrite: bool) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 from sar2eo.errors import OutputError
 
@@ -20,14 +20,38 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that, whatever happens, `path` is the old file or the whole new one.
 
+    A crash may leave ``.<name>.tmp`` beside it, which the next call takes over. Calls of several threads or
+    processes for one path wait for each other.
+
     Raises
     ------
     OutputError
         If it cannot be written; the old file then stays.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    write_durably(temporary, path, data)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        handle = _alone(temporary)
+    except OSError as error:
+        refuse(error, path.parent, len(data))
+    _commit(os.fdopen(handle, "wb"), temporary, path, data)
     sync_folder(path.parent)
+
+
+def _alone(path: Path) -> int:
+    """Open a file for writing, locked against others who would; it may hold what one of them has left."""
+    while True:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):  # some file systems have no locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), path.stat()):
+                    os.ftruncate(handle, 0)
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # whoever held it has given it its final name
 
 
 def write_durably(temporary: Path, path: Path, data: bytes | memoryview) -> None:
@@ -39,17 +63,27 @@ def write_durably(temporary: Path, path: Path, data: bytes | memoryview) -> None
         If it cannot be written; `temporary` is then deleted.
     """
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            refuse(error, path.parent, len(data))
-        raise
+        file = temporary.open("xb")
+    except OSError as error:
+        refuse(error, path.parent, len(data))
+    _commit(file, temporary, path, data)
+
+
+def _commit(file: BinaryIO, temporary: Path, path: Path, data: bytes | memoryview) -> None:
+    """Fill a file, flush it, and give it its final name; or delete it. Either way it is closed."""
+    try:
+        with file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        refuse(error, path.parent, len(data))
 
 
 def sync_file(path: Path) -> None:
@@ -60,13 +94,13 @@ def sync_file(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # Some network file systems cannot, and the rename is whole all the same.
-        with suppress(OSError):
+    # Some network file systems cannot, and the rename is whole all the same.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 def refuse(error: OSError, folder: Path, size: int = 0) -> NoReturn:

@@ -5,6 +5,8 @@ A journal is a folder beside the output::
     eo.tif.partial/
         manifest.json                                what this work belongs to (the fingerprint)
         lock                                         held by the one run that may write here
+        publishing                                   results may be of two runs: this one has begun to replace
+        finished                                     nothing here is needed any more
         blocks-<fingerprint digest>/
             eo.<row>.<col>.<height>.<width>.<crc32>.tif
         assembled/                                   made anew by every run, never trusted
@@ -20,76 +22,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from affine import Affine
-from rasterio.io import MemoryFile
-
 from sar2eo._version import __version__
-from sar2eo.durable import refuse, write_atomically, write_durably
+from sar2eo.blocks import NAME, BlockWriter
+from sar2eo.durable import refuse, sync_folder, write_atomically
 from sar2eo.errors import JournalError
 from sar2eo.locking import LOCK, acquire
 from sar2eo.windows import Window
 
-__all__ = ["BlockWriter", "Journal", "differences"]
+__all__ = ["Journal", "differences"]
 
 _FORMAT = 1
-_TILE = 512
-_BLOCK_NAME = re.compile(r"([a-z0-9_]+)\.(\d+)\.(\d+)\.(\d+)\.(\d+)\.([0-9a-f]{8})\.tif")
+_PUBLISHING = "publishing"
+_FINISHED = "finished"
 _DIFFERENCES_NAMED = 5
-
-
-@dataclass(frozen=True)
-class BlockWriter:
-    """Writes blocks into a journal from any thread, process or machine that sees its folder.
-
-    Parameters
-    ----------
-    folder : str
-        The journal's folder of blocks (`Journal.writer` knows it). It is never created here: a worker
-        that outlives its run must not write into the journal of the next.
-    """
-
-    folder: str
-
-    def write(self, variable: str, window: Window, bands: npt.NDArray[Any]) -> None:
-        """Write one block: when this returns, it is on disk, whole.
-
-        Parameters
-        ----------
-        variable : str
-            Name of the variable; lower-case letters, digits and underscores.
-        window : Window
-            Where the block lies in the output.
-        bands : ndarray of uint8 or float32, shape (band, height, width)
-            Pixels. 512 x 512 tiles of nothing but 0 (uint8) or NaN (float32) take no disk space.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written: the message names the folder and the space needed.
-        ValueError
-            If name, shape or dtype are not as above.
-        """
-        if not re.fullmatch(r"[a-z0-9_]+", variable):
-            raise ValueError(f"variable={variable!r}: lower-case letters, digits and underscores only")
-        if bands.shape[1:] != (window.height, window.width) or bands.dtype not in (np.uint8, np.float32):
-            raise ValueError(f"a block of {bands.dtype} {bands.shape} does not fit {window}")
-        folder = Path(self.folder)
-        temporary = folder / f".{uuid.uuid4().hex}.tmp"
-        with _encoded(window, bands) as data:
-            name = f"{variable}.{'.'.join(map(str, window))}.{zlib.crc32(data):08x}.tif"
-            write_durably(temporary, folder / name, data)
 
 
 @dataclass
@@ -117,6 +70,7 @@ class Journal:
         restart: bool = False,
         discards: str = "--restart",
         tmp: Path | None = None,
+        result: str | None = None,
     ) -> Journal:
         """Begin a journal, or go on with the one that is there, and lock it.
 
@@ -132,6 +86,8 @@ class Journal:
             What the user calls that, for messages.
         tmp : Path, optional
             Folder to keep it in, with a link in its own place; a journal that is there stays where it is.
+        result : str, optional
+            What the result will say of how it was made, for `clear`.
 
         Raises
         ------
@@ -150,7 +106,7 @@ class Journal:
         digest = hashlib.sha256(_canonical(fingerprint).encode()).hexdigest()[:16]
         journal = cls(folder, folder / f"blocks-{digest}", lock)
         try:
-            journal._begin(fingerprint, restart, discards)
+            journal._begin(fingerprint, restart, discards, result)
         except OSError as error:
             journal.release()
             refuse(error, folder)
@@ -159,26 +115,56 @@ class Journal:
             raise
         return journal
 
-    def _begin(self, fingerprint: Mapping[str, Any], restart: bool, discards: str) -> None:
+    def _begin(
+        self, fingerprint: Mapping[str, Any], restart: bool, discards: str, result: str | None
+    ) -> None:
         manifest = self.folder / "manifest.json"
         old_blocks = list(self.folder.glob("blocks-*"))
-        if restart:
+        if restart or (self.folder / _FINISHED).exists():
             # Blocks go first: a crash in between leaves a valid journal with fewer of them.
             for old in old_blocks:
                 shutil.rmtree(old)
-        elif manifest.exists() or old_blocks:
+        elif self.publishing or any(any(old.iterdir()) for old in old_blocks):
             _check_manifest(manifest, fingerprint, discards)
         content = {"format": _FORMAT, "software": f"sar2eo {__version__}", "fingerprint": fingerprint}
+        content |= {} if result is None else {"result": result}
         write_atomically(manifest, json.dumps(content, indent=1, default=str).encode())
         self.blocks.mkdir(exist_ok=True)
         self._delete_leftovers()
+        sync_folder(self.folder)
+
+    @classmethod
+    def clear(cls, folder: Path, result: str) -> None:
+        """Remove what a run has left that was stopped when its result, or an equal one, was there.
+
+        Unfinished work of another result stays.
+
+        Parameters
+        ----------
+        folder : Path
+            ``<output>.partial``, or a link of that name.
+        result : str
+            As of `open`.
+
+        Raises
+        ------
+        JournalError, OutputError
+            If another run is writing here, or the folder cannot be written.
+        """
+        try:
+            made: object = json.loads((folder / "manifest.json").read_bytes()).get("result")
+        except (OSError, ValueError, AttributeError):
+            made = None
+        if made == result or (folder / _FINISHED).exists() or not any(folder.glob("blocks-*/*")):
+            cls.open(folder, {}, restart=True).remove()
 
     def _delete_leftovers(self) -> None:
         for temporary in (*self.folder.glob(".*.tmp"), *self.blocks.glob(".*.tmp")):
             temporary.unlink(missing_ok=True)
-        for stale in (self.folder / "assembled", self.folder / "discarded", *self.folder.glob("blocks-*")):
+        for stale in (self.folder / "assembled", *self.folder.glob("blocks-*")):
             if stale != self.blocks and stale.exists():
                 shutil.rmtree(stale)
+        (self.folder / _FINISHED).unlink(missing_ok=True)
 
     def writer(self) -> BlockWriter:
         """Return what writes blocks into this journal; it pickles as a path."""
@@ -205,17 +191,47 @@ class Journal:
         return {window: path for path, name, window, _ in self._listed() if name == variable}
 
     def _listed(self) -> list[tuple[Path, str, Window, str]]:
-        matches = [(path, _BLOCK_NAME.fullmatch(path.name)) for path in sorted(self.blocks.iterdir())]
+        matches = [(path, NAME.fullmatch(path.name)) for path in sorted(self.blocks.iterdir())]
         return [
             (path, found[1], Window(*(int(found[i]) for i in range(2, 6))), found[6])
             for path, found in matches
             if found
         ]
 
+    @staticmethod
+    def is_publishing(folder: Path) -> bool:
+        """Whether the results beside a journal may be of two runs, one of which it can finish.
+
+        Parameters
+        ----------
+        folder : Path
+            ``<output>.partial``, which need not exist.
+        """
+        return (folder / _PUBLISHING).exists()
+
+    @property
+    def publishing(self) -> bool:
+        """As `is_publishing` says of this journal."""
+        return self.is_publishing(self.folder)
+
+    def begin_publishing(self) -> None:
+        """Note, on disk, that results are being replaced from now on; `remove` ends it.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        try:
+            (self.folder / _PUBLISHING).touch()
+        except OSError as error:
+            refuse(error, self.folder)
+        sync_folder(self.folder)
+
     @property
     def begun(self) -> bool:
-        """Whether there is a block, or the journal is not this run's any more: what is to be kept."""
-        return self._lock is None or any(self.blocks.iterdir())
+        """Whether there is something to keep: work, results to finish, or what is not this run's any more."""
+        return self._lock is None or self.publishing or any(self.blocks.iterdir())
 
     def release(self) -> None:
         """Unlock the journal and keep it for a later run; doing so twice is harmless."""
@@ -233,13 +249,15 @@ class Journal:
         """
         if self._lock is None:
             self._lock = acquire(self.folder)
-        discarded = self.folder / "discarded"
         # A crash on the way must leave nothing that the next run would have to ask about.
-        with suppress(FileNotFoundError):
-            self.blocks.rename(discarded)
-        (self.folder / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(discarded, ignore_errors=True)
+        publishing, finished = self.folder / _PUBLISHING, self.folder / _FINISHED
+        with suppress(OSError):  # a disk that is full, say
+            publishing.replace(finished) if publishing.exists() else finished.touch()
+        shutil.rmtree(self.blocks, ignore_errors=True)
         shutil.rmtree(self.folder / "assembled", ignore_errors=True)
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        if not self.blocks.exists():
+            finished.unlink(missing_ok=True)
         (self.folder / LOCK).unlink(missing_ok=True)
         self.release()
         with suppress(OSError):
@@ -309,33 +327,3 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
 def _short(leaves: Mapping[str, str], key: str, longest: int = 60) -> str:
     text = leaves.get(key, "(nothing)")
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
-
-
-@contextmanager
-def _encoded(window: Window, bands: npt.NDArray[Any]) -> Iterator[memoryview]:
-    """Yield the bytes of a block as an uncompressed, tiled GeoTIFF."""
-    count, height, width = bands.shape
-    layout = {"tiled": True, "blockysize": _tile(height), "blockxsize": _tile(width), "interleave": "band"}
-    nodata = {"nodata": float("nan")} if bands.dtype == np.float32 else {}
-    # Never the identity, which would be taken for a lack of georeference and warned about.
-    place = Affine.translation(window.col + 1, window.row + 1)
-    with MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            dtype=bands.dtype.name,
-            count=count,
-            height=height,
-            width=width,
-            transform=place,
-            sparse_ok=True,
-            **layout,
-            **nodata,
-        ) as raster:
-            raster.write(bands)
-        yield memoryview(memory.getbuffer())
-
-
-def _tile(size: int) -> int:
-    """Return the tile size along an axis: 512, or less for a smaller block."""
-    # TIFF asks for multiples of 16.
-    return min(_TILE, -(-size // 16) * 16)

@@ -59,6 +59,11 @@ class Outputs:
         """Folder of unfinished work."""
         return self.eo.with_name(self.eo.name + ".partial")
 
+    @property
+    def half_published(self) -> bool:
+        """Whether a run was stopped while it published: the files may then be of two runs."""
+        return Journal.is_publishing(self.journal)
+
     def needs(self, grid: Grid, compress: Compression, tmp: Path | None = None) -> list[tuple[Path, int]]:
         """Estimate the bytes that a run takes, and where: for `sar2eo.cog.check_space`.
 
@@ -73,8 +78,16 @@ class Outputs:
             return [(place, work)]
         return [(place, work), (home, cog_bytes(grid, self.rasters, compress))]
 
-    def check(self, *, overwrite: bool) -> None:
+    def check(self, *, overwrite: bool, restart: bool = False) -> None:
         """Refuse targets that cannot be written, before any work.
+
+        Parameters
+        ----------
+        overwrite : bool
+            Whether existing files may be replaced; a run that goes on where it was stopped while it published
+            may do so anyway.
+        restart : bool, optional (default: False)
+            Whether it begins anew instead.
 
         Raises
         ------
@@ -85,8 +98,7 @@ class Outputs:
         """
         if len({path.resolve() for path in self.paths}) < len(self.paths):
             raise SettingsError(f"outputs {', '.join(map(str, self.paths))}: each must be a file of its own")
-        # A run that was stopped while it published may publish again what it had every right to.
-        overwrite = overwrite or self._publishing.exists()
+        overwrite = overwrite or (self.half_published and not restart)
         for path in self.rasters.values():
             check_target(path, overwrite)
         for path in self.paths[len(self.rasters) :]:
@@ -150,12 +162,8 @@ class Outputs:
             )
             beside.append((made["eo"].with_suffix(".json"), self.item))
             write_stac_item(item, beside[-1][0])
-        self._publishing.touch()
+        journal.begin_publishing()
         if (made["eo"].with_suffix(".json"), self.item) not in beside:
             self.item.unlink(missing_ok=True)  # of a replaced result: it would speak of other pixels
         rasters = [(made[name], path) for name, path in self.rasters.items()]
         publish([*beside, *rasters[::-1]])
-
-    @property
-    def _publishing(self) -> Path:
-        return self.journal / "assembled" / "publishing"

@@ -195,7 +195,7 @@ def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec) -> None:
     if not recipe.restart and _is_there(outputs, fingerprint, overwrite=recipe.overwrite):
         entry.status = "skipped"
     else:
-        outputs.check(overwrite=recipe.overwrite)
+        outputs.check(overwrite=recipe.overwrite, restart=recipe.restart)
 
 
 def _named(source: str, attrs: Mapping[str, Any], recipe: TranslateRecipe) -> Outputs:
@@ -207,29 +207,33 @@ def _named(source: str, attrs: Mapping[str, Any], recipe: TranslateRecipe) -> Ou
 
 def _is_there(outputs: Outputs, fingerprint: Mapping[str, Any], *, overwrite: bool) -> bool:
     """Whether all results are there, of this scene and these settings; others need `overwrite`."""
-    if not outputs.eo.is_file():
+    if outputs.half_published or not outputs.eo.is_file():
         return False
+    for path in outputs.rasters.values():
+        differing = _differing(path, fingerprint) if path.is_file() else ""
+        if differing and not overwrite:
+            raise OutputError(
+                f"{path} exists, and differs in {differing}: pass --overwrite to replace it, or give "
+                "another --out or --name"
+            )
+        if differing:
+            return False
+    optional = [*outputs.rasters.values(), *([outputs.quicklook] if outputs.quicklook else [])]
+    return all(path.exists() for path in optional)
+
+
+def _differing(path: Path, fingerprint: Mapping[str, Any]) -> str:
+    """Name what a result that is there differs in; empty if it is the one."""
     try:
-        with opened_raster(str(outputs.eo)) as raster:
+        with opened_raster(str(path)) as raster:
             said = raster.tags().get(FINGERPRINT)
-        differing = (
-            "how it was made, which it does not say" if said is None else _differing(said, fingerprint)
+        return (
+            "how it was made, which it does not say"
+            if said is None
+            else differences(json.loads(said), fingerprint)
         )
     except (SceneError, ValueError, AttributeError):
-        differing = "how it was made, which cannot be read"
-    optional = [*outputs.rasters.values(), *([outputs.quicklook] if outputs.quicklook else [])]
-    if not differing:
-        return all(path.exists() for path in optional)
-    if not overwrite:
-        raise OutputError(
-            f"{outputs.eo} exists, and differs in {differing}: pass --overwrite to replace it, or give "
-            "another --out or --name"
-        )
-    return False
-
-
-def _differing(said: str, fingerprint: Mapping[str, Any]) -> str:
-    return differences(json.loads(said), fingerprint)
+        return "how it was made, which cannot be read"
 
 
 def _is_own(entry: Entry, results: Mapping[Path, Job]) -> bool:

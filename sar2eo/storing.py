@@ -14,9 +14,10 @@ import xarray as xr
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from sar2eo import telemetry
+from sar2eo.blocks import BlockWriter
 from sar2eo.computing import WorkerLostError, active_client, compute_keys
 from sar2eo.errors import ClusterError, Sar2eoWarning
-from sar2eo.journal import BlockWriter, Journal
+from sar2eo.journal import Journal
 from sar2eo.pacing import paced
 from sar2eo.windows import Window
 

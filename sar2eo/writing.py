@@ -26,7 +26,7 @@ from sar2eo.grid import Grid
 from sar2eo.inference import place_of
 from sar2eo.journal import Journal
 from sar2eo.outputs import Outputs
-from sar2eo.provenance import report_of, tags_of, work_fingerprint
+from sar2eo.provenance import FINGERPRINT, report_of, tags_of, work_fingerprint
 from sar2eo.recipe import Compression
 from sar2eo.scene.identity import file_identity
 from sar2eo.storing import BlockStore
@@ -158,7 +158,7 @@ class Writing:
         if settings.tmp is not None and not settings.tmp.is_dir():
             raise OutputError(f"--tmp {settings.tmp}: there is no such folder: make it first")
         _check_variables(dataset, outputs)
-        outputs.check(overwrite=settings.overwrite)
+        outputs.check(overwrite=settings.overwrite, restart=settings.restart)
         _check_apart(dataset, outputs)
         self._dataset, self._outputs, self._settings = dataset, outputs, settings
         self._grid = _grid_of(dataset)
@@ -172,7 +172,14 @@ class Writing:
             work_fingerprint(dataset, self._grid, self._divisors),
             restart=settings.restart,
             tmp=settings.tmp,
+            result=settings.tags.get(FINGERPRINT),
         )
+        try:
+            # Again, now that nobody else writes here: another run may just have ended.
+            outputs.check(overwrite=settings.overwrite, restart=settings.restart)
+        except BaseException:
+            self.release()
+            raise
 
     def compute(self, progress: Progress | None = None) -> None:
         """Compute what is not in the journal yet.

@@ -15,8 +15,9 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sar2eo.blocks import BlockWriter
 from sar2eo.errors import JournalError, OutputError
-from sar2eo.journal import BlockWriter, Journal
+from sar2eo.journal import Journal
 from sar2eo.windows import Window
 
 FINGERPRINT = {
@@ -112,13 +113,48 @@ def test_another_fingerprint_is_refused_and_says_what_differs(folder: Path) -> N
     again.release()
     restarted = Journal.open(folder, changed, restart=True)
     assert restarted.finished("eo", [WINDOW]) == set()
+    restarted.writer().write("eo", WINDOW, pixels())
     restarted.release()
     with pytest.raises(JournalError, match=r"model\.sha256"):
         Journal.open(folder, FINGERPRINT)
 
 
+def test_where_nothing_was_done_any_work_may_begin(folder: Path) -> None:
+    Journal.open(folder, FINGERPRINT).release()  # as a kill would leave it
+    journal = Journal.open(folder, {"another": 1})
+    journal.begin_publishing()
+    journal.release()
+    assert journal.begun
+    with pytest.raises(JournalError, match=r"differs in another"):
+        Journal.open(folder, FINGERPRINT)
+    again = Journal.open(folder, FINGERPRINT, restart=True)
+    assert again.publishing, "what is there may still be of two runs"
+    again.remove()
+    assert not folder.exists()
+
+
+def test_what_is_cleared_is_work_of_that_result(folder: Path) -> None:
+    for result, stays in (("a", False), ("b", True), (None, True)):
+        journal = Journal.open(folder, FINGERPRINT, result=result)
+        journal.writer().write("eo", WINDOW, pixels())
+        if not stays:
+            with pytest.raises(JournalError, match="another run is writing"):
+                Journal.clear(folder, "a")
+        journal.release()
+        Journal.clear(folder, "a")
+        assert folder.exists() == stays
+    (folder / "manifest.json").write_text("[]")
+    Journal.clear(folder, "a")
+    assert list(folder.glob("blocks-*/*"))
+    (folder / "finished").touch()
+    Journal.clear(folder, "a")
+    assert not folder.exists()
+
+
 def test_many_differences_are_named_in_part(folder: Path) -> None:
-    Journal.open(folder, {f"k{i}": 0 for i in range(9)}).release()
+    journal = Journal.open(folder, {f"k{i}": 0 for i in range(9)})
+    journal.writer().write("eo", WINDOW, pixels())
+    journal.release()
     with pytest.raises(JournalError, match=r"k4 0 -> 1 and 4 more"):
         Journal.open(folder, {f"k{i}": 1 for i in range(9)})
 
@@ -143,7 +179,9 @@ def test_a_damaged_manifest_is_an_error_that_offers_restart(folder: Path, damage
 
 
 def test_an_unknown_format_is_an_error(folder: Path) -> None:
-    Journal.open(folder, FINGERPRINT).release()
+    journal = Journal.open(folder, FINGERPRINT)
+    journal.writer().write("eo", WINDOW, pixels())
+    journal.release()
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
     with pytest.raises(JournalError, match="format 99"):
