@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sar2eo.evaluation.running import evaluate
     from sar2eo.grid import Grid
     from sar2eo.inference import translate
+    from sar2eo.matching.coregistration.running import coregister
     from sar2eo.matching.dcdm.matcher import match_dcdm
     from sar2eo.pairing import build_pairs
     from sar2eo.recipe import TranslateSettings
@@ -37,6 +38,7 @@ __all__ = [
     "TranslateSettings",
     "__version__",
     "build_pairs",
+    "coregister",
     "describe_scene",
     "evaluate",
     "evaluate_matcher",
@@ -53,6 +55,7 @@ _HOMES = {
     "Grid": "grid",
     "TranslateSettings": "recipe",
     "build_pairs": "pairing",
+    "coregister": "matching.coregistration.running",
     "describe_scene": "scene",
     "evaluate": "evaluation.running",
     "evaluate_matcher": "evaluation.matches",

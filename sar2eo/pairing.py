@@ -1,4 +1,4 @@
-"""`build_pairs`: paired chips from scenes, aligned by the classical matcher."""
+"""`build_pairs`: paired chips from scenes, aligned by the classical matcher, or by a trained one."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def build_pairs(
     *,
     settings: PairsSettings | None = None,
     scene: SceneSettings | None = None,
+    matcher: str | Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     report: str | Path | None = None,
@@ -52,6 +53,9 @@ def build_pairs(
         Sizes, limits, alignment and splits.
     scene : SceneSettings, optional
         How SAR scenes are opened.
+    matcher : path, optional
+        Folder of a trained matcher to align with (see `sar2eo.train_matcher`); by default structure is
+        matched. Pairs built with another one are other pairs.
     overwrite : bool, optional (default: False)
         Replace pairs, or unfinished work, of other settings.
     dry_run : bool, optional (default: False)
@@ -76,6 +80,8 @@ def build_pairs(
     ------
     SettingsError
         For settings that are not allowed.
+    CheckpointError
+        If the matcher is none, or not calibrated.
     PairsError, SceneError
         If there are no scenes, they cannot be opened, or do not meet.
     OutputError
@@ -101,6 +107,7 @@ def build_pairs(
     if scene.allow_ungeoreferenced:
         raise SettingsError("allow_ungeoreferenced: scenes without a georeference cannot be paired")
     sources = _several(sar), _several(eo)
+    aligner = _aligner(settings, matcher)
     if dry_run:
         return plan(*sources, Path(out), settings=settings, scene=scene)
     return build(
@@ -108,19 +115,27 @@ def build_pairs(
         Path(out),
         settings=settings,
         scene=scene,
-        aligner=_aligner(settings),
+        aligner=aligner,
         overwrite=overwrite,
         report=None if report is None else Path(report),
         progress=progress,
     )
 
 
-def _aligner(settings: PairsSettings) -> Aligner | None:
+def _aligner(settings: PairsSettings, matcher: str | Path | None) -> Aligner | None:
     if settings.align == "off":
+        if matcher is not None:
+            raise SettingsError(f"matcher={str(matcher)!r}: goes with align score or shift, not with off")
         return None
-    from sar2eo.matching.aligner import StructuralAligner
+    aligner: Aligner
+    if matcher is not None:
+        from sar2eo.matching.dcdm.aligner import DcdmAligner
 
-    aligner: Aligner = StructuralAligner()
+        aligner = DcdmAligner(matcher)
+    else:
+        from sar2eo.matching.aligner import StructuralAligner
+
+        aligner = StructuralAligner()
     return aligner
 
 

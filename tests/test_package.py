@@ -42,6 +42,7 @@ def test_every_exported_name_exists_and_is_documented() -> None:
             "TranslateSettings",
             "__version__",
             "build_pairs",
+            "coregister",
             "describe_scene",
             "evaluate",
             "evaluate_matcher",

@@ -23,6 +23,7 @@ __all__ = ["cli", "main"]
 _COMMANDS = {
     "build-pairs": ("pairing", "build_pairs_command", "Cut SAR and EO scenes into paired chips."),
     "confidence": ("confidence", "confidence_command", "Test whether a model's variance finds changes."),
+    "coregister": ("coregistering", "coregister_command", "Move a scene to where it lies on another one."),
     "evaluate-matcher": ("match_evaluating", "evaluate_matcher_command", "Measure what a matcher is worth."),
     "evaluate": ("evaluating", "evaluate_command", "Measure what a model is worth on pairs."),
     "info": ("describing", "info", "Show what a SAR scene is and how it will be read."),

@@ -71,6 +71,7 @@ class _Resolution(click.ParamType):  # type: ignore[type-arg]  # older releases 
         "seed": "Of the split.",
     },
 )
+@click.option("--matcher", metavar="DIR", help="A trained matcher to align with.  [default: structure]")
 @scene_options_except("resolution", "allow_ungeoreferenced")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Worker processes; 0: this process.")
 @click.option("--scheduler", metavar="ADDRESS", help="Join this Dask cluster.")
@@ -99,7 +100,7 @@ def build_all(recipe: PairsRecipe, *, workers: int, scheduler: str | None, dry_r
     from sar2eo.pairing import build_pairs
 
     context = click.get_current_context()
-    given = {"settings": recipe.settings, "scene": recipe.scene}
+    given = {"settings": recipe.settings, "scene": recipe.scene, "matcher": recipe.matcher}
     with cluster.running(workers=workers, scheduler=scheduler):
         if scheduler is not None:
             paths = [Path(text).absolute() for text in (*recipe.sar, *recipe.eo)]

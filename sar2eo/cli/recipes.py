@@ -18,6 +18,7 @@ __all__ = ["run"]
 
 _RUNNERS = {
     "simulate": ("simulating", "simulate_files"),
+    "coregister": ("coregistering", "coregister_all"),
     "build-pairs": ("pairing", "build_all"),
     "train-vae": ("vae_training", "train_vae_all"),
     "model-init": ("modelling", "init_folder"),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sar2eo.errors import PolarisationError
 from sar2eo.grid import Grid
 from sar2eo.pairs.cells import Cell, cells_of
 from sar2eo.pairs.chips import Eo
@@ -84,7 +85,10 @@ class Drift(Protocol):
 
 
 class Aligner(Protocol):
-    """Finds local shifts between a SAR and an EO image, and the drift that explains them."""
+    """Finds local shifts between a SAR and an EO image, and the drift that explains them.
+
+    One that has an attribute ``polarisations`` is given these, in this order, instead of their mean.
+    """
 
     neighbourhood_px: int
     """Side of the square windows that `displacement` wants."""
@@ -95,7 +99,8 @@ class Aligner(Protocol):
         Parameters
         ----------
         sar, eo : ndarray of float32, shape (row, col)
-            Amplitude and grey values of the same place; NaN where invalid.
+            Amplitude and grey values of the same place; NaN where invalid. To an aligner with polarisations
+            `sar` comes as (polarisation, row, col).
         """
         ...
 
@@ -141,7 +146,8 @@ def measure(
     Parameters
     ----------
     sar : SarScene
-        Its polarisations are averaged in amplitude, each over its own scaling.
+        Its polarisations are averaged in amplitude, each over its own scaling, unless the aligner wants
+        certain ones.
     eo : Eo
         Its colours are averaged; clouds do not count.
     cell : Cell
@@ -156,10 +162,16 @@ def measure(
     -------
     Displacement or None
         None where less than half of the neighbourhood is valid.
+
+    Raises
+    ------
+    PolarisationError
+        If the aligner wants polarisations that the scene lacks.
     """
     window = cell.window(aligner.neighbourhood_px)
     values = to_amplitude(read_shifted(sar.reader, window, *shift, sar.quantity), sar.quantity)
-    amplitude = (values / np.asarray(scaling, np.float32)[:, None, None]).mean(axis=0)
+    scaled = values / np.asarray(scaling, np.float32)[:, None, None]
+    amplitude = scaled.mean(axis=0)
     if np.isfinite(amplitude).mean() < _LEAST_VALID:
         return None
     patch = eo.read_onto(sar.grid.crop(window))
@@ -167,9 +179,23 @@ def measure(
     if (np.isfinite(amplitude) & clear).mean() < _LEAST_VALID:
         return None
     grey = np.where(clear, patch.rgb.mean(axis=0, dtype=np.float32), np.float32(np.nan))
-    found = aligner.displacement(amplitude, grey)
+    found = aligner.displacement(_wanted(scaled, sar, aligner), grey)
     row, col = window.row + window.height / 2, window.col + window.width / 2
     return Displacement(row, col, float(found.rows), float(found.cols), float(found.score), bool(found.sure))
+
+
+def _wanted(scaled: FloatArray, sar: SarScene, aligner: Aligner) -> FloatArray:
+    """Return the polarisations that an aligner asks for, or the mean of all."""
+    wanted, names = getattr(aligner, "polarisations", None), sar.reader.polarisations
+    if wanted is None:
+        return np.asarray(scaled.mean(axis=0))
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise PolarisationError(
+            f"{sar.href}: has {', '.join(names)}, and the matcher was trained on {', '.join(wanted)}: name "
+            "its bands with --pol, or align without --matcher"
+        )
+    return scaled[[names.index(name) for name in wanted]]
 
 
 def nearest(displacements: Sequence[Displacement], row: float, col: float) -> Displacement | None:

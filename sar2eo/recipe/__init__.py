@@ -5,6 +5,7 @@ here.
 """
 
 from sar2eo.recipe.confidence import ConfidenceRecipe, ConfidenceSettings
+from sar2eo.recipe.coregistering import CoregisterRecipe, CoregisterSettings
 from sar2eo.recipe.evaluating import EvaluateRecipe, EvaluateSettings
 from sar2eo.recipe.judging_matches import MatchEvaluationRecipe, MatchEvaluationSettings
 from sar2eo.recipe.making import CardSettings, InitRecipe, SimulateRecipe
@@ -34,6 +35,8 @@ __all__ = [
     "Compression",
     "ConfidenceRecipe",
     "ConfidenceSettings",
+    "CoregisterRecipe",
+    "CoregisterSettings",
     "DataSettings",
     "EvaluateRecipe",
     "EvaluateSettings",

@@ -91,6 +91,8 @@ class PairsRecipe:
         Folder.
     scene, settings
         The tables ``[build-pairs.scene]``, how SAR is opened, and ``[build-pairs.settings]``.
+    matcher : str or None
+        Folder of a trained matcher to align with; None: structure is matched.
     overwrite : bool
         Replace pairs of other settings.
     report : str or None
@@ -102,5 +104,6 @@ class PairsRecipe:
     out: str
     scene: SceneSettings = field(default_factory=SceneSettings)
     settings: PairsSettings = field(default_factory=PairsSettings)
+    matcher: str | None = None
     overwrite: bool = False
     report: str | None = None

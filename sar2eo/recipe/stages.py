@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sar2eo.errors import SettingsError
 from sar2eo.recipe.confidence import ConfidenceRecipe
+from sar2eo.recipe.coregistering import CoregisterRecipe
 from sar2eo.recipe.evaluating import EvaluateRecipe
 from sar2eo.recipe.judging_matches import MatchEvaluationRecipe
 from sar2eo.recipe.making import InitRecipe, SimulateRecipe
@@ -19,6 +20,7 @@ __all__ = ["STAGES", "Stage", "stages_of"]
 
 STAGES: dict[str, type] = {
     "simulate": SimulateRecipe,
+    "coregister": CoregisterRecipe,
     "build-pairs": PairsRecipe,
     "train-vae": VaeRecipe,
     "model-init": InitRecipe,

@@ -1,0 +1,356 @@
+"""From tie points, of which some are wrong, to a transform; or to the reason why there is none.
+
+Shifts are of pixels of the reference's grid: what the reference shows at (row, col) is found `rows` and
+`cols` farther in the moving scene.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from sar2eo.matching.drift import SceneDrift, fit_drift, predicted_shifts
+from sar2eo.pairs.alignment import Displacement
+from sar2eo.recipe import CoregisterSettings
+
+__all__ = ["Evidence", "FieldTransform", "LinearTransform", "MovingTransform", "fit_transform", "weigh"]
+
+Points = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+# Tie points that must agree, and their share of all sure ones.
+_LEAST = {"shift": 5, "affine": 10, "local": 10}
+_LEAST_SHARE = 0.5
+# Share of the lattice's convex hull that theirs must cover.
+_LEAST_SPREAD = 0.25
+# Tie points left out of the fit must be predicted to this share of the tolerance (their median).
+_LARGEST_MEDIAN = 0.8
+# More stretch, turn or shear than this is no misregistration.
+_LARGEST_STRETCH = 0.02
+_TRIALS = 2000
+_FOLDS = 10
+
+
+class MovingTransform(Protocol):
+    """Where the reference's pixels are found in the moving scene."""
+
+    def shifts(self, places: Points) -> Points:
+        """Return shifts (place, 2) in pixels at places (place, 2), rows and columns of the reference."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Say what it is, as JSON values."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LinearTransform:
+    """One shift for all, or an affine transform.
+
+    Parameters
+    ----------
+    kind : {"shift", "affine"}
+    coefficients : ndarray of float64, shape (2, 3)
+        Shift of rows and of columns: constant, per row, per column.
+    """
+
+    kind: str
+    coefficients: Points
+
+    def shifts(self, places: Points) -> Points:
+        """See `MovingTransform`."""
+        return np.asarray(_terms(places) @ self.coefficients.T)
+
+    def facts(self) -> dict[str, Any]:
+        """See `MovingTransform`: rows and cols hold the constant, the part per row, and per column."""
+        rows, cols = self.coefficients.tolist()
+        return {"kind": self.kind, "rows": rows, "cols": cols}
+
+
+@dataclass(frozen=True, eq=False)
+class FieldTransform:
+    """A smooth field of shifts; beyond what was measured, that of its edge.
+
+    Parameters
+    ----------
+    drift : SceneDrift
+    """
+
+    drift: SceneDrift
+
+    def shifts(self, places: Points) -> Points:
+        """See `MovingTransform`."""
+        return self.drift.shifts(places)
+
+    def facts(self) -> dict[str, Any]:
+        """See `MovingTransform`: order (0 to 2, or "spline") and residuals."""
+        return {"kind": "local", **self.drift.facts()}
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What tie points say.
+
+    Parameters
+    ----------
+    transform : MovingTransform or None
+        None where there is none.
+    refusal : str or None
+        Why it cannot be used, on one line.
+    at, shifts : ndarray of float64, shape (tie, 2)
+        Of the sure tie points.
+    predicted : ndarray of float64, shape (tie, 2)
+        What fits to the tie points of the other folds say of each.
+    inlier : ndarray of bool, shape (tie,)
+        Within the tolerance of the transform.
+    spread : float
+        Share of the lattice's convex hull that theirs covers.
+    """
+
+    transform: MovingTransform | None
+    refusal: str | None
+    at: Points
+    shifts: Points
+    predicted: Points
+    inlier: Mask
+    spread: float
+
+    def quality(self, size: tuple[float, float]) -> dict[str, Any]:
+        """Measure tie points that bear the transform out, before and after it, as JSON values.
+
+        After: against fits that did not see them. Before: the same tie points, unmoved.
+
+        Parameters
+        ----------
+        size : tuple of float
+            Height and width of a pixel in metres.
+        """
+        chosen = self.inlier & np.isfinite(self.predicted).all(axis=1)
+        found = {
+            "before": _summary(self.shifts[chosen], size),
+            "after": _summary((self.shifts - self.predicted)[chosen], size),
+        }
+        known = np.isfinite(self.predicted).all(axis=1)
+        every = {
+            "before": _median(self.shifts[known]),
+            "after": _median((self.shifts - self.predicted)[known]),
+        }
+        return {"points": int(chosen.sum()), **found, "all_sure_median_px": every}
+
+
+def _summary(offsets: Points, size: tuple[float, float]) -> dict[str, float | None]:
+    if not len(offsets):
+        return {"rmse_px": None, "rmse_m": None, "median_px": None}
+    squares = [float(np.mean(np.sum(np.square(each), axis=1))) for each in (offsets, offsets * size)]
+    return {
+        "rmse_px": round(squares[0] ** 0.5, 4),
+        "rmse_m": round(squares[1] ** 0.5, 4),
+        "median_px": _median(offsets),
+    }
+
+
+def _median(offsets: Points) -> float | None:
+    return round(float(np.median(np.hypot(*offsets.T))), 4) if len(offsets) else None
+
+
+def weigh(
+    ties: Sequence[Displacement], lattice: Points, settings: CoregisterSettings, radius: int
+) -> Evidence:
+    """Fit a transform to tie points, and decide whether they carry it.
+
+    Parameters
+    ----------
+    ties : sequence of Displacement
+        All that were measured.
+    lattice : ndarray of float64, shape (cell, 2)
+        Middles of all templates of the overlap.
+    settings : CoregisterSettings
+    radius : int
+        That was searched.
+    """
+    sure = [tie for tie in ties if tie.sure and np.isfinite([tie.rows, tie.cols]).all()]
+    at, shifts = _arrays(sure)
+    nothing = np.full_like(shifts, np.nan), np.zeros(len(sure), bool)
+    least = _LEAST[settings.transform]
+    if len(sure) < least:
+        best = max((tie.score for tie in ties), default=0.0)
+        refusal = (
+            f"{len(sure)} of {len(ties)} tie points are sure (the best score is {best:.3f}), and "
+            f"{settings.transform} needs {least}: water, cloud, another place, or too large a --grid for "
+            f"{len(lattice)} templates?"
+        )
+        return Evidence(None, refusal, at, shifts, *nothing, 0.0)
+    transform = fit_transform(sure, settings)
+    if transform is None:
+        refusal = (
+            f"{len(sure)} of {len(ties)} tie points are sure, and no {settings.transform} fits half of them"
+        )
+        return Evidence(None, refusal, at, shifts, *nothing, 0.0)
+    inlier = _near(transform, at, shifts, settings.tolerance)
+    predicted = _held_out(sure, transform, settings)
+    spread = _spread(at[inlier], lattice, settings.grid)
+    thin = _too_thin(transform, (at, shifts, predicted, inlier), spread, lattice, settings, radius)
+    return Evidence(transform, thin, at, shifts, predicted, inlier, spread)
+
+
+def _too_thin(
+    transform: MovingTransform,
+    found: tuple[Points, Points, Points, Mask],
+    spread: float,
+    lattice: Points,
+    settings: CoregisterSettings,
+    radius: int,
+) -> str | None:
+    """Say why tie points do not carry a transform; None if they do."""
+    _, shifts, predicted, inlier = found
+    least, count = _LEAST[settings.transform], int(inlier.sum())
+    if count < max(least, _LEAST_SHARE * len(inlier)):
+        return (
+            f"{count} of {len(inlier)} sure tie points agree within {settings.tolerance:g} pixels, and "
+            f"{settings.transform} needs {least}, and half of them"
+        )
+    if spread < _LEAST_SPREAD:
+        return (
+            f"the {count} tie points that agree cover {spread:.0%} of the overlap, and must cover "
+            f"{_LEAST_SPREAD:.0%}"
+        )
+    errors = np.hypot(*(shifts - predicted).T)
+    median = float(np.median(np.where(np.isfinite(errors), errors, np.inf)))
+    largest = _LARGEST_MEDIAN * settings.tolerance
+    if median > largest:
+        return (
+            f"tie points left out of the fit are predicted to {median:.2f} pixels (median), and "
+            f"{largest:.2f} is the most"
+        )
+    reach = float(np.abs(transform.shifts(lattice)).max())
+    if reach > radius:
+        return (
+            f"the fit reaches {reach:.1f} pixels, beyond the {radius} that were searched: is --radius too "
+            "small?"
+        )
+    return None
+
+
+def fit_transform(ties: Sequence[Displacement], settings: CoregisterSettings) -> MovingTransform | None:
+    """Fit a transform to tie points of which some are wrong.
+
+    Parameters
+    ----------
+    ties : sequence of Displacement
+        Sure ones.
+    settings : CoregisterSettings
+        Transform, tolerance, grid and seed are used.
+
+    Returns
+    -------
+    MovingTransform or None
+        A shift is the median of the largest agreement; an affine transform is fitted by least squares to
+        the largest agreement that RANSAC finds (Fischler and Bolles, CACM 24(6), 1981); for a field see
+        `sar2eo.matching.drift.fit_drift`. None where there is none.
+    """
+    if settings.transform == "local":
+        drift = fit_drift(ties, apart_px=settings.grid, seed=settings.seed)
+        return None if drift is None else FieldTransform(drift)
+    at, shifts = _arrays(ties)
+    if settings.transform == "shift":
+        return _fit_shift(shifts, settings.tolerance)
+    return _fit_affine(at, shifts, settings)
+
+
+def _fit_shift(shifts: Points, tolerance: float) -> LinearTransform | None:
+    if not len(shifts):
+        return None
+    apart = np.hypot(*np.moveaxis(shifts[:, None] - shifts[None], 2, 0))
+    agreeing = apart < tolerance
+    # Of equal agreements the tighter one.
+    start = int(np.lexsort((np.where(agreeing, apart, 0).sum(axis=1), -agreeing.sum(axis=1)))[0])
+    chosen = agreeing[start]
+    for _ in range(10):
+        middle = np.median(shifts[chosen], axis=0)
+        chosen = np.hypot(*(shifts - middle).T) < tolerance
+        if not chosen.any():
+            return None
+    middle = np.median(shifts[chosen], axis=0)
+    return LinearTransform("shift", np.column_stack([middle, np.zeros((2, 2))]))
+
+
+def _fit_affine(at: Points, shifts: Points, settings: CoregisterSettings) -> LinearTransform | None:
+    from skimage.measure import ransac
+    from skimage.transform import AffineTransform
+
+    if len(at) < 3 or np.linalg.matrix_rank(at - at.mean(axis=0), tol=0.5 * settings.grid) < 2:
+        return None
+
+    def plausible(model: Any, *_: Any) -> bool:
+        return bool(np.abs(model.params[:2, :2] - np.eye(2)).max() <= _LARGEST_STRETCH)
+
+    with warnings.catch_warnings():
+        # Three places on a line, and samples without a model, are drawn now and then.
+        warnings.simplefilter("ignore")
+        _, inlier = ransac(  # type: ignore[no-untyped-call]
+            (at, at + shifts),
+            AffineTransform,
+            min_samples=3,
+            residual_threshold=settings.tolerance,
+            is_model_valid=plausible,
+            max_trials=_TRIALS,
+            rng=np.random.Generator(np.random.Philox(settings.seed)),
+        )
+    if inlier is None:
+        return None
+    for _ in range(10):
+        if inlier.sum() < 3:
+            return None
+        solved = np.linalg.lstsq(_terms(at[inlier]), shifts[inlier], rcond=None)[0]
+        transform = LinearTransform("affine", solved.T)
+        inlier = _near(transform, at, shifts, settings.tolerance)
+    stretch = float(np.abs(transform.coefficients[:, 1:]).max())
+    return transform if stretch <= _LARGEST_STRETCH else None
+
+
+def _held_out(
+    ties: Sequence[Displacement], transform: MovingTransform, settings: CoregisterSettings
+) -> Points:
+    """Predict every tie point by a fit to those of other folds."""
+    at, _ = _arrays(ties)
+    draw = np.random.Generator(np.random.Philox(settings.seed))
+    fold = draw.permutation(len(ties)) % min(_FOLDS, len(ties))
+    predicted = np.full_like(at, np.nan)
+    for number in np.unique(fold):
+        others = [tie for tie, where in zip(ties, fold, strict=True) if where != number]
+        here = fold == number
+        if isinstance(transform, FieldTransform):
+            predicted[here] = predicted_shifts(others, transform.drift, at[here])
+            continue
+        fitted = fit_transform(others, settings)
+        if fitted is not None:
+            predicted[here] = fitted.shifts(at[here])
+    return predicted
+
+
+def _arrays(ties: Sequence[Displacement]) -> tuple[Points, Points]:
+    at = np.array([(tie.row, tie.col) for tie in ties], float).reshape(-1, 2)
+    return at, np.array([(tie.rows, tie.cols) for tie in ties], float).reshape(-1, 2)
+
+
+def _terms(at: Points) -> Points:
+    return np.column_stack([np.ones(len(at)), at])
+
+
+def _near(transform: MovingTransform, at: Points, shifts: Points, tolerance: float) -> Mask:
+    return np.asarray(np.hypot(*(transform.shifts(at) - shifts).T) < tolerance)
+
+
+def _spread(at: Points, lattice: Points, side: int) -> float:
+    """Return the share of the lattice's convex hull that templates at some places cover."""
+    hulls = []
+    for places in (at, lattice):
+        low, high = (places - side / 2).T, (places + side / 2).T
+        hulls.append(shapely.convex_hull(shapely.geometrycollections(shapely.box(*low, *high))).area)
+    return float(hulls[0] / hulls[1]) if hulls[1] else 0.0

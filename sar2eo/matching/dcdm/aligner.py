@@ -1,0 +1,173 @@
+"""The trained matcher where others align: tie points of `sar2eo.coregister`, and pairs being built.
+
+Nothing here loads torch before a match is asked for; each process loads the weights once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo.errors import CheckpointError, PolarisationError, SettingsError
+from sar2eo.hub import find_folder
+from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.drift import SceneDrift, fit_drift
+from sar2eo.pairs.alignment import Aligner, Displacement, LocalShift
+
+__all__ = ["DcdmAligner", "find_learned", "folder_of", "matcher_sha256"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_SUFFIXES = (".json", ".safetensors")
+
+
+def folder_of(model: str | Path) -> tuple[Path, MatcherCard]:
+    """Find a matcher's folder, and read its card.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or its threshold was never calibrated: then it cannot tell a match from none.
+    """
+    folder = find_folder(model, allow=["*.json", "*.safetensors"])
+    card = MatcherCard.read(folder)
+    if card.threshold is None:
+        raise CheckpointError(
+            f"{model}: its card has no threshold: calibrate it, as 'sar2eo train-matcher' does"
+        )
+    return folder, card
+
+
+def matcher_sha256(folder: Path) -> str:
+    """Hash a matcher's files, by their names in the folder."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+    lines = []
+    for path in found:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _matcher(folder: str, device: str, threads: int | None) -> Any:
+    from sar2eo.matching.dcdm.matcher import Matcher
+
+    return Matcher(folder, device=device, threads=threads)
+
+
+def find_learned(
+    sar: FloatArray,
+    eo: FloatArray,
+    *,
+    folder: str,
+    device: str = "auto",
+    threads: int | None = None,
+    steps: int | None = None,
+    seed: int = 2025,
+) -> LocalShift:
+    """Find where an optical template lies in a larger SAR image, against the middle of that image.
+
+    Parameters
+    ----------
+    sar : ndarray of float32, shape (polarisation, row, col)
+        Amplitude of the card's polarisations, over its 99th percentile where the card's scaling is that.
+    eo : ndarray of float32, shape (row, col) or (row, col, 3)
+        0 to 255.
+    folder, device, threads, steps, seed
+        As of `sar2eo.matching.dcdm.matcher.match_dcdm`.
+
+    Returns
+    -------
+    LocalShift
+        NaN where nothing was valid or the template was refused.
+    """
+    from sar2eo.matching.dcdm.matcher import match_dcdm
+
+    if not (np.isfinite(sar).all(axis=0).any() and np.isfinite(eo).any()):
+        return LocalShift(np.nan, np.nan, 0.0, False)
+    matcher = _matcher(folder, device, threads)
+    found = match_dcdm(eo, sar, model=matcher, scaling=1.0, steps=steps, seed=seed)
+    if found.shift is None:
+        return LocalShift(np.nan, np.nan, found.score, False)
+    middle = [(a - b) // 2 for a, b in zip(sar.shape[1:], eo.shape[:2], strict=True)]
+    rows, cols = found.shift[0] - middle[0], found.shift[1] - middle[1]
+    # At the very edge of the search the place may well lie beyond it.
+    inside = max(abs(rows) - middle[0], abs(cols) - middle[1]) <= -1
+    return LocalShift(rows, cols, found.score, inside)
+
+
+@dataclass
+class DcdmAligner:
+    """Aligns pairs by a trained matcher, and fits a smooth drift to what it finds.
+
+    Parameters
+    ----------
+    model : str or Path
+        Folder of a matcher, or a hub id; trained on one polarisation, scaled by its 99th percentile.
+    device, threads
+        Of torch.
+    seed : int
+        Of its noise.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of its files: what pairs depend on, wherever the folder lies.
+    polarisations : tuple of str
+        Those that it was trained on, which the scene must have.
+    neighbourhood_px, template_px : int
+        Sides of the search image and of the template in its middle.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no matcher, or not calibrated.
+    SettingsError
+        If it wants a scaling of its own.
+    """
+
+    model: InitVar[str | Path]
+    device: InitVar[str] = "auto"
+    threads: InitVar[int | None] = None
+    seed: int = 2025
+    sha256: str = field(init=False)
+    polarisations: tuple[str, ...] = field(init=False)
+    neighbourhood_px: int = field(init=False)
+    template_px: int = field(init=False)
+
+    def __post_init__(self, model: str | Path, device: str, threads: int | None) -> None:
+        folder, card = folder_of(model)
+        if card.scaling != "p99":
+            raise SettingsError(
+                f"{model}: wants amplitude over {card.scaling:g}; pairs are aligned by amplitude over the "
+                "scene's 99th percentile"
+            )
+        self.sha256, self.polarisations = matcher_sha256(folder), card.polarisations
+        self.neighbourhood_px, self.template_px = card.search_px, card.template_px
+        # No field: pairs do not depend on it.
+        self._how: dict[str, Any] = {"folder": str(folder), "device": device, "threads": threads}
+
+    def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
+        """Find the shift of the middle of a neighbourhood; see `sar2eo.pairs.alignment.Aligner`."""
+        if sar.ndim != 3 or len(sar) != len(self.polarisations):
+            raise PolarisationError(
+                f"sar of shape {sar.shape}: the matcher wants {', '.join(self.polarisations)}"
+            )
+        top, left = ((side - self.template_px) // 2 for side in eo.shape[:2])
+        middle = eo[top : top + self.template_px, left : left + self.template_px]
+        return find_learned(sar, middle, seed=self.seed, **self._how)
+
+    def drift(self, displacements: Sequence[Displacement]) -> SceneDrift | None:
+        """Fit the drift of one scene pair; None where the evidence is too thin."""
+        return fit_drift(displacements, apart_px=self.neighbourhood_px)
+
+
+_: type[Aligner] = DcdmAligner
