@@ -14,6 +14,7 @@ from sar2eo.errors import OutputError
 __all__ = ["refuse", "sync_file", "sync_folder", "write_atomically", "write_durably"]
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -93,14 +94,22 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename in it outlives a power cut."""
-    # Some network file systems cannot, and the rename is whole all the same.
-    with suppress(OSError):
+    """Flush a folder's entries to disk, so that a rename in it outlives a power cut.
+
+    Raises
+    ------
+    OutputError
+        If the disk fails; not where file system or permissions are not made for this.
+    """
+    try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            refuse(error, folder)
 
 
 def refuse(error: OSError, folder: Path, size: int = 0) -> NoReturn:
