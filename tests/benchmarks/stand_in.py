@@ -1,0 +1,44 @@
+"""A stand-in for a fast GPU: it is busy for a fixed time for each window, and leaves the processor alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from typing import Any
+
+from sar2eo import telemetry
+from sar2eo.models import ModelSpec, Translation, resolve_model
+from sar2eo.radiometry import to_eo_bytes
+
+_DEVICE = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StandIn(ModelSpec):
+    """A model that returns its input after `seconds` for each window of a batch."""
+
+    seconds: float
+
+    def load(self) -> Any:
+        return Sleeper(self.seconds)
+
+
+class Sleeper:
+    """Translates one batch at a time, as a device does."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def translate(self, sar, origins):
+        with _DEVICE, telemetry.timed("model_seconds"):
+            until = time.perf_counter() + self._seconds * len(sar)
+            eo = to_eo_bytes(sar)
+            time.sleep(max(0.0, until - time.perf_counter()))
+            return Translation(eo, None, None)
+
+
+def stand_in(seconds: float, batch: int) -> StandIn:
+    """Return a stand-in that takes so long for each window."""
+    plain = resolve_model("identity", batch=batch)
+    return StandIn(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, seconds=seconds)
