@@ -17,7 +17,7 @@ from sar2eo.grid import Grid
 from sar2eo.pairs.optical import EoScene, PictureReader
 from sar2eo.pairs.sources import Source
 from sar2eo.scene import reader_of
-from sar2eo.scene.handles import borrowed
+from sar2eo.scene.handles import read_from
 from sar2eo.scene.raster import Band, RasterReader
 from sar2eo.scene.reader import SceneReader
 from sar2eo.scene.sentinel1 import CalibratedReader
@@ -153,7 +153,8 @@ def _(reader: WarpedReader, longest: int) -> Validity:
 
 def _band_valid(band: Band, shape: tuple[int, int]) -> Validity:
     """Read a band decimated, through overviews where there are some, by its nearest pixels."""
-    with borrowed(band.path, band.stamp) as dataset:
+
+    def read(dataset: Any) -> Validity:
         valid = np.ones(shape, dtype=bool)
         if band.masked:
             valid &= dataset.read_masks(band.index, out_shape=shape) > 0
@@ -163,7 +164,9 @@ def _band_valid(band: Band, shape: tuple[int, int]) -> Validity:
             valid &= np.isfinite(values)
             if band.nodata is not None:
                 valid &= values != band.nodata
-    return valid
+        return valid
+
+    return read_from(band.path, band.stamp, read)
 
 
 def _sizes(shape: Any, longest: int) -> tuple[tuple[int, int], tuple[int, int]]:

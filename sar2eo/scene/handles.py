@@ -5,37 +5,48 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.session import DummySession, Session
 
+from sar2eo import web
 from sar2eo.errors import SceneError
+from sar2eo.objects import gdal_options
 from sar2eo.scene.plausibility import check_readable
 
-__all__ = ["borrowed", "gdal_path", "is_remote", "opened", "warning_filters"]
+__all__ = ["gdal_path", "is_remote", "opened", "read_from", "shown", "warning_filters"]
+
+T = TypeVar("T")
 
 IDLE_LIMIT = 32
 """Handles that stay open, of all scenes together, while nobody reads."""
+
+RETRIES = 3
+"""Of opening and of reading over a network, beyond those of GDAL, which takes a transfer that ends early, or
+a connection that is dropped, for the file's own fault."""
 
 # https://gdal.org/en/stable/user/configoptions.html: no listing of the folder (there may be
 # thousands of files, or no right to list), patience with a server that hiccups, none with a dead one.
 REMOTE_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_MAX_RETRY": 4,
-    "GDAL_HTTP_RETRY_DELAY": 0.5,
-    "GDAL_HTTP_CONNECTTIMEOUT": 30,
-    "GDAL_HTTP_LOW_SPEED_TIME": 60,
+    "GDAL_HTTP_MAX_RETRY": web.RETRIES,
+    "GDAL_HTTP_RETRY_DELAY": web.DELAY_SECONDS,
+    "GDAL_HTTP_CONNECTTIMEOUT": web.CONNECT_SECONDS,
+    "GDAL_HTTP_LOW_SPEED_TIME": web.READ_SECONDS,
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "VSI_CACHE": True,
 }
+# GDAL keeps what it has read of a file, even if that was cut short; but not of one that is closed under this.
+_FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/", "GDAL_HTTP_MAX_RETRY": 0}
 
 _SCHEMES = {
     "http": "/vsicurl/http://",
@@ -45,9 +56,10 @@ _SCHEMES = {
     "az": "/vsiaz/",
     "file": "/",
 }
-_REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
+_REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
 
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
+_versions: dict[str, str] = {}
 _lock = threading.Lock()
 warning_filters = threading.Lock()
 """Held while warnings are set aside: their filters belong to the process, not to a thread."""
@@ -64,29 +76,49 @@ def gdal_path(source: str | Path) -> str:
 
 def is_remote(path: str) -> bool:
     """Whether GDAL reads this path over a network."""
-    return _REMOTE.match(path) is not None
+    return _REMOTE.search(path) is not None
+
+
+def shown(path: str) -> str:
+    """Return the URL of what GDAL reads over a network, without the query: a signed one's is a secret."""
+    if not is_remote(path):
+        return path
+    for scheme, prefix in _SCHEMES.items():
+        if path.startswith(prefix) and scheme != "file":
+            path = f"{scheme}://{path.removeprefix(prefix)}"
+    return path.partition("?")[0] if path.startswith("http") else path
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Any]:
+def opened(path: str, version: str | None = None) -> Iterator[Any]:
     """Open a raster for a moment.
+
+    Parameters
+    ----------
+    path : str
+        What GDAL opens.
+    version : str, optional
+        Of a remote one: tells whether what this process has read of it before is still so.
 
     Raises
     ------
     SceneError
         If GDAL cannot open it.
     """
+    if version is not None and _versions.setdefault(path, version) != version:
+        _forget(path)
+        _versions[path] = version
     with _environment(path):
-        dataset = _open(path)
+        check_readable(path)
+        dataset = _persistently(path, lambda: _open(path))
         try:
             yield dataset
         finally:
             dataset.close()
 
 
-@contextmanager
-def borrowed(path: str, stamp: str) -> Iterator[Any]:
-    """Lend an open dataset to one thread.
+def read_from(path: str, stamp: str, read: Callable[[Any], T]) -> T:
+    """Read from an open dataset that is lent to one thread; over a network again, if that fails.
 
     Parameters
     ----------
@@ -94,24 +126,39 @@ def borrowed(path: str, stamp: str) -> Iterator[Any]:
         What GDAL opens.
     stamp : str
         Names the content, so that a file replaced under the same name is opened afresh.
+    read : callable
+        Takes the dataset; called again after a failure.
 
     Raises
     ------
     SceneError
-        If GDAL cannot open it any more.
+        If GDAL cannot open or read it any more.
     """
+
+    def attempt() -> T:
+        with _borrowed(path, stamp) as dataset:
+            return read(dataset)
+
+    return _persistently(path, attempt)
+
+
+@contextmanager
+def _borrowed(path: str, stamp: str) -> Iterator[Any]:
+    """Lend an open dataset to one thread; parameters and errors as of `read_from`."""
     # The process is part of the key: a handle inherited through a fork shares its file position.
     key = (path, stamp, os.getpid())
     with _environment(path):
         with _lock:
             dataset = _idle[key].pop() if _idle.get(key) else None
         if dataset is None:
+            check_readable(path)
             dataset = _open(path)
         try:
             yield dataset
         except RasterioIOError as error:
             dataset.close()
-            raise SceneError(f"{path}: cannot be read, is it damaged? ({_line(error)})") from error
+            reason = _line(error, path)
+            raise SceneError(f"{shown(path)}: cannot be read, is it damaged? ({reason})") from error
         except BaseException:
             dataset.close()
             raise
@@ -121,6 +168,28 @@ def borrowed(path: str, stamp: str) -> Iterator[Any]:
             surplus = _surplus()
     for each in surplus:
         each.close()
+
+
+def _persistently(path: str, attempt: Callable[[], T]) -> T:
+    """Try again what fails over a network, a little later each time."""
+    for number in range(RETRIES if is_remote(path) else 0):
+        try:
+            return attempt()
+        except SceneError:
+            _forget(path)
+            time.sleep(web.DELAY_SECONDS * 2**number)
+    return attempt()
+
+
+def _forget(path: str) -> None:
+    """Close the idle handles of a path, and have GDAL forget what it has read there."""
+    with _lock:
+        mine = [key for key in _idle if key[0] == path and key[2] == os.getpid()]
+        closing = [each for key in mine for each in _idle.pop(key)]
+    for each in closing:
+        each.close()
+    with suppress(SceneError), _environment(path), rasterio.Env(DummySession(), **_FORGETTING):
+        _open(path).close()
 
 
 def _surplus() -> list[Any]:
@@ -134,30 +203,44 @@ def _surplus() -> list[Any]:
     return taken
 
 
+class _Keys(Session):  # type: ignore[misc]  # which has no types
+    """Credentials as `sar2eo.objects` finds them, for GDAL."""
+
+    def get_credential_options(self) -> dict[str, str]:
+        try:
+            return gdal_options()
+        except OSError as error:
+            raise SceneError(str(error)) from error
+
+
 def _environment(path: str) -> AbstractContextManager[Any]:
+    # Without a session of ours, rasterio makes one of boto3's for each environment.
     if not is_remote(path):
         # Without an environment GDAL writes its warnings straight to the terminal.
-        local: AbstractContextManager[Any] = rasterio.Env()
+        local: AbstractContextManager[Any] = rasterio.Env(DummySession())
         return local
     # What the user sets for GDAL, in the environment or around the call, stays.
     known = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
     options = {name: value for name, value in REMOTE_OPTIONS.items() if name not in known}
-    environment: AbstractContextManager[Any] = rasterio.Env(**options)
+    session = _Keys() if "/vsis3/" in path else DummySession()
+    environment: AbstractContextManager[Any] = rasterio.Env(session, **options)
     return environment
 
 
 def _open(path: str) -> Any:
-    check_readable(path)
     try:
         with warning_filters, warnings.catch_warnings():
             # Whether a scene needs a georeference is decided by who opens it, with a better message.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path, sharing=False)
     except RasterioIOError as error:
-        raise SceneError(f"{path}: GDAL cannot open it as a raster ({_line(error)})") from error
+        reason = _line(error, path)
+        raise SceneError(f"{shown(path)}: GDAL cannot open it as a raster ({reason})") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: Exception, path: str) -> str:
     """Put GDAL's message, and that of its cause, on one line."""
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
-    return " ".join("; ".join(map(str, causes)).split())
+    query = path.partition("?")[2]
+    text = " ".join("; ".join(map(str, causes)).split())
+    return text.replace(f"?{query}", "") if query else text

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import urllib.error
-import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sar2eo.scene.handles import is_remote
+from sar2eo import objects, web
+from sar2eo.errors import SceneError
+from sar2eo.scene.handles import is_remote, shown
 
 __all__ = ["digest", "file_identity", "files_identity"]
 
 _BLOCK_BYTES = 64 * 1024
 _BLOCKS = 16
+_GDAL_KEYS = (
+    "GDAL_HTTP_USERPWD",
+    "GDAL_HTTP_BEARER",
+    "GDAL_HTTP_HEADER",
+    "GDAL_HTTP_AUTH",
+    "GDAL_HTTP_COOKIE",
+)
 _ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
 
 
 def file_identity(path: str) -> dict[str, Any]:
-    """Identify one file, local or remote, in a few milliseconds.
+    """Identify one file: a local one in a few milliseconds, a remote one by one request.
 
     Parameters
     ----------
@@ -34,14 +42,20 @@ def file_identity(path: str) -> dict[str, Any]:
     -------
     dict
         Local: name, bytes, mtime_ns, and sha256 of up to 18 blocks of 64 KiB (the first, the last
-        and seeded ones between; all of a small file). Remote: href, with bytes and etag (or
-        time of modification) where the server tells them for one HEAD request. Otherwise the path alone.
+        and seeded ones between; all of a small file). Remote, by HTTP or from S3: href, bytes, and etag or
+        time of modification, or where the server tells neither, sha256 of the first 64 KiB (a second
+        request). Otherwise the path alone.
+
+    Raises
+    ------
+    SceneError
+        If a remote file is not there, refused, or cannot be reached.
     """
     archive = _ARCHIVE.match(path)
     if archive:
         return {**file_identity(archive[1]), "member": path.rpartition("/")[2]}
-    if path.startswith("/vsicurl/"):
-        return _web_identity(path.removeprefix("/vsicurl/"))
+    if path.startswith(("/vsicurl/http", "/vsis3/")):
+        return _remote_identity(path)
     local = Path(path)
     if is_remote(path) or not local.is_file():
         return {"href": path}
@@ -50,10 +64,18 @@ def file_identity(path: str) -> dict[str, Any]:
     return {"name": local.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sample}
 
 
-def files_identity(paths: Iterable[str]) -> list[dict[str, Any]]:
-    """Identify several files, each named once, overviews left out (they are never read)."""
+def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Identify several files, each named once, overviews left out (they are never read).
+
+    Parameters
+    ----------
+    paths : iterable of str
+        As of `file_identity`.
+    known : mapping
+        Identities that need not be asked for again, by path.
+    """
     chosen = dict.fromkeys(p for p in paths if not p.endswith(".ovr"))
-    return [file_identity(path) for path in chosen]
+    return [known.get(path) or file_identity(path) for path in chosen]
 
 
 def digest(values: Any) -> str:
@@ -79,17 +101,25 @@ def _sampled_sha256(path: Path, size: int) -> str:
     return found.hexdigest()
 
 
-def _web_identity(url: str) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        return {"href": url}
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 (the scheme is checked above)
+def _remote_identity(path: str) -> dict[str, Any]:
+    url = shown(path)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-            size, etag = answer.headers.get("Content-Length"), answer.headers.get("ETag")
-            modified = answer.headers.get("Last-Modified")
-    except (urllib.error.URLError, OSError, ValueError):
-        return {"href": url}
-    if etag is None:
-        return {"href": url, "bytes": size and int(size), "modified": modified}
+        if objects.is_object(url):
+            found = objects.find(url)
+        else:
+            signed = path.removeprefix("/vsicurl/")
+            found = web.find(signed)
+            if found.etag is None and found.modified is None:
+                start = hashlib.sha256(web.beginning(signed, _BLOCK_BYTES)).hexdigest()
+                return {"href": url, "bytes": found.bytes, "sha256": start}
+    except PermissionError as error:
+        # What the user tells GDAL alone may be what it takes.
+        if any(name.startswith(_GDAL_KEYS) for name in os.environ):
+            return {"href": url}
+        raise SceneError(str(error)) from error
+    except OSError as error:
+        raise SceneError(str(error)) from error
     # The query of a signed URL changes with every signature; the content is known by its tag.
-    return {"href": url.partition("?")[0], "bytes": size and int(size), "etag": etag}
+    if found.etag is not None:
+        return {"href": url, "bytes": found.bytes, "etag": found.etag}
+    return {"href": url, "bytes": found.bytes, "modified": found.modified}

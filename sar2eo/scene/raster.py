@@ -12,8 +12,9 @@ import numpy.typing as npt
 from sar2eo.errors import GeoreferenceError, PolarisationError, SceneError
 from sar2eo.grid import Grid
 from sar2eo.radiometry import POLARISATIONS
-from sar2eo.scene.handles import borrowed, gdal_path, opened
-from sar2eo.scene.identity import digest, files_identity
+from sar2eo.scene.blocks import Planes, read_blocks
+from sar2eo.scene.handles import gdal_path, is_remote, opened, read_from, shown
+from sar2eo.scene.identity import digest, file_identity, files_identity
 from sar2eo.scene.metadata import Facts, polarisation_names, read_facts
 from sar2eo.scene.plausibility import check_size
 from sar2eo.scene.reader import FloatArray, SceneReader
@@ -139,17 +140,36 @@ class RasterReader(SceneReader):
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""
         out = np.empty((len(self.bands), window.height, window.width), dtype=np.float32)
-        place = ((window.row, window.stop_row), (window.col, window.stop_col))
         for path, stamp in dict.fromkeys((band.path, band.stamp) for band in self.bands):
             at = [i for i, band in enumerate(self.bands) if band.path == path]
-            with borrowed(path, stamp) as dataset:
-                # Full resolution, always: overviews of SAR are averages of who knows what.
-                stored = dataset.read([self.bands[i].index for i in at], window=place)
-                for i, values in zip(at, stored, strict=True):
-                    band = self.bands[i]
-                    valid = dataset.read_masks(band.index, window=place) > 0 if band.masked else None
-                    out[i] = _decode(values, band, valid)
+            bands = [self.bands[i] for i in at]
+            stored, masks = self._stored(path, stamp, bands, window)
+            valid = iter(masks)
+            for i, values in zip(at, stored, strict=True):
+                band = self.bands[i]
+                out[i] = _decode(values, band, next(valid) if band.masked else None)
         return out
+
+    def _stored(self, path: str, stamp: str, bands: list[Band], window: Window) -> Planes:
+        """Read bands of one file as they are stored, and the masks of those that have one."""
+        indexes = [band.index for band in bands]
+        masked = [band.index for band in bands if band.masked]
+
+        def read(window: Window) -> Planes:
+            place = ((window.row, window.stop_row), (window.col, window.stop_col))
+
+            def from_dataset(dataset: Any) -> Planes:
+                # Full resolution, always: overviews of SAR are averages of who knows what.
+                masks = [dataset.read_masks(index, window=place) > 0 for index in masked]
+                empty = np.empty((0, window.height, window.width), dtype=bool)
+                return dataset.read(indexes, window=place), np.stack(masks) if masks else empty
+
+            return read_from(path, stamp, from_dataset)
+
+        if not is_remote(path):
+            return read(window)
+        name = (path, stamp, *indexes, *masked)
+        return read_blocks(name, window, self.grid.shape, self.block_shape, read)
 
     def identity(self) -> dict[str, Any]:
         """Return the files, and how their values are read."""
@@ -180,13 +200,15 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         If GDAL cannot open it, it holds no pixels, or more of them than can be meant.
     """
     path = gdal_path(source)
-    with opened(path) as dataset:
+    # One request tells in words what GDAL's many would not: no such file, refused, not to be reached.
+    known = {path: file_identity(path)} if is_remote(path) else {}
+    with opened(path, digest(known) if known else None) as dataset:
         if dataset.count == 0 or 0 in dataset.shape:
             inner = dataset.subdatasets
             hint = f": it holds several rasters, name one, such as {inner[0]}" if inner else ""
-            raise SceneError(f"{path}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}")
+            raise SceneError(f"{shown(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}")
         check_size(dataset, path)
-        files = tuple(files_identity(dataset.files or [path]))
+        files = tuple(files_identity(dataset.files or [path], known))
         file_name = PurePosixPath(path.partition("?")[0]).name
         found, by_band, indexes = _band_names(dataset, file_name, names)
         stamp = digest(files)
@@ -236,8 +258,8 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
     bands, names, count = raster.bands, raster.names, len(raster.bands)
     if count > MAX_POLARISATIONS:
         raise SceneError(
-            f"{raster.path}: {count} bands, and a SAR scene has 1 to {MAX_POLARISATIONS} polarisations: "
-            "is this an optical image?"
+            f"{shown(raster.path)}: {count} bands, and a SAR scene has 1 to {MAX_POLARISATIONS} "
+            "polarisations: is this an optical image?"
         )
     if wanted is not None and names is not None and set(wanted) <= set(names):
         if raster.named_by_band or len(wanted) < count:
@@ -247,7 +269,7 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
         if len(wanted) != count:
             known = f" ({', '.join(names)})" if names else ""
             raise PolarisationError(
-                f"{raster.path}: --pol {','.join(wanted)} names {len(wanted)} polarisations, "
+                f"{shown(raster.path)}: --pol {','.join(wanted)} names {len(wanted)} polarisations, "
                 f"and the file has {count} bands{known}"
             )
         return bands, wanted
@@ -255,10 +277,10 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
         return bands, names
     if raster.optical:
         raise SceneError(
-            f"{raster.path}: its bands are marked red, green, blue: is this an optical image? "
+            f"{shown(raster.path)}: its bands are marked red, green, blue: is this an optical image? "
             "If not, name its polarisations with --pol"
         )
-    raise PolarisationError(f"{raster.path}: {_ask_for_names(count)}")
+    raise PolarisationError(f"{shown(raster.path)}: {_ask_for_names(count)}")
 
 
 def _ask_for_names(count: int) -> str:

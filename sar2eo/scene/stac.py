@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pystac
+from pystac.stac_io import DefaultStacIO
 
+from sar2eo import objects, web
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.scene.metadata import Facts, known_datetime, polarisation_words
 
@@ -59,7 +61,7 @@ def read_item(source: str) -> pystac.Item:
     file, _, name = source.partition("#")
     try:
         if not name:
-            return pystac.Item.from_file(source)
+            return pystac.Item.from_file(source, stac_io=_Io())
         item = _collected(file).get(name)
     except (OSError, pystac.STACError, pystac.STACTypeError, RecursionError, *_WRONG_TYPES) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -69,6 +71,19 @@ def read_item(source: str) -> pystac.Item:
     if item.get_self_href() is None:
         item.set_self_href(file)  # relative hrefs of assets start from the collection's file
     return item
+
+
+class _Io(DefaultStacIO):
+    """Reads what is remote with patience, and from object stores, too."""
+
+    def read_text_from_href(self, href: str) -> str:
+        read = objects.fetch if objects.is_object(href) else web.fetch
+        if not objects.is_object(href) and not href.startswith(("http://", "https://")):
+            return super().read_text_from_href(href)
+        try:
+            return read(href).decode()
+        except OSError as error:
+            raise SceneError(str(error)) from error
 
 
 def _collected(file: str) -> dict[str, pystac.Item]:
@@ -81,7 +96,7 @@ def _collected(file: str) -> dict[str, pystac.Item]:
 
 
 def _read_collection(file: str) -> dict[str, pystac.Item]:
-    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file)))}
+    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, stac_io=_Io())))}
 
 
 @lru_cache(maxsize=2)
