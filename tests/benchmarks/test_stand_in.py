@@ -3,6 +3,9 @@
 The model is a stand-in that sleeps, so that two cores are enough for any number of devices.
 """
 
+import time
+
+import psutil
 import pytest
 import rasterio.shutil
 from material import plain_copy
@@ -12,11 +15,15 @@ from stand_in import stand_in
 import sar2eo
 from sar2eo import archive
 from sar2eo.cluster import running
+from sar2eo.computing import collect_telemetry
+from sar2eo.outputs import Outputs
 from sar2eo.recipe import TranslateRecipe, TranslateSettings
+from sar2eo.writing import WriteSettings, Writing
 
 WINDOWS_A_SECOND = 20
 BUSY = 0.95
 WORKERS, FASTER = 8, 7.5
+SMALL_WINDOWS_SIZE = 17_920  # 320 x 320 windows
 SLOW_SECONDS, SLOW_SIZE = 0.5, 7232  # 16 x 16 windows, 32 for each of eight workers
 
 
@@ -102,5 +109,45 @@ def test_scaling(benchmark, ratios, scene, tmp_path, workers):
             against=took[1],
             goal=1 / FASTER,
             note=f"{took[1] / took[workers]:.2f} times faster, goal {FASTER}",
+        )
+    )
+
+
+def test_hundred_thousand_windows(benchmark, ratios, scene, tmp_path):
+    """As many windows as a continent has, each so small that next to nothing but Dask is measured."""
+    settings = TranslateSettings(tile=64, overlap=8)
+    path, spec = scene(SMALL_WINDOWS_SIZE), stand_in(0.0, batch=1)
+    with running(workers=2):
+        written(scene(1024), tmp_path / "warm.tif", spec)
+        before = psutil.Process().memory_info().rss
+
+        def compute():
+            dataset = sar2eo.translate(sar2eo.open_scene(path), spec, settings=settings, block=(64, 512))
+            writing = Writing(dataset, Outputs(eo=tmp_path / "eo.tif"), WriteSettings())
+            writing.compute()
+            return writing
+
+        started = time.process_time()
+        writing = benchmark.pedantic(compute, rounds=1)
+        spent = time.process_time() - started
+        peak = collect_telemetry()["peak_rss_bytes"]
+        windows = writing.finish()["windows"]["total"]
+    ratios.append(
+        Ratio(
+            case=f"{windows} windows of 64 pixels: CPU time of driver and scheduler",
+            value=spent,
+            baseline="1 ms a window",
+            against=windows / 1000,
+            goal=1,
+        )
+    )
+    ratios.append(
+        Ratio(
+            case="the same: their memory at the most",
+            value=peak / 1e6,
+            baseline="1 GB more than before",
+            against=before / 1e6 + 1000,
+            unit="MB",
+            goal=1,
         )
     )
