@@ -15,7 +15,7 @@ from pyproj import Transformer
 
 from sar2eo._version import __version__
 from sar2eo.grid import Grid
-from sar2eo.matching.coregistration.fitting import Evidence
+from sar2eo.matching.coregistration.evidence import Evidence
 from sar2eo.pairs.alignment import Displacement
 
 __all__ = ["geojson_of", "quiver_picture", "tie_rows", "versions"]

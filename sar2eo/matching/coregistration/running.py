@@ -19,11 +19,12 @@ from sar2eo.computing import Progress, collect_telemetry, reset_telemetry
 from sar2eo.durable import write_atomically
 from sar2eo.errors import CoregistrationError, OutputError, SettingsError
 from sar2eo.locking import LOCK, locked
-from sar2eo.matching.coregistration.fitting import Evidence, MovingTransform, weigh
+from sar2eo.matching.coregistration.evidence import Evidence, weigh
 from sar2eo.matching.coregistration.layout import layout_of
 from sar2eo.matching.coregistration.opening import ScenePair, open_pair, tie_cells
 from sar2eo.matching.coregistration.reporting import geojson_of, quiver_picture, tie_rows, versions
 from sar2eo.matching.coregistration.ties import Finder, finder_of, measure_ties
+from sar2eo.matching.coregistration.transforms import MovingTransform
 from sar2eo.matching.coregistration.warping import MovedReader, moved_mapping
 from sar2eo.matching.coregistration.writing import write_moved
 from sar2eo.pairs.alignment import Displacement

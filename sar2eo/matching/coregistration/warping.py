@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyproj import Transformer
 
 from sar2eo.grid import Grid
-from sar2eo.matching.coregistration.fitting import MovingTransform
+from sar2eo.matching.coregistration.transforms import MovingTransform
 from sar2eo.pairs.shifting import LOBES, from_amplitude, lanczos_taps, read_padded
 from sar2eo.radiometry import to_amplitude
 from sar2eo.scene.geolocation import AffineMapping, Mapping
@@ -238,7 +238,7 @@ def lanczos_at(values: FloatArray, rows: Array, cols: Array) -> FloatArray:
     filled = flat if whole else np.where(valid, flat, np.float32(0))
     start = row * width + col
     total = np.zeros((len(values), rows.size), np.float32)
-    weights = np.zeros_like(total)
+    weights, complete = np.zeros_like(total), np.ones(total.shape, bool)
     low, high = np.full_like(total, np.inf), np.full_like(total, -np.inf)
     for i in range(2 * LOBES):
         for j in range(2 * LOBES):
@@ -251,6 +251,7 @@ def lanczos_at(values: FloatArray, rows: Array, cols: Array) -> FloatArray:
                 continue
             known = np.take(valid, index, axis=1)
             weights += weight * known
+            complete &= known
             np.minimum(low, found, out=low, where=known)
             np.maximum(high, found, out=high, where=known)
     if whole:
@@ -260,5 +261,6 @@ def lanczos_at(values: FloatArray, rows: Array, cols: Array) -> FloatArray:
         for j, needed_col in ((0, True), (1, across[:, LOBES] != 0)):
             beside &= valid[:, start + i * width + j] | ~np.asarray(needed_row & needed_col)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.clip(total / weights, low, high)
+        # Where all are valid, as it would be without a hole anywhere near.
+        found = np.clip(np.where(complete, total, total / weights), low, high)
     return np.where(beside, found, np.float32(np.nan))
