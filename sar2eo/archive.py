@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from sar2eo.models import ModelSpec
 from sar2eo.planning import Entry, check_disk, plan
 from sar2eo.provenance import FINGERPRINT
 from sar2eo.recipe import TranslateRecipe
-from sar2eo.scene.handles import opened as opened_raster
-from sar2eo.stac_item import write_stac_collection
-from sar2eo.translation import prepare
+from sar2eo.stac_item import stac_collection, write_stac_collection
+from sar2eo.staging import COLLECTION, Destination
+from sar2eo.translation import destination_of, prepare, single_job
 from sar2eo.writing import WriteSettings, Writing
 
 __all__ = ["run", "summary"]
@@ -72,9 +72,11 @@ def run(
     ClusterError
         If the cluster is lost, and with it all further scenes.
     """
-    folder = Path(recipe.out) if Path(recipe.out).is_dir() else None
+    single = single_job(recipe) is not None
+    destination = destination_of(recipe)
+    folder = Path(recipe.out) if destination is None else destination.folder
     started = time.perf_counter()
-    with nullcontext() if folder is None else locked(folder / "archive.partial"):
+    with _held(folder, destination, alone=not single):
         entries = plan(recipe, spec, progress=progress)
         planned(entries)
         if not recipe.settings.force:
@@ -83,15 +85,54 @@ def run(
             if entry.status != "pending":
                 _clear(entry)
                 told(entry)
-        collection = None if folder is None else folder.resolve().name or "archive"
+        collection = None if single else _collection_id(folder, destination)
+        pending = [entry for entry in entries if entry.status == "pending"]
         try:
-            _Line(recipe, spec, collection, told).run([e for e in entries if e.status == "pending"], progress)
+            _Line(recipe, spec, collection, told).run(pending, progress)
         finally:
-            if folder is not None and collection is not None:
+            if collection is not None and destination is None:
                 write_stac_collection(folder, collection)
+            elif collection is not None and destination is not None:
+                _upload_collection(destination, collection, changed=bool(pending))
             whole = summary(entries, time.perf_counter() - started)
-            _write_report(entries[0].report if folder is None else whole, recipe)
+            _write_report(entries[0].report if single else whole, recipe)
     return entries
+
+
+@contextmanager
+def _held(folder: Path, destination: Destination | None, *, alone: bool) -> Iterator[None]:
+    """Keep other runs out of a folder of results, or of what waits to be uploaded."""
+    if destination is None:
+        with locked(folder / "archive.partial") if alone else nullcontext():
+            yield
+        return
+    destination.make()
+    try:
+        with locked(folder / "archive.partial"):
+            yield
+    finally:
+        destination.leave()
+
+
+def _collection_id(folder: Path, destination: Destination | None) -> str:
+    if destination is not None:
+        return destination.url.rstrip("/").rpartition("/")[2]
+    return folder.resolve().name or "archive"
+
+
+def _upload_collection(destination: Destination, name: str, *, changed: bool) -> None:
+    """Upload the collection of all results under a prefix, if this run or a stopped one changed any."""
+    path = destination.folder / COLLECTION
+    present = destination.listed()
+    if not changed and not path.exists() and COLLECTION in present:
+        return
+    texts = destination.texts(file for file in present if file.endswith(".json") and file != COLLECTION)
+    content = stac_collection(texts, present, name)
+    if content is not None:
+        # It stays until it is uploaded: the next run then knows that it is due.
+        write_atomically(path, content)
+        destination.upload(path, COLLECTION)
+        path.unlink()
 
 
 def _clear(entry: Entry) -> None:
@@ -100,9 +141,7 @@ def _clear(entry: Entry) -> None:
         outputs = entry.job.outputs
         try:
             if outputs.journal.exists() or outputs.journal.is_symlink():
-                with opened_raster(str(outputs.eo)) as raster:
-                    result = raster.tags()[FINGERPRINT]
-                Journal.clear(outputs.journal, result)
+                Journal.clear(outputs.journal, str(outputs.tag(outputs.eo, FINGERPRINT)))
         except (OutputError, SceneError) as error:
             entry.fail(error)
 
@@ -127,7 +166,7 @@ def summary(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
         "scenes": [
             {
                 "source": entry.source,
-                "output": None if entry.job is None else str(entry.job.outputs.eo),
+                "output": None if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo),
                 "status": entry.status,
                 "error": entry.reason,
                 "seconds": entry.seconds,

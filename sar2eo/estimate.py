@@ -52,7 +52,7 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
     disk = needed_bytes(grid, job.outputs.rasters, recipe.compress)
     return {
         "scene": describe_scene(scene),
-        "output": {"file": str(job.outputs.eo), "crs": grid.crs, "shape": list(grid.shape)},
+        "output": {"file": job.outputs.name(job.outputs.eo), "crs": grid.crs, "shape": list(grid.shape)},
         "scaling": dict(zip(attrs["polarisations"], divisors, strict=True)),
         "windows": {"total": windows, "without data, estimated": windows - translated},
         "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},
@@ -90,7 +90,7 @@ def estimate_archive(entries: Sequence[Entry], recipe: TranslateRecipe, spec: Mo
             for status in ("pending", "skipped", "failed")
         },
         "outputs": {
-            entry.source: entry.reason if entry.job is None else str(entry.job.outputs.eo)
+            entry.source: entry.reason if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo)
             for entry in entries
         },
         "failing": {entry.source: entry.reason for entry in entries if entry.status == "failed"},

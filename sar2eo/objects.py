@@ -95,8 +95,8 @@ def _fetched(url: str) -> bytes:
             return bytes(body.read())
 
 
-def listed(url: str) -> dict[str, int]:
-    """Return the sizes of the objects right under a prefix that ends in ``/``, by name.
+def listed(url: str) -> dict[str, Found]:
+    """Return the objects right under a prefix that ends in ``/``, by name.
 
     Raises
     ------
@@ -109,7 +109,9 @@ def listed(url: str) -> dict[str, int]:
             _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
         )
         return {
-            found["Key"][len(prefix) :]: found["Size"] for page in pages for found in page.get("Contents", ())
+            each["Key"][len(prefix) :]: Found(each["Size"], each.get("ETag"), str(each.get("LastModified")))
+            for page in pages
+            for each in page.get("Contents", ())
         }
 
 

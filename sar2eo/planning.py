@@ -20,8 +20,8 @@ from sar2eo.outputs import Outputs
 from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
-from sar2eo.scene.handles import opened as opened_raster
-from sar2eo.translation import Job, further_outputs, is_there, opened, single_job
+from sar2eo.staging import Destination
+from sar2eo.translation import Job, destination_of, further_outputs, is_there, opened, single_job
 from sar2eo.windows import Lattice
 
 __all__ = ["Entry", "Status", "check_disk", "needs", "plan"]
@@ -103,11 +103,14 @@ def plan(recipe: TranslateRecipe, spec: ModelSpec, *, progress: Progress | None 
     """
     _check_settings(recipe, spec)
     single = single_job(recipe)
+    destination = destination_of(recipe) if single is None else single.outputs.destination
+    if destination is not None:
+        destination.check()
     entries = _expanded(recipe.scenes) if single is None else [Entry(source=single.source, job=single)]
     for number, entry in enumerate(entries, start=1):
         if entry.status == "pending":
             try:
-                _look(entry, recipe, spec)
+                _look(entry, recipe, spec, destination)
             except Exception as error:
                 entry.fail(error)
         if progress is not None:
@@ -123,8 +126,8 @@ def plan(recipe: TranslateRecipe, spec: ModelSpec, *, progress: Progress | None 
 def check_disk(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
     """Refuse a run that the disks cannot hold.
 
-    Counted are all results, and the unfinished work of the two largest scenes: while one is assembled, the
-    next is computed.
+    Counted are all results that stay on them, and the unfinished work of the two largest scenes: while one
+    is assembled, the next is computed.
 
     Raises
     ------
@@ -142,10 +145,11 @@ def needs(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[tuple[Path,
         if entry.status == "pending" and entry.job is not None and entry.grid is not None:
             outputs = entry.job.outputs
             size = cog_bytes(entry.grid, outputs.rasters, recipe.compress)
-            found.append((outputs.eo.absolute().parent, size))
             place, total = outputs.needs(entry.grid, recipe.compress, _tmp(recipe))[0]
-            away = place.stat().st_dev != outputs.eo.absolute().parent.stat().st_dev
+            away = outputs.destination is not None or place.stat().st_dev != outputs.home.stat().st_dev
             work.append((total if away else max(0, total - size), place))
+            if outputs.destination is None:
+                found.append((outputs.home, size))
     return found + [(place, size) for size, place in sorted(work, reverse=True)[:2]]
 
 
@@ -178,7 +182,7 @@ def _expanded(given: Sequence[str]) -> list[Entry]:
     return list(found.values())
 
 
-def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec) -> None:
+def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, destination: Destination | None) -> None:
     """Open a scene, name its results, and see whether they are there."""
     if entry.job is not None:
         # What a single scene is asked for is refused before it is opened.
@@ -186,47 +190,51 @@ def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec) -> None:
     scene, area = opened(entry.source, recipe)
     whole: Grid = scene.attrs["scene_grid"]
     if entry.job is None:
-        entry.job = Job(source=entry.source, outputs=_named(entry.source, scene.attrs, recipe))
+        entry.job = Job(source=entry.source, outputs=_named(entry.source, scene.attrs, recipe, destination))
         entry.job.check_inputs()
     fingerprint = result_fingerprint(scene, area, recipe, spec)
     row, col, height, width = fingerprint["region"][0]
     entry.grid = whole.crop(type(whole.window)(row, col, height, width))
     outputs = entry.job.outputs
-    if not recipe.restart and _is_there(outputs, fingerprint, overwrite=recipe.overwrite):
+    placed = whole.crs is not None
+    if not recipe.restart and _is_there(outputs, fingerprint, placed=placed, overwrite=recipe.overwrite):
         entry.status = "skipped"
     else:
         outputs.check(overwrite=recipe.overwrite, restart=recipe.restart)
 
 
-def _named(source: str, attrs: Mapping[str, Any], recipe: TranslateRecipe) -> Outputs:
+def _named(
+    source: str, attrs: Mapping[str, Any], recipe: TranslateRecipe, destination: Destination | None
+) -> Outputs:
     facts = facts_of(source, attrs)
-    out = Path(recipe.out)
+    out = Path(recipe.out) if destination is None else destination.folder
     further = {name: out / fill(text, facts) for name, text in further_outputs(recipe).items()}
-    return Outputs(eo=out / f"{fill(recipe.name, facts)}.tif", **further)
+    return Outputs(eo=out / f"{fill(recipe.name, facts)}.tif", destination=destination, **further)
 
 
-def _is_there(outputs: Outputs, fingerprint: Mapping[str, Any], *, overwrite: bool) -> bool:
+def _is_there(outputs: Outputs, fingerprint: Mapping[str, Any], *, placed: bool, overwrite: bool) -> bool:
     """Whether all results are there, of this scene and these settings; others need `overwrite`."""
-    if outputs.half_published or not outputs.eo.is_file():
+    if outputs.half_published or not outputs.is_there(outputs.eo):
         return False
     for path in outputs.rasters.values():
-        differing = _differing(path, fingerprint) if path.is_file() else ""
+        differing = _differing(outputs, path, fingerprint) if outputs.is_there(path) else ""
         if differing and not overwrite:
             raise OutputError(
-                f"{path} exists, and differs in {differing}: pass --overwrite to replace it, or give "
-                "another --out or --name"
+                f"{outputs.name(path)} exists, and differs in {differing}: pass --overwrite to replace it, or "
+                "give another --out or --name"
             )
         if differing:
             return False
-    optional = [*outputs.rasters.values(), *([outputs.quicklook] if outputs.quicklook else [])]
-    return all(path.exists() for path in optional)
+    expected = [*outputs.rasters.values(), *([outputs.quicklook] if outputs.quicklook else [])]
+    if outputs.destination is not None and placed and fingerprint["scene"]["datetime"] is not None:
+        expected.append(outputs.item)  # the last to be uploaded
+    return all(outputs.is_there(path) for path in expected)
 
 
-def _differing(path: Path, fingerprint: Mapping[str, Any]) -> str:
+def _differing(outputs: Outputs, path: Path, fingerprint: Mapping[str, Any]) -> str:
     """Name what a result that is there differs in; empty if it is the one."""
     try:
-        with opened_raster(str(path)) as raster:
-            said = raster.tags().get(FINGERPRINT)
+        said = outputs.tag(path, FINGERPRINT)
         return (
             "how it was made, which it does not say"
             if said is None
@@ -251,8 +259,9 @@ def _check_names(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
         sources = [e.source for e in entries if e.job is not None and twice[0] in e.job.outputs.paths]
+        named = next(e.job.outputs.name(twice[0]) for e in entries if e.job is not None)
         raise SettingsError(
-            f"{twice[0]} would be written twice, of {' and '.join(sources[:2])}: give a --name that tells "
+            f"{named} would be written twice, of {' and '.join(sources[:2])}: give a --name that tells "
             f"scenes apart, such as {{id}}_{{date}}, instead of {recipe.name!r}"
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sar2eo.footprint import lonlat_bounds, to_lonlat
 from sar2eo.grid import Grid
 from sar2eo.layers import LAYERS
 
-__all__ = ["stac_item", "write_stac_collection", "write_stac_item"]
+__all__ = ["stac_collection", "stac_item", "write_stac_collection", "write_stac_item"]
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 _TEXTS: Mapping[str, tuple[str, list[str]]] = {
@@ -153,7 +154,37 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     OutputError
         If it cannot be written.
     """
-    items = {path.name: item for path in sorted(folder.glob("*.json")) if (item := _result(path))}
+    texts = {}
+    for path in folder.glob("*.json"):
+        with suppress(OSError):  # a folder, a broken link, another user's
+            texts[path.name] = path.read_bytes()
+    content = stac_collection(texts, {path.name for path in folder.iterdir()}, name)
+    if content is None:
+        return None
+    path = folder / _COLLECTION
+    write_atomically(path, content)
+    return path
+
+
+def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: str) -> bytes | None:
+    """Return the collection of results that lie beside each other, as JSON.
+
+    Parameters
+    ----------
+    texts : mapping of str to bytes
+        JSON files by name, items of results among them.
+    present : collection of str
+        Names of all files: an item without its EO image does not count.
+    name : str
+        Id of the collection.
+
+    Returns
+    -------
+    bytes or None
+        None where no result has an item.
+    """
+    found = {file: _result(texts[file], present) for file in sorted(texts)}
+    items = {file: item for file, item in found.items() if item is not None}
     if not items:
         return None
     times = [datetime.fromisoformat(item["properties"]["datetime"]) for item in items.values()]
@@ -173,19 +204,17 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     collection.clear_links()
     collection.add_link(_link("root", _COLLECTION))
     collection.add_links([_link("item", href) for href in items])
-    path = folder / _COLLECTION
     content = collection.to_dict(include_self_link=False, transform_hrefs=False)
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())
-    return path
+    return json.dumps(content, indent=2, allow_nan=False).encode()
 
 
-def _result(path: Path) -> dict[str, Any] | None:
+def _result(text: bytes, present: Collection[str]) -> dict[str, Any] | None:
     """Read the item of a result that is there; None for other files."""
     try:
-        item: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        item: dict[str, Any] = json.loads(text)
         said = item["properties"]["sar2eo:synthetic"] is True and item["properties"]["datetime"]
-        return item if said and (path.parent / item["assets"]["eo"]["href"]).exists() else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return item if said and item["assets"]["eo"]["href"].removeprefix("./") in present else None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -14,14 +14,18 @@ import xarray as xr
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.inference import spec_of, translate
 from sar2eo.models import BUNDLED, IDENTITY, ModelSpec
+from sar2eo.objects import is_object
 from sar2eo.outputs import Outputs
 from sar2eo.provenance import result_fingerprint
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.region import clip_to, cut
 from sar2eo.scene import open_scene, parse_source
+from sar2eo.scene.handles import gdal_path
+from sar2eo.staging import Destination
 
 __all__ = [
     "Job",
+    "destination_of",
     "further_outputs",
     "is_there",
     "opened",
@@ -65,10 +69,12 @@ class Job:
         ------
         SettingsError
         """
-        inputs = {path.resolve() for path in self.inputs}
-        taken = [path for path in self.outputs.paths if path.resolve() in inputs]
-        if taken:
-            raise SettingsError(f"{taken[0]} is the scene itself: give the result another name")
+        inputs = {str(path.resolve()) for path in self.inputs}
+        inputs |= {gdal_path(part.split("=")[-1]) for part in (self.source, *self.source.split(","))}
+        for path in self.outputs.paths:
+            name = self.outputs.name(path)
+            if gdal_path(name) in inputs or str(path.resolve()) in inputs:
+                raise SettingsError(f"{name} is the scene itself: give the result another name")
 
 
 def is_there(path: Path) -> bool:
@@ -96,16 +102,31 @@ def single_job(recipe: TranslateRecipe) -> Job | None:
     if not recipe.scenes:
         raise SettingsError("no scene is given")
     out = Path(recipe.out)
-    if out.suffix.lower() in (".tif", ".tiff") and not out.is_dir():
+    if out.suffix.lower() in (".tif", ".tiff") and not out.is_dir() and not recipe.out.endswith("/"):
         if len(recipe.scenes) > 1:
             raise SettingsError(f"--out {recipe.out}: {len(recipe.scenes)} scenes need a folder")
-        paths = {name: Path(value) for name, value in further_outputs(recipe).items()}
-        return Job(source=recipe.scenes[0], outputs=Outputs(eo=out, **paths))
+        tmp = None if recipe.tmp is None else Path(recipe.tmp)
+        return Job(source=recipe.scenes[0], outputs=Outputs.of(recipe.out, further_outputs(recipe), tmp))
+    if is_object(recipe.out):
+        destination_of(recipe)
+        return None
     if not recipe.out or (out.suffix and not out.is_dir()):
         raise SettingsError(f"--out {recipe.out!r}: must end in .tif, or be a folder")
     if not out.is_dir():
         raise OutputError(f"--out {out}: there is no such folder; make it first, or name a .tif")
     return None
+
+
+def destination_of(recipe: TranslateRecipe) -> Destination | None:
+    """Return where in an object store a recipe's results go; None where they stay here.
+
+    Raises
+    ------
+    SettingsError
+        If that is no such place.
+    """
+    tmp = None if recipe.tmp is None else Path(recipe.tmp)
+    return Destination.of(recipe.out, tmp) if is_object(recipe.out) else None
 
 
 def resolve(recipe: TranslateRecipe) -> ModelSpec:
@@ -122,7 +143,7 @@ def resolve(recipe: TranslateRecipe) -> ModelSpec:
 def shared_paths(jobs: Sequence[Job], spec: ModelSpec, tmp: Path | None = None) -> list[Path]:
     """Return the local folders, and the scene if there is one, that every worker of a cluster must see."""
     model = [] if spec.path in (IDENTITY, BUNDLED) else [Path(spec.path).absolute()]
-    folders = [job.outputs.eo.absolute().parent for job in jobs]
+    folders = [job.outputs.home for job in jobs]
     scenes = [path.absolute() for job in jobs for path in job.inputs]
     if len(jobs) > 1:  # each path takes a moment
         scenes = [path.parent for path in scenes]

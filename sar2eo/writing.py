@@ -58,9 +58,9 @@ def write_cog(
     dataset : Dataset
         As `sar2eo.translate` returns it, or edited since.
     path : str or Path
-        Of the EO image's COG, ending in .tif.
+        Of the EO image's COG, ending in .tif; as ``s3://bucket/key.tif`` it is uploaded when it is whole.
     confidence, spread, quicklook : str or Path, optional
-        Further outputs: two COGs, and a PNG.
+        Further outputs: two COGs, and a PNG; in an object store beside the EO image.
     compress : {"deflate", "zstd", "jpeg", "webp"}
         Of the EO image; the others take deflate where it is lossy.
     overwrite : bool
@@ -68,7 +68,8 @@ def write_cog(
     restart : bool
         Discard unfinished work instead of going on with it.
     tmp : str or Path, optional
-        Folder for unfinished work, which else lies beside the result; it may be on another file system.
+        Folder for unfinished work, which else lies beside the result (of one in an object store: in the
+        working directory); it may be on another file system.
     force : bool
         Begin although the disk may not hold the result.
     progress : callable, optional
@@ -86,7 +87,8 @@ def write_cog(
         If an output exists, cannot be written, or unfinished work belongs to another run.
     """
     optional = {"confidence": confidence, "spread": spread, "quicklook": quicklook}
-    outputs = Outputs(eo=Path(path), **{k: Path(v) for k, v in optional.items() if v is not None})
+    further = {name: given for name, given in optional.items() if given is not None}
+    outputs = Outputs.of(path, further, None if tmp is None else Path(tmp))
     settings = WriteSettings(
         compress=compress,
         overwrite=overwrite,
@@ -167,11 +169,13 @@ class Writing:
         self._divisors = _divisors(dataset)
         self._seconds = {"open": opened_in, "scaling": time.perf_counter() - started}
         self._store = BlockStore(dataset, tuple(outputs.rasters))
+        if outputs.destination is not None:
+            outputs.destination.make()
         self._journal = Journal.open(
             outputs.journal,
             work_fingerprint(dataset, self._grid, self._divisors),
             restart=settings.restart,
-            tmp=settings.tmp,
+            tmp=settings.tmp if outputs.destination is None else None,  # where its folder lies
             result=settings.tags.get(FINGERPRINT),
         )
         try:
@@ -207,7 +211,7 @@ class Writing:
         self._seconds["compute"] = time.perf_counter() - started
 
     def finish(self) -> dict[str, Any]:
-        """Assemble the files from the journal and publish them; returns the report.
+        """Assemble the files from the journal and publish or upload them; returns the report.
 
         Raises
         ------
@@ -225,8 +229,11 @@ class Writing:
             settings.compress,
             settings.collection,
         )
-        self._journal.remove()
         self._seconds["assemble"] = time.perf_counter() - started
+        if self._outputs.destination is not None:
+            self._outputs.upload(self._journal)
+            self._seconds["upload"] = time.perf_counter() - started - self._seconds["assemble"]
+        self._journal.remove()
         seconds = {"total": sum(self._seconds.values()), **self._seconds}
         windows = _windows(self._dataset)
         return report_of(self._dataset, self._grid, windows, self._divisors, self._work, seconds)
@@ -237,14 +244,18 @@ class Writing:
             self._journal.release()
         else:
             self._journal.remove()
+        if self._outputs.destination is not None:
+            self._outputs.destination.leave()
 
 
 def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:
     """Refuse to replace what the Dataset is yet to be computed from, however it is named or pointed to."""
     read = json.dumps(dataset.attrs.get("input"), default=str)
     for path in outputs.paths:
-        if path.is_file() and file_identity(str(path))["sha256"] in read:
-            raise OutputError(f"{path} is a file of the scene itself: give the result another name")
+        name = outputs.name(path)
+        taken = path.is_file() and file_identity(str(path))["sha256"] in read
+        if taken or (outputs.destination is not None and json.dumps(name) in read):
+            raise OutputError(f"{name} is a file of the scene itself: give the result another name")
 
 
 def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:

@@ -1,5 +1,6 @@
 """Object stores on the loopback interface: HTTP with ranges and with faults to order, and S3 by moto."""
 
+import os
 import re
 import socket
 import threading
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -177,3 +179,40 @@ def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def storing(environment: Callable[[str, str | None], None], *buckets: str) -> Iterator[Any]:
+    """Run an S3-compatible store with some buckets, and point the environment to it.
+
+    Parameters
+    ----------
+    environment : callable
+        Sets a variable, or with None deletes it.
+    buckets : str
+        To be made.
+
+    Yields
+    ------
+    boto3 client
+        Of the store.
+    """
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name in [*PROXIES, *(name for name in os.environ if name.startswith("AWS_"))]:
+        environment(name, None)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+    environment("AWS_ACCESS_KEY_ID", "someone")
+    environment("AWS_SECRET_ACCESS_KEY", "secret")
+    environment("AWS_REGION", "us-east-1")
+    client = boto3.client("s3", region_name="us-east-1")
+    for bucket in buckets:
+        client.create_bucket(Bucket=bucket)
+    try:
+        yield client
+    finally:
+        server.stop()

@@ -136,7 +136,7 @@ class TranslateRecipe:
         Inputs, as `sar2eo.open_scene` takes them; for a folder also globs, folders of scenes and item
         collections.
     out : str
-        A ``.tif``, or a folder for any number of scenes.
+        A ``.tif``, or a folder for any number of scenes; also ``s3://bucket/key.tif``, ``s3://bucket/prefix/``.
     name : str
         Of results in a folder, without suffix: a template with the fields of `sar2eo.naming.FIELDS`.
     model : str

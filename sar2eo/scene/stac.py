@@ -96,7 +96,7 @@ def _collected(file: str) -> dict[str, pystac.Item]:
 
 
 def _read_collection(file: str) -> dict[str, pystac.Item]:
-    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, stac_io=_Io())))}
+    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, _Io())))}
 
 
 @lru_cache(maxsize=2)
