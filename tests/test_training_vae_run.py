@@ -76,7 +76,7 @@ def test_the_adversary_joins_and_every_part_is_recorded(run: Path) -> None:
     train = records(run, "train")
     assert ["discriminator/loss" in line for line in train] == [False] * 3 + [True] * 3
     assert train[0].keys() > {"vae/eo_l1", "vae/sar_gradient", "vae/kl", "vae/posterior_std", "vae/loss"}
-    assert train[-1].keys() > {"vae/adversarial", "vae/adaptive_weight"}
+    assert "vae/adversarial" in train[-1]
     assert [line["step"] for line in records(run, "validation")] == [3, 6]
     assert sorted(path.name for path in (run / "pictures").iterdir()) == [
         "step-000003.png",

@@ -199,7 +199,8 @@ class VaeSettings(LoopSettings):
         its latents must tell what is there.
     l1, l2, gradient, kl, adversarial : float
         Weights of the absolute error, of the squared error, of the absolute error of the image's gradient,
-        of the divergence from a standard normal, and of a patch discriminator.
+        of the divergence from a standard normal, and of a patch discriminator (a few thousandths of the
+        squared error's are plenty).
     adversarial_from : float
         Share of the steps after which the discriminator joins.
     decoder_only : bool

@@ -1,7 +1,10 @@
-"""A small patch discriminator, its hinge losses, and how strongly it pulls at a VAE.
+"""A small patch discriminator and its hinge losses.
 
 As in latent diffusion (https://arxiv.org/abs/2112.10752, appendix G) after VQGAN
-(https://arxiv.org/abs/2012.09841, Eq. 5 to 7); patches after pix2pix (https://arxiv.org/abs/1611.07004).
+(https://arxiv.org/abs/2012.09841, Eq. 5 and 6); patches after pix2pix (https://arxiv.org/abs/1611.07004). Its
+weight is a plain number: VQGAN's own (Eq. 7) holds the two gradients at a ratio, and that of a squared error
+that has converged is next to nothing, so the adversary then is, too; a larger ratio runs away, for whatever
+error the adversary makes, makes it stronger.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from sar2eo.training.vae_losses import weighted_mean
 
 __all__ = [
     "PatchDiscriminator",
-    "adaptive_weight",
     "discriminator_loss",
     "generator_loss",
     "only_where_valid",
@@ -24,8 +26,6 @@ __all__ = [
 
 _WIDTHS = (32, 64, 128)
 _GROUPS = 8
-_WEIGHT_AT_MOST = 1e4
-_TINY = 1e-4  # keeps a vanishing gradient from making the weight infinite
 
 
 class PatchDiscriminator(nn.Module):
@@ -86,23 +86,3 @@ def generator_loss(fake: Tensor, valid: Tensor) -> Tensor:
 def _at(valid: Tensor, scores: Tensor) -> Tensor:
     size = (scores.shape[-2], scores.shape[-1])
     return functional.interpolate(valid, size=size, mode="area")
-
-
-def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """Return the factor that lets the adversary pull at the decoder's last layer as hard as the rest does.
-
-    The ratio of both gradients' norms (VQGAN, Eq. 7), at most 1e4, without a gradient of its own.
-
-    Parameters
-    ----------
-    reconstruction_loss, adversarial_loss : Tensor
-        Scalars whose graphs are kept.
-    last_layer : Tensor
-        Weights of the decoder's last layer.
-    """
-    norms = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
-        for loss in (reconstruction_loss, adversarial_loss)
-    ]
-    ratio: Tensor = norms[0] / (norms[1] + _TINY)
-    return ratio.clamp(max=_WEIGHT_AT_MOST).detach()

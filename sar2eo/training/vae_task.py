@@ -19,7 +19,6 @@ from sar2eo.network import Vae, create_autoencoder, raw_latents
 from sar2eo.recipe import VaeSettings
 from sar2eo.training.adversary import (
     PatchDiscriminator,
-    adaptive_weight,
     discriminator_loss,
     generator_loss,
     only_where_valid,
@@ -164,9 +163,8 @@ class VaeTask:
         if "discriminator" in self.phases and self.active("discriminator", step):
             shown = self._judged(batch, reconstruction)
             adversarial = generator_loss(self.phases["discriminator"](shown).float(), batch["valid"])
-            weight = adaptive_weight(error, adversarial, self.vae.decoder.conv_out.weight)
-            total = total + settings.adversarial * weight * adversarial
-            facts |= {"adversarial": adversarial.detach(), "adaptive_weight": weight}
+            total = total + settings.adversarial * adversarial
+            facts |= {"adversarial": adversarial.detach()}
             self._last = (batch, shown.detach())
         return total, facts
 
