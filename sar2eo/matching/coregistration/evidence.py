@@ -21,13 +21,13 @@ from sar2eo.matching.drift import predicted_shifts
 from sar2eo.pairs.alignment import Displacement
 from sar2eo.recipe import CoregisterSettings
 
-__all__ = ["Evidence", "weigh"]
+__all__ = ["LEAST", "Evidence", "weigh"]
 
 Points = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 # Tie points that must agree, and their share of all sure ones.
-_LEAST = {"shift": 5, "affine": 10, "local": 10}
+LEAST = {"shift": 5, "affine": 10, "local": 10}
 _LEAST_SHARE = 0.5
 # Share of the lattice's convex hull that theirs must cover.
 _LEAST_SPREAD = 0.25
@@ -120,7 +120,7 @@ def weigh(
     sure = [tie for tie in ties if tie.sure and np.isfinite([tie.rows, tie.cols]).all()]
     at, shifts = arrays_of(sure)
     nothing = np.full_like(shifts, np.nan), np.zeros(len(sure), bool)
-    least = _LEAST[settings.transform]
+    least = LEAST[settings.transform]
     if len(sure) < least:
         best = max((tie.score for tie in ties), default=0.0)
         refusal = (
@@ -155,7 +155,7 @@ def weigh(
 
 def _too_few(inlier: Mask, spread: float, settings: CoregisterSettings) -> str | None:
     """Say why the tie points that agree are too few, or lie too close together."""
-    least, count = _LEAST[settings.transform], int(inlier.sum())
+    least, count = LEAST[settings.transform], int(inlier.sum())
     if count < max(least, _LEAST_SHARE * len(inlier)):
         return (
             f"{count} of {len(inlier)} sure tie points agree within {settings.tolerance:g} pixels, and "

@@ -28,6 +28,7 @@ from sar2eo.recipe import PairsSettings, SceneSettings
 from sar2eo.scene.geolocation import AffineMapping
 from sar2eo.scene.handles import gdal_path
 from sar2eo.scene.raster import open_raster
+from sar2eo.scene.stac import is_stac
 from sar2eo.scene.warping import WarpedReader
 
 __all__ = ["OpticalView", "RadarView", "ScenePair", "open_pair", "tie_cells"]
@@ -199,7 +200,7 @@ def _opened(
 def _names_polarisations(href: str) -> bool:
     """Whether a plain raster's bands, tags or name say polarisations."""
     path = gdal_path(href)
-    if not Path(path).is_file() or path.endswith((".json", ".geojson", ".zip")):
+    if is_stac(href) or path.endswith(".zip") or not (path.startswith("/vsi") or Path(path).is_file()):
         return False
     try:
         return open_raster(path).names is not None

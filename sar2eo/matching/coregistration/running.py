@@ -19,7 +19,7 @@ from sar2eo.computing import Progress, collect_telemetry, reset_telemetry
 from sar2eo.durable import write_atomically
 from sar2eo.errors import CoregistrationError, OutputError, SettingsError
 from sar2eo.locking import LOCK, locked
-from sar2eo.matching.coregistration.evidence import Evidence, weigh
+from sar2eo.matching.coregistration.evidence import LEAST, Evidence, weigh
 from sar2eo.matching.coregistration.layout import layout_of
 from sar2eo.matching.coregistration.opening import ScenePair, open_pair, tie_cells
 from sar2eo.matching.coregistration.reporting import geojson_of, quiver_picture, tie_rows, versions
@@ -35,9 +35,6 @@ from sar2eo.recipe.tables import from_table
 __all__ = ["coregister", "result_paths"]
 
 Record = TypeVar("Record", CoregisterSettings, SceneSettings)
-
-# Templates that the overlap must have room for.
-_LEAST_CELLS = 5
 
 
 def coregister(
@@ -115,10 +112,10 @@ def coregister(
     # Refused now what could not be written in the end.
     layout_of(pair.moving)
     cells = tie_cells(pair, settings.grid, settings.points)
-    if len(cells) < _LEAST_CELLS:
+    if len(cells) < LEAST[settings.transform]:
         raise CoregistrationError(
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
-            f"at least {_LEAST_CELLS} are needed: a smaller --grid, or scenes that overlap more?"
+            f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
         )
     facts = _facts(pair, settings, finder, len(cells))
     if dry_run:
