@@ -165,7 +165,7 @@ def summary(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
         },
         "scenes": [
             {
-                "source": entry.source,
+                "source": entry.name,
                 "output": None if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo),
                 "status": entry.status,
                 "error": entry.reason,

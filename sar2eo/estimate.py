@@ -90,10 +90,10 @@ def estimate_archive(entries: Sequence[Entry], recipe: TranslateRecipe, spec: Mo
             for status in ("pending", "skipped", "failed")
         },
         "outputs": {
-            entry.source: entry.reason if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo)
+            entry.name: entry.reason if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo)
             for entry in entries
         },
-        "failing": {entry.source: entry.reason for entry in entries if entry.status == "failed"},
+        "failing": {entry.name: entry.reason for entry in entries if entry.status == "failed"},
         "megapixels": round(sum(entry.megapixels for entry in pending), 1),
         "windows": windows,
         "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},

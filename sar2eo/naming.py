@@ -8,6 +8,8 @@ from string import Formatter
 from typing import Any
 
 from sar2eo.errors import SceneError, SettingsError
+from sar2eo.scene import parse_source
+from sar2eo.scene.handles import shown
 from sar2eo.scene.stac import is_stac, read_item
 
 __all__ = ["FIELDS", "check_template", "facts_of", "fill"]
@@ -52,7 +54,9 @@ def facts_of(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     attrs : mapping
         Of the opened scene.
     """
-    file, _, item = source.split(",")[0].split("=")[-1].partition("#")
+    parsed = parse_source(source)
+    first = parsed if isinstance(parsed, str) else next(iter(parsed.values()))
+    file, _, item = shown(first).partition("#")
     stem = file.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]
     name = item or (read_item(source).id if is_stac(source) else stem)
     when = str(attrs.get("datetime") or "")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sar2eo.web import CONNECT_SECONDS, DELAY_SECONDS, READ_SECONDS, RETRIES, SMALL_BYTES, Found
+from sar2eo.web import CONNECT_SECONDS, DELAY_SECONDS, RETRIES, SMALL_BYTES, Found
 
 __all__ = [
     "check_writable",
@@ -35,6 +35,8 @@ __all__ = [
 
 _SCHEME = "s3://"
 _CHUNK = 2**20
+# A store takes a while to put an object together from its parts.
+_ANSWER_SECONDS = 60
 _MEDIA = {
     ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
     ".tiff": "image/tiff; application=geotiff; profile=cloud-optimized",
@@ -266,7 +268,7 @@ def _made(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
     config = Config(
         retries={"mode": "standard", "total_max_attempts": RETRIES + 1},
         connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
+        read_timeout=_ANSWER_SECONDS,
         signature_version=UNSIGNED if _flag("AWS_NO_SIGN_REQUEST") else None,
         s3={"addressing_style": "virtual" if virtual else "path"},
     )

@@ -20,6 +20,8 @@ from sar2eo.outputs import Outputs
 from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
+from sar2eo.scene import parse_source
+from sar2eo.scene.handles import shown
 from sar2eo.staging import Destination
 from sar2eo.translation import Job, destination_of, further_outputs, is_there, opened, single_job
 from sar2eo.windows import Lattice
@@ -58,6 +60,14 @@ class Entry:
     error: Exception | None = None
     report: dict[str, Any] | None = None
     seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The source for people, without the queries of signed URLs."""
+        parsed = parse_source(self.source)
+        if isinstance(parsed, str):
+            return shown(parsed)
+        return ",".join(f"{polarisation}={shown(str(file))}" for polarisation, file in parsed.items())
 
     @property
     def megapixels(self) -> float:
@@ -220,8 +230,8 @@ def _is_there(outputs: Outputs, fingerprint: Mapping[str, Any], *, placed: bool,
         differing = _differing(outputs, path, fingerprint) if outputs.is_there(path) else ""
         if differing and not overwrite:
             raise OutputError(
-                f"{outputs.name(path)} exists, and differs in {differing}: pass --overwrite to replace it, or "
-                "give another --out or --name"
+                f"{outputs.name(path)} exists, and differs in {differing}: pass --overwrite to replace it, "
+                "or give another --out or --name"
             )
         if differing:
             return False

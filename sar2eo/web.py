@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 CONNECT_SECONDS = 10
-READ_SECONDS = 30
+READ_SECONDS = 20
 RETRIES = 4
 """Of what may pass: dropped and stalled connections, answers 429 and 5xx."""
 DELAY_SECONDS = 0.5
@@ -35,7 +35,7 @@ DELAY_SECONDS = 0.5
 SMALL_BYTES = 256 * 2**20
 
 _PASSING = (429, 500, 502, 503, 504)
-_CONNECT_RETRIES = 2
+_PATIENCE = 2
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ def _session() -> requests.Session:
 
     settings: dict[str, Any] = {
         "total": RETRIES,
-        "connect": _CONNECT_RETRIES,
+        # Those that run into the time limits, nobody wants to wait for many times.
+        "connect": _PATIENCE,
+        "read": _PATIENCE,
         "backoff_factor": DELAY_SECONDS,
         "status_forcelist": _PASSING,
         # A server may ask for hours.

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ class Fault:
     """What goes wrong with some of the requests: those that `matches`, the first `times` of them.
 
     ``status`` answers with an error; ``drop`` closes the connection without an answer; ``truncate`` promises
-    the whole and sends that share of it.
+    the whole and sends that share of it; ``stall`` waits so many seconds
+    before it answers.
     """
 
     matches: Callable[[Request], bool] = lambda request: True
@@ -43,6 +45,7 @@ class Fault:
     status: int | None = None
     drop: bool = False
     truncate: float | None = None
+    stall: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -112,6 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(wanted[1]) if wanted else 0
         stop = min(int(wanted[2]) + 1 if wanted and wanted[2] else size, size)
         fault = self.server.note(Request(self.command, self.path, start, stop))
+        time.sleep(fault.stall if fault else 0.0)
         if fault and fault.drop:
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)

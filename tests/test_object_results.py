@@ -255,6 +255,16 @@ def test_a_scene_that_changed_is_noticed(client: Any, work: Path, prefix: str) -
     np.testing.assert_array_equal(pixels(client, f"{prefix}eo.tif"), local(work, "b"))
 
 
+@pytest.mark.slow
+def test_workers_read_there_too(client: Any, work: Path, prefix: str) -> None:
+    scenes = [f"s3://scenes/{work.name}/{name}.tif" for name in "abc"]
+    done = run("translate", *scenes, "--out", prefix, *DATED, "--workers", "2")
+    assert done.exit_code == 0, done.output
+    for name in "abc":
+        np.testing.assert_array_equal(pixels(client, f"{prefix}{name}_eo.tif"), local(work, name))
+    assert left() == []
+
+
 @pytest.mark.parametrize(
     ("out", "further", "words"),
     [

@@ -177,7 +177,7 @@ class _Teller:
         elif entry.status == "skipped":
             click.echo(f"{path}: done before by the same settings (--restart makes it anew)")
         elif not self.single:
-            click.echo(f"Error: {entry.source}: {entry.reason}", err=True)
+            click.echo(f"Error: {entry.name}: {entry.reason}", err=True)
 
 
 def _table(whole: Mapping[str, Any]) -> list[str]:

@@ -80,8 +80,8 @@ def is_remote(path: str) -> bool:
 
 
 def shown(path: str) -> str:
-    """Return the URL of what GDAL reads over a network, without the query: a signed one's is a secret."""
-    if not is_remote(path):
+    """Name a path or URL to people: as a URL without its query, which in a signed one is a secret."""
+    if not is_remote(gdal_path(path)):
         return path
     for scheme, prefix in _SCHEMES.items():
         if path.startswith(prefix) and scheme != "file":

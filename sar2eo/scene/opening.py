@@ -15,7 +15,7 @@ import xarray as xr
 
 from sar2eo.errors import GeolocationWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES
-from sar2eo.scene.handles import gdal_path, is_remote
+from sar2eo.scene.handles import gdal_path, shown
 from sar2eo.scene.lazy import lazy_scene
 from sar2eo.scene.metadata import Facts, iso_datetime
 from sar2eo.scene.placement import Placement, place
@@ -177,10 +177,10 @@ def _open(
         item = open_item(source)
         chosen = select_assets(item.files, names, source)
         found = _open_files(chosen, names, nodata, declared=item.nodata)
-        return _Opened(found.reader, found.control, item.facts.over(found.facts), found.kind, _shown(source))
+        return _Opened(found.reader, found.control, item.facts.over(found.facts), found.kind, shown(source))
     raster = open_raster(path, names=len(names or ()), nodata=nodata)
     bands, chosen_names = choose_bands(raster, names)
-    return _from_rasters([(raster, bands, chosen_names)], _shown(source))
+    return _from_rasters([(raster, bands, chosen_names)], shown(source))
 
 
 def _open_product(
@@ -212,7 +212,7 @@ def _open_files(
     missing = [name for name in wanted or () if name not in known]
     if missing:
         raise PolarisationError(f"no file for {', '.join(missing)}: there are files for {', '.join(known)}")
-    label = ",".join(f"{'+'.join(names)}={_shown(file)}" for names, file in files.items())
+    label = ",".join(f"{'+'.join(names)}={shown(file)}" for names, file in files.items())
     opened = _from_rasters([part for part in parts if part[2]], label)
     if wanted is None:
         return opened
@@ -334,8 +334,3 @@ def _refuse_calibrate(calibrate: str | None) -> None:
         raise SettingsError(
             f"calibrate={calibrate}: only a Sentinel-1 .SAFE folder or zip carries the tables this needs"
         )
-
-
-def _shown(source: str) -> str:
-    """Return a source without the query of a signed URL, which is a secret."""
-    return source.partition("?")[0] if is_remote(gdal_path(source)) else source
