@@ -64,7 +64,10 @@ class Entry:
     @property
     def name(self) -> str:
         """The source for people, without the queries of signed URLs."""
-        parsed = parse_source(self.source)
+        try:
+            parsed = parse_source(self.source)
+        except SceneError:
+            return self.source
         if isinstance(parsed, str):
             return shown(parsed)
         return ",".join(f"{polarisation}={shown(str(file))}" for polarisation, file in parsed.items())
