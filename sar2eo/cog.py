@@ -7,8 +7,10 @@ provenance are in the VRT before the COG is made: a COG that is edited afterward
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +37,10 @@ _OPEN_BLOCKS = 64
 _LOSSY: tuple[Compression, ...] = ("jpeg", "webp")
 _LOSSY_QUALITY = 90
 _SIDECARS = (".aux.xml", ".ovr", ".msk")
+
+_LOG = logging.getLogger("rasterio._env")
+_SIGNALLED = "GDAL signalled an error: "
+_signals = threading.local()
 
 
 def assemble(
@@ -88,7 +94,7 @@ def assemble(
         "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_BLOCKS,
     }
     try:
-        with rasterio.Env(**settings):
+        with rasterio.Env(**settings), _signals_raised():
             rasterio.shutil.copy(
                 str(source),
                 str(target),
@@ -108,6 +114,32 @@ def assemble(
         ) from error
     validate(target)
     return target
+
+
+@contextmanager
+def _signals_raised() -> Iterator[None]:
+    """Raise errors that GDAL goes on after: on a disk that is full for a while, it leaves holes in the COG.
+
+    rasterio takes a dataset that came about for success, and tells of the errors on the way in its log only.
+    """
+    told = _signals.told = []
+    if _follow not in _LOG.filters:
+        _LOG.addFilter(_follow)
+        _LOG.setLevel(min(_LOG.getEffectiveLevel(), logging.INFO))
+    try:
+        yield
+    finally:
+        _signals.told = None
+    if told:
+        raise OSError(told[0])
+
+
+def _follow(record: logging.LogRecord) -> bool:
+    """Note the errors of a thread that assembles; show what would be shown without this."""
+    told, text = getattr(_signals, "told", None), record.getMessage()
+    if told is not None and text.startswith(_SIGNALLED):
+        told.append(text.removeprefix(_SIGNALLED))
+    return _LOG.parent is None or record.levelno >= _LOG.parent.getEffectiveLevel()
 
 
 def _compression(layer: Layer, compress: Compression) -> dict[str, str | int]:

