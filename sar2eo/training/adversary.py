@@ -29,10 +29,11 @@ _GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches of 34 pixels: above 0 real, below 0 reconstructed.
+    """Judges patches of 24 pixels: above 0 real, below 0 reconstructed.
 
-    Group normalisation, for images of one batch are not to know each other; and patches far smaller
-    than an image, for it is texture that a reconstruction lacks.
+    Group normalisation, for images of one batch are not to know each other; patches far smaller than an
+    image, for it is texture that a reconstruction lacks; and a first look at full resolution, for without
+    one the checks that an upsampling decoder draws pass for texture.
 
     Parameters
     ----------
@@ -42,12 +43,11 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, _WIDTHS[0], 4, stride=2, padding=1)]
-        for index, (before, width) in enumerate(itertools.pairwise(_WIDTHS)):
-            stride = 2 if index == 0 else 1
+        layers: list[nn.Module] = [nn.Conv2d(channels, _WIDTHS[0], 3, padding=1)]
+        for before, width in itertools.pairwise(_WIDTHS):
             layers += [
                 nn.LeakyReLU(0.2),
-                nn.Conv2d(before, width, 4, stride=stride, padding=1, bias=False),
+                nn.Conv2d(before, width, 4, stride=2, padding=1, bias=False),
                 nn.GroupNorm(_GROUPS, width),
             ]
         layers += [nn.LeakyReLU(0.2), nn.Conv2d(_WIDTHS[-1], 1, 4, padding=1)]

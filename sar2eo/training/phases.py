@@ -35,6 +35,11 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+# With the usual momentum two networks that are trained against each other run round in circles; these are
+# VQGAN's (https://arxiv.org/abs/2012.09841).
+_USUAL, _AGAINST_EACH_OTHER = (0.9, 0.999), (0.5, 0.9)
+
+
 class Phase:
     """A network of a task with its optimiser, prepared by accelerate.
 
@@ -54,6 +59,7 @@ class Phase:
         optimiser = torch.optim.AdamW(
             [p for p in network.parameters() if p.requires_grad],
             lr=settings.lr,
+            betas=_USUAL if len(task.phases) == 1 else _AGAINST_EACH_OTHER,
             weight_decay=settings.weight_decay,
         )
         prepared, self._optimiser = accelerator.prepare(network, optimiser)
