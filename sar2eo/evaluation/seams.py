@@ -3,11 +3,13 @@
 A border is where a window begins or ends to count: its gradient is held against that of the lines a
 multiple of the model's factor away, which lie alike in the grid of the latents (a decoder may leave a
 pattern of that period, which is none of the windows'). A band is where two windows are blended: averaging
-two pictures of one texture makes it faint, so its energy is held against that of the bands beside it.
+two pictures of one texture makes it faint, so its energy is held against that of the bands beside it. How far
+the two are apart is told by the windows themselves, before they are blended.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from sar2eo.feather import axis_spans
 from sar2eo.windows import Lattice
 
-__all__ = ["Seams", "measure_seams"]
+__all__ = ["Seams", "measure_disagreement", "measure_seams"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -79,6 +81,44 @@ def measure_seams(image: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], la
         border_samples=int(lines[0, 1]),
         texture_samples=int(bands[0, 1]),
     )
+
+
+def measure_disagreement(
+    window: Callable[[int], npt.NDArray[np.uint8]], lattice: Lattice, *, pairs: int = 64, seed: int = 0
+) -> float:
+    """Measure how far neighbouring windows are apart where both show the same place.
+
+    Parameters
+    ----------
+    window : callable
+        Index in the lattice to pixels, shape (B, tile, tile).
+    lattice : Lattice
+        Of the windows.
+    pairs : int, optional (default: 64)
+        Neighbours that are compared, at the most.
+    seed : int, optional (default: 0)
+        Of the choice of them.
+
+    Returns
+    -------
+    float
+        Mean absolute difference in levels; NaN where no two windows overlap.
+    """
+    numbers = np.arange(len(lattice)).reshape(len(lattice.rows), len(lattice.cols))
+    beside = [*zip(numbers[:, :-1].flat, numbers[:, 1:].flat, strict=True)]
+    neighbours = beside + [*zip(numbers[:-1].flat, numbers[1:].flat, strict=True)]
+    chosen = np.random.default_rng(seed).permutation(len(neighbours))[:pairs]
+    found = np.zeros(2)
+    for first, second in (neighbours[at] for at in sorted(chosen)):
+        shared = lattice[first].intersection(lattice[second])
+        if shared is not None:
+            parts = [
+                window(index)[:, *shared.shifted(-lattice[index].row, -lattice[index].col).slices]
+                for index in (first, second)
+            ]
+            apart = np.abs(parts[0].astype(np.int16) - parts[1])
+            found += (apart.sum(), apart.size)
+    return float(found[0] / found[1]) if found[1] else float("nan")
 
 
 def _lines(image: FloatArray, valid: npt.NDArray[np.bool_], edges: list[int], factor: int) -> FloatArray:
