@@ -29,7 +29,16 @@ from sar2eo.layers import BLOCK, LAYERS, Layer, mosaic
 from sar2eo.recipe import Compression
 from sar2eo.windows import Window
 
-__all__ = ["assemble", "check_space", "check_target", "cog_bytes", "needed_bytes", "publish", "validate"]
+__all__ = [
+    "assemble",
+    "check_space",
+    "check_target",
+    "cog_bytes",
+    "needed_bytes",
+    "publish",
+    "signals_raised",
+    "validate",
+]
 
 # More is not faster (at 4096, 8192 and 16384 squared), and fills up with the size of the scene.
 _CACHE_BYTES = 8 * 2**20
@@ -94,7 +103,7 @@ def assemble(
         "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_BLOCKS,
     }
     try:
-        with rasterio.Env(**settings), _signals_raised():
+        with rasterio.Env(**settings), signals_raised():
             rasterio.shutil.copy(
                 str(source),
                 str(target),
@@ -117,7 +126,7 @@ def assemble(
 
 
 @contextmanager
-def _signals_raised() -> Iterator[None]:
+def signals_raised() -> Iterator[None]:
     """Raise errors that GDAL goes on after: on a disk that is full for a while, it leaves holes in the COG.
 
     rasterio takes a dataset that came about for success, and tells of the errors on the way in its log only.

@@ -14,7 +14,7 @@ import rasterio.shutil
 from rasterio.enums import ColorInterp
 
 from sar2eo import telemetry
-from sar2eo.cog import validate
+from sar2eo.cog import signals_raised, validate
 from sar2eo.computing import Progress, compute_keys, reporting
 from sar2eo.durable import sync_file
 from sar2eo.errors import OutputError
@@ -29,7 +29,8 @@ _BLOCK = 512
 # Values of a task, and tasks at a time: what is in memory.
 _TASK_VALUES = 1 << 20
 _TASKS = 8
-_CACHE_BYTES = 32 * 2**20
+# As for other COGs: more fills up with the size of the scene, and is no faster.
+_CACHE_BYTES = 8 * 2**20
 
 Block = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
 
@@ -89,11 +90,12 @@ def write_moved(
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=_CACHE_BYTES):
             valid = _write_plain(reader, layout, grid, plain, tags, progress)
             if valid:
-                rasterio.shutil.copy(
-                    str(plain), str(target), driver="COG", BLOCKSIZE=_BLOCK, BIGTIFF="IF_SAFER",
-                    COMPRESS="deflate", PREDICTOR="YES", NUM_THREADS="ALL_CPUS",
-                    OVERVIEW_RESAMPLING=overviews,
-                )  # fmt: skip
+                with signals_raised():
+                    rasterio.shutil.copy(
+                        str(plain), str(target), driver="COG", BLOCKSIZE=_BLOCK, BIGTIFF="IF_SAFER",
+                        COMPRESS="deflate", PREDICTOR="YES", NUM_THREADS="ALL_CPUS",
+                        OVERVIEW_RESAMPLING=overviews,
+                    )  # fmt: skip
                 sync_file(target)
     except (rasterio.errors.RasterioError, OSError) as error:
         raise OutputError(
