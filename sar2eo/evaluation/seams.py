@@ -105,8 +105,9 @@ def measure_disagreement(
         Mean absolute difference in levels; NaN where no two windows overlap.
     """
     numbers = np.arange(len(lattice)).reshape(len(lattice.rows), len(lattice.cols))
-    beside = [*zip(numbers[:, :-1].flat, numbers[:, 1:].flat, strict=True)]
-    neighbours = beside + [*zip(numbers[:-1].flat, numbers[1:].flat, strict=True)]
+    beside = zip(numbers[:, :-1].flat, numbers[:, 1:].flat, strict=True)
+    below = zip(numbers[:-1].flat, numbers[1:].flat, strict=True)
+    neighbours = [*beside, *below]
     chosen = np.random.default_rng(seed).permutation(len(neighbours))[:pairs]
     found = np.zeros(2)
     for first, second in (neighbours[at] for at in sorted(chosen)):
