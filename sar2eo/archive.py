@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from sar2eo.attributes import attributes_of
 from sar2eo.computing import Progress
 from sar2eo.durable import write_atomically
 from sar2eo.errors import ClusterError, OutputError, SceneError
@@ -225,7 +226,7 @@ class _Line:
             restart=recipe.restart,
             tmp=None if recipe.tmp is None else Path(recipe.tmp),
             force=recipe.settings.force,
-            tags={FINGERPRINT: json.dumps(dataset.attrs["result_fingerprint"], sort_keys=True)},
+            tags={FINGERPRINT: json.dumps(attributes_of(dataset)["result_fingerprint"], sort_keys=True)},
             collection=self._collection,
         )
         opened_in = time.perf_counter() - started

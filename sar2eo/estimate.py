@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from sar2eo.attributes import attributes_of
 from sar2eo.cog import needed_bytes
 from sar2eo.graph import count_windows
 from sar2eo.models import ModelSpec
@@ -44,7 +45,8 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
     """
     scene, _ = opened(job.source, recipe)
     dataset = prepare(job.source, recipe, spec)
-    attrs, grid = dataset.attrs, dataset.attrs["grid"]
+    attrs = attributes_of(dataset)
+    grid = attrs["grid"]
     lattice = Lattice(tuple(attrs["scene_shape"]), attrs["tile"], attrs["overlap"], spec.factor)
     windows = count_windows(dataset["eo"].data)
     translated = round(windows * (1 - _empty_share(scene, lattice, Window(*attrs["region"]))))

@@ -19,6 +19,7 @@ import xarray as xr
 from dask.base import tokenize
 
 from sar2eo._version import __version__
+from sar2eo.attributes import attributes_of, to_attributes
 from sar2eo.card import Card
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.graph import TranslationGraph
@@ -110,7 +111,7 @@ def translate(
     return xr.Dataset(
         {name: (dims.get(name, ("y", "x")), array) for name, array in arrays.items()},
         _coordinates(scene, plan),
-        _provenance(scene, plan, settings) | {"grid": whole.crop(region)},
+        to_attributes(_provenance(scene, plan, settings) | {"grid": whole.crop(region)}),
     )
 
 
@@ -134,7 +135,7 @@ def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
         if steps.size and np.ptp(steps) > 1e-3 * abs(steps).max():
             raise SceneError(f"{name} coordinates are not evenly spaced: select slices, or reproject first")
     shape = (scene.sizes["y"], scene.sizes["x"])
-    whole = scene.attrs.get("scene_grid")
+    whole = attributes_of(scene).get("scene_grid")
     if isinstance(whole, Grid):
         to_pixel = ~whole.affine
         x, y = scene["x"].values, scene["y"].values

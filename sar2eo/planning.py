@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sar2eo.attributes import attributes_of
 from sar2eo.cog import check_space, cog_bytes
 from sar2eo.computing import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError
@@ -201,7 +202,7 @@ def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, destination: D
         # What a single scene is asked for is refused before it is opened.
         entry.job.check_inputs()
     scene, area = opened(entry.source, recipe)
-    whole: Grid = scene.attrs["scene_grid"]
+    whole: Grid = attributes_of(scene)["scene_grid"]
     if entry.job is None:
         entry.job = Job(source=entry.source, outputs=_named(entry.source, scene.attrs, recipe, destination))
         entry.job.check_inputs()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 from dask.base import tokenize
 
+from sar2eo.attributes import attributes_of
 from sar2eo.grid import Grid
 from sar2eo.models import ModelSpec
 from sar2eo.recipe import TranslateRecipe
@@ -76,9 +77,10 @@ def work_fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Divisors) -> dic
         "fingerprint",
         "region",
     )
+    attrs = attributes_of(dataset)
     names = {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()}
     return {
-        **{name: dataset.attrs[name] for name in told if name in dataset.attrs},
+        **{name: attrs[name] for name in told if name in attrs},
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
         "scaling": None if divisors is None else [float(d) for d in divisors],
         "graph": names,
@@ -87,7 +89,7 @@ def work_fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Divisors) -> dic
 
 def tags_of(dataset: xr.Dataset, divisors: Divisors) -> dict[str, str]:
     """Provenance for the files' metadata."""
-    attrs = dataset.attrs
+    attrs = attributes_of(dataset)
     told = (
         "software",
         "synthetic",
@@ -145,7 +147,7 @@ def report_of(
     seconds : mapping
         By phase.
     """
-    attrs = dataset.attrs
+    attrs = attributes_of(dataset)
     counted = {name: int(work.get(f"windows_{name}", 0)) for name in ("translated", "skipped")}
     kinds = ("load", "read", "model", "blend", "journal")
     sampling = dict(attrs.get("settings", {}))

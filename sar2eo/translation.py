@@ -11,6 +11,7 @@ from typing import Any
 
 import xarray as xr
 
+from sar2eo.attributes import attributes_of, to_attributes
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.inference import spec_of, translate
 from sar2eo.models import BUNDLED, IDENTITY, ModelSpec
@@ -175,15 +176,17 @@ def scaling_of(text: str) -> tuple[float, ...]:
 def opened(source: str, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:
     """Open a scene of a recipe and cut it; returns the area of interest too, or None."""
     scene = open_scene(_absolute(source), **dataclasses.asdict(recipe.scene))
-    return cut(scene, scene.attrs["scene_grid"], recipe.region)
+    return cut(scene, attributes_of(scene)["scene_grid"], recipe.region)
 
 
 def prepare(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
     """Open, cut and translate a scene, lazily; attrs["result_fingerprint"] is what its files will carry."""
     part, area = opened(source, recipe)
     dataset = translate(part, spec, settings=recipe.settings, block=_BLOCK)
-    dataset = dataset if area is None else clip_to(dataset, area, dataset.attrs["grid"])
-    return dataset.assign_attrs(result_fingerprint=result_fingerprint(part, area, recipe, spec))
+    dataset = dataset if area is None else clip_to(dataset, area, attributes_of(dataset)["grid"])
+    return dataset.assign_attrs(
+        to_attributes({"result_fingerprint": result_fingerprint(part, area, recipe, spec)})
+    )
 
 
 def _absolute(source: str) -> str | dict[str, str]:

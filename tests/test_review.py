@@ -17,6 +17,7 @@ from scenes import amplitude, scene_array, write_scene
 
 import sar2eo
 from sar2eo import graph
+from sar2eo.attributes import attributes_of
 from sar2eo.card import Card
 from sar2eo.cli import cli, progress, translating
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
@@ -66,7 +67,7 @@ def parts(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
     from shapely import box
 
     corner = {"y": slice(0, 60), "x": slice(0, 60)}
-    grid = dataset.attrs["grid"]
+    grid = attributes_of(dataset)["grid"]
     area = box(grid.bounds[0], grid.bounds[3] - 600, grid.bounds[0] + 600, grid.bounds[3])
     return {
         "whole": dataset,

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scene_fixtures import NORTH_UP, speckle, windows_of, write_raster
 
+from sar2eo.attributes import attributes_of
 from sar2eo.scene import SceneReader, handles, open_scene, reader_of
 from sar2eo.windows import Window
 
@@ -58,7 +59,7 @@ def test_selecting_by_coordinates_keeps_the_anchor(scene):
     left, top = NORTH_UP.c, NORTH_UP.f
     part = scene.sel(x=slice(left + 100, left + 300), y=slice(top - 500, top - 5100))
     assert reader_of(part)[1] == Window(50, 10, 460, 20)
-    assert part.attrs["scene_grid"] == scene.attrs["scene_grid"]
+    assert attributes_of(part)["scene_grid"] == attributes_of(scene)["scene_grid"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import rasterio
 from rasterio.control import GroundControlPoint
 
+from sar2eo.attributes import attributes_of
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.scene import describe_scene, open_scene, reader_of
 from sar2eo.windows import Window
@@ -59,9 +60,9 @@ def test_odd_file(real_data, name):
         if "minus99" in name:
             expected[expected == -99] = np.nan
         np.testing.assert_array_equal(scene.values, expected)
-        assert scene.attrs["scene_grid"].affine == placed
+        assert attributes_of(scene)["scene_grid"].affine == placed
     else:
-        assert scene.attrs["scene_grid"].transform[0] == 2.5
+        assert attributes_of(scene)["scene_grid"].transform[0] == 2.5
         valid = scene.values[np.isfinite(scene.values)]
         assert valid.size == pytest.approx(stored.size, rel=0.01)
         assert np.mean(valid.astype(float) ** 2) == pytest.approx(
@@ -120,8 +121,8 @@ def test_a_real_swath_is_placed_within_seconds_and_metres(swath):
     start = time.perf_counter()
     scene = open_scene(swath)
     assert time.perf_counter() - start < 5
-    assert scene.attrs["scene_grid"].crs == "EPSG:32632"
-    assert scene.attrs["scene_grid"].transform[0] == 10
+    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32632"
+    assert attributes_of(scene)["scene_grid"].transform[0] == 10
     assert 1 < scene.attrs["geolocation_rmse_m"] < 24
     rows, cols = scene.shape[1:]
     assert 16_685 < rows < 24_000

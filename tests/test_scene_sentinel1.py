@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from scene_fixtures import windows_of, write_safe, zip_safe
 
+from sar2eo.attributes import attributes_of
 from sar2eo.errors import GeoreferenceError, PolarisationError, SceneError, SettingsError
 from sar2eo.scene import open_scene, reader_of
 from sar2eo.scene.sentinel1 import CalibratedReader, CalibrationTable, open_safe
@@ -24,9 +25,9 @@ def test_a_product_folder(product):
     assert scene.attrs["datetime"] == "2019-03-04T05:06:07Z"
     assert scene.attrs["platform"] == "Sentinel-1B"
     assert scene.attrs["orbit_direction"] == "descending"
-    assert scene.attrs["terrain_corrected"] is False
+    assert attributes_of(scene)["terrain_corrected"] is False
     assert scene.attrs["geolocation"] == "warped from 42 ground control points"
-    assert scene.attrs["scene_grid"].crs == "EPSG:32633"
+    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32633"
     source = reader_of(scene)[0].source
     expected = np.stack([numbers["VV"], numbers["VH"]]).astype("float32")
     expected[expected == 0] = np.nan
@@ -41,7 +42,7 @@ def test_a_zip_holds_the_same_scene(product, tmp_path, top, backslashes):
     folder, _ = product
     archive = zip_safe(folder, tmp_path / "any name.zip", top=top, backslashes=backslashes)
     zipped, plain = open_scene(archive, calibrate="sigma0"), open_scene(folder, calibrate="sigma0")
-    assert zipped.attrs["scene_grid"] == plain.attrs["scene_grid"]
+    assert attributes_of(zipped)["scene_grid"] == attributes_of(plain)["scene_grid"]
     np.testing.assert_array_equal(zipped.values, plain.values)
     assert zipped.data.name == open_scene(archive, calibrate="sigma0").data.name
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scene_fixtures import speckle, write_raster
 
+from sar2eo.attributes import attributes_of
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.scene import open_scene
 
@@ -85,7 +86,7 @@ def test_quantity_nodata_and_calibration_of_the_item(files):
     vv = {"href": "data/c.tif", "type": TIFF, "roles": ["data"], "raster:bands": bands}
     scene = open_scene(write_item(files, {"vv": vv}, **{"sar:product_type": "RTC"}))
     assert (scene.attrs["quantity"], scene.attrs["calibration"]) == ("db", "rtc")
-    assert scene.attrs["terrain_corrected"] is True
+    assert attributes_of(scene)["terrain_corrected"] is True
     assert np.isnan(scene.values[0, 0, 0])
     assert np.isfinite(scene.values).sum() == values.size - 1
 

@@ -10,6 +10,7 @@ from scene_fixtures import UTM, curved_control, speckle, windows_of, write_raste
 from scipy import ndimage
 from scipy.interpolate import RBFInterpolator
 
+from sar2eo.attributes import attributes_of
 from sar2eo.errors import GeolocationWarning, GeoreferenceError
 from sar2eo.scene import open_scene, reader_of
 from sar2eo.scene.geolocation import local_crs
@@ -138,7 +139,7 @@ def test_a_rotated_image_lies_where_it_should(tmp_path):
     x, y = ROTATED @ (col, row)
     values = _analytic(x - 500_000, y - 5_000_000).astype("float32")
     scene = open_scene(write_raster(tmp_path / "vv.tif", values, transform=ROTATED), quantity="amplitude")
-    grid = scene.attrs["scene_grid"]
+    grid = attributes_of(scene)["scene_grid"]
     assert grid.north_up
     assert grid.crs == UTM
     assert grid.transform[0] == 10.0
@@ -157,13 +158,13 @@ def test_a_geographic_image_lies_where_it_should(tmp_path):
     path = write_raster(tmp_path / "vv.tif", values, transform=GEOGRAPHIC, crs="EPSG:4326")
     scene = open_scene(path, quantity="amplitude")
     # 7.87 m by 11.1 m on the ground: squares of the same area.
-    assert scene.attrs["scene_grid"].transform[0] == pytest.approx(9.35, abs=0.1)
+    assert attributes_of(scene)["scene_grid"].transform[0] == pytest.approx(9.35, abs=0.1)
     inside, anywhere = _misplaced(scene)
     assert inside < 0.15
     assert anywhere < 5
     kept = open_scene(path, quantity="amplitude", crs="source")
     np.testing.assert_array_equal(kept.values[0], values)
-    assert kept.attrs["scene_grid"].crs == "EPSG:4326"
+    assert attributes_of(kept)["scene_grid"].crs == "EPSG:4326"
 
 
 def test_control_points_place_an_image(tmp_path):
@@ -178,10 +179,10 @@ def test_control_points_place_an_image(tmp_path):
     rows, cols = reader.mapping.pixels(np.array(x), np.array(y))
     np.testing.assert_allclose(rows, [p[0] for p in control], atol=1e-6)
     np.testing.assert_allclose(cols, [p[1] for p in control], atol=1e-6)
-    assert scene.attrs["terrain_corrected"] is False
+    assert attributes_of(scene)["terrain_corrected"] is False
     assert scene.attrs["geolocation"] == "warped from 99 ground control points"
     assert 0 < scene.attrs["geolocation_rmse_m"] < 5
-    assert scene.attrs["scene_grid"].crs == "EPSG:32633"
+    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32633"
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -206,7 +207,14 @@ def test_a_south_up_grid_is_turned_without_changing_a_value(tmp_path, quantity):
     values = values * np.float32(0.03 if quantity == "db" else 1)
     south_up = Affine(10.5, 0.0, 500_003.0, 0.0, 10.5, 4_999_001.0)
     scene = open_scene(write_raster(tmp_path / "vv.tif", values, transform=south_up), quantity=quantity)
-    assert scene.attrs["scene_grid"].transform == (10.5, 0.0, 500_003.0, 0.0, -10.5, 4_999_001.0 + 70 * 10.5)
+    assert attributes_of(scene)["scene_grid"].transform == (
+        10.5,
+        0.0,
+        500_003.0,
+        0.0,
+        -10.5,
+        4_999_001.0 + 70 * 10.5,
+    )
     np.testing.assert_array_equal(scene.values[0], values[::-1])
 
 
@@ -229,8 +237,8 @@ def test_the_same_crs_and_pixel_size_change_nothing(tmp_path):
 def test_another_crs_is_warped_to(tmp_path):
     path = write_raster(tmp_path / "vv.tif", speckle((40, 50)))
     scene = open_scene(path, crs="EPSG:3395", resolution=20)
-    assert scene.attrs["scene_grid"].crs == "EPSG:3395"
-    assert scene.attrs["scene_grid"].transform[0] == 20
+    assert attributes_of(scene)["scene_grid"].crs == "EPSG:3395"
+    assert attributes_of(scene)["scene_grid"].transform[0] == 20
     assert np.isfinite(scene.values).mean() > 0.8
     assert np.nanmean(scene.values**2) == pytest.approx(
         np.mean(speckle((40, 50)).astype(float) ** 2), rel=0.05
@@ -304,7 +312,7 @@ def test_control_points_across_the_antimeridian_and_at_the_poles(tmp_path, lon, 
     control = curved_control(300, 400, lon=lon, lat=lat)
     path = write_raster(tmp_path / "vv.tif", speckle((300, 400)), crs=None, transform=None, gcps=control)
     scene = open_scene(path)
-    rows, cols = scene.attrs["scene_grid"].shape
+    rows, cols = attributes_of(scene)["scene_grid"].shape
     assert rows * cols < 8 * 300 * 400
     assert np.isfinite(scene.values).sum() > 50_000
 
@@ -313,7 +321,7 @@ def test_a_geographic_grid_across_the_antimeridian(tmp_path):
     values = speckle((200, 300))
     across = Affine(1e-4, 0.0, 179.985, 0.0, -1e-4, 10.0)
     scene = open_scene(write_raster(tmp_path / "vv.tif", values, crs="EPSG:4326", transform=across))
-    assert scene.attrs["scene_grid"].crs == "EPSG:32601"
+    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32601"
     assert np.isfinite(scene.values).mean() > 0.97
     back = open_scene(tmp_path / "vv.tif", crs="EPSG:3832")  # Mercator around the Pacific
     assert np.isfinite(back.values).mean() > 0.97

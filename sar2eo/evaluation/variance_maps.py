@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sar2eo.attributes import attributes_of
 from sar2eo.card import Card
 from sar2eo.errors import PairsError, PolarisationError, SettingsError
 from sar2eo.evaluation.probing import Probe
@@ -93,7 +94,7 @@ def open_scene_pair(sar: Path, eo: Path, card: Card, window: Window | None = Non
     from sar2eo.scene import open_scene
 
     scene = open_scene(sar)
-    grid: Grid = scene.attrs["scene_grid"]
+    grid: Grid = attributes_of(scene)["scene_grid"]
     window = window or grid.window
     if min(window) < 0 or window.intersection(grid.window) != window:
         raise SettingsError(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo._version import __version__
+from sar2eo.attributes import attributes_of
 from sar2eo.durable import write_atomically
 from sar2eo.errors import OutputError, PolarisationError, SceneError, SettingsError
 from sar2eo.grid import Grid
@@ -192,8 +193,8 @@ def _read(search: str | Path, template: str | Path, options: dict[str, Any]) -> 
     scene = open_scene(search, **{**options, "allow_ungeoreferenced": True})
     amplitude = to_amplitude(scene.values, str(scene.attrs["quantity"]))
     values, grid = _read_template(Path(template))
-    expected, pixel = _expected(scene.attrs["scene_grid"], grid)
-    names = tuple(scene.attrs["polarisations"] or ())
+    expected, pixel = _expected(attributes_of(scene)["scene_grid"], grid)
+    names = tuple(scene.attrs.get("polarisations") or ())
     return _Inputs(amplitude, names, values, expected, pixel)
 
 

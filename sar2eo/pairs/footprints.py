@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 from rasterio.enums import Resampling
 
+from sar2eo.attributes import attributes_of
 from sar2eo.errors import PairsError
 from sar2eo.footprint import footprint_of, to_lonlat
 from sar2eo.grid import Grid
@@ -66,7 +67,7 @@ def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootp
     known = known_source(source, scene)
     if known.footprint is not None:
         return SceneFootprint(known, known.footprint)
-    grid: Grid = scene.grid if isinstance(scene, EoScene) else scene.attrs["scene_grid"]
+    grid: Grid = scene.grid if isinstance(scene, EoScene) else attributes_of(scene)["scene_grid"]
     if grid.crs is None:
         raise PairsError(f"{source.href}: without a georeference it cannot be paired")
     area = to_lonlat(footprint_of(scene_valid(scene), grid), grid.crs)

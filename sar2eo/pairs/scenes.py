@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from sar2eo.attributes import attributes_of
 from sar2eo.errors import GeoreferenceError, PairsWarning, RadiometryError, SettingsError
 from sar2eo.grid import Grid
 from sar2eo.radiometry import amplitude_percentiles, to_amplitude
@@ -103,12 +104,12 @@ def open_sar(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[
     array = open_scene(href, **options)
     found = reader_of(array)
     assert found is not None  # noqa: S101  (it was opened just now)
-    reader, attrs = found[0], array.attrs
+    reader, attrs = found[0], attributes_of(array)
     if reader.grid.crs is None:
         raise GeoreferenceError(f"{href}: without a georeference it cannot be paired")
     if settings.resolution != "native":
         _check_metres(reader.grid, href)
-    if attrs["terrain_corrected"] is False:
+    if attrs.get("terrain_corrected") is False:
         warnings.warn(
             f"{href}: not terrain-corrected ({attrs['geolocation']}): relief moves what it shows by "
             "up to its height, and no smooth alignment mends that; prefer a terrain-corrected product",
@@ -120,7 +121,7 @@ def open_sar(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[
         reader=reader,
         dtype=_stored_dtype(reader),
         quantity=attrs["quantity"],
-        calibration=attrs["calibration"],
+        calibration=attrs.get("calibration"),
     )
     return opened_scene, array
 

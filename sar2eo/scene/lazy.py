@@ -15,6 +15,7 @@ from dask._task_spec import Task
 from dask.array import chunk
 from dask.highlevelgraph import HighLevelGraph
 
+from sar2eo.attributes import attributes_of, to_attributes
 from sar2eo.grid import Grid
 from sar2eo.scene.identity import digest
 from sar2eo.scene.reader import SceneReader
@@ -35,7 +36,7 @@ def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
     reader : SceneReader
         Of the whole scene.
     attrs : dict
-        Attributes; ``scene_grid`` is added.
+        Attributes; ``scene_grid`` is added (see `sar2eo.attributes`).
 
     Returns
     -------
@@ -57,7 +58,7 @@ def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
         dims=("band", "y", "x"),
         coords={"band": list(reader.polarisations), "y": y, "x": x},
         name="sar",
-        attrs={**attrs, "scene_grid": reader.grid},
+        attrs=to_attributes({**attrs, "scene_grid": reader.grid}),
     )
     return scene if reader.grid.crs is None else scene.rio.write_crs(reader.grid.pyproj_crs.to_wkt())
 
@@ -109,7 +110,7 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
         polarisations, quantity, calibration, acquisition, geolocation and its residual, storage
         block and chunk.
     """
-    attrs = scene.attrs
+    attrs = attributes_of(scene)
     grid: Grid = attrs["scene_grid"]
     found = reader_of(scene)
     placed = grid.crs is not None
@@ -122,14 +123,14 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
         "bounds": list(grid.bounds),
         "ground_sample_distance_m": [round(d, 3) for d in distance] if distance else None,
         "polarisations": list(attrs["polarisations"]),
-        "quantity": attrs["quantity"],
-        "calibration": attrs["calibration"],
-        "datetime": attrs["datetime"],
-        "platform": attrs["platform"],
-        "orbit_direction": attrs["orbit_direction"],
-        "terrain_corrected": attrs["terrain_corrected"],
-        "geolocation": attrs["geolocation"],
-        "geolocation_rmse_m": _number(attrs["geolocation_rmse_m"]),
+        "quantity": attrs.get("quantity"),
+        "calibration": attrs.get("calibration"),
+        "datetime": attrs.get("datetime"),
+        "platform": attrs.get("platform"),
+        "orbit_direction": attrs.get("orbit_direction"),
+        "terrain_corrected": attrs.get("terrain_corrected"),
+        "geolocation": attrs.get("geolocation"),
+        "geolocation_rmse_m": _number(attrs.get("geolocation_rmse_m")),
         "block_shape": list(found[0].block_shape) if found else None,
         "chunk_shape": [sizes[0] for sizes in scene.chunks[1:]] if scene.chunks else None,
     }

@@ -95,9 +95,9 @@ def open_scene(
     DataArray
         (band, y, x), float32, NaN where there is no data. Attributes: polarisations, quantity,
         calibration, datetime, platform, orbit_direction, source, terrain_corrected, geolocation,
-        geolocation_rmse_m (metres, of control points left out), and scene_grid, the
-        `sar2eo.grid.Grid` of the whole scene, by which a slice knows where it lies. What is not
-        known is None.
+        geolocation_rmse_m (metres, of control points left out), and scene_grid, the grid of the whole
+        scene, by which a slice knows where it lies. What is not known is left out; a grid is JSON, as
+        `sar2eo.attributes.attributes_of` reads it.
 
     Raises
     ------
