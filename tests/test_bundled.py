@@ -1,14 +1,18 @@
-"""The model that comes with the package, or the word that none does."""
+"""The model that comes with the package."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from affine import Affine
 from click.testing import CliRunner
+from scene_fixtures import speckle, write_raster
 
+import sar2eo
 from sar2eo import hub
 from sar2eo.bases import init_checkpoint
 from sar2eo.cli import cli
-from sar2eo.errors import CheckpointError
+from sar2eo.errors import CheckpointError, FitWarning, SceneError
 from sar2eo.models import BUNDLED, resolve_model
 
 
@@ -38,3 +42,46 @@ def test_the_bundled_model_is_known_by_its_name_wherever_it_lies(
     told = CliRunner().invoke(cli, ["model", "info", "bundled"])
     assert told.exit_code == 0
     assert spec.sha256 in told.stdout
+
+
+def test_its_card_says_what_it_is_and_it_is_small() -> None:
+    spec = resolve_model(BUNDLED, device="cpu", dtype="float32")
+    card = spec.card
+    assert card is not None
+    assert (card.polarisations, card.quantity, card.scaling) == (("VH",), "dn", "p99")
+    assert card.gsd_m == pytest.approx(8.3, abs=0.1)
+    assert card.steps <= 8
+    assert "contains modified Copernicus Sentinel data 2020" in card.training_data
+    assert card.licence != "unknown"
+    assert card.metrics
+    assert sum(path.stat().st_size for path in spec.folder.rglob("*")) < 40e6
+
+
+@pytest.fixture
+def scene_file(tmp_path: Path) -> Callable[..., Path]:
+    def write(pixel_m: float, polarisation: str) -> Path:
+        placed = Affine(pixel_m, 0.0, 500_000.0, 0.0, -pixel_m, 4_000_000.0)
+        return write_raster(
+            tmp_path / f"scene_{polarisation}.tif", speckle((96, 96)), transform=placed, names=[polarisation]
+        )
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("pixel_m", "polarisation", "words"),
+    [
+        (0.5, "VH", r"0\.5 x 0\.5 m on the ground, the model was trained at 8\.3"),
+        (10.0, "HH", r"the scene has HH, the model was trained on VH"),
+        (60.0, "VH", r"resample with --resolution"),
+    ],
+)
+def test_what_its_card_cannot_serve_is_refused_in_words_that_help(
+    scene_file: Callable[..., Path], pixel_m: float, polarisation: str, words: str
+) -> None:
+    scene = sar2eo.open_scene(scene_file(pixel_m, polarisation), quantity="amplitude")
+    with pytest.raises(SceneError, match=words) as refused:
+        sar2eo.translate(scene)
+    assert "--force" in str(refused.value)
+    with pytest.warns(FitWarning, match=words):
+        assert sar2eo.translate(scene, force=True)["eo"].shape == (3, 96, 96)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
+from PIL import Image
 
 from sar2eo.cli import cli
 from sar2eo.errors import SettingsError
@@ -19,12 +20,19 @@ RECIPES = sorted((ROOT / "pipelines").glob("*.toml"))
 
 
 def test_the_demo_says_where_its_files_are(tmp_path: Path) -> None:
-    program = [sys.executable, str(ROOT / "examples/demo.py"), str(tmp_path / "demo")]
+    program = [sys.executable, str(ROOT / "examples/demo.py"), str(tmp_path / "demo"), "--size", "256"]
     for _ in range(2):  # the second time over the files of the first
         told = subprocess.run(program, check=True, capture_output=True, text=True, timeout=120).stdout
-        for line in told.splitlines():
-            assert Path(line.split()[1]).exists()
-        assert len(told.splitlines()) == 3
+        eo, confidence, picture = (Path(line.split()[1]) for line in told.splitlines())
+        with rasterio.open(eo) as image, rasterio.open(confidence) as map_:
+            assert (image.shape, image.count, image.dtypes[0]) == ((256, 256), 3, "uint8")
+            assert (map_.shape, map_.count, map_.dtypes[0]) == ((256, 256), 1, "float32")
+            # Not one colour, and not the SAR in grey.
+            red, _, blue = image.read(masked=True).astype(float)
+            assert red.std() > 10
+            assert abs(red - blue).mean() > 3
+        with Image.open(picture) as drawn:
+            assert drawn.width > 3 * drawn.height
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:
