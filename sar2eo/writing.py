@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from sar2eo.attributes import attributes_of
 from sar2eo.cog import check_space
 from sar2eo.computing import Progress, collect_telemetry, reporting, reset_telemetry
 from sar2eo.errors import OutputError, SettingsError
@@ -250,7 +251,7 @@ class Writing:
 
 def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:
     """Refuse to replace what the Dataset is yet to be computed from, however it is named or pointed to."""
-    read = json.dumps(dataset.attrs.get("input"), default=str)
+    read = json.dumps(attributes_of(dataset).get("input"), default=str)
     for path in outputs.paths:
         name = outputs.name(path)
         taken = path.is_file() and file_identity(str(path))["sha256"] in read

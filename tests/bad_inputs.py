@@ -589,7 +589,7 @@ SCENES: list[Scene] = [
     refused("an empty name", nowhere(""), "is empty|a folder"),
     refused("a name of a format", nowhere("NETCDF:missing.nc:vv"), RASTER),
     refused("standard input", nowhere("/vsistdin/"), "not from standard input", apart=True),
-    refused("a port where nobody answers", nowhere("http://127.0.0.1:9/vv.tif"), RASTER),
+    refused("a port where nobody answers", nowhere("http://127.0.0.1:9/vv.tif"), "cannot be reached"),
     # Links and what is no file
     Scene("a link", linked("scene.tif")),
     refused("a dangling link", linked("missing.tif"), "no such file"),

@@ -186,12 +186,12 @@ def test_a_broken_cache_is_an_error(train, tmp_path):
 
 
 def test_a_full_disk_leaves_no_shard(train, tmp_path, monkeypatch):
-    def full(temporary, path, data):
+    def full(path, data):
         if path.suffix == ".safetensors":
             raise OutputError("no space")
         path.write_bytes(data)
 
-    monkeypatch.setattr("sar2eo.durable.write_durably", full)
+    monkeypatch.setattr("sar2eo.datasets.latents.write_atomically", full)
     with pytest.raises(OutputError):
         build(train, tmp_path / "latents")
     assert not list((tmp_path / "latents").glob("*.safetensors"))
