@@ -217,7 +217,13 @@ def test_interrupting_says_how_to_go_on_and_the_same_command_does(tmp_path: Path
         "models.IdentityTranslator.translate = slow\ncli.main()"
     )
     command = ["translate", str(scene), "--out", str(tmp_path / "eo.tif"), *SMALL, "--batch", "1"]
-    process = subprocess.Popen([sys.executable, "-c", slow, *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's job in the background is born deaf to Ctrl-C, and so would be all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     blocks = tmp_path / "eo.tif.partial"
     deadline = time.monotonic() + 60
     while not list(blocks.glob("blocks*/eo*.tif")) and time.monotonic() < deadline:
