@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sar2eo.computing import Progress
 from sar2eo.errors import SettingsError
 from sar2eo.pairs.alignment import Aligner
 from sar2eo.pairs.building import build, plan
 from sar2eo.recipe import PairsSettings, SceneSettings
-from sar2eo.recipe.tables import from_table
+from sar2eo.recipe.tables import changed
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
 __all__ = ["build_pairs"]
-
-Record = TypeVar("Record", PairsSettings, SceneSettings)
 
 
 def build_pairs(
@@ -98,8 +95,8 @@ def build_pairs(
     >>> import sar2eo
     >>> pairs = sar2eo.build_pairs("sar/", "eo/", "pairs", align="shift")  # doctest: +SKIP
     """
-    settings = _plain(PairsSettings, settings or PairsSettings(), changes)
-    scene = _plain(SceneSettings, scene or SceneSettings(), {})
+    settings = changed(PairsSettings, settings or PairsSettings(), changes)
+    scene = changed(SceneSettings, scene or SceneSettings(), {})
     if scene.resolution is not None:
         raise SettingsError(
             f"scene.resolution={scene.resolution:g}: the pixel size of chips is a setting of the pairs"
@@ -137,17 +134,6 @@ def _aligner(settings: PairsSettings, matcher: str | Path | None) -> Aligner | N
 
         aligner = StructuralAligner()
     return aligner
-
-
-def _plain(kind: type[Record], given: Record, changes: dict[str, Any]) -> Record:
-    """Return settings with changes, with the types that a recipe would give them: 30 days are 30.0."""
-    values = {**dataclasses.asdict(given), **changes}
-    table = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if value is not None
-    }
-    return from_table(kind, table, "settings")
 
 
 def _several(paths: str | Path | Sequence[str | Path]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["apply_overrides", "checked", "from_table", "read_recipe"]
+__all__ = ["apply_overrides", "changed", "checked", "from_table", "read_recipe"]
 
 Record = TypeVar("Record")
 
@@ -166,3 +166,14 @@ def _copied(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def changed(kind: type[Record], given: Record, changes: dict[str, Any]) -> Record:
+    """Return settings with changes, with the types that a recipe would give them: 30 days are 30.0."""
+    values = {**dataclasses.asdict(given), **changes}  # type: ignore[call-overload]
+    table = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value is not None
+    }
+    return from_table(kind, table, "settings")

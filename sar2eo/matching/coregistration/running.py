@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +30,9 @@ from sar2eo.matching.coregistration.writing import write_moved
 from sar2eo.pairs.alignment import Displacement
 from sar2eo.pairs.scenes import SarScene
 from sar2eo.recipe import CoregisterSettings, SceneSettings
-from sar2eo.recipe.tables import from_table
+from sar2eo.recipe.tables import changed
 
 __all__ = ["coregister", "result_paths"]
-
-Record = TypeVar("Record", CoregisterSettings, SceneSettings)
 
 
 def coregister(
@@ -99,8 +97,8 @@ def coregister(
     >>> done["quality"]["after"]["rmse_px"]  # doctest: +SKIP
     """
     started = time.perf_counter()
-    settings = _plain(CoregisterSettings, settings or CoregisterSettings(), changes)
-    scene = _plain(SceneSettings, scene or SceneSettings(), {})
+    settings = changed(CoregisterSettings, settings or CoregisterSettings(), changes)
+    scene = changed(SceneSettings, scene or SceneSettings(), {})
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, told = Path(out), None if report is None else Path(report)
@@ -242,14 +240,3 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _plain(kind: type[Record], given: Record, changes: dict[str, Any]) -> Record:
-    """Return settings with changes, with the types that a recipe would give them."""
-    values = {**dataclasses.asdict(given), **changes}
-    table = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if value is not None
-    }
-    return from_table(kind, table, "settings")
