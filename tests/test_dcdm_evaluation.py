@@ -80,7 +80,7 @@ def test_the_report_has_every_method_on_the_same_templates(tmp_path: Path) -> No
     assert found["comparison"]["against"] in ("structure", "ncc")
     assert found["comparison"]["places"] == 3
     assert json.loads((tmp_path / "out" / "matches.json").read_text()) == found
-    told = (tmp_path / "out" / "README.md").read_text()
+    told = (tmp_path / "out" / "report.md").read_text()
     assert "| dcdm |" in told
     assert "## By number of steps" in told
     with pytest.raises(OutputError, match="exists already"):

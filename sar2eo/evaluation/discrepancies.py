@@ -24,7 +24,7 @@ from sar2eo.errors import OutputError, SceneError, SettingsError
 from sar2eo.evaluation.areas import compare_groups
 from sar2eo.evaluation.calibration import calibration_table
 from sar2eo.evaluation.discrepancy_pictures import Case, choose_cases, pair_picture
-from sar2eo.evaluation.discrepancy_report import check_target, write_report
+from sar2eo.evaluation.discrepancy_report import REPORT, write_report
 from sar2eo.evaluation.object_scores import Truth, read_truth, score_objects
 from sar2eo.evaluation.requests import model_facts
 from sar2eo.evaluation.running import torch_threads
@@ -234,7 +234,7 @@ def _prepare(
     *,
     overwrite: bool,
 ) -> _Request:
-    check_target(Path(out), overwrite=overwrite)
+    REPORT.check_target(Path(out), overwrite=overwrite)
     if not scenes:
         raise SettingsError("scenes: must name at least one folder of sar2eo simulate")
     spec = spec_with_variance(model, settings)

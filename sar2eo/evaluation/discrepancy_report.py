@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sar2eo.evaluation import folders
 from sar2eo.evaluation.areas import BOOTSTRAPS
 from sar2eo.evaluation.discrepancy_pictures import Case, draw_pictures, title_of
-from sar2eo.evaluation.folders import markdown_table, write_results
+from sar2eo.evaluation.folders import ReportKind, markdown_table
 from sar2eo.evaluation.object_scores import GUARD_PX, RING_PX
 
-__all__ = ["REPORT_NAME", "check_target", "markdown", "write_report"]
+__all__ = ["REPORT", "markdown", "write_report"]
 
-REPORT_NAME = "report.json"
+REPORT = ReportKind("report.json", "confidence")
 
 _READING = f"""\
 * An area is the probability that an object that changed scores above an unchanged one of the same kind: 0.5
@@ -31,32 +30,13 @@ _READING = f"""\
 """
 
 
-def check_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that may not be written; errors as of `sar2eo.evaluation.folders.check_target`."""
-    folders.check_target(out, REPORT_NAME, "confidence", overwrite=overwrite)
-
-
 def write_report(out: Path, results: dict[str, Any], cases: list[Case], *, overwrite: bool) -> dict[str, Any]:
-    """Write the folder beside its place, then rename it.
+    """Write the report with its pictures; returns and raises as `ReportKind.write`."""
 
-    Returns
-    -------
-    dict
-        The results as plain JSON values; what is not a finite number is None.
+    def describe(folder: Path) -> str:
+        return markdown(results, draw_pictures(folder, results, cases))
 
-    Raises
-    ------
-    OutputError
-        If it cannot be written; what was there before then stays.
-    """
-    return write_results(
-        out,
-        results,
-        REPORT_NAME,
-        lambda folder: draw_pictures(folder, results, cases),
-        lambda drawn: markdown(results, drawn),
-        lambda: check_target(out, overwrite=overwrite),
-    )
+    return REPORT.write(out, results, describe, overwrite=overwrite)
 
 
 def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:

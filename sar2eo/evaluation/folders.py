@@ -7,121 +7,102 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sar2eo.durable import refuse, sync_file, sync_folder
 from sar2eo.errors import OutputError
 
-__all__ = ["check_target", "markdown_table", "plain_values", "write_results", "write_whole"]
+__all__ = ["ReportKind", "markdown_table", "plain_values"]
 
 
-def check_target(out: Path, marker: str, command: str, *, overwrite: bool) -> None:
-    """Refuse a folder that may not be written.
+@dataclass(frozen=True)
+class ReportKind:
+    """A kind of report: a folder with ``report.md``, results as JSON, and perhaps pictures.
 
     Parameters
     ----------
-    out : Path
-    marker : str
-        The file by which a report of this kind is known.
+    results : str
+        The file of the results, by which a report of this kind is known.
     command : str
         That makes them.
-    overwrite : bool
-        Whether an existing report may be replaced.
-
-    Raises
-    ------
-    OutputError
-        If it exists and is not to be replaced, or is no report.
     """
-    if not out.exists():
-        return
-    if not (out / marker).is_file():
-        raise OutputError(f"{out} exists and is not a report of sar2eo {command}: choose another folder")
-    if not overwrite:
-        raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
 
+    results: str
+    command: str
 
-def write_whole(out: Path, fill: Callable[[Path], None], check: Callable[[], None]) -> None:
-    """Write a folder beside its place, then rename it.
+    def check_target(self, out: Path, *, overwrite: bool) -> None:
+        """Refuse a folder that may not be written.
 
-    Parameters
-    ----------
-    out : Path
-    fill : callable
-        Writes all files into the new folder that it is given.
-    check : callable
-        Asked once more, before the rename, whether `out` may be written.
+        Parameters
+        ----------
+        out : Path
+        overwrite : bool
+            Whether an existing report may be replaced.
 
-    Raises
-    ------
-    OutputError
-        If it cannot be written; what was there before then stays.
-    """
-    partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        fill(partial)
-        for path in partial.iterdir():
-            sync_file(path)
-        sync_folder(partial)
-        check()
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        sync_folder(out.parent)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        refuse(error, out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        Raises
+        ------
+        OutputError
+            If it exists and is not to be replaced, or is no report of this kind.
+        """
+        if not out.exists():
+            return
+        if not (out / self.results).is_file():
+            raise OutputError(
+                f"{out} exists and is not a report of sar2eo {self.command}: choose another folder"
+            )
+        if not overwrite:
+            raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
 
+    def write(
+        self, out: Path, results: dict[str, Any], describe: Callable[[Path], str], *, overwrite: bool
+    ) -> dict[str, Any]:
+        """Write a report beside its place, then rename it.
 
-def write_results(
-    out: Path,
-    results: dict[str, Any],
-    name: str,
-    draw: Callable[[Path], dict[str, str]],
-    describe: Callable[[dict[str, str]], str],
-    check: Callable[[], None],
-) -> dict[str, Any]:
-    """Write a report whole: pictures, ``report.md``, and the results as JSON.
+        Parameters
+        ----------
+        out : Path
+        results : dict
+        describe : callable
+            Returns the report for people; draws its pictures into the folder that it is given.
+        overwrite : bool
+            As of `check_target`, which is asked once more before the rename.
 
-    Parameters
-    ----------
-    out : Path
-    results : dict
-    name : str
-        Of the JSON file.
-    draw : callable
-        Draws pictures into a folder; returns their file names and what they show.
-    describe : callable
-        Returns the report for people, given those names.
-    check : callable
-        As of `write_whole`.
+        Returns
+        -------
+        dict
+            The results as plain JSON values; what is not a finite number is None.
 
-    Returns
-    -------
-    dict
-        The results as plain JSON values; what is not a finite number is None.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; what was there before then stays.
-    """
-    plain: dict[str, Any] = plain_values(results)
-
-    def fill(folder: Path) -> None:
-        (folder / "report.md").write_text(describe(draw(folder)), encoding="utf-8")
-        text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
-
-    write_whole(out, fill, check)
-    return plain
+        Raises
+        ------
+        OutputError
+            If it cannot be written; what was there before then stays.
+        """
+        plain: dict[str, Any] = plain_values(results)
+        partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+            (partial / "report.md").write_text(describe(partial), encoding="utf-8")
+            text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+            (partial / self.results).write_text(text, encoding="utf-8")
+            for path in partial.iterdir():
+                sync_file(path)
+            sync_folder(partial)
+            self.check_target(out, overwrite=overwrite)
+            if out.exists():
+                out.rename(old)
+            partial.rename(out)
+            sync_folder(out.parent)
+        except OSError as error:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            refuse(error, out.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        return plain
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:

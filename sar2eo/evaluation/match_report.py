@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from sar2eo.evaluation.folders import check_target, markdown_table, plain_values, write_whole
+from sar2eo.evaluation.folders import ReportKind, markdown_table, plain_values
 
-__all__ = ["MATCHES_NAME", "check_match_target", "match_markdown", "write_match_report"]
+__all__ = ["REPORT", "match_markdown", "write_match_report"]
 
-MATCHES_NAME = "matches.json"
+REPORT = ReportKind("matches.json", "evaluate-matcher")
 
 _FIGURES = {
     "cmr_5": ("CMR(T=5)", 3),
@@ -31,27 +30,10 @@ _READING = """\
 """
 
 
-def check_match_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that may not be written; errors as of `sar2eo.evaluation.folders.check_target`."""
-    check_target(out, MATCHES_NAME, "evaluate-matcher", overwrite=overwrite)
-
-
 def write_match_report(out: Path, results: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
-    """Write ``matches.json`` and ``README.md``; returns the results as plain JSON values.
-
-    Raises
-    ------
-    OutputError
-        If they cannot be written; what was there before then stays.
-    """
-    plain: dict[str, Any] = plain_values(results)
-
-    def fill(folder: Path) -> None:
-        (folder / MATCHES_NAME).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(match_markdown(plain), encoding="utf-8")
-
-    write_whole(out, fill, lambda: check_match_target(out, overwrite=overwrite))
-    return plain
+    """Write the report; returns and raises as `ReportKind.write`."""
+    plain = plain_values(results)
+    return REPORT.write(out, plain, lambda _: match_markdown(plain), overwrite=overwrite)
 
 
 def match_markdown(results: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
-from sar2eo.evaluation.match_report import check_match_target, write_match_report
+from sar2eo.evaluation.match_report import REPORT, write_match_report
 from sar2eo.matching.aligner import StructuralAligner
 from sar2eo.matching.classical import match
 from sar2eo.matching.dcdm.examining import Images
@@ -121,7 +121,7 @@ def evaluate_matcher(
     data : DataSettings, str or Path
         Which pairs; a path is a folder of `sar2eo.build_pairs`.
     out : str or Path
-        Folder of the report: ``matches.json`` and ``README.md``.
+        Folder of the report: ``matches.json`` and ``report.md``.
     settings : MatchEvaluationSettings, optional
     overwrite : bool
         Replace an existing report.
@@ -141,7 +141,7 @@ def evaluate_matcher(
         If the report cannot be written.
     """
     settings = checked(settings or MatchEvaluationSettings())
-    check_match_target(Path(out), overwrite=overwrite)
+    REPORT.check_target(Path(out), overwrite=overwrite)
     matcher = Matcher(model, device=settings.device, threads=settings.threads)
     if matcher.card.threshold is None:
         raise CheckpointError(

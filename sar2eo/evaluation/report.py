@@ -6,14 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sar2eo.evaluation import folders
-from sar2eo.evaluation.folders import markdown_table, write_results
+from sar2eo.evaluation.folders import ReportKind, markdown_table
 from sar2eo.evaluation.metrics import BLOCK_PX
 from sar2eo.evaluation.pictures import Case, Pictures, draw_pictures
 
-__all__ = ["METRICS_NAME", "Case", "Pictures", "check_target", "markdown", "write_report"]
+__all__ = ["REPORT", "Case", "Pictures", "markdown", "write_report"]
 
-METRICS_NAME = "metrics.json"
+REPORT = ReportKind("metrics.json", "evaluate")
 
 _FIGURES = {
     "psnr": ("PSNR", "dB, mean of images", 2),
@@ -40,34 +39,15 @@ _READING = f"""\
 """
 
 
-def check_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that may not be written; errors as of `sar2eo.evaluation.folders.check_target`."""
-    folders.check_target(out, METRICS_NAME, "evaluate", overwrite=overwrite)
-
-
 def write_report(
     out: Path, results: dict[str, Any], pictures: Pictures, *, overwrite: bool
 ) -> dict[str, Any]:
-    """Write the folder beside its place, then rename it.
+    """Write the report with its pictures; returns and raises as `ReportKind.write`."""
 
-    Returns
-    -------
-    dict
-        The results as plain JSON values; what is not a finite number is None.
+    def describe(folder: Path) -> str:
+        return markdown(results, draw_pictures(folder, results, pictures))
 
-    Raises
-    ------
-    OutputError
-        If it cannot be written; what was there before then stays.
-    """
-    return write_results(
-        out,
-        results,
-        METRICS_NAME,
-        lambda folder: draw_pictures(folder, results, pictures),
-        lambda drawn: markdown(results, drawn),
-        lambda: check_target(out, overwrite=overwrite),
-    )
+    return REPORT.write(out, results, describe, overwrite=overwrite)
 
 
 def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsEr
 from sar2eo.evaluation.baselines import BASELINES, MEAN_COLOUR
 from sar2eo.evaluation.judging import Measures
 from sar2eo.evaluation.perceptual import inception, open_lpips
-from sar2eo.evaluation.report import check_target
+from sar2eo.evaluation.report import REPORT
 from sar2eo.models import ModelSpec, resolve_model
 from sar2eo.recipe import DataSettings, EvaluateSettings
 
@@ -106,7 +106,7 @@ def prepare(
     overwrite: bool,
 ) -> Request:
     """Check what was asked for; parameters and errors as in `sar2eo.evaluate`."""
-    check_target(Path(out), overwrite=overwrite)
+    REPORT.check_target(Path(out), overwrite=overwrite)
     pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
     specs = _resolved(str(model), settings)
     dataset = open_dataset(pairs, settings.split)
