@@ -66,16 +66,8 @@ def assemble(
 
     Parameters
     ----------
-    journal : Journal
-        With the finished blocks.
-    variable : str
-        One of `LAYERS`.
-    grid : Grid
-        Of the output.
-    windows : iterable of Window
-        A partition of the grid.
-    tags : mapping
-        Provenance; names without ``:`` and ``=``. ``TIFFTAG_`` names become TIFF tags.
+    journal, variable, grid, windows, tags
+        As of `sar2eo.layers.mosaic`; tags named ``TIFFTAG_`` become TIFF tags.
     compress : {"deflate", "zstd", "jpeg", "webp"}
         The lossy two are for uint8; float32 then takes deflate.
     threads : int or "ALL_CPUS"

@@ -80,7 +80,7 @@ def mosaic(
     windows : iterable of Window
         A partition of the grid.
     tags : mapping
-        Metadata of the raster; names without ``:`` and ``=``.
+        Provenance; names without ``:`` and ``=``.
 
     Returns
     -------

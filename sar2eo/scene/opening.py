@@ -20,8 +20,9 @@ from sar2eo.scene.lazy import lazy_scene
 from sar2eo.scene.metadata import Facts, iso_datetime
 from sar2eo.scene.placement import Placement, place
 from sar2eo.scene.plausibility import check_readable
+from sar2eo.scene.polarisations import choose_bands
 from sar2eo.scene.quantity import certain_quantity
-from sar2eo.scene.raster import GroundControl, Raster, RasterReader, choose_bands, open_raster
+from sar2eo.scene.raster import GroundControl, Raster, RasterReader, open_raster
 from sar2eo.scene.reader import SceneReader
 from sar2eo.scene.sentinel1 import is_safe, open_safe
 from sar2eo.scene.stac import is_stac, open_item, select_assets

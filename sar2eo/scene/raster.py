@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.errors import GeoreferenceError, PolarisationError, SceneError
+from sar2eo.errors import GeoreferenceError, SceneError
 from sar2eo.grid import Grid
-from sar2eo.radiometry import POLARISATIONS
 from sar2eo.scene.blocks import Planes, read_blocks
 from sar2eo.scene.handles import gdal_path, is_remote, opened, read_from, shown
 from sar2eo.scene.identity import digest, file_identity, files_identity
@@ -20,9 +19,7 @@ from sar2eo.scene.plausibility import check_size
 from sar2eo.scene.reader import FloatArray, SceneReader
 from sar2eo.windows import Window
 
-__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "choose_bands", "open_raster"]
-
-MAX_POLARISATIONS = len(POLARISATIONS)
+__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster"]
 
 
 @dataclass(frozen=True)
@@ -235,64 +232,6 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
             block_shape=tuple(dataset.block_shapes[0]),
             files=files,
         )
-
-
-def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[Band, ...], tuple[str, ...]]:
-    """Pair bands with polarisations.
-
-    Parameters
-    ----------
-    raster : Raster
-        A file.
-    wanted : tuple of str or None
-        Names for all bands in their order; or, where the bands carry names of their own, those to
-        take. None takes all.
-
-    Raises
-    ------
-    SceneError
-        If it looks like an optical image.
-    PolarisationError
-        If names are missing, or do not fit the number of bands.
-    """
-    bands, names, count = raster.bands, raster.names, len(raster.bands)
-    if count > MAX_POLARISATIONS:
-        raise SceneError(
-            f"{shown(raster.path)}: {count} bands, and a SAR scene has 1 to {MAX_POLARISATIONS} "
-            "polarisations: is this an optical image?"
-        )
-    if wanted is not None and names is not None and set(wanted) <= set(names):
-        if raster.named_by_band or len(wanted) < count:
-            return tuple(bands[names.index(name)] for name in wanted), wanted
-        return bands, wanted
-    if wanted is not None:
-        if len(wanted) != count:
-            known = f" ({', '.join(names)})" if names else ""
-            raise PolarisationError(
-                f"{shown(raster.path)}: --pol {','.join(wanted)} names {len(wanted)} polarisations, "
-                f"and the file has {count} bands{known}"
-            )
-        return bands, wanted
-    if names is not None:
-        return bands, names
-    if raster.optical:
-        raise SceneError(
-            f"{shown(raster.path)}: its bands are marked red, green, blue: is this an optical image? "
-            "If not, name its polarisations with --pol"
-        )
-    raise PolarisationError(f"{shown(raster.path)}: {_ask_for_names(count)}")
-
-
-def _ask_for_names(count: int) -> str:
-    if count == 1:
-        return (
-            "which polarisation its band is, neither the file nor its name says, and a model is trained "
-            "for certain ones; give --pol VV (or VH, HH, HV)"
-        )
-    example = ",".join(("VV", "VH", "HH", "HV")[:count])
-    return (
-        f"which polarisations its {count} bands are is not known; give them in order, such as --pol {example}"
-    )
 
 
 def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ...] | None, bool, list[int]]:
