@@ -1,10 +1,12 @@
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import PropertyMock
 
 import dask
 import numpy as np
 import pytest
+from dask.blockwise import Blockwise
 from hypothesis import given
 from hypothesis import strategies as st
 from scene_fixtures import NORTH_UP, speckle, windows_of, write_raster
@@ -53,6 +55,16 @@ def test_a_slice_of_a_slice_knows_where_it_lies(scene, rows, cols, more_rows, mo
             np.testing.assert_array_equal(each.x, x)
     if inner.size:
         np.testing.assert_array_equal(inner.values, reader.read(window))
+
+
+@pytest.mark.parametrize("part", [{}, {"y": slice(1030, 1090), "x": slice(7, 1200)}])
+def test_a_scenes_tasks_are_not_written_out_to_find_its_reader(path, part, monkeypatch):
+    scene = open_scene(path).isel(part)
+    written = PropertyMock(side_effect=AssertionError("as many tasks as the scene has chunks"))
+    monkeypatch.setattr(Blockwise, "_dict", written)
+    rows, cols = (part.get(name, slice(0, size)) for name, size in zip("yx", SHAPE, strict=True))
+    expected = Window(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
+    assert reader_of(scene)[1] == expected
 
 
 def test_selecting_by_coordinates_keeps_the_anchor(scene):

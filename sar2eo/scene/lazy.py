@@ -88,10 +88,10 @@ def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     reader = graph[source]
     if not isinstance(reader, SceneReader) or not all(name.startswith("getitem-") for name in rest):
         return None
-    corner = _corner(graph, (scene.data.name, 0, 0, 0), source)
+    corner = _corner(graph, (scene.data.name, 0, 0, 0), array_name, _chunk_shape(reader))
     if corner is None or 0 in scene.shape or scene.shape[0] != reader.shape[0]:
         return None
-    window = Window(corner[1], corner[2], scene.shape[1], scene.shape[2])
+    window = Window(*corner, *scene.shape[1:])
     return (reader, window) if _lies_at(scene, reader, window) else None
 
 
@@ -155,24 +155,30 @@ def _centres(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
     return np.asarray(e * row + f), np.asarray(a * col + c)
 
 
-def _corner(graph: HighLevelGraph, key: Any, source: str) -> tuple[int, int, int] | None:
-    """Place of a block's first element in the source array, if it was only ever sliced with step 1."""
+def _corner(
+    graph: HighLevelGraph, key: Any, whole: str, chunk_shape: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Place of a block's first element in the whole scene, if it was only ever sliced with step 1.
+
+    The whole scene's own layer is not looked into: that would write out all its tasks, a second for every
+    ten thousand chunks.
+    """
     corner = [0, 0, 0]
-    while True:
+    while key[0] != whole:
         task = graph[key]
         if not isinstance(task, Task) or len(task.args) < 2:
             return None
-        parent = getattr(task.args[0], "key", None)
+        key = getattr(task.args[0], "key", None)
         index = getattr(task.args[1], "value", task.args[1])
-        from_source = parent == source
-        if not (from_source or task.func in _SLICING) or not isinstance(index, tuple) or len(index) != 3:
+        if not (isinstance(key, tuple) and len(key) == 4 and task.func in _SLICING):
+            return None
+        if not isinstance(index, tuple) or len(index) != 3:
             return None
         if not all(isinstance(part, slice) and part.step in (None, 1) for part in index):
             return None
         corner = [at + (part.start or 0) for at, part in zip(corner, index, strict=True)]
-        if from_source:
-            return None if corner[0] else (corner[0], corner[1], corner[2])
-        key = parent
+    band, row, col = corner
+    return None if band else (row + key[2] * chunk_shape[0], col + key[3] * chunk_shape[1])
 
 
 def _lies_at(scene: xr.DataArray, reader: SceneReader, window: Window) -> bool:
