@@ -15,7 +15,10 @@ from sar2eo.cli import cli
 from sar2eo.cli.training import train_command
 from sar2eo.recipe import TrainSettings
 
-SMALL = [*("--steps", "2", "--batch", "1", "--crop", "32"), *("--threads", "1", "--device", "cpu")]
+SMALL = [
+    *("--steps", "2", "--warmup", "1", "--batch", "1", "--crop", "32"),
+    *("--threads", "1", "--device", "cpu"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def test_flags_come_before_overrides_and_those_before_the_recipe(folder: Path, t
     )
     code, told = run(
         *("--recipe", recipe, "--set", "train.settings.steps=3", "--set", "train.settings.batch=1"),
-        *("--batch", 2, "--pairs", folder / "pairs", "--threads", 1, "--dry-run"),
+        *("--warmup", 1, "--batch", 2, "--pairs", folder / "pairs", "--threads", 1, "--dry-run"),
     )
     assert code == 0, told
     assert "images  6" in told  # three steps of two
@@ -88,6 +91,10 @@ def test_flags_come_before_overrides_and_those_before_the_recipe(folder: Path, t
         (["--base", "x", "--out", "y"], "give either pairs (a folder), or dataset and root"),
         (["--pairs", "p", "--out", "y"], "missing base"),
         (["--pairs", "p", "--base", "x", "--out", "y", "--steps", "0"], "steps=0: must be at least 1"),
+        (
+            ["--pairs", "p", "--base", "x", "--out", "y", "--steps", "99"],
+            "warmup=100: must be at most steps=99,",
+        ),
         (["--pairs", "p", "--base", "x", "--out", "y", "--set", "train.stepz=1"], "unknown stepz"),
     ],
 )

@@ -25,7 +25,7 @@ from sar2eo.training.adversary import (
 from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error, squared_error
 from sar2eo.training.vae_task import NOTES, VaeTask
 
-SETTINGS: dict[str, Any] = {"latent_channels": 2, "widths": (8, 16), "steps": 10, "crop": 32}
+SETTINGS: dict[str, Any] = {"latent_channels": 2, "widths": (8, 16), "steps": 10, "warmup": 1, "crop": 32}
 
 
 def batch_of(count: int = 2, size: int = 32, seed: int = 0, holes: bool = True) -> dict[str, Any]:

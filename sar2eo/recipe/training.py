@@ -62,7 +62,7 @@ class LoopSettings:
     steps, batch, accumulate : int
         Optimiser steps; images per device and pass; passes per step.
     lr, warmup, decay
-        Peak learning rate, steps to reach it, and whether it then falls as a half cosine.
+        Peak learning rate, steps to reach it (at most `steps`), and whether it then falls as a half cosine.
     weight_decay, max_grad_norm : float
     crop : int
         Side of random crops in pixels; images smaller than that are taken whole.
@@ -106,6 +106,11 @@ class LoopSettings:
         for name in ("lr", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name}={getattr(self, name):g}: must be above 0")
+        if self.warmup > self.steps:
+            raise SettingsError(
+                f"warmup={self.warmup}: must be at most steps={self.steps}, or the learning rate never rises "
+                f"to lr={self.lr:g}"
+            )
         if not 0 <= self.ema < 1:
             raise SettingsError(f"ema={self.ema:g}: must be from 0 to below 1")
 
