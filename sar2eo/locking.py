@@ -17,8 +17,8 @@ LOCK = "lock"
 """The file in a folder that is locked; it says nothing, and may stay behind."""
 
 
-def acquire(folder: Path) -> int:
-    """Lock a folder that exists: the kernel unlocks it when this process ends.
+def acquire(folder: Path, name: str = LOCK) -> int:
+    """Lock a folder that exists, by the file of that name: the kernel unlocks it when this process ends.
 
     Returns
     -------
@@ -32,8 +32,8 @@ def acquire(folder: Path) -> int:
     OSError
         If there cannot be a lock.
     """
-    path = folder / LOCK
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path = folder / name
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # A run that just ended may have deleted the file this lock is on.

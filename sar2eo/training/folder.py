@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -29,8 +28,11 @@ from torch.utils.tensorboard import SummaryWriter
 from sar2eo._version import __version__
 from sar2eo.durable import refuse, sync_file, sync_folder, write_atomically
 from sar2eo.errors import OutputError, TrainingError, TrainingWarning
+from sar2eo.locking import acquire
 
 __all__ = ["RunFolder", "record"]
+
+_LOCK = ".lock"
 
 _FREE = ("keep", "save_every", "validate_every", "gradient_checkpointing", "device", "threads")
 """Settings of what is kept and where it is computed, not of what is learnt.
@@ -62,14 +64,11 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            handle = acquire(self.path, _LOCK)
         except OSError as error:
             refuse(error, self.path)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
-        except BlockingIOError as error:
-            raise OutputError(f"{self.path}: another run is writing here") from error
         finally:
             os.close(handle)
 
@@ -92,7 +91,7 @@ class RunFolder:
             If something differs, or the folder holds something else than a run.
         """
         if not self._run.exists():
-            if self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()):
+            if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
                 raise TrainingError(f"{self.path} holds something else than a run: choose another folder")
             return None
         before = self._read()
