@@ -8,7 +8,7 @@ diffusion prediction and one more channel from which the variance comes (C-DiffS
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -151,7 +151,7 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
     -------
     Tensor of float32, shape (B, C, H / f, W / f)
     """
-    latents = raw_latents(vae, images)
+    latents = _by_image(lambda part: raw_latents(vae, part), images)
     shift, scale = _latent_statistics(vae, latents.device)
     return (latents.float() - shift) * scale
 
@@ -169,8 +169,19 @@ def raw_latents(vae: Vae, images: Tensor) -> Tensor:
 def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
     """Decode scaled latents of float32, shape (B, C, h, w), to images of float32, (B, 3, H, W)."""
     shift, scale = _latent_statistics(vae, latents.device)
-    images: Tensor = vae.decode((latents / scale + shift).to(vae.dtype)).sample
-    return images.float()
+    raw = (latents / scale + shift).to(vae.dtype)
+    return _by_image(lambda part: vae.decode(part).sample, raw).float()
+
+
+def _by_image(apply: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Apply a network image by image on a CPU, where a batch takes twice the time.
+
+    Buffers of a batch at full resolution are so large that the allocator returns them to the system after
+    each layer, and gets them back page by page.
+    """
+    if batch.device.type != "cpu" or len(batch) < 2:
+        return apply(batch)
+    return torch.cat([apply(image) for image in batch.split(1)])
 
 
 def _latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
 from sar2eo.matching.dcdm.card import MatcherCard
 from sar2eo.matching.dcdm.matcher import match_dcdm
 from sar2eo.matching.dcdm.planting import plant
-from sar2eo.network import create_vae
+from sar2eo.network import create_vae, encode_images
 from sar2eo.recipe import DataSettings, MatcherRecipe, MatcherSettings, stages_of
+from sar2eo.training import matcher_task
 from sar2eo.training.matcher_calibration import threshold_for
 from sar2eo.training.matcher_run import prepare_matcher_training, train_matcher
 from sar2eo.training.matcher_task import MatcherTask
@@ -120,6 +121,26 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(folder: Path, tmp_path: Path)
     trained = dict(task.phases["denoiser"].named_parameters())
     assert all(p.grad is not None for p in trained.values())
     assert all(p.grad is None for p in task.checkpoint.vae.parameters())
+
+
+def test_latents_of_search_images_are_kept_and_the_loss_is_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, batch = prepared_task(folder, tmp_path / "run")
+    first, _ = task.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
+    encoded: list[int] = []
+
+    def counted(vae: Any, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(images.shape[-1])
+        return encode_images(vae, images)
+
+    monkeypatch.setattr(matcher_task, "encode_images", counted)
+    again, _ = task.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
+    assert torch.equal(first, again)
+    assert encoded == [SMALL["template"]]  # templates and truths only
+    brighter = {**batch, "sar": batch["sar"] * 0.5}
+    task.loss("denoiser", brighter, 0, torch.Generator().manual_seed(1))
+    assert encoded[1:] == [SMALL["template"]] + [SMALL["crop"]] * len(batch["sar"])
 
 
 def test_most_templates_are_noised_as_in_sampling(folder: Path, tmp_path: Path) -> None:

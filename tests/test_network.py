@@ -201,6 +201,18 @@ def test_latents_are_scaled_as_the_vae_says(
         torch.testing.assert_close(decode_latents(vae, found), vae.decode(raw).sample, atol=1e-5, rtol=1e-5)
 
 
+def test_on_a_cpu_an_image_does_not_depend_on_its_companions() -> None:
+    vae, images = kl_vae(), torch.rand(3, 3, 16, 24) * 2 - 1
+    with torch.no_grad():
+        latents = encode_images(vae, images)
+        decoded = decode_latents(vae, latents)
+        for k in range(3):
+            assert torch.equal(latents[k : k + 1], encode_images(vae, images[k : k + 1]))
+            assert torch.equal(decoded[k : k + 1], decode_latents(vae, latents[k : k + 1]))
+        expected = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+        torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_tiny_autoencoder_is_a_vae_too() -> None:
     torch.manual_seed(0)
     widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}

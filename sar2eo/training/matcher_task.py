@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ __all__ = ["MatcherTask"]
 _COARSE = 2  # latents along a token of the coarse attention
 _PURE = 0.5  # of the templates that are as in sampling
 _PICTURED = 4
+_MEMORY_BYTES = 2**29  # of latents of search images
 _NEAR_PX, _NEARER_PX = 5.0, 2.0
 
 
@@ -64,6 +66,7 @@ class MatcherTask:
         self._denoiser.to(device, memory_format=torch.channels_last)
         self._bars = alpha_bars(checkpoint.schedule).to(device)
         self.factor = checkpoint.factor
+        self._memory: dict[bytes, Tensor] = {}
         self.phases: dict[str, nn.Module] = {"denoiser": self._denoiser}
 
     @property
@@ -145,9 +148,19 @@ class MatcherTask:
         half = self._settings.dtype != "float32"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
             small = encode_images(self._vae, torch.cat([planted.truth, planted.images.template]))
-            search = encode_images(self._vae, planted.images.search)
+            search = torch.cat([self._remembered(image) for image in planted.images.search.split(1)])
         truth, optical = small.float().chunk(2)
         return truth, optical, search.float()
+
+    def _remembered(self, image: Tensor) -> Tensor:
+        """Encode a search image, or find it: chips as large as the crop come again in 8 orientations."""
+        key = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()
+        known = self._memory.get(key)
+        if known is None:
+            known = encode_images(self._vae, image)
+            if (len(self._memory) + 1) * known.nbytes <= _MEMORY_BYTES:
+                self._memory[key] = known
+        return known
 
     def _position(self, denoised: Denoised, offsets: Tensor, valid: Tensor) -> Tensor:
         """Return the position term of pairs that match, of the map before and after and of the routing."""
