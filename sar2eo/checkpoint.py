@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +48,9 @@ __all__ = [
     "refuse_existing",
     "save_checkpoint",
     "verify_checkpoint",
+    "whole_folder",
     "write_part",
+    "write_pipeline",
 ]
 
 
@@ -85,36 +89,62 @@ def save_checkpoint(checkpoint: Checkpoint, out: str | Path) -> Path:
         If the parts do not fit each other.
     """
     out = Path(out)
-    refuse_existing(out)
     embeds = checkpoint.prompt_embeds
     check_fit(checkpoint.unet.config, checkpoint.vae.config, None if embeds is None else embeds.shape)
+    with whole_folder(out) as folder:
+        networks = {"unet": checkpoint.unet, "vae": checkpoint.vae}
+        write_pipeline(folder, "CDiffSET", networks, _scheduler_config(checkpoint))
+        if embeds is not None:
+            save_file({"prompt_embeds": embeds.detach().float().cpu().contiguous()}, folder / PROMPT_EMBEDS)
+        checkpoint.card.write(folder)
+    return out
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give a new folder, to be filled beside its place; it gets its name when it is whole.
+
+    Raises
+    ------
+    OutputError
+        If `out` exists or cannot be written.
+    """
+    refuse_existing(out)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        _write_files(checkpoint, partial)
+        partial.mkdir(parents=True)
+        yield partial
         partial.rename(out)
     except OSError as error:
         raise OutputError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return out
 
 
-def _write_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write every file of a checkpoint."""
-    index: dict[str, Any] = {"_class_name": "CDiffSET", "_diffusers_version": version("diffusers")}
-    for part, module in {"unet": checkpoint.unet, "vae": checkpoint.vae}.items():
+def write_pipeline(
+    folder: Path, name: str, networks: Mapping[str, Any], scheduler: Mapping[str, Any]
+) -> None:
+    """Write networks and a noise schedule as diffusers lays out a pipeline.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Of the pipeline's class.
+    networks : mapping of str to ModelMixin
+        By the names of their folders.
+    scheduler : mapping
+        Configuration of a DDIMScheduler.
+    """
+    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": version("diffusers")}
+    for part, module in networks.items():
         write_part(module, folder / part)
-        index[part] = ["diffusers", type(module).__name__]
+        kind = type(module)
+        index[part] = [kind.__module__.partition(".")[0], kind.__name__]  # library and class
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
     write_json(folder / MODEL_INDEX, index)
     (folder / SCHEDULER_CONFIG).parent.mkdir()
-    write_json(folder / SCHEDULER_CONFIG, _scheduler_json(checkpoint))
-    if checkpoint.prompt_embeds is not None:
-        embeds = {"prompt_embeds": checkpoint.prompt_embeds.detach().float().cpu().contiguous()}
-        save_file(embeds, folder / PROMPT_EMBEDS)
-    checkpoint.card.write(folder)
+    write_json(folder / SCHEDULER_CONFIG, {"_class_name": "DDIMScheduler", **scheduler})
 
 
 def write_part(module: Any, folder: Path, **changes: Any) -> None:
@@ -137,14 +167,14 @@ def write_part(module: Any, folder: Path, **changes: Any) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _scheduler_json(checkpoint: Checkpoint) -> dict[str, Any]:
+def _scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return a DDIM configuration that plain diffusers samples with as this package does."""
     card = checkpoint.card
     # Refuses what is unsound.
     create_scheduler(card.sampler, card.spacing, card.prediction_type, checkpoint.schedule)
     fixed = {"clip_sample": False, "steps_offset": 1}
     chosen = {"prediction_type": card.prediction_type, "timestep_spacing": card.spacing}
-    return {"_class_name": "DDIMScheduler", **checkpoint.schedule, **fixed, **chosen}
+    return {**checkpoint.schedule, **fixed, **chosen}
 
 
 def verify_checkpoint(folder: str | Path) -> None:

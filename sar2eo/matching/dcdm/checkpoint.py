@@ -11,10 +11,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +19,16 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from sar2eo.checkpoint import refuse_existing, write_part
+from sar2eo.checkpoint import whole_folder, write_pipeline
 from sar2eo.diffusion import schedule_config
-from sar2eo.errors import CheckpointError, OutputError
+from sar2eo.errors import CheckpointError
 from sar2eo.layout import (
     CONFIG,
-    MODEL_INDEX,
     SCHEDULER_CONFIG,
     WEIGHTS,
     read_json,
     refuse_pickle,
     vae_facts,
-    write_json,
 )
 from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME, MatcherCard
 from sar2eo.matching.dcdm.network import MatchingDenoiser
@@ -105,25 +100,10 @@ def save_matcher(checkpoint: MatcherCheckpoint, out: str | Path) -> Path:
         If the folder exists or cannot be written.
     """
     out = Path(out)
-    refuse_existing(out)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        index: dict[str, Any] = {"_class_name": "DCDM", "_diffusers_version": version("diffusers")}
-        for part, module in {"denoiser": checkpoint.denoiser, "vae": checkpoint.vae}.items():
-            write_part(module, partial / part)
-            index[part] = ["diffusers" if part == "vae" else "sar2eo", type(module).__name__]
-        index["scheduler"] = ["diffusers", "DDIMScheduler"]
-        write_json(partial / MODEL_INDEX, index)
-        (partial / SCHEDULER_CONFIG).parent.mkdir()
-        config = dict(matching_scheduler(checkpoint.schedule).config)
-        write_json(partial / SCHEDULER_CONFIG, {"_class_name": "DDIMScheduler", **config})
-        checkpoint.card.write(partial)
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out) as folder:
+        networks = {"denoiser": checkpoint.denoiser, "vae": checkpoint.vae}
+        write_pipeline(folder, "DCDM", networks, dict(matching_scheduler(checkpoint.schedule).config))
+        checkpoint.card.write(folder)
     return out
 
 
