@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sar2eo import telemetry
 from sar2eo.card import SAMPLERS, Card
+from sar2eo.compiling import use_compile_cache
 from sar2eo.device import default_batch, default_threads, resolve_device, resolve_dtype
 from sar2eo.errors import SettingsError
 from sar2eo.hub import BUNDLED, find_folder
@@ -235,12 +236,13 @@ def resolve_model(
     batch, threads : int or None
         None: fixed by the device.
     compile : bool
-        Compile the U-Net.
+        Compile the U-Net, or take it from the cache (`sar2eo.compiling.use_compile_cache`).
 
     Raises
     ------
     SettingsError
-        For an option that is not allowed, or a device that is not there.
+        For an option that is not allowed, a device that is not there, or a cache of compiled networks that
+        is not this user's own.
     CheckpointError
         If there is no such checkpoint, or it is broken.
     """
@@ -259,6 +261,8 @@ def resolve_model(
     card = Card.read(folder)
     vae = vae_facts(read_json(folder / "vae" / CONFIG))
     place = resolve_device(device)
+    if compile:
+        use_compile_cache()  # of this process; those that work elsewhere have their own
     steps, sampler = steps or card.steps, sampler or card.sampler
     return ModelSpec(
         path=BUNDLED if model == BUNDLED else str(folder.absolute()),

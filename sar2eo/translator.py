@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sar2eo import telemetry
 from sar2eo.checkpoint import load_checkpoint
+from sar2eo.compiling import use_compile_cache
 from sar2eo.diffusion import create_scheduler, sample
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.layout import folder_sha256
@@ -45,6 +46,8 @@ class DiffusionTranslator:
     ------
     CheckpointError
         If the folder is broken, or holds another checkpoint than the one that was resolved.
+    SettingsError
+        If the cache of compiled networks is not this user's own (`sar2eo.compiling.use_compile_cache`).
 
     Attributes
     ----------
@@ -69,7 +72,10 @@ class DiffusionTranslator:
         if self._dtype != torch.float32:
             self._half_vae = nn.Module.to(copy.deepcopy(self._vae), self._dtype)
         unet = _channels_last(checkpoint.unet)
-        self._unet: Callable[..., Any] = torch.compile(unet, dynamic=False) if spec.compile else unet
+        self._unet: Callable[..., Any] = unet
+        if spec.compile:
+            use_compile_cache()  # also where this is a process of a cluster
+            self._unet = torch.compile(unet, dynamic=False)  # a batch has one shape: see _translate
         self._prompt = checkpoint.prompt_embeds
         self._at_once = spec.batch
 
