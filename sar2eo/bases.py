@@ -23,11 +23,11 @@ from sar2eo.pretrained import (
     pretrained_vae,
     release_unet,
 )
+from sar2eo.weights import narrow
 
 __all__ = ["import_checkpoint", "init_checkpoint", "pack_checkpoint"]
 
 _INIT_SEED = 2025
-_PACKED = ("float16", "bfloat16", "float32")
 
 
 def init_checkpoint(
@@ -207,8 +207,6 @@ def pack_checkpoint(
         other latents than the U-Net knows.
     """
     refuse_existing(Path(out))
-    if dtype not in _PACKED:
-        raise SettingsError(f"dtype={dtype!r}: must be one of {', '.join(_PACKED)}")
     loaded = load_checkpoint(folder)
     try:
         changed = dataclasses.replace(loaded.card, **card)
@@ -217,10 +215,7 @@ def pack_checkpoint(
     autoencoder = loaded.vae if vae is None else pretrained_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):
         raise CheckpointError(f"{vae}: its encoder is not that of {folder}, whose U-Net knows other latents")
-    for module in (loaded.unet, autoencoder):
-        torch.nn.Module.to(module, getattr(torch, dtype))
-        if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
-            raise CheckpointError(f"{folder}: weights do not fit into {dtype}: try bfloat16")
+    narrow((loaded.unet, autoencoder), dtype)
     return save_checkpoint(dataclasses.replace(loaded, vae=autoencoder, card=changed), out)
 
 

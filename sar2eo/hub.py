@@ -8,16 +8,24 @@ from pathlib import Path
 
 from sar2eo.errors import CheckpointError
 
-__all__ = ["BUNDLED", "find_folder"]
+__all__ = ["BUNDLED", "BUNDLED_MATCHER", "find_folder"]
 
 BUNDLED = "bundled"
-"""Name of the model that comes with the package."""
+"""Name of the model that comes with the package, and of its folder there."""
+
+BUNDLED_MATCHER = "bundled_matcher"
+"""Folder of the matcher that comes with the package."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find_folder(
-    source: str | Path, *, revision: str | None = None, allow: Sequence[str], ignore: Sequence[str] = ()
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    allow: Sequence[str],
+    ignore: Sequence[str] = (),
+    own: str = BUNDLED,
 ) -> Path:
     """Return a local folder, or fetch one where the source is no folder but looks like a hub id.
 
@@ -29,6 +37,8 @@ def find_folder(
         Branch, tag or commit of a hub id.
     allow, ignore : sequence of str
         Patterns of the files to fetch and not to fetch.
+    own : str
+        Folder in the package that "bundled" stands for.
 
     Raises
     ------
@@ -37,7 +47,7 @@ def find_folder(
         ``HF_HUB_OFFLINE=1``, uses what was fetched before).
     """
     if source == BUNDLED:
-        return _bundled()
+        return _bundled(own)
     path = Path(source)
     if path.is_dir():
         return path.resolve()
@@ -60,12 +70,12 @@ def find_folder(
     return Path(found)
 
 
-def _bundled() -> Path:
-    """Return where the package keeps its model; in another process perhaps elsewhere."""
-    folder = Path(__file__).parent / BUNDLED
+def _bundled(own: str) -> Path:
+    """Return where the package keeps a model; in another process perhaps elsewhere."""
+    folder = Path(__file__).parent / own
     if not folder.is_dir():
         raise CheckpointError(
-            "this installation has no model of its own: name a checkpoint folder (see 'sar2eo model') or "
-            "an id on a hub with --model, or 'identity' to try everything but the model"
+            f"this installation has no {'model' if own == BUNDLED else 'matcher'} of its own: name a "
+            "checkpoint folder (see 'sar2eo model' and 'sar2eo train-matcher') or an id on a hub with --model"
         )
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sar2eo.errors import CheckpointError
+from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.layout import CONFIG, tensor_headers
 
-__all__ = ["check_weights", "create_empty", "fill", "one_line", "read_tensors"]
+__all__ = ["check_weights", "create_empty", "fill", "narrow", "one_line", "read_tensors"]
 
 # Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
 # for hours, or fill the memory, before any shape is compared.
 _MOST_LAYERS = 64
 _LARGEST_SIZE = 1 << 16
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_ON_DISK = ("float16", "bfloat16", "float32")
 _STATISTICS = ("latents_mean", "latents_std")  # which not every VAE of diffusers has a word for
 
 
@@ -127,3 +128,26 @@ def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Te
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Return an exception's message on one line, cut to a limit."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def narrow(modules: Iterable[nn.Module], dtype: str) -> None:
+    """Turn networks into what takes less room on disk.
+
+    Parameters
+    ----------
+    modules : iterable of Module
+    dtype : {"float16", "bfloat16", "float32"}
+
+    Raises
+    ------
+    SettingsError
+        For another dtype.
+    CheckpointError
+        If a weight is too large for it.
+    """
+    if dtype not in _ON_DISK:
+        raise SettingsError(f"dtype={dtype!r}: must be one of {', '.join(_ON_DISK)}")
+    for module in modules:
+        nn.Module.to(module, getattr(torch, dtype))
+        if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
+            raise CheckpointError(f"weights of {type(module).__name__} do not fit into {dtype}: try bfloat16")

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from dcdm_fixtures import untrained_matcher
 from model_fixtures import simulate_pair
 
+from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, OutputError, SettingsError
 from sar2eo.layout import SCHEDULER_CONFIG, WEIGHTS
 from sar2eo.matching.dcdm import examining
@@ -56,6 +58,30 @@ def test_a_folder_is_read_as_it_was_written(folder: Path, tmp_path: Path) -> Non
     assert index["denoiser"] == ["sar2eo", "MatchingDenoiser"]
     with pytest.raises(OutputError, match="exists already"):
         save_matcher(found, tmp_path / "again")
+
+
+def test_a_packed_matcher_has_half_the_bytes_and_finds_the_same(
+    folder: Path, matcher: Matcher, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "matches.json").write_text('{"methods": {"dcdm": {"cmr_5": 0.5, "scenes": {}}}}')
+    out = tmp_path / "packed"
+    args = ["model", "pack", str(folder), "--out", str(out), "--report", str(report), "--licence", "CC0-1.0"]
+    result = CliRunner().invoke(cli, args)
+    assert result.exit_code == 0, result.output
+    packed = Matcher(out, threads=1)
+    assert packed.card.licence == "CC0-1.0"
+    assert packed.card.metrics == {**matcher.card.metrics, "test_cmr_5": 0.5}
+    for part in ("denoiser", "vae"):
+        sizes = [(place / part / WEIGHTS).stat().st_size for place in (out, folder)]
+        assert sizes[0] < 0.7 * sizes[1]
+    template, search = images()
+    found, expected = (match_dcdm(template, search, model=m) for m in (packed, matcher))
+    np.testing.assert_allclose(found.surface, expected.surface, atol=0.02)
+    refused = CliRunner().invoke(cli, [*args[:4], str(tmp_path / "other"), "--vae", str(folder)])
+    assert refused.exit_code == 2
+    assert "no other" in refused.output
 
 
 def test_broken_folders_are_refused_in_a_line(folder: Path, tmp_path: Path) -> None:

@@ -119,25 +119,42 @@ def import_release(unet: Path, base: str, revision: str | None, out: Path, **car
 @click.option(
     "--vae", metavar="FOLDER", help="With this decoder, trained further by train-vae --decoder-only."
 )
-@click.option("--report", metavar="DIR", type=click.Path(path_type=Path), help="Of evaluate: for the card.")
+@click.option(
+    "--report",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Of evaluate, or evaluate-matcher: for the card.",
+)
 @_card_options
 @debug_option
 def pack(folder: Path, out: Path, dtype: str, vae: str | None, report: Path | None, **card: Any) -> None:
-    """Copy a trained checkpoint for others: in half the bytes, the last words on its card."""
+    """Copy a trained checkpoint, or a matcher, for others: in half the bytes, the last words on its card."""
+    from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME
+
+    is_matcher = (folder / MATCHER_CARD_NAME).is_file()
+    measured = {} if report is None else {"metrics": _measured(report, is_matcher)}
+    given = {**_given(card), **measured}
+    if is_matcher:
+        from sar2eo.matching.dcdm.checkpoint import pack_matcher
+
+        if vae is not None:
+            raise click.UsageError("--vae: a matcher knows the VAE it was trained with, and no other")
+        click.echo(pack_matcher(folder, out, dtype=dtype, **given))
+        return
     from sar2eo.bases import pack_checkpoint
 
-    measured = {} if report is None else {"metrics": _measured(report)}
-    click.echo(pack_checkpoint(folder, out, dtype=dtype, vae=vae, **_given(card), **measured))
+    click.echo(pack_checkpoint(folder, out, dtype=dtype, vae=vae, **given))
 
 
-def _measured(report: Path) -> dict[str, float]:
-    """Return a model's figures from a report of `sar2eo evaluate`."""
+def _measured(report: Path, of_matcher: bool) -> dict[str, float]:
+    """Return a model's figures from a report of `sar2eo evaluate`, a matcher's from evaluate-matcher."""
     from sar2eo.layout import read_json
 
-    figures = read_json(report / "metrics.json").get("methods", {}).get("model", {})
+    file, method = ("matches.json", "dcdm") if of_matcher else ("metrics.json", "model")
+    figures = read_json(report / file).get("methods", {}).get(method, {})
     found = {f"test_{name}": value for name, value in figures.items() if isinstance(value, int | float)}
     if not found:
-        raise CheckpointError(f"{report}: tells no figures of a model (is it a report of 'sar2eo evaluate'?)")
+        raise CheckpointError(f"{report}: {file} tells no figures of {method}: is it the report of another?")
     return found
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import CheckpointError, PolarisationError, SettingsError
-from sar2eo.hub import find_folder
-from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
 from sar2eo.matching.drift import SceneDrift, fit_drift
 from sar2eo.pairs.alignment import Aligner, Displacement, LocalShift
 
@@ -36,7 +35,7 @@ def folder_of(model: str | Path) -> tuple[Path, MatcherCard]:
     CheckpointError
         If there is none, or its threshold was never calibrated: then it cannot tell a match from none.
     """
-    folder = find_folder(model, allow=["*.json", "*.safetensors"])
+    folder = matcher_folder(model)
     card = MatcherCard.read(folder)
     if card.threshold is None:
         raise CheckpointError(

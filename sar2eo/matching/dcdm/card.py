@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from sar2eo.card import InputCard, is_number, is_positive, wrong
 from sar2eo.durable import write_atomically
+from sar2eo.hub import BUNDLED_MATCHER, find_folder
 
-__all__ = ["MATCHER_CARD_NAME", "MatcherCard"]
+__all__ = ["MATCHER_CARD_NAME", "MatcherCard", "matcher_folder"]
 
 MATCHER_CARD_NAME = "sar2eo-matcher.json"
 
@@ -61,3 +62,14 @@ class MatcherCard(InputCard):
     def write(self, folder: Path) -> None:
         """Write the card into a matcher's folder; it is the old one or the new one, whatever happens."""
         write_atomically(folder / MATCHER_CARD_NAME, self.to_text().encode())
+
+
+def matcher_folder(model: str | Path) -> Path:
+    """Find a matcher's folder: one on this machine, one on a hub by its id, or "bundled", the package's own.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
+    return find_folder(model, allow=["*.json", "*.safetensors"], own=BUNDLED_MATCHER)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from sar2eo.device import default_threads, resolve_device
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.hub import find_folder
-from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, check_files, load_matcher
 from sar2eo.matching.dcdm.examining import Evidence, Images, examine, pixel_multiple
 from sar2eo.radiometry import fill_invalid, to_eo_bytes, to_model_range
@@ -67,7 +66,7 @@ class Matcher:
     Parameters
     ----------
     model : str or Path
-        A folder, or a hub id.
+        A folder, a hub id, or "bundled".
     device : str
         "auto", "cpu", "cuda" or "cuda:N".
     threads : int or None
@@ -82,7 +81,7 @@ class Matcher:
     """
 
     def __init__(self, model: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
-        self.folder = find_folder(model, allow=["*.json", "*.safetensors"])
+        self.folder = matcher_folder(model)
         check_files(self.folder)
         self.card = MatcherCard.read(self.folder)
         self.device = resolve_device(device)
