@@ -18,10 +18,15 @@ from sar2eo.network import encode_images
 from sar2eo.recipe import DataSettings, TrainRecipe, TrainSettings, checked
 from sar2eo.training.base import open_base
 from sar2eo.training.feeding import training_batches
-from sar2eo.training.folder import RunFolder
 from sar2eo.training.hardware import create_accelerator
-from sar2eo.training.loop import Outcome, Progress, identity_of
-from sar2eo.training.preparing import Preparation, chosen_data, chosen_settings, open_held_out
+from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.preparing import (
+    Preparation,
+    checked_identity,
+    chosen_data,
+    chosen_settings,
+    open_held_out,
+)
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask
 
@@ -113,13 +118,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
     pairs = open_dataset(recipe.data, "train", augmentation=_augmentation(settings))
     held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True))
     base = open_base(recipe.base, recipe.revision)
-    identity = identity_of(
-        settings,
-        accelerator,
-        data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
-        base={"sha256": base.sha256},
-    )
-    RunFolder(Path(recipe.out)).check(identity)
+    identity = checked_identity(recipe, accelerator, pairs, base={"sha256": base.sha256})
     checkpoint = base.load()
     card = _card(recipe, checkpoint, pairs)
     task = UNetTask(checkpoint, card, settings, accelerator.device)

@@ -21,12 +21,17 @@ from sar2eo.network import Vae
 from sar2eo.pretrained import pretrained_vae
 from sar2eo.recipe import DataSettings, MatcherRecipe, MatcherSettings, checked
 from sar2eo.training.feeding import training_batches
-from sar2eo.training.folder import RunFolder
 from sar2eo.training.hardware import create_accelerator
-from sar2eo.training.loop import Outcome, Progress, identity_of
+from sar2eo.training.loop import Outcome, Progress
 from sar2eo.training.matcher_calibration import calibrate_matcher
 from sar2eo.training.matcher_task import MatcherTask
-from sar2eo.training.preparing import Preparation, chosen_data, chosen_settings, open_held_out
+from sar2eo.training.preparing import (
+    Preparation,
+    checked_identity,
+    chosen_data,
+    chosen_settings,
+    open_held_out,
+)
 
 __all__ = ["prepare_matcher_training", "run_matcher_training", "train_matcher"]
 
@@ -45,17 +50,15 @@ def train_matcher(
     Parameters
     ----------
     data : DataSettings, str or Path
-        Which pairs; a path is a folder of `sar2eo.build_pairs`. Aligned ones teach places; and they should
-        not overlap, for a template must not lie in the search image of another pair.
+        As of `sar2eo.train`. Aligned pairs teach places; and they should not overlap, for a template must
+        not lie in the search image of another pair.
     out : str or Path
-        Run folder (see `sar2eo.training.folder`). The same call goes on where an interrupted one stopped,
-        on a CPU bit for bit.
+        As of `sar2eo.train`.
     settings : MatcherSettings, optional
     vae : str or Path
         Folder with a trained VAE in ``vae/``, which stays as it is; "bundled" is the package's own.
     progress : callable, optional
-        Called after every step with ``steps``, ``steps_total``, ``rate`` (a second) and ``loss``, and with
-        ``trials`` and ``trials_total`` while the threshold is measured.
+        As of `sar2eo.train`, and called with ``trials`` and ``trials_total`` while the threshold is measured.
     **changes
         Fields of `MatcherSettings`, instead of those of `settings`.
 
@@ -67,12 +70,8 @@ def train_matcher(
 
     Raises
     ------
-    SettingsError, PairsError, CheckpointError
-        For what cannot be, before anything is done.
-    TrainingError
-        If the folder holds another run, or a loss is not finite.
-    OutputError
-        If something cannot be written; the last state is kept.
+    SettingsError, PairsError, CheckpointError, TrainingError, OutputError
+        As of `sar2eo.train`.
 
     Examples
     --------
@@ -127,13 +126,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
             )
     vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
     sha256 = values_sha256(vae)
-    identity = identity_of(
-        settings,
-        accelerator,
-        data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
-        vae={"sha256": sha256},
-    )
-    RunFolder(Path(recipe.out)).check(identity)
+    identity = checked_identity(recipe, accelerator, pairs, vae={"sha256": sha256})
     task = MatcherTask(_untrained(recipe, vae, sha256, pairs), settings, accelerator.device)
     multiple = pixel_multiple(task.factor)
     if settings.crop % multiple or settings.template % multiple:

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 
 from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
 from sar2eo.errors import PairsError, SettingsError, TrainingWarning
-from sar2eo.recipe import DataSettings, LoopSettings
+from sar2eo.recipe import DataSettings, LoopSettings, MatcherRecipe, TrainRecipe, VaeRecipe
 from sar2eo.training.feeding import validation_batches
-from sar2eo.training.loop import Outcome, Progress, run_loop
+from sar2eo.training.folder import RunFolder
+from sar2eo.training.loop import Outcome, Progress, identity_of, run_loop
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["Preparation", "chosen_data", "chosen_settings", "open_held_out"]
+__all__ = ["Preparation", "checked_identity", "chosen_data", "chosen_settings", "open_held_out"]
 
 TaskKind = TypeVar("TaskKind", bound=Task)
 Settings = TypeVar("Settings", bound=LoopSettings)
@@ -71,6 +72,34 @@ def open_held_out(data: DataSettings, augmentation: Augmentation) -> PairsDatase
     except PairsError as error:
         warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
         return None
+
+
+def checked_identity(
+    recipe: TrainRecipe | VaeRecipe | MatcherRecipe,
+    accelerator: Accelerator,
+    pairs: PairsDataset,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return what a run depends on, which must be what its folder was begun with.
+
+    Parameters
+    ----------
+    recipe : TrainRecipe, VaeRecipe or MatcherRecipe
+    accelerator : Accelerator
+    pairs : PairsDataset
+        Of the training split.
+    **more
+        Base or VAE, with their fingerprints.
+
+    Raises
+    ------
+    TrainingError
+        As of `RunFolder.check`.
+    """
+    data = {"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()}
+    identity = identity_of(recipe.settings, accelerator, data=data, **more)
+    RunFolder(Path(recipe.out)).check(identity)
+    return identity
 
 
 def chosen_data(data: DataSettings | str | Path) -> DataSettings:

@@ -13,10 +13,15 @@ from sar2eo.pretrained import pretrained_vae
 from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings, checked
 from sar2eo.training.base import parts_sha256
 from sar2eo.training.feeding import training_batches
-from sar2eo.training.folder import RunFolder
 from sar2eo.training.hardware import create_accelerator
-from sar2eo.training.loop import Outcome, Progress, identity_of
-from sar2eo.training.preparing import Preparation, chosen_data, chosen_settings, open_held_out
+from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.preparing import (
+    Preparation,
+    checked_identity,
+    chosen_data,
+    chosen_settings,
+    open_held_out,
+)
 from sar2eo.training.task import Batch
 from sar2eo.training.vae_task import VaeTask
 
@@ -38,16 +43,11 @@ def train_vae(
 
     Parameters
     ----------
-    data : DataSettings, str or Path
-        Which pairs; a path is a folder of `sar2eo.build_pairs`.
-    out : str or Path
-        Run folder (see `sar2eo.training.folder`). The same call goes on where an interrupted one stopped,
-        on a CPU bit for bit.
+    data, out, progress
+        As of `sar2eo.train`.
     settings : VaeSettings, optional
     base : str or Path, optional
         Folder of a VAE to go on from, such as the ``final`` of another run.
-    progress : callable, optional
-        Called after every step with ``steps``, ``steps_total``, ``rate`` (a second) and ``loss``.
     **changes
         Fields of `VaeSettings`, instead of those of `settings`.
 
@@ -60,12 +60,8 @@ def train_vae(
 
     Raises
     ------
-    SettingsError, PairsError, CheckpointError
-        For what cannot be, before anything is done.
-    TrainingError
-        If the folder holds another run, or a loss is not finite.
-    OutputError
-        If something cannot be written; the last state is kept.
+    SettingsError, PairsError, CheckpointError, TrainingError, OutputError
+        As of `sar2eo.train`.
 
     Examples
     --------
@@ -105,20 +101,14 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     for images in (pairs, whole, held_out):
         if images is not None:
             task.check_shape(images.shape)
-    identity = identity_of(
-        settings,
-        accelerator,
-        data={"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()},
-        **({} if recipe.base is None else {"base": {"sha256": parts_sha256(Path(recipe.base), ("vae",))}}),
-    )
-    RunFolder(Path(recipe.out)).check(identity)
+    known = {} if recipe.base is None else {"base": {"sha256": parts_sha256(Path(recipe.base), ("vae",))}}
     return Preparation(
         task=task,
         accelerator=accelerator,
         pairs=pairs,
         held_out=held_out,
         batches=training_batches(pairs, settings, accelerator),
-        identity=identity,
+        identity=checked_identity(recipe, accelerator, pairs, **known),
     )
 
 
