@@ -107,7 +107,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same(pairs: Path, run: Path, tmp_path:
 
 def test_without_validation_pairs_it_says_so(tmp_path: Path) -> None:
     pairs = built_pairs(tmp_path / "pairs", counts={"train": 2})
-    settings = QUICK | {"steps": 1, "adversarial": 0.0}
+    settings = QUICK | {"steps": 1, "warmup": 0, "adversarial": 0.0}
     with pytest.warns(TrainingWarning, match="trains without validation"):
         final = train_vae(pairs, tmp_path / "run", **settings)
     assert json.loads((final / "vae.json").read_text())["metrics"] == {}
@@ -140,7 +140,7 @@ def test_the_command_takes_a_recipe_overrides_and_flags(pairs: Path, tmp_path: P
     recipe = tmp_path / "vae.toml"
     recipe.write_text(
         f'[train-vae]\nout = "{tmp_path / "run"}"\n[train-vae.data]\npairs = "nowhere"\n'
-        "[train-vae.settings]\ncrop = 32\nbatch = 2\nsteps = 50\nthreads = 1\n"
+        "[train-vae.settings]\ncrop = 32\nbatch = 2\nsteps = 50\nwarmup = 2\nthreads = 1\n"
         'device = "cpu"\ndtype = "float32"\n'
     )
     words = [
