@@ -300,13 +300,15 @@ def _pixels(grid: Grid) -> int:
     return grid.shape[0] * grid.shape[1]
 
 
-def check_space(needs: Iterable[tuple[Path, int]]) -> None:
+def check_space(needs: Iterable[tuple[Path, int]], *, elsewhere: str = "--tmp or --out") -> None:
     """Refuse to begin what the disks cannot hold.
 
     Parameters
     ----------
     needs : iterable of (Path, int)
         Folders that exist, and the bytes that go there; those of one file system are added up.
+    elsewhere : str, optional (default: "--tmp or --out")
+        Flags by which the user chooses the folders, for the message.
 
     Raises
     ------
@@ -323,5 +325,5 @@ def check_space(needs: Iterable[tuple[Path, int]]) -> None:
         if free < needed:
             raise OutputError(
                 f"{folder}: {free / 1e6:.0f} MB are free, and this takes about {needed / 1e6:.0f} MB: free "
-                "some, choose another --tmp or --out, or pass --force"
+                f"some, choose another {elsewhere}, or pass --force"
             )

@@ -163,7 +163,7 @@ def test_tie_points_and_picture_lie_beside(scenes, tmp_path):
     done = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", out, "--grid", GRID,
                "--report", tmp_path / "report.json")  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert f"{out}: local by " in done.stdout
+    assert f"{out}: local fitted to " in done.stdout
     assert " after, at points left out of the fit" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {
         "moved.tif", "moved_ties.geojson", "moved_ties.png", "report.json",
@@ -229,7 +229,7 @@ def test_what_shows_something_else_is_refused_and_nothing_is_written(scenes, tmp
 
 
 def test_a_search_that_is_too_short_is_refused(scenes, tmp_path):
-    with pytest.raises(CoregistrationError, match="sure"):
+    with pytest.raises(CoregistrationError, match="more than the 4 pixels of --radius"):
         coregister(scenes["eo"], scenes["sar"], tmp_path / "moved.tif", grid=GRID, radius=4)
     assert not list(tmp_path.iterdir())
 
@@ -297,7 +297,7 @@ def test_the_command_offers_what_the_settings_allow_and_a_recipe_runs_it(scenes,
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.toml"}
     done = CliRunner().invoke(cli, ["run", str(recipe)])
     assert done.exit_code == 0, done.output
-    assert "moved.tif: shift by" in done.stdout
+    assert "moved.tif: shift fitted to" in done.stdout
 
 
 def test_a_matcher_answers_in_the_same_way(scenes, tmp_path):
@@ -314,11 +314,6 @@ def test_a_matcher_answers_in_the_same_way(scenes, tmp_path):
     assert len(report["matching"]["model_sha256"]) == 64
     assert report["versions"]["torch"]
     assert report["ties"]["measured"] > 15
-    other = untrained_matcher(tmp_path / "vv", threshold=0.0, polarisations=("VV",))
-    done = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", tmp_path / "moved.tif",
-               "--grid", GRID, "--method", "dcdm", "--model", other)  # fmt: skip
-    assert done.exit_code == 1
-    assert "has VH, and the matcher was trained on VV" in done.stderr
 
 
 def test_torch_is_left_alone_by_other_methods(scenes, tmp_path):

@@ -25,8 +25,8 @@ __all__ = ["coregister_all", "coregister_command"]
     CoregisterSettings,
     {
         "method": "How tie points are matched.",
-        "model": "A matcher, for dcdm.",
-        "transform": "A smooth field as stiff as the evidence says, affine, or one shift.",
+        "model": "Folder of a matcher, for --method dcdm.",
+        "transform": "One shift, affine, or a smooth field as stiff as the evidence says.",
         "grid": "Distance of tie points, and side of their templates, in pixels.",
         "points": "Tie points at the most.",
         "radius": "Largest shift in pixels.  [default: 24; dcdm: as trained]",
@@ -53,6 +53,9 @@ __all__ = ["coregister_all", "coregister_command"]
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Worker processes; 0: this process.")
 @click.option("--scheduler", metavar="ADDRESS", help="Join this Dask cluster.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+@settings_options(
+    CoregisterSettings, {"force": "Go on where scenes and matcher, or result and disk, do not fit."}
+)
 @click.option("--dry-run", is_flag=True, help="Open the scenes, and count tie points.")
 @click.option("--report", metavar="FILE.json", help="Write what was found as JSON, also if it is refused.")
 @debug_option
@@ -64,7 +67,10 @@ def coregister_command(*, workers: int, scheduler: str | None, dry_run: bool, **
     sar2eo coregister --reference sar.tif --moving eo.tif --out eo_on_sar.tif --transform affine --grid 256
 
     Beside the result come the tie points as GeoJSON and a picture of them. Where the evidence is too thin,
-    nothing is moved, and the exit code is 1.
+    nothing is moved, and the exit code is 1. The same command goes on where an interrupted one stopped.
+
+    Shifts say how many rows down and columns to the right the moving scene shows what the reference shows
+    at a place. Options from --pol to --crs are about the SAR scene.
     """  # noqa: D301  (click's mark for lines that stay as they are)
     recipe = CoregisterRecipe(
         **taken(CoregisterRecipe, flags),
@@ -78,11 +84,19 @@ def coregister_all(recipe: CoregisterRecipe, *, workers: int, scheduler: str | N
     """Coregister the scenes of a recipe, or say what would be done."""
     from sar2eo import cluster
     from sar2eo.matching.coregistration.running import coregister
+    from sar2eo.translation import is_there
 
     with cluster.running(workers=workers, scheduler=scheduler):
         if scheduler is not None:
-            seen = [path for path in map(Path, (recipe.reference, recipe.moving)) if path.exists()]
-            cluster.check_workers(paths=[path.absolute() for path in seen], device=recipe.settings.device)
+            named = [recipe.reference, recipe.moving]
+            named += [] if recipe.settings.model is None else [recipe.settings.model]
+            seen = [path.absolute() for path in map(Path, named) if is_there(path)]
+            # Tie points are kept beside the result.
+            seen.append(Path(recipe.out).absolute().parent)
+            cluster.check_workers(paths=seen, device=recipe.settings.device)
+        click.get_current_context().meta["sar2eo.resume"] = (
+            ": run the same command again to go on where it stopped"
+        )
         with ProgressLine(_text) as progress:
             found = coregister(
                 recipe.reference,
@@ -104,12 +118,13 @@ def _told(found: Mapping[str, Any]) -> str:
         f"{each['rmse_px']:.2f} px ({each['rmse_m']:.1f} m)" for each in (quality["before"], quality["after"])
     )
     return (
-        f"{found['out']}: {found['settings']['transform']} by {ties['agree']} of {ties['sure']} sure tie "
-        f"points; RMSE {before} before, {after} after, at points left out of the fit"
+        f"{found['out']}: {found['settings']['transform']} fitted to {ties['agree']} of {ties['sure']} sure "
+        f"tie points; RMSE {before} before, {after} after, at points left out of the fit"
     )
 
 
 def _text(counts: Mapping[str, float], seconds: float) -> str:
     if "blocks_total" in counts:
         return f"{counts.get('blocks_done', 0):.0f} of {counts['blocks_total']:.0f} blocks moved"
-    return f"{counts.get('ties_done', 0):.0f} of {counts['ties_total']:.0f} tie points"
+    done = counts.get("ties_resumed", 0) + counts.get("ties_done", 0)
+    return f"{done:.0f} of {counts['ties_total']:.0f} tie points"

@@ -31,7 +31,7 @@ from sar2eo.journal import Journal, differences
 from sar2eo.pairs.chips import checksum
 from sar2eo.pairs.index import chip_names
 
-__all__ = ["PartStore", "Work", "check_target", "finished_record"]
+__all__ = ["PartStore", "Work", "check_target", "differs", "finished_record"]
 
 _FILES = ("audit.json", "pairs.parquet", "pairs.json")
 _PARTIAL = "chips.partial"
@@ -127,7 +127,7 @@ class Work:
         except OSError as error:
             refuse(error, out.parent)
         partial = out / _PARTIAL
-        restart = overwrite and _differs(partial / "manifest.json", fingerprint)
+        restart = overwrite and differs(partial / "manifest.json", fingerprint)
         journal = Journal.open(partial, fingerprint, restart=restart, discards="--overwrite")
         work = cls(out, journal)
         if not work.publishing:
@@ -200,7 +200,8 @@ def _keep(folder: Path, names: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _differs(manifest: Path, fingerprint: Mapping[str, Any]) -> bool:
+def differs(manifest: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Tell whether a journal's manifest names another fingerprint, or none."""
     try:
         return bool(differences(json.loads(manifest.read_bytes())["fingerprint"], fingerprint))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -50,6 +50,8 @@ class CoregisterSettings:
         Of dcdm.
     threads : int or None
         Torch threads of each process; None: all cores.
+    force : bool
+        Use a matcher on scenes that its card does not fit, and a disk that may be too small.
     """
 
     method: TieMethod = "structure"
@@ -64,6 +66,7 @@ class CoregisterSettings:
     seed: int = 2025
     device: str = "auto"
     threads: int | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         if (self.method == "dcdm") != (self.model is not None):

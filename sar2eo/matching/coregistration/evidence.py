@@ -125,8 +125,8 @@ def weigh(
         best = max((tie.score for tie in ties), default=0.0)
         refusal = (
             f"{len(sure)} of {len(ties)} tie points are sure (the best score is {best:.3f}), and "
-            f"{settings.transform} needs {least}: water, cloud, another place, or too large a --grid for "
-            f"{len(lattice)} templates?"
+            f"{settings.transform} needs {least}: water, cloud, another place, more than the {radius} pixels "
+            f"of --radius, or too large a --grid for {len(lattice)} templates?"
         )
         return Evidence(None, refusal, at, shifts, *nothing, 0.0)
     transform = fit_transform(sure, settings)

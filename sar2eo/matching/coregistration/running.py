@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sar2eo._version import __version__
-from sar2eo.cog import check_target, publish
+from sar2eo.cog import check_space, check_target, publish
 from sar2eo.computing import Progress, collect_telemetry, reset_telemetry
 from sar2eo.durable import write_atomically
 from sar2eo.errors import CoregistrationError, OutputError, SettingsError
-from sar2eo.locking import LOCK, locked
 from sar2eo.matching.coregistration.evidence import LEAST, Evidence, weigh
+from sar2eo.matching.coregistration.fitting import check_fit
+from sar2eo.matching.coregistration.keeping import Work, fingerprint_of, is_publishing, working
 from sar2eo.matching.coregistration.layout import layout_of
 from sar2eo.matching.coregistration.opening import ScenePair, open_pair, tie_cells
 from sar2eo.matching.coregistration.reporting import geojson_of, quiver_picture, tie_rows, versions
 from sar2eo.matching.coregistration.ties import Finder, finder_of, measure_ties
 from sar2eo.matching.coregistration.transforms import MovingTransform
 from sar2eo.matching.coregistration.warping import MovedReader, moved_mapping
-from sar2eo.matching.coregistration.writing import write_moved
+from sar2eo.matching.coregistration.writing import needed_bytes, write_moved
+from sar2eo.matching.dcdm.aligner import folder_of
 from sar2eo.pairs.alignment import Displacement
 from sar2eo.pairs.scenes import SarScene
 from sar2eo.recipe import CoregisterSettings, SceneSettings
@@ -53,7 +52,8 @@ def coregister(
     Templates on a lattice over the overlap are matched on Dask's scheduler in force, a transform is fitted to
     those that agree, and the moving scene is read through it on the reference's grid, so that equal pixels
     show equal places. Beside `out` come the tie points with their residuals, ``<stem>_ties.geojson``, and a
-    picture of them, ``<stem>_ties.png``.
+    picture of them, ``<stem>_ties.png``. Tie points are kept in ``<out>.partial`` until all is done: the same
+    call goes on where one was interrupted.
 
     Parameters
     ----------
@@ -71,7 +71,8 @@ def coregister(
     report : path, optional
         JSON file of what was found; written also where the evidence is too thin.
     progress : callable, optional
-        Called about once a second with counters: ties_total, ties_done, then blocks_total, blocks_done.
+        Called about once a second with counters: ties_total, ties_resumed, ties_done, then blocks_total,
+        blocks_done.
     **changes
         Fields of `settings` to change, as in ``transform="affine"``.
 
@@ -86,9 +87,12 @@ def coregister(
     CoregistrationError
         If the scenes share too little, or the evidence is too thin; nothing but the report is written.
     SettingsError
-        For settings that do not go together, or two scenes of one kind.
+        For settings that do not go together, two scenes of one kind, or a result that would replace one.
     SceneError, CheckpointError, OutputError
-        If something cannot be read or written.
+        If something cannot be read or written, is not what a matcher was trained on, or does not fit on the
+        disk; before any tie point.
+    JournalError
+        If unfinished work of another call is there.
 
     Examples
     --------
@@ -102,40 +106,43 @@ def coregister(
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, told = Path(out), None if report is None else Path(report)
+    _check_inputs(target, told, (str(reference), str(moving)))
     _check_targets(target, told, overwrite=overwrite or dry_run)
     finder = finder_of(settings)
     pair = open_pair(
         str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
     )
+    if settings.model is not None:
+        check_fit(pair, folder_of(settings.model)[1], force=settings.force)
     # Refused now what could not be written in the end.
-    layout_of(pair.moving)
+    needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = tie_cells(pair, settings.grid, settings.points)
     if len(cells) < LEAST[settings.transform]:
         raise CoregistrationError(
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
             f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
         )
-    facts = _facts(pair, settings, finder, len(cells))
+    facts = {**_facts(pair, settings, finder, len(cells)), "disk_bytes": needed}
     if dry_run:
         return facts
+    if not settings.force:
+        check_space([(target.absolute().parent, needed)], elsewhere="--out")
     reset_telemetry()
-    ties = measure_ties(pair, cells, settings, finder, progress)
-    lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
-    evidence = weigh(ties, lattice, settings, finder.radius)
-    facts |= _found(pair, len(cells), ties, evidence)
-    if evidence.refusal is None and evidence.transform is not None:
-        _write(pair, settings, evidence.transform, facts, target, progress)
-        facts["out"] = str(target)
-    counters = collect_telemetry()
-    facts["seconds"] = {
-        "total": round(time.perf_counter() - started, 3),
-        **{name: round(counters.get(f"{name}_seconds", 0.0), 3) for name in ("tie", "warp")},
-    }
-    facts["peak_rss_bytes"] = int(counters["peak_rss_bytes"])
-    if told is not None:
-        write_atomically(told, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
-    if evidence.refusal is not None:
-        raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
+    with working(target, fingerprint_of(pair, scene, settings, finder), overwrite=overwrite) as work:
+        # Again, now that nobody else writes here: another run may just have ended.
+        _check_targets(target, told, overwrite=overwrite)
+        ties = measure_ties(pair, cells, settings, finder, work.store, progress)
+        lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
+        evidence = weigh(ties, lattice, settings, finder.radius)
+        facts |= _found(pair, len(cells), ties, evidence)
+        if evidence.refusal is None and evidence.transform is not None:
+            _write(pair, settings, evidence.transform, facts, target, work, progress)
+            facts["out"] = str(target)
+        facts |= _spent(started)
+        if told is not None:
+            write_atomically(told, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+        if evidence.refusal is not None:
+            raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
     return facts
 
 
@@ -144,7 +151,17 @@ def result_paths(out: Path) -> tuple[Path, Path, Path]:
     return out.with_name(f"{out.stem}_ties.geojson"), out.with_name(f"{out.stem}_ties.png"), out
 
 
+def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> None:
+    """Refuse to replace a scene by what comes of it."""
+    parts = [part.split("=")[-1] for scene in scenes for part in (scene, *scene.split(","))]
+    inputs = {Path(part).resolve() for part in parts}
+    for path in (*result_paths(out), *([] if report is None else [report])):
+        if path.resolve() in inputs:
+            raise SettingsError(f"{path} is one of the scenes: give the result another name")
+
+
 def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
+    overwrite = overwrite or is_publishing(out)
     check_target(out, overwrite)
     for path in result_paths(out)[:2]:
         if path.exists() and not overwrite:
@@ -166,6 +183,19 @@ def _facts(pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells:
         "settings": dataclasses.asdict(settings),
         "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},
         "ties": {"templates": cells},
+    }
+
+
+def _spent(started: float) -> dict[str, Any]:
+    """Say what it took, as JSON values."""
+    counters = collect_telemetry()
+    return {
+        "ties_resumed": int(counters.get("ties_resumed", 0)),
+        "seconds": {
+            "total": round(time.perf_counter() - started, 3),
+            **{name: round(counters.get(f"{name}_seconds", 0.0), 3) for name in ("tie", "warp")},
+        },
+        "peak_rss_bytes": int(counters["peak_rss_bytes"]),
     }
 
 
@@ -197,6 +227,7 @@ def _write(
     transform: MovingTransform,
     facts: dict[str, Any],
     target: Path,
+    work: Work,
     progress: Progress | None,
 ) -> None:
     """Make all files beside the target, then publish them, the COG last."""
@@ -214,29 +245,12 @@ def _write(
     # Of amplitude, intensities are averaged.
     overviews = "RMS" if is_sar and quantity in ("dn", "amplitude") else "AVERAGE"
     overviews = "NEAREST" if any(layout.nearest) else overviews
-    with _workplace(target) as folder:
+    with work.assembling() as folder:
         moved = write_moved(
             reader, layout, pair.grid, folder, tags=tags, overviews=overviews, progress=progress
         )
         made = folder / "ties.geojson", folder / "ties.png", moved
         made[0].write_bytes(geojson_of(facts["points"], pair.grid))
         quiver_picture(facts["points"], pair.grid, settings.grid, made[1])
+        work.journal.begin_publishing()
         publish(list(zip(made, result_paths(target), strict=True)))
-
-
-@contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
-    """Hold a folder beside the target, empty at the start and gone in the end."""
-    folder = target.absolute().with_name(f".{target.name}.coregister")
-    with locked(folder):
-        _empty(folder)
-        try:
-            yield folder
-        finally:
-            _empty(folder)
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()

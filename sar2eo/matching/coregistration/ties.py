@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,15 +12,16 @@ import numpy.typing as npt
 
 from sar2eo import telemetry
 from sar2eo.computing import Progress, compute_keys, reporting
-from sar2eo.errors import PolarisationError
 from sar2eo.grid import Grid
 from sar2eo.matching.aligner import StructuralAligner
 from sar2eo.matching.classical import Method, match
+from sar2eo.matching.coregistration.fitting import bands_for
 from sar2eo.matching.coregistration.opening import LEAST_VALID, OpticalView, RadarView, ScenePair
 from sar2eo.matching.dcdm.aligner import find_learned, folder_of, matcher_sha256
 from sar2eo.pairs.alignment import Displacement, LocalShift
 from sar2eo.pairs.cells import Cell
 from sar2eo.pairs.scenes import SarScene
+from sar2eo.pairs.work import PartStore
 from sar2eo.recipe import CoregisterSettings
 from sar2eo.windows import Window
 
@@ -151,8 +153,6 @@ def views_of(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarView, 
 
     Raises
     ------
-    PolarisationError
-        If the SAR scene lacks what the matcher was trained on.
     RadiometryError
         If it cannot be scaled.
     """
@@ -160,16 +160,8 @@ def views_of(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarView, 
     if settings.method != "dcdm":
         return RadarView(sar, sar.percentiles()), optical
     _, card = folder_of(str(settings.model))
-    names = sar.reader.polarisations
-    missing = [name for name in card.polarisations if name not in names]
-    if missing:
-        raise PolarisationError(
-            f"{sar.href}: has {', '.join(names)}, and the matcher was trained on "
-            f"{', '.join(card.polarisations)}: name its bands with --pol"
-        )
-    chosen = tuple(names.index(name) for name in card.polarisations)
-    divisors = sar.percentiles() if card.scaling == "p99" else (1.0,) * len(names)
-    return RadarView(sar, divisors, chosen), optical
+    divisors = sar.percentiles() if card.scaling == "p99" else (1.0,) * len(sar.reader.polarisations)
+    return RadarView(sar, divisors, bands_for(sar, card)), optical
 
 
 @dataclass(frozen=True)
@@ -178,6 +170,8 @@ class TieRun:
 
     Parameters
     ----------
+    name : str
+        Under which they are kept.
     cells : tuple of Cell
         Of the lattice on the reference's grid, `spacing` pixels apart.
     spacing : int
@@ -186,18 +180,22 @@ class TieRun:
     moving_is_sar : bool
     """
 
+    name: str
     cells: tuple[Cell, ...]
     spacing: int
     grid: Grid
     moving_is_sar: bool
 
-    def measure(self, radar: RadarView, optical: OpticalView, finder: Finder) -> list[Displacement | None]:
-        """Measure them; None where less than half of a template is valid in either scene."""
+    def measure(
+        self, radar: RadarView, optical: OpticalView, finder: Finder, store: PartStore
+    ) -> list[Displacement | None]:
+        """Measure and keep them; None where less than half of a template is valid in either scene."""
         found = []
         for cell in self.cells:
             with telemetry.timed("tie_seconds"):
                 found.append(self._measured(cell, radar, optical, finder))
             telemetry.add("ties_done", 1)
+        store.save(self.name, [tie and dataclasses.astuple(tie) for tie in found])
         return found
 
     def _measured(
@@ -231,9 +229,10 @@ def measure_ties(
     cells: Sequence[Cell],
     settings: CoregisterSettings,
     finder: Finder,
+    store: PartStore,
     progress: Progress | None = None,
 ) -> list[Displacement]:
-    """Measure tie points on Dask's scheduler in force.
+    """Measure tie points on Dask's scheduler in force, but those that are kept from before.
 
     Parameters
     ----------
@@ -242,8 +241,10 @@ def measure_ties(
         From `sar2eo.matching.coregistration.opening.tie_cells`.
     settings : CoregisterSettings
     finder : Finder
+    store : PartStore
+        Where they are kept, of the same pair, cells, settings and finder.
     progress : callable, optional
-        Called with the counters ties_total and ties_done.
+        Called with the counters ties_total, ties_resumed and ties_done.
 
     Returns
     -------
@@ -252,16 +253,18 @@ def measure_ties(
         is found `rows` and `cols` farther in the moving scene. NaN where nothing was found.
     """
     radar, optical = views_of(pair, settings)
-    shared = {"radar": radar, "optical": optical, "finder": finder}
+    shared = {"radar": radar, "optical": optical, "finder": finder, "store": store}
     is_sar = isinstance(pair.moving, SarScene)
-    tasks = {
-        ("ties", start): (
-            TieRun.measure,
-            TieRun(tuple(cells[start : start + _RUN_TIES]), settings.grid, pair.grid, is_sar),
-            *shared,
-        )
+    runs = [
+        TieRun(f"ties-{start:05d}", tuple(cells[start : start + _RUN_TIES]), settings.grid, pair.grid, is_sar)
         for start in range(0, len(cells), _RUN_TIES)
+    ]
+    found: dict[str, list[Displacement | None]] = {
+        name: [tie and Displacement(*tie) for tie in kept] for name, kept in store.load().items()
     }
+    telemetry.add("ties_resumed", sum(map(len, found.values())))
+    tasks = {("ties", run.name): (TieRun.measure, run, *shared) for run in runs if run.name not in found}
     with reporting(progress, {"ties_total": len(cells)}):
-        found = compute_keys({**shared, **tasks}, list(tasks))
-    return [one for run in found for one in run if one is not None]
+        computed = compute_keys({**shared, **tasks}, list(tasks)) if tasks else []
+    found |= {name: ties for (_, name), ties in zip(tasks, computed, strict=True)}
+    return [tie for run in runs for tie in found[run.name] if tie is not None]

@@ -23,7 +23,7 @@ from sar2eo.matching.coregistration.layout import Layout
 from sar2eo.scene.reader import SceneReader
 from sar2eo.windows import Window
 
-__all__ = ["write_moved"]
+__all__ = ["needed_bytes", "write_moved"]
 
 _BLOCK = 512
 # Values of a task, and tasks at a time: what is in memory.
@@ -31,6 +31,10 @@ _TASK_VALUES = 1 << 20
 _TASKS = 8
 # As for other COGs: more fills up with the size of the scene, and is no faster.
 _CACHE_BYTES = 8 * 2**20
+
+# What is on disk at the most, as a multiple of all values: speckle in bytes, collected (1.04), as a COG with
+# its overviews (0.99), and these once more (0.26). Optical scenes take a little less.
+_PEAK = 2.3
 
 Block = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
 
@@ -46,6 +50,19 @@ class _BlockRun:
             values = reader.read(self.window)
         telemetry.add("blocks_done", 1)
         return layout.stored(values) if np.isfinite(values).any() else None
+
+
+def needed_bytes(layout: Layout, window: Window) -> int:
+    """Estimate the disk space that `write_moved` needs at its peak.
+
+    Parameters
+    ----------
+    layout : Layout
+    window : Window
+        Of the grid, where the moved scene has data.
+    """
+    values = window.height * window.width * len(layout.bands)
+    return round(_PEAK * values * np.dtype(layout.dtype).itemsize)
 
 
 def write_moved(
