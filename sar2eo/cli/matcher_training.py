@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import data_options, recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option
-from sar2eo.cli.progress import ProgressLine
-from sar2eo.cli.training import LOOP_HELP, RUN_HELP, steps_line, summary
+from sar2eo.cli.training import LOOP_HELP, RUN_HELP, show_run, steps_line, train_told
 from sar2eo.recipe import MatcherRecipe, MatcherSettings
 
 __all__ = ["train_matcher_all", "train_matcher_command"]
@@ -65,14 +62,9 @@ def train_matcher_all(recipe: MatcherRecipe, *, dry_run: bool) -> None:
 
     if dry_run:
         prepared = prepare_matcher_training(recipe)
-        count = sum(p.numel() for p in prepared.task.phases["denoiser"].parameters())
-        facts = {"pairs": prepared.pairs.describe(), "factor": prepared.task.factor, "parameters": count}
-        click.echo("\n".join(lines({**dataclasses.asdict(recipe), "would train": facts})))
-        return
-    click.get_current_context().meta["sar2eo.resume"] = ": run the same command again to go on"
-    with ProgressLine(_text) as progress:
-        outcome = run_matcher_training(recipe, progress=progress)
-    click.echo(summary(outcome, recipe.settings.steps))
+        show_run(recipe, prepared, prepared.task.phases["denoiser"])
+    else:
+        train_told(run_matcher_training, recipe, _text)
 
 
 def _text(counts: Mapping[str, float], seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sar2eo.cli.options import debug_option
 from sar2eo.cli.progress import ProgressLine, clock
 from sar2eo.recipe import TrainRecipe, TrainSettings
 
-__all__ = ["LOOP_HELP", "RUN_HELP", "steps_line", "summary", "train_all", "train_command"]
+__all__ = ["LOOP_HELP", "RUN_HELP", "show_run", "steps_line", "train_all", "train_command", "train_told"]
 
 LOOP_HELP = {
     "steps": "Optimiser steps.",
@@ -81,10 +82,7 @@ def train_all(recipe: TrainRecipe, *, dry_run: bool) -> None:
     if dry_run:
         click.echo("\n".join(lines(plan_training(recipe))))
         return
-    click.get_current_context().meta["sar2eo.resume"] = ": run the same command again to go on"
-    with ProgressLine(steps_line) as progress:
-        outcome = run_training(recipe, progress=progress)
-    click.echo(summary(outcome, recipe.settings.steps))
+    train_told(run_training, recipe)
 
 
 def steps_line(counts: Mapping[str, float], _: float) -> str:
@@ -98,7 +96,24 @@ def steps_line(counts: Mapping[str, float], _: float) -> str:
     )
 
 
-def summary(outcome: Any, steps: int) -> str:
+def train_told(
+    run: Callable[..., Any], recipe: Any, text: Callable[[Mapping[str, float], float], str] = steps_line
+) -> None:
+    """Do a training run, saying how far it is and what came of it."""
+    click.get_current_context().meta["sar2eo.resume"] = ": run the same command again to go on"
+    with ProgressLine(text) as progress:
+        outcome = run(recipe, progress=progress)
+    click.echo(_summary(outcome, recipe.settings.steps))
+
+
+def show_run(recipe: Any, prepared: Any, network: Any) -> None:
+    """Say what would be trained: a recipe, its pairs and the network."""
+    count = sum(p.numel() for p in network.parameters())
+    facts = {"pairs": prepared.pairs.describe(), "factor": prepared.task.factor, "parameters": count}
+    click.echo("\n".join(lines({**dataclasses.asdict(recipe), "would train": facts})))
+
+
+def _summary(outcome: Any, steps: int) -> str:
     """Say what came of a run."""
     if outcome.begun_at == steps:
         return f"{outcome.final}: all {steps} steps were done before"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import data_options, recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option
-from sar2eo.cli.progress import ProgressLine
-from sar2eo.cli.training import LOOP_HELP, RUN_HELP, steps_line, summary
+from sar2eo.cli.training import LOOP_HELP, RUN_HELP, show_run, train_told
 from sar2eo.recipe import VaeRecipe, VaeSettings
 
 __all__ = ["train_vae_all", "train_vae_command"]
@@ -58,11 +55,6 @@ def train_vae_all(recipe: VaeRecipe, *, dry_run: bool) -> None:
 
     if dry_run:
         prepared = prepare_vae_training(recipe)
-        count = sum(p.numel() for p in prepared.task.vae.parameters())
-        facts = {"pairs": prepared.pairs.describe(), "factor": prepared.task.factor, "parameters": count}
-        click.echo("\n".join(lines({**dataclasses.asdict(recipe), "would train": facts})))
-        return
-    click.get_current_context().meta["sar2eo.resume"] = ": run the same command again to go on"
-    with ProgressLine(steps_line) as progress:
-        outcome = run_vae_training(recipe, progress=progress)
-    click.echo(summary(outcome, recipe.settings.steps))
+        show_run(recipe, prepared, prepared.task.vae)
+    else:
+        train_told(run_vae_training, recipe)
