@@ -219,6 +219,7 @@ class _Line:
         recipe, job = self._recipe, entry.job
         assert job is not None  # noqa: S101  (of a pending scene)
         started = time.perf_counter()
+        Journal.check_free(job.outputs.journal)  # before the graph is built, which takes its time
         dataset = prepare(job.source, recipe, self._spec)
         settings = WriteSettings(
             compress=recipe.compress,

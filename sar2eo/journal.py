@@ -166,6 +166,32 @@ class Journal:
                 shutil.rmtree(stale)
         (self.folder / _FINISHED).unlink(missing_ok=True)
 
+    @staticmethod
+    def check_free(folder: Path) -> None:
+        """Refuse a folder that another run is writing to, before work is made ready for it.
+
+        (Another one may still begin in between: `open` refuses that.)
+
+        Parameters
+        ----------
+        folder : Path
+            ``<output>.partial``, which need not exist.
+
+        Raises
+        ------
+        JournalError
+            If another run is writing here.
+        OutputError
+            If the folder cannot be written.
+        """
+        if (folder / LOCK).exists():
+            try:
+                os.close(acquire(folder))
+            except FileNotFoundError:
+                pass  # that run has just ended
+            except OSError as error:
+                refuse(error, folder)
+
     def writer(self) -> BlockWriter:
         """Return what writes blocks into this journal; it pickles as a path."""
         return BlockWriter(str(self.blocks.absolute()))

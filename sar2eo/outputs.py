@@ -7,6 +7,7 @@ succeeded it stays, and the same command goes on with uploading.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sar2eo.stac_item import stac_item, write_stac_item
 from sar2eo.staging import Destination
 from sar2eo.windows import Window
 
-__all__ = ["Outputs"]
+__all__ = ["Outputs", "check_tmp"]
 
 _MADE = "made.json"
 
@@ -182,6 +183,8 @@ class Outputs:
                 raise OutputError(f"{path}: there is no folder {path.parent}: make it first")
             if path.exists() and not overwrite:
                 raise OutputError(f"{path} exists: pass --overwrite to replace it")
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise OutputError(f"{path}: its folder is not writable")
 
     def _check_remote(self, overwrite: bool) -> None:
         for path in self.rasters.values():
@@ -316,6 +319,25 @@ class Outputs:
         except OSError as error:
             refuse(error, ready)
         sync_folder(ready.parent)
+
+
+def check_tmp(tmp: Path | None) -> None:
+    """Refuse a folder for unfinished work that could not be used.
+
+    Parameters
+    ----------
+    tmp : Path or None
+        None: the work lies beside the result.
+
+    Raises
+    ------
+    OutputError
+        If it is not there, or not writable.
+    """
+    if tmp is not None and not tmp.is_dir():
+        raise OutputError(f"--tmp {tmp}: there is no such folder: make it first")
+    if tmp is not None and not os.access(tmp, os.W_OK | os.X_OK):
+        raise OutputError(f"--tmp {tmp}: it is not writable")
 
 
 def _ready(journal: Journal) -> Path:

@@ -17,7 +17,7 @@ from sar2eo.grid import Grid
 from sar2eo.journal import differences
 from sar2eo.models import ModelSpec
 from sar2eo.naming import check_template, facts_of, fill
-from sar2eo.outputs import Outputs
+from sar2eo.outputs import Outputs, check_tmp
 from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
@@ -178,8 +178,7 @@ def _check_settings(recipe: TranslateRecipe, spec: ModelSpec) -> None:
     if single_job(recipe) is None:
         for template in (recipe.name, *further_outputs(recipe).values()):
             check_template(template)
-    if recipe.tmp is not None and not Path(recipe.tmp).is_dir():
-        raise OutputError(f"--tmp {recipe.tmp}: there is no such folder: make it first")
+    check_tmp(_tmp(recipe))
 
 
 def _expanded(given: Sequence[str]) -> list[Entry]:

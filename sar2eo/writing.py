@@ -26,7 +26,7 @@ from sar2eo.graph import count_windows
 from sar2eo.grid import Grid
 from sar2eo.inference import place_of
 from sar2eo.journal import Journal
-from sar2eo.outputs import Outputs
+from sar2eo.outputs import Outputs, check_tmp
 from sar2eo.provenance import FINGERPRINT, report_of, tags_of, work_fingerprint
 from sar2eo.recipe import Compression
 from sar2eo.scene.identity import file_identity
@@ -97,6 +97,9 @@ def write_cog(
         tmp=None if tmp is None else Path(tmp),
         force=force,
     )
+    _check(dataset, outputs, settings)
+    if not force and not outputs.journal.exists():  # what is left of an unfinished run, `compute` knows
+        check_space(outputs.needs(_grid_of(dataset), compress, settings.tmp))
     writing = Writing(dataset, outputs, settings)
     try:
         writing.compute(progress)
@@ -153,16 +156,7 @@ class Writing:
     def __init__(
         self, dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings, opened_in: float = 0.0
     ) -> None:
-        if not isinstance(dataset, xr.Dataset):
-            raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
-        if settings.compress not in get_args(Compression):
-            allowed = ", ".join(get_args(Compression))
-            raise SettingsError(f"compress={settings.compress!r}: must be one of {allowed}")
-        if settings.tmp is not None and not settings.tmp.is_dir():
-            raise OutputError(f"--tmp {settings.tmp}: there is no such folder: make it first")
-        _check_variables(dataset, outputs)
-        outputs.check(overwrite=settings.overwrite, restart=settings.restart)
-        _check_apart(dataset, outputs)
+        _check(dataset, outputs, settings)
         self._dataset, self._outputs, self._settings = dataset, outputs, settings
         self._grid = _grid_of(dataset)
         self._work: dict[str, float] = {}
@@ -247,6 +241,20 @@ class Writing:
             self._journal.remove()
         if self._outputs.destination is not None:
             self._outputs.destination.leave()
+
+
+def _check(dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings) -> None:
+    """Refuse what could not be written, without computing anything."""
+    if not isinstance(dataset, xr.Dataset):
+        raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
+    if settings.compress not in get_args(Compression):
+        allowed = ", ".join(get_args(Compression))
+        raise SettingsError(f"compress={settings.compress!r}: must be one of {allowed}")
+    check_tmp(settings.tmp)
+    _check_variables(dataset, outputs)
+    outputs.check(overwrite=settings.overwrite, restart=settings.restart)
+    _check_apart(dataset, outputs)
+    Journal.check_free(outputs.journal)
 
 
 def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:

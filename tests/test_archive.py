@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pystac
@@ -21,6 +22,8 @@ from scenes import amplitude, write_scene
 from sar2eo import archive, cog, models, writing
 from sar2eo.cli import cli
 from sar2eo.errors import ClusterError, OutputError, SettingsError
+from sar2eo.graph import TranslationGraph
+from sar2eo.journal import Journal
 from sar2eo.models import resolve_model
 from sar2eo.pairs.sources import expand_sources
 from sar2eo.planning import Entry, plan
@@ -298,6 +301,37 @@ def test_a_run_that_cannot_fit_is_refused_with_numbers_before_work(
     assert names(out) == []
     monkeypatch.setattr(cog.shutil, "disk_usage", lambda _: SimpleNamespace(free=0.4e6))
     assert statuses(archive.run(recipe(scenes, out=out), IDENTITY)) == ["done"] * 3
+
+
+def test_what_can_be_refused_is_refused_before_the_graph_is_built(
+    scenes: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large scene the graph takes a minute."""
+    built = Mock(side_effect=AssertionError("the graph was built"))
+    monkeypatch.setattr(TranslationGraph, "arrays", built)
+    one = recipe(scenes / "a.tif", out=out / "a.tif", tmp=str(tmp_path))
+
+    def error() -> str:
+        return str(archive.run(one, IDENTITY)[0].reason)
+
+    assert error() == "AssertionError: the graph was built"
+    built.side_effect = None
+    built.reset_mock()
+    with monkeypatch.context() as patch:
+        patch.setattr(cog.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+        with pytest.raises(OutputError, match="0 MB are free, and this takes about 0 MB"):
+            archive.run(one, IDENTITY)
+    with monkeypatch.context() as patch:
+        patch.setattr(cog.os, "access", lambda path, _: Path(path) != out)
+        assert error() == f"{out / 'a.tif'}: its folder is not writable"
+        patch.setattr(cog.os, "access", lambda path, _: Path(path) != tmp_path)
+        with pytest.raises(OutputError, match=f"--tmp {tmp_path}: it is not writable"):
+            archive.run(one, IDENTITY)
+    assert names(out) == []
+    journal = Journal.open(out / "a.tif.partial", {})
+    assert "a.tif.partial: another run is writing here" in error()
+    journal.release()
+    assert not built.called
 
 
 def test_files_are_made_beside_the_next_scenes_computing_and_one_scene_waits_at_most(
