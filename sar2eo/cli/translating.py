@@ -53,7 +53,7 @@ __all__ = ["translate_all", "translate_command"]
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16.")
 @click.option("--batch", default="auto", show_default=True, help="Windows per model call.")
-@click.option("--compile", is_flag=True, help="Compile the U-Net: slower to start, faster on.")
+@click.option("--compile", is_flag=True, help="Compile the U-Net: slower to start, at first by minutes.")
 @click.option("--threads", type=int, help="Torch threads per process.  [default: the cores, shared out]")
 @click.option("--revision", help="Of a model on a hub.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Worker processes; 0: this process.")

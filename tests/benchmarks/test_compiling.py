@@ -1,0 +1,43 @@
+"""Start of a process with a compiled U-Net: from the cache, compiling anew, and without compiling."""
+
+from functools import partial
+
+from measuring import Baseline, python, run
+
+from sar2eo.bases import init_checkpoint
+from sar2eo.compiling import CACHE_VARIABLE
+
+ROUNDS = 3
+FEWER = 0.6  # most of what is left is Python's and torch's own start
+
+PROGRAM = """
+import sys, warnings
+import numpy as np
+from sar2eo.models import resolve_model
+
+warnings.simplefilter("ignore")
+spec = resolve_model(sys.argv[1], compile=sys.argv[2] == "compiled", device="cpu", dtype="float32", steps=2)
+spec.load().translate(np.full((spec.batch, 3, 64, 64), 0.25, np.float32), [(0, 0)] * spec.batch)
+"""
+
+
+def test_start_with_a_compiled_unet(compare, monkeypatch, tmp_path):
+    folder = init_checkpoint(tmp_path / "tiny", size="tiny")
+    caches = (tmp_path / f"cache-{number}" for number in range(ROUNDS))
+
+    def cold():
+        monkeypatch.setenv(CACHE_VARIABLE, str(next(caches)))
+        return run(python(PROGRAM, folder, "compiled"))
+
+    def warm():
+        return run(python(PROGRAM, folder, "compiled"))  # from the cache that the cold one has just filled
+
+    compare(
+        "start, load and first batch, U-Net tiny, compiled before",
+        warm,
+        [
+            Baseline("with an empty cache", cold, goal=FEWER),
+            Baseline("not compiled", partial(run, python(PROGRAM, folder, "eager"))),
+        ],
+        rounds=ROUNDS,
+    )
