@@ -1,6 +1,7 @@
 """What all tests share: profiles, marks, and where the real data lies."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("no real scenes beside the project")
     return REAL_DATA
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for torch: two would wait for each other, on networks this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

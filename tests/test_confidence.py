@@ -1,7 +1,6 @@
 """Whether the variance tells planted discrepancies from unchanged objects: areas, scores, the report."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,12 @@ from sar2eo.models import resolve_model
 from sar2eo.recipe import ConfidenceRecipe, ConfidenceSettings
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = ConfidenceSettings(threads=1, device="cpu", dtype="float32", steps=2, timesteps=(250,), tile=192)
 CARD = {"prediction_type": "v_prediction", "spacing": "trailing", "steps": 1, "polarisations": ("VH",)}
 
 SCORES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two would wait for each other, on networks this small
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

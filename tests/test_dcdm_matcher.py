@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,13 @@ from model_fixtures import simulate_pair
 from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, OutputError, SettingsError
 from sar2eo.layout import SCHEDULER_CONFIG, WEIGHTS
+from sar2eo.matching.classical import structure_within
 from sar2eo.matching.dcdm import examining
 from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME, MatcherCard
 from sar2eo.matching.dcdm.checkpoint import load_matcher, save_matcher
 from sar2eo.matching.dcdm.matcher import Matcher, match_dcdm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def matcher(folder: Path) -> Matcher:
     return Matcher(folder, threads=1)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images(seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +110,7 @@ def test_broken_folders_are_refused_in_a_line(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("steps", 0), ("steps", 2.5), ("threshold", -0.1), ("pixel_weight", -1.0), ("scaling", 0)],
+        *[("steps", 0), ("steps", 2.5), ("threshold", -0.1), ("pixel_weight", -1.0), ("structure_weight", None), ("scaling", 0)],
         *[("polarisations", ()), ("polarisations", ("XX",)), ("gsd_m", -1), ("quantity", "grey")],
     ],
 )
@@ -218,6 +212,20 @@ def test_a_perfect_translation_is_found_where_it_was_cut(
         patch = np.clip(search / scale, 0, 1)[row : row + 50, col : col + 48] * 255
         found = match_dcdm(patch, search, model=matcher)
         assert found.shift == pytest.approx((row, col), abs=0.3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 61)])
+def test_edges_are_compared_as_without_learning(tmp_path: Path, size: tuple[int, int]) -> None:
+    """With a weight that drowns what an untrained network says, also where images are padded."""
+    made = untrained_matcher(tmp_path / "m", threshold=0.0, pixel_weight=0.0, structure_weight=1e4)
+    sar, eo = simulate_pair(128, 120, 5)
+    rows, cols = size
+    template = np.ascontiguousarray(np.moveaxis(eo * 255, 0, -1)[30 : 30 + rows, 41 : 41 + cols])
+    found = match_dcdm(template, sar, model=Matcher(made, threads=1))
+    surface = structure_within(np.clip(sar / np.percentile(sar, 99), 0, 1), template)
+    assert found.surface.shape == surface.shape == (128 - rows + 1, 120 - cols + 1)
+    np.testing.assert_allclose(found.surface, surface, atol=0.02)
+    assert found.shift == pytest.approx(np.unravel_index(surface.argmax(), surface.shape), abs=0.6)
 
 
 def test_one_step_is_one_pass_and_more_go_on_from_it(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from sar2eo.training import matcher_task
 from sar2eo.training.matcher_calibration import threshold_for
 from sar2eo.training.matcher_run import prepare_matcher_training, train_matcher
 from sar2eo.training.matcher_task import MatcherTask
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL: dict[str, Any] = {
     "widths": (16, 32),
@@ -51,14 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(1)
         write_part(create_vae("tiny"), root / "base" / "vae")
     return root
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepared_task(folder: Path, out: Path, **changes: Any) -> tuple[MatcherTask, dict[str, Any]]:

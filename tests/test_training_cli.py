@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
 from dataset_fixtures import built_pairs
 
@@ -14,6 +12,8 @@ from sar2eo.bases import init_checkpoint
 from sar2eo.cli import cli
 from sar2eo.cli.training import train_command
 from sar2eo.recipe import TrainSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = [
     *("--steps", "2", "--warmup", "1", "--batch", "1", "--crop", "32"),
@@ -27,14 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built_pairs(root / "pairs", counts={"train": 2, "val": 1}, size=32)
     init_checkpoint(root / "base", size="tiny")
     return root
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two would wait for each other, on networks this small
-    yield
-    torch.set_num_threads(before)
 
 
 def run(*arguments: object) -> tuple[int, str]:

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,7 @@ from sar2eo.training.phases import Phase, learning_rate
 from sar2eo.training.state import State, States
 from sar2eo.training.task import Batch
 
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two would wait for each other, on networks this small
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def go(out: Path, *, task: ToyTask | None = None, stop_after: int | None = None, **changes: Any) -> Outcome:

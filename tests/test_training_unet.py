@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ from sar2eo.training.pictures import contact_sheet
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS: dict[str, Any] = {
     "steps": 4,
     "batch": 2,
@@ -47,14 +48,6 @@ SETTINGS: dict[str, Any] = {
     "validate_every": 0,
     "save_every": 0,
 }
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two would wait for each other, on networks this small
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
