@@ -85,8 +85,8 @@ class DiffusionTranslator:
         Raises
         ------
         SettingsError
-            If there are more windows than a batch, or sizes or origins are not multiples of the factor; or
-            if the device's memory does not hold a single window.
+            If there are more windows than a batch, or sizes or origins are not multiples of the factor; if
+            the device's memory does not hold a single window; or if the U-Net cannot be compiled.
 
         Warns
         -----
@@ -113,6 +113,17 @@ class DiffusionTranslator:
             ]
         except torch.OutOfMemoryError:
             return None  # what the traceback holds is free only after this
+        except Exception as error:
+            reason = getattr(error, "inner_exception", None)  # of torch._dynamo.exc.BackendCompilerFailed
+            if isinstance(reason, torch.OutOfMemoryError):
+                return None
+            if reason is None:
+                raise
+            told = next(iter(str(reason).splitlines()), "")
+            raise SettingsError(
+                f"--compile: the U-Net cannot be compiled ({type(reason).__name__}: {told}): is there a C++ "
+                "compiler (g++, or CXX)? Without --compile none is needed"
+            ) from error
 
     def _shrink(self, sides: Sequence[int]) -> None:
         if self._at_once == 1:

@@ -300,6 +300,34 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
         translator.translate(windows, ORIGINS)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler in itself
+def test_what_a_compiler_runs_out_of_or_lacks_is_told_as_without_it(
+    checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translator = spec_of(checkpoint, batch=2).load()
+
+    def fail_with(error: Exception) -> None:
+        def failing(*_: object) -> Any:
+            raise error
+
+        torch.compiler.reset()
+        call = torch.compile(lambda inputs, *_, **__: inputs + 1, backend=failing)
+        monkeypatch.setattr(translator, "_unet", call)
+        monkeypatch.setattr(translator, "_at_once", 2)
+
+    fail_with(RuntimeError("no g++ was found\nin all of these places"))
+    with pytest.raises(
+        SettingsError, match=r"cannot be compiled \(RuntimeError: no g\+\+ was found\): is there"
+    ):
+        translator.translate(windows[:2], ORIGINS[:2])
+    fail_with(torch.OutOfMemoryError("out of memory"))
+    with (
+        pytest.warns(Sar2eoWarning, match="from here on 1 windows"),
+        pytest.raises(SettingsError, match="too little memory for one window"),
+    ):
+        translator.translate(windows[:2], ORIGINS[:2])
+
+
 def test_one_translation_at_a_time_per_device(
     checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
