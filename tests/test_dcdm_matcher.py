@@ -110,7 +110,14 @@ def test_broken_folders_are_refused_in_a_line(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("steps", 0), ("steps", 2.5), ("threshold", -0.1), ("pixel_weight", -1.0), ("structure_weight", None), ("scaling", 0)],
+        *[
+            ("steps", 0),
+            ("steps", 2.5),
+            ("threshold", -0.1),
+            ("pixel_weight", -1.0),
+            ("structure_weight", None),
+            ("scaling", 0),
+        ],
         *[("polarisations", ()), ("polarisations", ("XX",)), ("gsd_m", -1), ("quantity", "grey")],
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sar2eo.matching.dcdm.similarity import correlate, fused, match_probability, subpixel_peak, to_pixels
+from sar2eo.matching.dcdm.similarity import correlate, match_probability, subpixel_peak, to_pixels
 
 
 def oracle(template, template_valid, search, search_valid):
@@ -98,13 +98,21 @@ def test_the_probability_of_a_match_by_hand():
     assert float(elsewhere) == pytest.approx(16 / (math.e**10 + 48 + math.e**5), rel=1e-4)
 
 
+def test_a_map_of_more_places_has_the_same_odds_against_no_place():
+    """Of a flat map every place is as likely, on whatever lattice, and so is none of them."""
+    sharpness, none = torch.tensor(1.5), torch.tensor(0.25)
+    coarse = match_probability(torch.zeros(1, 9, 9), torch.tensor([[4.0, 4.0]]), sharpness, none)
+    level = math.exp(math.exp(1.5) * 0.25)
+    assert float(coarse) == pytest.approx(25 / (81 + level))
+    fine = match_probability(torch.zeros(1, 36, 36), torch.tensor([[17.0, 17.0]]), sharpness, none, step=4)
+    assert float(fine) == pytest.approx(17**2 / (36**2 + 16 * level))
+
+
 def test_maps_meet_at_their_corners():
     surface = torch.arange(12.0).view(1, 3, 4)
     fine = to_pixels(surface, 4)
     assert fine.shape == (1, 9, 13)
     assert torch.allclose(fine[:, ::4, ::4], surface, atol=1e-5)
-    assert torch.equal(fused(torch.tensor([1.0]), torch.tensor([4.0]), 0.5), torch.tensor([2.0]))
-    assert torch.equal(fused(torch.tensor([1.0]), torch.tensor([4.0]), 0.0), torch.tensor([1.0]))
 
 
 @given(st.floats(2, 6), st.floats(3, 9))

@@ -217,7 +217,7 @@ def _methods(matcher: Matcher, settings: MatchEvaluationSettings) -> dict[str, C
 
 def _dcdm(matcher: Matcher, steps: int | None, seed: int) -> Callable[[Images], Answer]:
     def find(images: Images) -> Answer:
-        found = matcher.evidence(images, steps=steps, seed=seed).found(matcher.card.pixel_weight)
+        found = matcher.evidence(images, steps=steps, seed=seed).found(matcher.weights)
         row, col = found.shifts[0]
         return float(row), float(col), bool(found.scores[0] >= (matcher.card.threshold or 0.0))
 

@@ -18,7 +18,7 @@ from scipy import fft, ndimage, signal
 from sar2eo.errors import SettingsError
 from sar2eo.matching.descriptor import FloatArray, describe, smoothed
 
-__all__ = ["METHODS", "Match", "Method", "match"]
+__all__ = ["METHODS", "Match", "Method", "match", "structure_within"]
 
 Method = Literal["structure", "phase", "ncc"]
 """Edges by orientation, phases of the spectrum, or grey values."""
@@ -113,6 +113,25 @@ def match(
         case _:
             surface = _ncc(radar, optical, lags)
     return _peak(surface, (lags[0].start, lags[1].start))
+
+
+def structure_within(sar: FloatArray, eo: FloatArray) -> FloatArray:
+    """Return how well the structure of both agrees wherever an EO template lies in a SAR image as a whole.
+
+    Parameters
+    ----------
+    sar : ndarray of float32, shape (H, W)
+        Amplitude, not negative; NaN where there is no data.
+    eo : ndarray of float32, shape (h, w) or (h, w, 3)
+        No larger than that along either axis; NaN where there is no data.
+
+    Returns
+    -------
+    ndarray of float32, shape (H - h + 1, W - w + 1)
+        At most 1; NaN where the two share too little.
+    """
+    lags = tuple(range(a - b + 1) for a, b in zip(sar.shape, eo.shape[:2], strict=True))
+    return _structure(_log_amplitude(sar), _grey(eo), lags)
 
 
 def _grey(image: FloatArray) -> FloatArray:

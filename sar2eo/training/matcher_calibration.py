@@ -15,6 +15,7 @@ import torch
 from sar2eo.datasets import PairsDataset, collate
 from sar2eo.errors import TrainingError
 from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.examining import Weights
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.planting import plant
 from sar2eo.recipe import MatcherSettings
@@ -24,7 +25,9 @@ __all__ = ["calibrate_matcher", "threshold_for"]
 Values = npt.NDArray[np.float64]
 
 _AT_ONCE = 8
-_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+_WEIGHTS = tuple(
+    Weights(pixels, structure) for structure in (0.0, 1.0, 2.0, 4.0, 8.0) for pixels in (0.0, 0.5, 1.0, 2.0)
+)
 _RIGHT_PX, _NEARER_PX = 5.0, 2.0
 
 
@@ -57,7 +60,7 @@ def calibrate_matcher(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatcherCard:
-    """Choose the weight of the pixels' map and the threshold of a matcher, and write them to its card.
+    """Choose the weights of the maps and the threshold of a matcher, and write them to its card.
 
     Half of the trials have the right search image, half that of another pair. Wrong is a place more than 5
     pixels from the truth, and every place in another pair's image; of either half at most
@@ -104,7 +107,8 @@ def calibrate_matcher(
     }
     card = dataclasses.replace(
         matcher.card,
-        pixel_weight=_WEIGHTS[best],
+        pixel_weight=_WEIGHTS[best].pixels,
+        structure_weight=_WEIGHTS[best].structure,
         threshold=threshold,
         false_accepts=settings.false_accepts,
         metrics=matcher.card.metrics | metrics,
@@ -134,7 +138,7 @@ def _trials(
             strange = collate([pairs.sample(index, 0) for index in far])
             images = images._replace(search=strange["sar"], search_valid=strange["valid"])
         evidence = matcher.evidence(images, seed=settings.seed)
-        found = [evidence.found(weight) for weight in _WEIGHTS]
+        found = [evidence.found(weights) for weights in _WEIGHTS]
         true = offsets.numpy()
         distances.append([np.hypot(*(f.shifts - true).T) for f in found])
         scores.append([f.scores for f in found])

@@ -16,7 +16,7 @@ from sar2eo.diffusion import add_noise, l2_loss
 from sar2eo.layout import TRAIN_TIMESTEPS
 from sar2eo.matching.dcdm.card import MatcherCard
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, save_matcher
-from sar2eo.matching.dcdm.examining import compare, examine
+from sar2eo.matching.dcdm.examining import Weights, compare, examine
 from sar2eo.matching.dcdm.losses import position_loss, routing_loss, similarity_loss, structure_loss
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised
 from sar2eo.matching.dcdm.planting import Planted, plant
@@ -31,6 +31,7 @@ _COARSE = 2  # latents along a token of the coarse attention
 _PURE = 0.5  # of the templates that are as in sampling
 _PICTURED = 4
 _MEMORY_BYTES = 2**29  # of latents of search images
+_LEARNED = Weights(pixels=1.0, structure=0.0)  # what training can change
 _NEAR_PX, _NEARER_PX = 5.0, 2.0
 
 
@@ -187,7 +188,7 @@ class MatcherTask:
             every = torch.ones(len(places), dtype=torch.bool, device=places.device)
             args = (evidence.features.surface, places, every, evidence.sharpness, evidence.none)
             entropies += [similarity_loss(*args)] * len(places)
-            found = torch.from_numpy(evidence.found(self.card.pixel_weight).shifts)
+            found = torch.from_numpy(evidence.found(_LEARNED).shifts)
             distances.append((found - planted.offsets.cpu()).norm(dim=1))
             truth = self._latents(planted)[0]
             valid = pooled_validity(planted.images.template_valid, self.factor)

@@ -29,6 +29,8 @@ class MatcherCard(InputCard):
         Of sampling; the supplement's 5 (section 2.2).
     pixel_weight : float
         Of the correlation of decoded pixels, against 1 for that of latent features.
+    structure_weight : float
+        Of the agreement of edges, without translation, against 1 for that of latent features.
     threshold : float or None
         Score below which it cannot match; None: not yet calibrated.
     false_accepts : float or None
@@ -44,6 +46,7 @@ class MatcherCard(InputCard):
     search_px: int = 256
     steps: int = 5
     pixel_weight: float = 1.0
+    structure_weight: float = 0.0
     threshold: float | None = None
     false_accepts: float | None = None
     vae_sha256: str = ""
@@ -51,11 +54,11 @@ class MatcherCard(InputCard):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_counts(template_px=(1, 4096), search_px=(1, 4096), steps=(1, 1000))
-        for name in ("pixel_weight", "threshold", "false_accepts"):
-            value = getattr(self, name)
-            absent = value is None and name != "pixel_weight"
+        for name in ("pixel_weight", "structure_weight", "threshold", "false_accepts"):
+            value, needed = getattr(self, name), name.endswith("_weight")
+            absent = value is None and not needed
             if not absent and not (is_number(value) and (value == 0 or is_positive(value))):
-                raise wrong(name, value, "0 or more" + (", or null" if name != "pixel_weight" else ""))
+                raise wrong(name, value, "0 or more" + ("" if needed else ", or null"))
         if not isinstance(self.vae_sha256, str):
             raise wrong("vae_sha256", self.vae_sha256, "text")
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from sar2eo.datasets.latents import pooled_validity
 from sar2eo.errors import SettingsError
 from sar2eo.layout import TRAIN_TIMESTEPS
+from sar2eo.matching.classical import structure_within
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, matching_scheduler
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised, MatchingDenoiser, SearchContext
 from sar2eo.matching.dcdm.similarity import (
     Correlation,
     correlate,
-    fused,
     match_probability,
     subpixel_peak,
     to_pixels,
@@ -29,7 +29,19 @@ from sar2eo.matching.dcdm.similarity import (
 from sar2eo.network import decode_latents, encode_images
 from sar2eo.noise import scene_noise
 
-__all__ = ["Evidence", "Found", "Images", "compare", "examine", "pixel_multiple", "translate_latents"]
+__all__ = [
+    "Evidence",
+    "Found",
+    "Images",
+    "Weights",
+    "compare",
+    "examine",
+    "pixel_multiple",
+    "translate_latents",
+]
+
+
+FloatArray = npt.NDArray[np.float32]
 
 
 class Images(NamedTuple):
@@ -50,6 +62,13 @@ class Images(NamedTuple):
     template_valid: Tensor
     search: Tensor
     search_valid: Tensor
+
+
+class Weights(NamedTuple):
+    """What maps count against 1 for that of the learned features (own choice; from validation pairs)."""
+
+    pixels: float
+    structure: float
 
 
 class Found(NamedTuple):
@@ -84,6 +103,9 @@ class Evidence:
         Of latent features, a place every few pixels.
     pixels : Correlation
         Of the translated template's pixels and the search image's.
+    structure : Tensor of float32, shape (B, H - h + 1, W - w + 1)
+        Agreement of the edges of the template, not translated, and the search image's (see
+        `sar2eo.matching.classical.structure_within`); -1 where they share too little.
     step : int
         Pixels from place to place of `features`.
     sharpness, none : Tensor
@@ -94,28 +116,31 @@ class Evidence:
     translated: Tensor
     features: Correlation
     pixels: Correlation
+    structure: Tensor
     step: int
     sharpness: Tensor
     none: Tensor
 
-    def found(self, pixel_weight: float, within: tuple[int, int] | None = None) -> Found:
-        """Choose the best place of the fused map.
+    def found(self, weights: Weights, within: tuple[int, int] | None = None) -> Found:
+        """Choose the best place of the sum of the maps.
 
         Parameters
         ----------
-        pixel_weight : float
-            Of the pixels' map, against 1 for the features'.
+        weights : Weights
         within : tuple of int, optional
             Places (rows, columns) that count, from the first; by default all.
         """
-        surface = fused(to_pixels(self.features.surface, self.step), self.pixels.surface, pixel_weight)
-        rows, cols = within or surface.shape[1:]
-        surface = surface[:, :rows, :cols]
-        maps = surface.float().cpu().numpy()
+        learned = to_pixels(self.features.surface, self.step)
+        evidence = learned + weights.pixels * self.pixels.surface
+        if weights.structure:
+            evidence = evidence + weights.structure * self.structure
+        rows, cols = within or evidence.shape[1:]
+        evidence = evidence[:, :rows, :cols]
+        maps = (evidence / (1 + sum(weights))).float().cpu().numpy()
         shifts = np.array([subpixel_peak(one) for one in maps], np.float64)
-        cells = torch.from_numpy(shifts / self.step).to(surface.device)
-        scores = match_probability(self.features.surface, cells, self.sharpness, self.none)
-        return Found(shifts, scores.double().cpu().numpy(), maps)
+        places = torch.from_numpy(shifts).to(evidence.device)
+        scores = match_probability(evidence, places, self.sharpness, self.none, step=self.step)
+        return Found(shifts, scores.cpu().numpy(), maps)
 
 
 def pixel_multiple(factor: int) -> int:
@@ -213,4 +238,23 @@ def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: 
     grey = [part.mean(dim=1, keepdim=True) for part in (translated, images.search)]
     pixels = correlate(grey[0], images.template_valid, grey[1], images.search_valid)
     level = network.sharpness.detach(), network.none.detach()
-    return Evidence(last, translated, features, pixels, step, *level)
+    return Evidence(last, translated, features, pixels, _structure(images), step, *level)
+
+
+def _structure(images: Images) -> Tensor:
+    """Compare the edges of templates and search images, each as `sar2eo.matching.classical` does."""
+    template, template_valid, search, search_valid = (part.float().cpu().numpy() for part in images)
+    height, width = (a - b + 1 for a, b in zip(search.shape[-2:], template.shape[-2:], strict=True))
+    maps = np.full((len(search), height, width), -1, np.float32)
+    for index, found in enumerate(maps):
+        amplitude = _known(search[index].mean(axis=0, keepdims=True) + 1, search_valid[index, 0])
+        colour = _known(template[index], template_valid[index, 0])
+        surface = structure_within(amplitude[0], np.moveaxis(colour, 0, -1))[:height, :width]
+        found[: surface.shape[0], : surface.shape[1]] = np.nan_to_num(surface, nan=-1)
+    return torch.from_numpy(maps).to(images.search.device)
+
+
+def _known(image: FloatArray, valid: FloatArray) -> FloatArray:
+    """Return an image, NaN where it is not valid, without what was added at its end: that is no hole."""
+    rows, cols = (int(np.flatnonzero(valid.any(axis=1 - axis)).max(initial=0)) + 1 for axis in (0, 1))
+    return np.where(valid > 0, image, np.float32(np.nan))[:, :rows, :cols]

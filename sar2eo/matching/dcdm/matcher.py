@@ -16,7 +16,7 @@ from sar2eo.device import default_threads, resolve_device
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, check_files, load_matcher
-from sar2eo.matching.dcdm.examining import Evidence, Images, examine, pixel_multiple
+from sar2eo.matching.dcdm.examining import Evidence, Images, Weights, examine, pixel_multiple
 from sar2eo.radiometry import fill_invalid, to_eo_bytes, to_model_range
 
 __all__ = ["DcdmMatch", "Matcher", "match_dcdm"]
@@ -87,6 +87,11 @@ class Matcher:
         self.device = resolve_device(device)
         self.threads = threads or default_threads()
         self._lock = threading.Lock()
+
+    @property
+    def weights(self) -> Weights:
+        """Of the maps, as the card says."""
+        return Weights(self.card.pixel_weight, self.card.structure_weight)
 
     @cached_property
     def checkpoint(self) -> MatcherCheckpoint:
@@ -162,7 +167,7 @@ def match_dcdm(
     places = (sar.shape[1] - eo.shape[1] + 1, sar.shape[2] - eo.shape[2] + 1)
     images = _images(eo, sar, card, scaling, pixel_multiple(matcher.checkpoint.factor))
     evidence = matcher.evidence(images, steps=steps, seed=seed)
-    found = evidence.found(card.pixel_weight, within=places)
+    found = evidence.found(matcher.weights, within=places)
     score = float(found.scores[0])
     matched = bool(score >= card.threshold)
     translated = evidence.translated[0, :, : eo.shape[1], : eo.shape[2]].cpu().numpy()

@@ -9,6 +9,7 @@ from a level that a template without a match does not rise above, which is learn
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Correlation", "correlate", "fused", "match_probability", "subpixel_peak", "to_pixels"]
+__all__ = ["Correlation", "correlate", "match_probability", "subpixel_peak", "to_pixels"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -95,7 +96,9 @@ def _standardised(image: Tensor, valid: Tensor) -> Tensor:
     return centred / power.clamp_min(1e-12).sqrt()
 
 
-def match_probability(surface: Tensor, places: Tensor, sharpness: Tensor, none: Tensor) -> Tensor:
+def match_probability(
+    surface: Tensor, places: Tensor, sharpness: Tensor, none: Tensor, *, step: int = 1
+) -> Tensor:
     """Return how probable it is that templates lie where they were found, and nowhere else, or not at all.
 
     A softmax over the places of the map and, as one more outcome, no match.
@@ -103,25 +106,28 @@ def match_probability(surface: Tensor, places: Tensor, sharpness: Tensor, none: 
     Parameters
     ----------
     surface : Tensor, shape (B, n, m)
-        From `correlate`.
+        Evidence for each place, in the units of `correlate`.
     places : Tensor, shape (B, 2)
-        Row and column in cells of the map; those within two cells count as the place.
+        Row and column in the map; those within two cells count as the place.
     sharpness, none : Tensor, scalars
         Logarithm of the softmax's factor, and the correlation that stands for no match.
+    step : int
+        Places of the map along a cell of the one that these two were learnt on.
 
     Returns
     -------
-    Tensor of float32, shape (B,)
+    Tensor of float64, shape (B,)
         0 to 1.
     """
-    factor = sharpness.exp()
+    factor = sharpness.double().exp()
     rows, cols = (torch.arange(length, device=surface.device) for length in surface.shape[1:])
-    near_rows = (rows - places[:, :1]).abs() <= _NEAR
-    near_cols = (cols - places[:, 1:]).abs() <= _NEAR
+    near_rows = (rows - places[:, :1]).abs() <= _NEAR * step
+    near_cols = (cols - places[:, 1:]).abs() <= _NEAR * step
     near = near_rows[:, :, None] & near_cols[:, None]
-    logits = factor * surface
+    logits = factor * surface.double()
     here = logits.masked_fill(~near, -torch.inf).flatten(1).logsumexp(dim=1)
-    level = (factor * none).expand(len(surface), 1)
+    # A map with so many more places has so much more weight against the one that is no place.
+    level = (factor * none.double() + 2 * math.log(step)).expand(len(surface), 1)
     return (here - torch.cat([logits.flatten(1), level], dim=1).logsumexp(dim=1)).exp()
 
 
@@ -140,11 +146,6 @@ def to_pixels(surface: Tensor, step: int) -> Tensor:
     size = [(length - 1) * step + 1 for length in surface.shape[1:]]
     fine = functional.interpolate(surface[:, None], size=size, mode="bicubic", align_corners=True)
     return fine[:, 0]
-
-
-def fused(features: Tensor, pixels: Tensor, weight: float) -> Tensor:
-    """Return the mean of two maps of one size, that of the pixels with a weight against the other's 1."""
-    return (features + weight * pixels) / (1 + weight)
 
 
 def subpixel_peak(surface: FloatArray) -> tuple[float, float]:
