@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from dataset_fixtures import built_pairs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sar2eo.checkpoint import write_part
+from sar2eo.cli import cli
 from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
 from sar2eo.matching.dcdm.card import MatcherCard
 from sar2eo.matching.dcdm.matcher import match_dcdm
@@ -209,6 +211,26 @@ def test_a_run_its_threshold_and_going_on(folder: Path, tmp_path: Path) -> None:
     assert MatcherCard.read(again).threshold == card.threshold
     with pytest.raises(TrainingError, match="was begun with"):
         train_matcher(folder / "pairs", tmp_path / "again", **args | {"position": 0.3})
+
+
+def test_the_command_shows_what_it_would_train_and_trains(folder: Path, tmp_path: Path) -> None:
+    words: list[Any] = ["train-matcher", "--pairs", folder / "pairs", "--vae", folder / "base"]
+    words += ["--out", tmp_path / "run"]
+    for name, value in SMALL.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        words += [f"--{name.replace('_', '-')}", text]
+
+    def run(*more: str) -> str:
+        done = CliRunner().invoke(cli, [*map(str, words), *more])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    planned = " ".join(run("--dry-run").split())
+    for fact in ("template 32", "4 train pairs", "factor 4", "parameters "):
+        assert fact in planned, fact
+    assert not (tmp_path / "run").exists()
+    assert "final: 2 steps in " in run()
+    assert "all 2 steps were done before" in run()
 
 
 def test_without_validation_pairs_there_is_no_threshold(folder: Path, tmp_path: Path) -> None:
