@@ -126,7 +126,7 @@ def quiver_picture(rows: Sequence[dict[str, Any]], grid: Grid, spacing: int, pat
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2 * _INCH, _INCH), layout="constrained")
+    figure = Figure(figsize=(2 * _INCH, 1.15 * _INCH), layout="constrained")
     for axes, title, prefix in zip(
         figure.subplots(1, 2),
         ("shifts", "held-out residuals"),
@@ -153,7 +153,9 @@ def quiver_picture(rows: Sequence[dict[str, Any]], grid: Grid, spacing: int, pat
             title=f"{title} (one spacing: {longest / _ARROW:.2g} px)",
             xlabel="column", ylabel="row", xlim=(0, grid.shape[1]), ylim=(grid.shape[0], 0), aspect="equal",
         )  # fmt: skip
-    axes.legend(loc="upper right", fontsize="small")
+    # Beside the axes: there is no corner without tie points.
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
     figure.savefig(path)
 
 
