@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from sar2eo.errors import SettingsError
@@ -56,7 +57,9 @@ def use_compile_cache() -> Path:
     SettingsError
         If the folder cannot be made, belongs to somebody else, or others may write to it.
     """
-    if given := os.environ.get(CACHE_VARIABLE):
+    given = os.environ.get(CACHE_VARIABLE, "")
+    # Torch sets the variable itself, to its default, as soon as parts of it are imported.
+    if given and not given.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
         return Path(given)
     folder = cache_folder()
     another = f"or set {CACHE_VARIABLE} to a folder of your own"
