@@ -45,9 +45,10 @@ def match_command(*, as_json: bool, **options: Any) -> None:
 
 def _told(report: Mapping[str, Any]) -> str:
     """Say what came of it in a line."""
-    needed = [f"score {report['score']:.3f}"]
+    # A threshold may lie very close to 1.
+    needed = [f"score {report['score']:.8g}"]
     if report["threshold"] is not None:
-        needed[0] += f", needs {report['threshold']:.3f}"
+        needed[0] += f", needs {report['threshold']:.8g}"
     if "ratio" in report:
         needed.append(f"peak over rival {report['ratio']:.2f}, needs {report['ratio_threshold']:.2f}")
     how = "; ".join(needed)

@@ -25,9 +25,11 @@ __all__ = ["calibrate_matcher", "threshold_for"]
 Values = npt.NDArray[np.float64]
 
 _AT_ONCE = 8
-_WEIGHTS = tuple(
-    Weights(pixels, structure) for structure in (0.0, 1.0, 2.0, 4.0, 8.0) for pixels in (0.0, 0.5, 1.0, 2.0)
-)
+_WEIGHTS = [
+    Weights(pixels, structure)
+    for structure in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+    for pixels in (0.0, 0.5, 1.0, 2.0)
+]
 _RIGHT_PX, _NEARER_PX = 5.0, 2.0
 
 
@@ -36,6 +38,21 @@ class _Trials(NamedTuple):
 
     distances: Values
     scores: Values
+
+
+class _Choice(NamedTuple):
+    """The threshold of one choice of weights, and what ranks it: CMR(5), CMR(2), share accepted."""
+
+    threshold: float
+    rank: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, distances: Values, scores: Values, strangers: Values, share: float) -> _Choice:
+        off = np.where(distances > _RIGHT_PX, scores, 0.0)
+        threshold = max(threshold_for(part, share) for part in (off, strangers))
+        shares = (distances <= _RIGHT_PX, distances <= _NEARER_PX, scores >= threshold)
+        near, nearer, accepted = (float(part.mean()) for part in shares)
+        return cls(threshold, (near, nearer, accepted))
 
 
 def threshold_for(scores: npt.ArrayLike, share: float) -> float:
@@ -90,26 +107,27 @@ def calibrate_matcher(
     matcher = Matcher(folder, device=settings.device, threads=settings.threads)
     right = _trials(matcher, pairs, settings, others=False, progress=progress)
     wrong = _trials(matcher, pairs, settings, others=True, progress=progress)
-    # More within 5 pixels, then more within 2; of equals the first.
-    ranked = [((d <= _RIGHT_PX).mean(), (d <= _NEARER_PX).mean()) for d in right.distances]
-    best = max(range(len(_WEIGHTS)), key=lambda index: ranked[index])
-    distances, scores, strangers = right.distances[best], right.scores[best], wrong.scores[best]
-    off = np.where(distances > _RIGHT_PX, scores, 0.0)
-    threshold = max(threshold_for(part, settings.false_accepts) for part in (off, strangers))
-    taken = scores >= threshold
+    chosen = [
+        _Choice.of(*parts, settings.false_accepts)
+        for parts in zip(right.distances, right.scores, wrong.scores, strict=True)
+    ]
+    best = max(range(len(_WEIGHTS)), key=lambda index: chosen[index].rank)  # of equals the first
+    weights, choice = _WEIGHTS[best], chosen[best]
+    strangers, off = wrong.scores[best], right.distances[best] > _RIGHT_PX
+    taken = right.scores[best] >= choice.threshold
     metrics = {
-        "calibration_trials": float(len(scores)),
-        "calibration_cmr_5": float(ranked[best][0]),
-        "calibration_cmr_2": float(ranked[best][1]),
-        "calibration_accepted": float(taken.mean()),
-        "calibration_false_accepts": float((taken & (distances > _RIGHT_PX)).mean()),
-        "calibration_false_accepts_elsewhere": float((strangers >= threshold).mean()),
+        "calibration_trials": float(len(taken)),
+        "calibration_cmr_5": choice.rank[0],
+        "calibration_cmr_2": choice.rank[1],
+        "calibration_accepted": choice.rank[2],
+        "calibration_false_accepts": float((taken & off).mean()),
+        "calibration_false_accepts_elsewhere": float((strangers >= choice.threshold).mean()),
     }
     card = dataclasses.replace(
         matcher.card,
-        pixel_weight=_WEIGHTS[best].pixels,
-        structure_weight=_WEIGHTS[best].structure,
-        threshold=threshold,
+        pixel_weight=weights.pixels,
+        structure_weight=weights.structure,
+        threshold=choice.threshold,
         false_accepts=settings.false_accepts,
         metrics=matcher.card.metrics | metrics,
     )
