@@ -25,7 +25,7 @@ __all__ = ["coregister_all", "coregister_command"]
     CoregisterSettings,
     {
         "method": "How tie points are matched.",
-        "model": "Folder of a matcher, for --method dcdm.",
+        "model": "A matcher, for --method dcdm.  [default: the package's own]",
         "transform": "One shift, affine, or a smooth field as stiff as the evidence says.",
         "grid": "Distance of tie points, and side of their templates, in pixels.",
         "points": "Tie points at the most.",

@@ -19,7 +19,7 @@ _METHODS = ("dcdm", "structure", "phase", "ncc")  # as `sar2eo.matching.files` h
 @click.option("--search", required=True, metavar="SAR", help="A SAR image, georeferenced or not.")
 @click.option("--template", required=True, metavar="EO", help="A smaller optical image: RGB or grey bytes.")
 @click.option("--method", type=click.Choice(_METHODS), default="structure", show_default=True)
-@click.option("--model", metavar="DIR|HUB_ID", help="A matcher, for dcdm.")
+@click.option("--model", metavar="DIR|HUB_ID", help="A matcher, for dcdm.  [default: the package's own]")
 @click.option("--out", metavar="DIR", help="New folder for match.json and pictures.")
 @click.option("--steps", type=int, help="Denoising steps of dcdm.  [default: as the card says, 5]")
 @click.option("--seed", type=int, default=2025, show_default=True, help="Of the noise.")

@@ -17,6 +17,7 @@ from sar2eo.attributes import attributes_of
 from sar2eo.durable import write_atomically
 from sar2eo.errors import OutputError, PolarisationError, SceneError, SettingsError
 from sar2eo.grid import Grid
+from sar2eo.hub import BUNDLED
 from sar2eo.matching.aligner import StructuralAligner
 from sar2eo.matching.classical import Method, match
 from sar2eo.radiometry import to_amplitude
@@ -75,7 +76,7 @@ def match_files(
         georeferenced they must share CRS and pixel size.
     method : {"dcdm", "structure", "phase", "ncc"}
     model : str, Path or None
-        Matcher for dcdm.
+        Matcher for dcdm; None: the package's own.
     out : str, Path or None
         New folder for ``match.json`` and pictures.
     steps, seed, scaling
@@ -103,8 +104,6 @@ def match_files(
     """
     if method not in METHODS:
         raise SettingsError(f"method={method!r}: must be one of {', '.join(METHODS)}")
-    if method == "dcdm" and model is None:
-        raise SettingsError("method='dcdm': needs a model, a folder that 'sar2eo train-matcher' has made")
     if method != "dcdm" and model is not None:
         raise SettingsError(f"model={str(model)!r}: goes with method dcdm, not with {method}")
     folder = None if out is None else _new_folder(Path(out), overwrite)
@@ -112,7 +111,7 @@ def match_files(
     started = time.perf_counter()
     if method == "dcdm":
         options = {"steps": steps, "seed": seed, "scaling": scaling}
-        answer, pictures = _by_dcdm(inputs, str(model), device, threads, options)
+        answer, pictures = _by_dcdm(inputs, str(model or BUNDLED), device, threads, options)
     else:
         answer, pictures = _by_structure(inputs, method)
     report = {

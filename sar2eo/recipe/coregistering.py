@@ -11,7 +11,7 @@ from sar2eo.recipe.translating import SceneSettings
 __all__ = ["CoregisterRecipe", "CoregisterSettings", "TieMethod", "Transform"]
 
 TieMethod = Literal["structure", "phase", "ncc", "dcdm"]
-"""How tie points are matched; dcdm is learned, and needs a model."""
+"""How tie points are matched; dcdm is learned."""
 
 Transform = Literal["shift", "affine", "local"]
 """One shift for all, an affine transform, or a smooth field of shifts."""
@@ -27,7 +27,7 @@ class CoregisterSettings:
     ----------
     method : {"structure", "phase", "ncc", "dcdm"}
     model : str or None
-        Matcher, for dcdm.
+        Matcher, for dcdm; None: the package's own.
     transform : {"local", "affine", "shift"}
         Local lets the evidence choose between polynomials of order 0 to 2 and thin-plate splines (see
         `sar2eo.matching.drift`).
@@ -68,12 +68,14 @@ class CoregisterSettings:
     threads: int | None = None
     force: bool = False
 
+    @property
+    def matcher(self) -> str | None:
+        """The matcher of dcdm; None where nothing is learned."""
+        return (self.model or "bundled") if self.method == "dcdm" else None
+
     def __post_init__(self) -> None:
-        if (self.method == "dcdm") != (self.model is not None):
-            raise SettingsError(
-                f"method={self.method!r}, model={self.model!r}: dcdm needs a model, a folder that 'sar2eo "
-                "train-matcher' has made, and the other methods take none"
-            )
+        if self.method != "dcdm" and self.model is not None:
+            raise SettingsError(f"model={self.model!r}: goes with method dcdm, not with {self.method}")
         if self.grid < _LEAST_GRID:
             raise SettingsError(f"grid={self.grid}: must be at least {_LEAST_GRID} pixels")
         if self.points < 1 or (self.radius is not None and self.radius < 2):

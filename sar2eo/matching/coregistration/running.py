@@ -112,8 +112,8 @@ def coregister(
     pair = open_pair(
         str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
     )
-    if settings.model is not None:
-        check_fit(pair, folder_of(settings.model)[1], force=settings.force)
+    if settings.matcher is not None:
+        check_fit(pair, folder_of(settings.matcher)[1], force=settings.force)
     # Refused now what could not be written in the end.
     needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = tie_cells(pair, settings.grid, settings.points)

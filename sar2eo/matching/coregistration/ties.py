@@ -133,7 +133,7 @@ def finder_of(settings: CoregisterSettings) -> Finder:
     if settings.method != "dcdm":
         radius = StructuralAligner.radius_px if settings.radius is None else settings.radius
         return ClassicalFinder(settings.method, settings.grid, radius)
-    folder, card = folder_of(str(settings.model))
+    folder, card = folder_of(str(settings.matcher))
     radius = (card.search_px - card.template_px) // 2 if settings.radius is None else settings.radius
     return LearnedFinder(
         side=min(settings.grid, card.template_px),
@@ -159,7 +159,7 @@ def views_of(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarView, 
     optical, sar = OpticalView(pair.eo), pair.sar
     if settings.method != "dcdm":
         return RadarView(sar, sar.percentiles()), optical
-    _, card = folder_of(str(settings.model))
+    _, card = folder_of(str(settings.matcher))
     divisors = sar.percentiles() if card.scaling == "p99" else (1.0,) * len(sar.reader.polarisations)
     return RadarView(sar, divisors, bands_for(sar, card)), optical
 
