@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from affine import Affine
 from click.testing import CliRunner
+from model_fixtures import simulate_pair
 from scene_fixtures import speckle, write_raster
 
 import sar2eo
@@ -13,6 +15,7 @@ from sar2eo import hub
 from sar2eo.bases import init_checkpoint
 from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, FitWarning, SceneError
+from sar2eo.matching.dcdm.matcher import Matcher, match_dcdm
 from sar2eo.models import BUNDLED, resolve_model
 
 
@@ -55,6 +58,20 @@ def test_its_card_says_what_it_is_and_it_is_small() -> None:
     assert card.licence != "unknown"
     assert card.metrics
     assert sum(path.stat().st_size for path in spec.folder.rglob("*")) < 40e6
+
+
+def test_the_bundled_matcher_is_small_calibrated_and_finds_a_planted_template() -> None:
+    matcher = Matcher(BUNDLED, device="cpu", threads=1)
+    card = matcher.card
+    assert (card.polarisations, card.scaling, card.template_px) == (("VH",), "p99", 128)
+    assert "contains modified Copernicus Sentinel data 2020" in card.training_data
+    assert {"calibration_accepted", "test_cmr_5"} <= set(card.metrics)
+    assert sum(path.stat().st_size for path in matcher.folder.rglob("*")) < 20e6
+    sar, eo = simulate_pair(256, 256, 3)
+    template = np.ascontiguousarray(np.moveaxis(eo * 255, 0, -1)[41:169, 90:218])
+    found = match_dcdm(template, sar, model=matcher)
+    top = np.unravel_index(found.surface.argmax(), found.surface.shape)
+    assert top == pytest.approx((41, 90), abs=3)
 
 
 @pytest.fixture
