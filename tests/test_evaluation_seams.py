@@ -1,10 +1,15 @@
 """The measure of seams, on images whose seams are known."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sar2eo
 from sar2eo.evaluation.seams import measure_disagreement, measure_seams
 from sar2eo.feather import gather_block
 from sar2eo.windows import Lattice
@@ -102,3 +107,17 @@ def test_disagreement_is_the_difference_of_neighbours_where_they_overlap():
     assert measure_disagreement(levels.__getitem__, LATTICE) == pytest.approx(expected)
     apart = Lattice((128, 128), tile=64, overlap=0, factor=4)
     assert np.isnan(measure_disagreement(levels.__getitem__, apart))
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_the_bundled_model_leaves_no_seams_on_a_whole_scene(
+    real_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    out = tmp_path / "eo.tif"
+    sar2eo.write_cog(sar2eo.translate(sar2eo.open_scene(real_data / "scenes" / "la_west_sar.tif")), out)
+    with rasterio.open(out) as file:
+        found = measure_seams(file.read(), file.dataset_mask() > 0, Lattice(file.shape, 512, 64, 8))
+    record_property("seams", str(found))
+    assert found.border_ratio == pytest.approx(1, abs=0.02)
+    assert found.texture_ratio >= 0.97
