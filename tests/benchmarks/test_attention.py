@@ -40,7 +40,7 @@ with open(sys.argv[3], "w") as file:
 """
 
 
-def test_sparse_against_dense_attention(compare, tmp_path):
+def test_sparse_against_dense_attention(compare, tmp_path, record_property):
     def measured(kind):
         run(python(PROGRAM, 512, kind, tmp_path / f"{kind}.json"))
 
@@ -51,6 +51,6 @@ def test_sparse_against_dense_attention(compare, tmp_path):
         rounds=ROUNDS,
     )
     sparse, dense = (json.loads((tmp_path / f"{kind}.json").read_text()) for kind in ("sparse", "dense"))
-    print(f"sparse {sparse}, dense {dense}")
+    record_property("measured", {"sparse": sparse, "dense": dense})
     assert sparse["gflop"] < dense["gflop"]
     assert sparse["megabytes"] < dense["megabytes"]
