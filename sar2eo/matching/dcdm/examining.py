@@ -6,6 +6,7 @@ The same for a match, for validation and for the calibration of the threshold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -103,9 +104,8 @@ class Evidence:
         Of latent features, a place every few pixels.
     pixels : Correlation
         Of the translated template's pixels and the search image's.
-    structure : Tensor of float32, shape (B, H - h + 1, W - w + 1)
-        Agreement of the edges of the template, not translated, and the search image's (see
-        `sar2eo.matching.classical.structure_within`); -1 where they share too little.
+    images : Images
+        What was examined.
     step : int
         Pixels from place to place of `features`.
     sharpness, none : Tensor
@@ -116,10 +116,24 @@ class Evidence:
     translated: Tensor
     features: Correlation
     pixels: Correlation
-    structure: Tensor
+    images: Images
     step: int
     sharpness: Tensor
     none: Tensor
+
+    @cached_property
+    def learned(self) -> Tensor:
+        """The map of `features` at every pixel, of shape (B, H - h + 1, W - w + 1)."""
+        return to_pixels(self.features.surface, self.step)
+
+    @cached_property
+    def structure(self) -> Tensor:
+        """Agreement of the edges of the template, not translated, and the search image's.
+
+        Of the shape of `learned`; see `sar2eo.matching.classical.structure_within`; -1 where they share too
+        little.
+        """
+        return _structure(self.images)
 
     def found(self, weights: Weights, within: tuple[int, int] | None = None) -> Found:
         """Choose the best place of the sum of the maps.
@@ -130,8 +144,7 @@ class Evidence:
         within : tuple of int, optional
             Places (rows, columns) that count, from the first; by default all.
         """
-        learned = to_pixels(self.features.surface, self.step)
-        evidence = learned + weights.pixels * self.pixels.surface
+        evidence = self.learned + weights.pixels * self.pixels.surface
         if weights.structure:
             evidence = evidence + weights.structure * self.structure
         rows, cols = within or evidence.shape[1:]
@@ -238,7 +251,7 @@ def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: 
     grey = [part.mean(dim=1, keepdim=True) for part in (translated, images.search)]
     pixels = correlate(grey[0], images.template_valid, grey[1], images.search_valid)
     level = network.sharpness.detach(), network.none.detach()
-    return Evidence(last, translated, features, pixels, _structure(images), step, *level)
+    return Evidence(last, translated, features, pixels, images, step, *level)
 
 
 def _structure(images: Images) -> Tensor:
