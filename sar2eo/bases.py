@@ -23,7 +23,7 @@ from sar2eo.pretrained import (
     pretrained_vae,
     release_unet,
 )
-from sar2eo.weights import narrow
+from sar2eo.weights import disk_dtype, narrow
 
 __all__ = ["import_checkpoint", "init_checkpoint", "pack_checkpoint"]
 
@@ -207,15 +207,13 @@ def pack_checkpoint(
         other latents than the U-Net knows.
     """
     refuse_existing(Path(out))
+    kept = disk_dtype(dtype)
     loaded = load_checkpoint(folder)
-    try:
-        changed = dataclasses.replace(loaded.card, **card)
-    except TypeError as error:
-        raise SettingsError(f"card: {error}") from error
+    changed = loaded.card.changed(**card)
     autoencoder = loaded.vae if vae is None else pretrained_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):
         raise CheckpointError(f"{vae}: its encoder is not that of {folder}, whose U-Net knows other latents")
-    narrow((loaded.unet, autoencoder), dtype)
+    narrow((loaded.unet, autoencoder), kept, folder)
     return save_checkpoint(dataclasses.replace(loaded, vae=autoencoder, card=changed), out)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from sar2eo.errors import CheckpointError
+from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, Channels, default_channels
 
 __all__ = [
@@ -45,6 +45,9 @@ PredictionType = Literal["epsilon", "v_prediction"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+
+# A model sees textures at its own scale; beyond this ratio of pixel sizes it sees something else.
+_GSD_TOLERANCE = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,26 @@ class InputCard:
             raise wrong("gsd_m", self.gsd_m, "positive metres or null")
         if not isinstance(self.metrics, dict) or not all(map(is_number, self.metrics.values())):
             raise wrong("metrics", self.metrics, "numbers by name")
+
+    def changed(self, **fields: Any) -> Self:
+        """Return the card with other values in some fields.
+
+        Raises
+        ------
+        SettingsError
+            For a field that it does not have.
+        CheckpointError
+            For a value that it may not have.
+        """
+        try:
+            return dataclasses.replace(self, **fields)
+        except TypeError as error:
+            raise SettingsError(f"card: {error}") from error
+
+    def fits_gsd(self, *sizes_m: float) -> bool:
+        """Tell whether pixels of these sides on the ground are near enough to those it was trained on."""
+        gsd = self.gsd_m
+        return gsd is None or max(max(size / gsd, gsd / size) for size in sizes_m) <= _GSD_TOLERANCE
 
     def check_choices(self, **choices: tuple[str, ...]) -> None:
         """Raise CheckpointError where a field is none of what it may be."""

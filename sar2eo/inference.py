@@ -49,8 +49,6 @@ _REPORTED = (
     "compile",
     "threads",
 )
-# A model sees textures at its own scale; beyond this ratio of pixel sizes it sees something else.
-_GSD_TOLERANCE = 1.5
 
 
 def translate(
@@ -172,8 +170,7 @@ def _check_gsd(grid: Grid, card: Card | None, *, force: bool) -> None:
     if card is None or card.gsd_m is None or grid.crs is None:
         return
     ground = grid.ground_sample_distance_m()
-    worst = max(max(size / card.gsd_m, card.gsd_m / size) for size in ground)
-    if worst > _GSD_TOLERANCE:
+    if not card.fits_gsd(*ground):
         _misfit(
             f"the scene's pixels are {ground[0]:.3g} x {ground[1]:.3g} m on the ground, the model was "
             f"trained at {card.gsd_m:g} m: resample with --resolution, or use a model for this resolution",

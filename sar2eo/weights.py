@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.layout import CONFIG, tensor_headers
 
-__all__ = ["check_weights", "create_empty", "fill", "narrow", "one_line", "read_tensors"]
+__all__ = ["check_weights", "create_empty", "disk_dtype", "fill", "narrow", "one_line", "read_tensors"]
 
 # Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
 # for hours, or fill the memory, before any shape is compared.
@@ -130,24 +130,38 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
-def narrow(modules: Iterable[nn.Module], dtype: str) -> None:
+def disk_dtype(name: str) -> torch.dtype:
+    """Return the dtype of weights on disk, one of float16, bfloat16 and float32.
+
+    Raises
+    ------
+    SettingsError
+        For another one.
+    """
+    if name not in _ON_DISK:
+        raise SettingsError(f"dtype={name!r}: must be one of {', '.join(_ON_DISK)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def narrow(modules: Iterable[nn.Module], dtype: torch.dtype, source: str | Path) -> None:
     """Turn networks into what takes less room on disk.
 
     Parameters
     ----------
     modules : iterable of Module
-    dtype : {"float16", "bfloat16", "float32"}
+    dtype : torch.dtype
+        From `disk_dtype`.
+    source : str or Path
+        Where they are from, for messages.
 
     Raises
     ------
-    SettingsError
-        For another dtype.
     CheckpointError
         If a weight is too large for it.
     """
-    if dtype not in _ON_DISK:
-        raise SettingsError(f"dtype={dtype!r}: must be one of {', '.join(_ON_DISK)}")
     for module in modules:
-        nn.Module.to(module, getattr(torch, dtype))
+        nn.Module.to(module, dtype)
         if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
-            raise CheckpointError(f"weights of {type(module).__name__} do not fit into {dtype}: try bfloat16")
+            name = str(dtype).removeprefix("torch.")
+            raise CheckpointError(f"{source}: weights do not fit into {name}: try bfloat16")

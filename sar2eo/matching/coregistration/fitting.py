@@ -11,9 +11,6 @@ from sar2eo.pairs.scenes import SarScene
 
 __all__ = ["bands_for", "check_fit"]
 
-# As for models that translate.
-_GSD_TOLERANCE = 1.5
-
 
 def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
     """Refuse scenes that a matcher's card does not fit.
@@ -87,7 +84,7 @@ def _check_gsd(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
         return
     trained = f"and the matcher was trained at {card.gsd_m:g} m"
     ground = pair.grid.ground_sample_distance_m()
-    if max(max(size / card.gsd_m, card.gsd_m / size) for size in ground) > _GSD_TOLERANCE:
+    if not card.fits_gsd(*ground):
         _misfit(
             f"{pair.reference.href}: the reference's pixels are {ground[0]:.3g} x {ground[1]:.3g} m on the "
             f"ground, {trained}: resample it, let the other scene be the reference, or match by structure",
@@ -96,7 +93,7 @@ def _check_gsd(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
         )
         return
     ground = pair.moving.grid.ground_sample_distance_m()
-    if max(ground) / card.gsd_m > _GSD_TOLERANCE:
+    if not card.fits_gsd(max(card.gsd_m, *ground)):  # smaller ones are read at the reference's
         _misfit(
             f"{pair.moving.href}: its pixels are {ground[0]:.3g} x {ground[1]:.3g} m on the ground, "
             f"{trained}: it shows less than that; match by structure",

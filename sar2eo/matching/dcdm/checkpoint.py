@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sar2eo.checkpoint import refuse_existing, whole_folder, write_pipeline
 from sar2eo.diffusion import schedule_config
-from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.errors import CheckpointError
 from sar2eo.layout import (
     CONFIG,
     SCHEDULER_CONFIG,
@@ -34,7 +34,7 @@ from sar2eo.layout import (
 from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME, MatcherCard
 from sar2eo.matching.dcdm.network import MatchingDenoiser
 from sar2eo.network import Vae, vae_class
-from sar2eo.weights import check_weights, create_empty, fill, narrow
+from sar2eo.weights import check_weights, create_empty, disk_dtype, fill, narrow
 
 __all__ = [
     "MatcherCheckpoint",
@@ -129,14 +129,11 @@ def pack_matcher(folder: str | Path, out: str | Path, *, dtype: str = "float16",
         For what cannot be, before anything is written.
     """
     refuse_existing(Path(out))
+    kept = disk_dtype(dtype)
     loaded = load_matcher(folder)
-    narrow((loaded.denoiser, loaded.vae), dtype)
+    narrow((loaded.denoiser, loaded.vae), kept, folder)
     metrics = {**loaded.card.metrics, **card.pop("metrics", {})}
-    sha256 = values_sha256(loaded.vae)
-    try:
-        changed = dataclasses.replace(loaded.card, **card, metrics=metrics, vae_sha256=sha256)
-    except TypeError as error:
-        raise SettingsError(f"card: {error}") from error
+    changed = loaded.card.changed(**card, metrics=metrics, vae_sha256=values_sha256(loaded.vae))
     return save_matcher(dataclasses.replace(loaded, card=changed), out)
 
 
