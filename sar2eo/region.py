@@ -6,7 +6,6 @@ further mask the result, and blocks that lie outside of them are never computed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dask.highlevelgraph import HighLevelGraph
 from sar2eo.errors import SettingsError
 from sar2eo.grid import Grid
 from sar2eo.recipe import RegionSettings
+from sar2eo.vectors import read_vectors
 from sar2eo.windows import Window
 
 __all__ = ["clip_to", "cut", "read_area"]
@@ -77,7 +77,7 @@ def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.Dat
 
 
 def read_area(path: Path, grid: Grid) -> Any:
-    """Read the polygons of a GeoJSON file as one shapely geometry in the CRS of a grid.
+    """Read the polygons of a file (see `sar2eo.vectors`) as one shapely geometry in the CRS of a grid.
 
     Raises
     ------
@@ -88,24 +88,20 @@ def read_area(path: Path, grid: Grid) -> Any:
     from pyproj import Transformer
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        if content["type"] == "FeatureCollection":
-            # A feature may lack a geometry (RFC 7946, section 3.2).
-            features = [feature for feature in content["features"] if feature["geometry"] is not None]
-            content = content | {"features": features}
-        shapes = shapely.from_geojson(json.dumps(content))
-    except (OSError, ValueError, KeyError, TypeError, shapely.errors.GEOSException) as error:
-        raise SettingsError(f"--aoi {path}: not a readable GeoJSON file ({error})") from error
-    members = shapely.get_parts(shapely.get_parts(shapes))  # of collections in a collection, too
+        table = read_vectors(path)
+    except SettingsError as error:
+        raise SettingsError(f"--aoi {error}") from error
+    members = shapely.get_parts(shapely.get_parts(table.geometry.dropna()))  # of collections, too
     parts = [p for p in members if p.geom_type in ("Polygon", "MultiPolygon") and not p.is_empty]
     if not parts:
         raise SettingsError(f"--aoi {path}: holds no polygon")
-    to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
+    to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
     area = shapely.union_all([shapely.make_valid(part) for part in parts])
     placed = shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
     if not np.isfinite(shapely.get_coordinates(placed)).all():
         raise SettingsError(
-            f"--aoi {path}: has no place in {grid.crs}: GeoJSON is in degrees, longitude before latitude"
+            f"--aoi {path}: has no place in {grid.crs}; its CRS is {table.crs.to_string()} (GeoJSON is in "
+            "degrees, longitude before latitude)"
         )
     return placed
 

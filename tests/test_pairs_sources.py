@@ -184,7 +184,7 @@ def test_tables_that_cannot_be_used(tmp_path):
     with pytest.raises(PairsError, match=r"row 1: datetime='soon'"):
         expand_sources([write_table(tmp_path / "c.gpkg", href=["a", "b"], datetime=["soon", "x"])], "sar")
     (tmp_path / "d.parquet").write_bytes(b"PAR1")
-    with pytest.raises(PairsError, match="not a table of footprints that can be read"):
+    with pytest.raises(PairsError, match="not a file of geometries that can be read"):
         expand_sources([str(tmp_path / "d.parquet")], "sar")
 
 

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import shapely
 from scenes import CRS, TRANSFORM, amplitude, write_scene
 
 import sar2eo
@@ -65,6 +67,25 @@ def test_features_may_lack_a_geometry_or_hold_a_collection(geometry: object, tmp
     assert area.area == pytest.approx(0.005)
 
 
+def test_areas_come_in_any_crs_and_format_of_vectors(tmp_path: Path) -> None:
+    grid = Grid.create("EPSG:32611", (10, 0, 500_000, 0, -10, 4_000_000), (100, 100))
+    field = shapely.box(500_100, 3_999_200, 500_300, 3_999_500)
+    table = geopandas.GeoDataFrame(geometry=[field, None], crs=grid.crs)
+    for name in ("a.gpkg", "a.shp", "a.geojson"):
+        table.to_crs("EPSG:4326" if name == "a.geojson" else grid.crs).to_file(tmp_path / name)
+        assert read_area(tmp_path / name, grid).symmetric_difference(field).area < 1e-3 * field.area
+    table.to_parquet(tmp_path / "a.parquet")
+    assert read_area(tmp_path / "a.parquet", grid).equals(field)
+    table.to_file(tmp_path / "a.gpkg", layer="another")
+    with pytest.raises(SettingsError, match=r"--aoi .*has 2 layers \(a, another\)"):
+        read_area(tmp_path / "a.gpkg", grid)
+    (tmp_path / "a.prj").unlink()
+    with pytest.raises(SettingsError, match="no CRS"):
+        read_area(tmp_path / "a.shp", grid)
+    with pytest.raises(SettingsError, match="no such file"):
+        read_area(tmp_path / "b.gpkg", grid)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -74,7 +95,7 @@ def test_features_may_lack_a_geometry_or_hold_a_collection(geometry: object, tmp
             {"type": "Polygon", "coordinates": [[[5e5, 4e6], [6e5, 4e6], [6e5, 5e6], [5e5, 4e6]]]},
             "in degrees",
         ),
-        ([], "not a readable GeoJSON"),
+        ([], "not a file of geometries that can be read"),
     ],
 )
 def test_areas_that_are_none_say_why(content: object, words: str, tmp_path: Path) -> None:

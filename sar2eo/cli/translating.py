@@ -46,7 +46,11 @@ __all__ = ["translate_all", "translate_command"]
 @click.option("--spread", metavar="FILE", help="Also write the standard deviation over samples, a COG.")
 @click.option("--bbox", type=numbers("W,S,E,N"), help="Translate this part only.")
 @click.option("--bbox-crs", default="EPSG:4326", show_default=True, help="CRS of --bbox.")
-@click.option("--aoi", metavar="FILE", help="Translate the polygons of this GeoJSON file only.")
+@click.option(
+    "--aoi",
+    metavar="FILE",
+    help="Translate the polygons of this file only (GeoJSON, GeoPackage, Shapefile and others).",
+)
 @click.option("--window", type=numbers("ROW,COL,HEIGHT,WIDTH", int), help="Translate these pixels only.")
 @scene_options
 @click.option("--scaling-from", metavar="FILE|VALUE", help="Amplitude that becomes 1, or a report.")

@@ -23,6 +23,7 @@ from sar2eo.scene.metadata import iso_datetime
 from sar2eo.scene.opening import parse_source
 from sar2eo.scene.sentinel1 import is_safe
 from sar2eo.scene.stac import is_stac, open_item, read_item
+from sar2eo.vectors import read_vectors
 
 __all__ = ["Role", "Source", "expand_sources", "matches", "scene_key"]
 
@@ -212,12 +213,13 @@ def _of_item(href: str, role: Role) -> Source:
 
 
 def _in_table(path: Path) -> Iterator[Source]:
-    table = _read_table(path)
+    try:
+        table = read_vectors(path)
+    except SettingsError as error:
+        raise PairsError(str(error)) from error
     if _HREF not in table.columns:
         columns = ", ".join(map(str, table.columns))
         raise PairsError(f"{path}: a table of footprints has a column {_HREF}, and this one has {columns}")
-    if table.crs is None:
-        raise PairsError(f"{path}: the footprints have no CRS")
     time = next((name for name in _TIMES if name in table.columns), None)
     for number, row in enumerate(table.to_dict("records"), start=1):
         href = row[_HREF]
@@ -233,17 +235,6 @@ def _in_table(path: Path) -> Iterator[Source]:
             )
         except (SettingsError, GeoreferenceError) as error:
             raise PairsError(f"{path}: row {number}: {error}") from error
-
-
-def _read_table(path: Path) -> Any:
-    import geopandas
-
-    try:
-        if path.suffix.lower() in (".parquet", ".geoparquet"):
-            return geopandas.read_parquet(path)
-        return geopandas.read_file(path)
-    except Exception as error:  # drivers raise errors of their own
-        raise PairsError(f"{path}: not a table of footprints that can be read ({_line(error)})") from error
 
 
 def _relative_to(href: str, path: Path) -> str:

@@ -106,7 +106,7 @@ class RegionSettings:
     bbox_crs : str
         CRS of `bbox`.
     aoi : str or None
-        A GeoJSON file of polygons, in degrees; pixels outside of them are masked.
+        A file of polygons (GeoJSON, GeoPackage, Shapefile and others); pixels outside of them are masked.
     window : tuple of int or None
         Row, column, height, width in pixels of the scene.
     """
