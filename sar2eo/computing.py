@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask.array as da
+import dask.config
 from dask.base import compute_as_if_collection, get_scheduler
 
 from sar2eo import telemetry
@@ -36,6 +37,8 @@ Progress = Callable[[Mapping[str, float]], None]
 _PROGRESS_SECONDS = 1.0
 _WATCH_SECONDS = 0.5
 _LONELY_SECONDS = 60.0
+# A graph of 100,000 windows weighs 14 MB, all of it tasks: Dask's advice against data in graphs is no help.
+_GRAPH_LIMIT = {"distributed.admin.large-graph-warning-threshold": "1GB"}
 
 
 class WorkerLostError(Exception):
@@ -73,7 +76,8 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: boo
     from distributed import CancelledError, KilledWorker
 
     there = set(client.nthreads())
-    futures = client.get(graph, keys, sync=False)
+    with dask.config.set(_GRAPH_LIMIT):
+        futures = client.get(graph, keys, sync=False)
     stop = threading.Event()
     reasons: list[Exception] = []
 

@@ -62,10 +62,10 @@ class TranslationGraph:
     def arrays(self) -> dict[str, da.Array]:
         """Return the lazy arrays: eo, valid, amplitude_divisor, and confidence and spread if asked for."""
         layers, below = self._shared_layers()
-        count = len(self.plan.polarisations)
-        scaling = da.Array(
-            HighLevelGraph(layers, below), self._name("scaling"), ((count,),), dtype=np.float32
-        )
+        # The scaling alone is wanted first, and must not take every window's task along.
+        batch, count = self._name("batch"), len(self.plan.polarisations)
+        graph = HighLevelGraph(_without(batch, layers), _without(batch, below))
+        scaling = da.Array(graph, self._name("scaling"), ((count,),), dtype=np.float32)
         found = {name: self._gathered(name, dtype, layers, below) for name, dtype in self._variables()}
         return found | {"amplitude_divisor": scaling}
 
@@ -111,6 +111,7 @@ class TranslationGraph:
 
     def _batch_layer(self, source: str | None) -> Layer:
         lattice, size = self.plan.lattice, self.plan.spec.batch
+        plan, scaling, batch = self._name("plan"), (self._name("scaling"), 0), self._name("batch")
         layer: Layer = {}
         for number in sorted({index // size for index in lattice.touching(self.plan.region)}):
             chunks: set[tuple[int, int]] = set()
@@ -118,19 +119,15 @@ class TranslationGraph:
                 chunks = {
                     at for index in lattice.batch(number, size) for at in self.plan.chunks_of(lattice[index])
                 }
-            layer[self._name("batch"), number] = (
-                _translate_batch,
-                self._name("plan"),
-                (self._name("scaling"), 0),
-                number,
-                [[i, j, (source, 0, i, j)] for i, j in sorted(chunks)],
-            )
+            read = (part for i, j in sorted(chunks) for part in (i, j, (source, 0, i, j)))
+            layer[batch, number] = (_translate_batch, plan, scaling, number, *read)
         return layer
 
     def _gathered(
         self, variable: str, dtype: npt.DTypeLike, layers: dict[str, Any], below: dict[str, set[str]]
     ) -> da.Array:
         name, size, region = self._name(variable), self.plan.spec.batch, self.plan.region
+        plan, batch = self._name("plan"), self._name("batch")
         rows, cols = _chunk_sizes(region.height, self.block[0]), _chunk_sizes(region.width, self.block[1])
         bands: tuple[tuple[int, ...], ...] = ((3,),) if variable == "eo" else ()
         layer: Layer = {}
@@ -138,12 +135,15 @@ class TranslationGraph:
             for j, width in enumerate(cols):
                 window = Window(region.row + i * self.block[0], region.col + j * self.block[1], height, width)
                 numbers = dict.fromkeys(index // size for index in self.plan.lattice.touching(window))
-                batches = [(self._name("batch"), number) for number in numbers]
                 at = (0,) * len(bands) + (i, j)
-                layer[name, *at] = (_gather, self._name("plan"), variable, list(window), batches)
-        depends = {self._name("batch"), self._name("plan")}
+                layer[name, *at] = (_gather, plan, variable, *window, *((batch, n) for n in numbers))
+        depends = {batch, plan}
         graph = HighLevelGraph(layers | {name: layer}, below | {name: depends})
         return da.Array(graph, name, (*bands, rows, cols), dtype=dtype)
+
+
+def _without(name: str, table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != name}
 
 
 def count_windows(array: da.Array, keys: list[Any] | None = None) -> int:
@@ -166,14 +166,19 @@ def _chunk_sizes(size: int, chunk: int) -> tuple[int, ...]:
     return (chunk,) * whole + ((rest,) if rest else ())
 
 
-def _translate_batch(plan: Plan, divisors: Any, number: int, chunks: list[Any]) -> Any:
+# Tasks are flat: Dask makes an object of every nested list, of which a large scene has a hundred thousand.
+
+
+def _translate_batch(plan: Plan, divisors: Any, number: int, *read: Any) -> Any:
+    """Translate a batch of windows from chunks: row, column and values of each, in turn."""
+    chunks = {(i, j): values for i, j, values in zip(read[::3], read[1::3], read[2::3], strict=True)}
     try:
-        return translate_batch(plan, divisors, number, {(i, j): chunk for i, j, chunk in chunks})
+        return translate_batch(plan, divisors, number, chunks)
     except Sar2eoError as error:
         # Its causes may be of classes that do not travel between processes; its text says it all.
         error.__cause__ = error.__context__ = None
         raise
 
 
-def _gather(plan: Plan, variable: str, block: list[int], batches: list[Any]) -> Any:
-    return gather(plan, variable, Window(*block), batches)
+def _gather(plan: Plan, variable: str, row: int, col: int, height: int, width: int, *batches: Any) -> Any:
+    return gather(plan, variable, Window(row, col, height, width), list(batches))

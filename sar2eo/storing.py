@@ -119,11 +119,8 @@ class BlockStore:
         layer: dict[Any, Any] = {}
         for window in pending:
             i, j = self._places[window]
-            blocks = [
-                [variable, (array.name, *(0,) * (array.ndim - 2), i, j)]
-                for variable, array in self.arrays.items()
-            ]
-            layer[name, i, j] = (_store_block, writer, list(window), blocks)
+            blocks = [(array.name, *(0,) * (array.ndim - 2), i, j) for array in self.arrays.values()]
+            layer[name, i, j] = (_store_block, writer, " ".join(self.arrays), *window, *blocks)
         below: Any = list(self.arrays.values())
         graph = HighLevelGraph.from_collections(name, layer, dependencies=below)
         if isinstance(self.scaling, da.Array) and self.scaling.name in graph.layers:
@@ -136,9 +133,11 @@ class BlockStore:
         compute_keys(paced(graph, keys, _is_batch, _lead()), keys, stop_on_loss=True)
 
 
-def _store_block(writer: BlockWriter, window: list[int], blocks: list[Any]) -> None:
-    arrays = dict(blocks)
-    place = Window(*window)
+def _store_block(
+    writer: BlockWriter, names: str, row: int, col: int, height: int, width: int, *blocks: Any
+) -> None:
+    arrays = dict(zip(names.split(), blocks, strict=True))
+    place = Window(row, col, height, width)
     valid, eo = arrays.pop("valid", None), arrays.pop("eo")
     mask = np.full(eo.shape[1:], 255, np.uint8) if valid is None else valid.astype(np.uint8) * np.uint8(255)
     with telemetry.timed("journal_seconds"):

@@ -69,9 +69,13 @@ def test_result_lies_on_the_scenes_grid(scene_file: Path) -> None:
 
 def test_default_scaling_is_the_scenes_99th_percentile(scene_file: Path) -> None:
     scene = sar2eo.open_scene(scene_file)
-    eo = sar2eo.translate(scene, "identity", tile=128, overlap=16).compute()
+    lazy = sar2eo.translate(scene, "identity", tile=128, overlap=16)
+    eo = lazy.compute()
     exact = np.nanpercentile(scene.values, 99)
     assert float(eo.amplitude_divisor[0]) == pytest.approx(exact, rel=0.01)
+    # Asked for alone, it takes no task of a window along to the scheduler.
+    assert not any("batch" in str(key) for key in lazy.amplitude_divisor.data.dask)
+    assert any("batch" in str(key) for key in lazy.eo.data.dask)
     expected = scaled(np.nan_to_num(scene.values), float(eo.amplitude_divisor[0]))
     assert np.abs(eo.eo.values.astype(int) - np.where(eo.valid, expected, 0)).max() <= 1
 
