@@ -1,5 +1,6 @@
 """The model that comes with the package."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,11 @@ def test_the_bundled_matcher_is_small_calibrated_and_finds_a_planted_template() 
     found = match_dcdm(template, sar, model=matcher)
     top = np.unravel_index(found.surface.argmax(), found.surface.shape)
     assert top == pytest.approx((41, 90), abs=3)
+    told = CliRunner().invoke(cli, ["model", "info", "bundled_matcher", "--json"])
+    described = json.loads(told.stdout)
+    counted = sum(value.numel() for value in matcher.checkpoint.denoiser.parameters())
+    assert described["parameters"]["denoiser"] == counted
+    assert described["card"] == card.to_dict()
 
 
 @pytest.fixture

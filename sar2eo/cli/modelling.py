@@ -129,9 +129,7 @@ def import_release(unet: Path, base: str, revision: str | None, out: Path, **car
 @debug_option
 def pack(folder: Path, out: Path, dtype: str, vae: str | None, report: Path | None, **card: Any) -> None:
     """Copy a trained checkpoint, or a matcher, for others: in half the bytes, the last words on its card."""
-    from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME
-
-    is_matcher = (folder / MATCHER_CARD_NAME).is_file()
+    is_matcher = _is_matcher(folder)
     measured = {} if report is None else {"metrics": _measured(report, is_matcher)}
     given = {**_given(card), **measured}
     if is_matcher:
@@ -163,13 +161,32 @@ def _measured(report: Path, of_matcher: bool) -> dict[str, float]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 def show(folder: str, as_json: bool) -> None:
-    """Show architecture, parameters, card and sha256 of a checkpoint; 'bundled' is the package's."""
-    from sar2eo.checkpoint import describe_checkpoint
-    from sar2eo.hub import BUNDLED, find_folder
+    """Show architecture, parameters and card of a checkpoint or a matcher.
 
-    place = find_folder(BUNDLED, allow=()) if folder == BUNDLED else Path(folder)
-    described = describe_checkpoint(place)
+    'bundled' and 'bundled_matcher' are the package's own.
+    """
+    from sar2eo.hub import BUNDLED, BUNDLED_MATCHER, find_folder
+
+    own = folder in (BUNDLED, BUNDLED_MATCHER)
+    place = find_folder(BUNDLED, allow=(), own=folder) if own else Path(folder)
+    described = _described(place)
     click.echo(json.dumps(described, indent=2) if as_json else "\n".join(lines(described)))
+
+
+def _is_matcher(folder: Path) -> bool:
+    from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME
+
+    return (folder / MATCHER_CARD_NAME).is_file()
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    if _is_matcher(folder):
+        from sar2eo.matching.dcdm.checkpoint import describe_matcher
+
+        return describe_matcher(folder)
+    from sar2eo.checkpoint import describe_checkpoint
+
+    return describe_checkpoint(folder)
 
 
 def _given(card: dict[str, Any]) -> dict[str, Any]:

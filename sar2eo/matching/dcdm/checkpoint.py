@@ -39,6 +39,7 @@ from sar2eo.weights import check_weights, create_empty, disk_dtype, fill, narrow
 __all__ = [
     "MatcherCheckpoint",
     "alpha_bars",
+    "describe_matcher",
     "load_matcher",
     "matching_scheduler",
     "pack_matcher",
@@ -174,6 +175,27 @@ def load_matcher(folder: str | Path, *, device: str = "cpu") -> MatcherCheckpoin
     if values_sha256(parts["vae"]) != card.vae_sha256:
         raise CheckpointError(f"{folder}: its VAE is not the one that the card names: was it exchanged?")
     return MatcherCheckpoint(**parts, schedule=schedule, card=card)
+
+
+def describe_matcher(folder: str | Path) -> dict[str, Any]:
+    """Describe a matcher as JSON values: architecture, parameters, schedule, card.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_matcher`.
+    """
+    loaded = load_matcher(folder)
+    parts = {"denoiser": loaded.denoiser, "vae": loaded.vae}
+    counts = {name: sum(value.numel() for value in part.parameters()) for name, part in parts.items()}
+    return {
+        "path": str(folder),
+        "parameters": counts | {"total": sum(counts.values())},
+        "denoiser": {name: value for name, value in loaded.denoiser.config.items() if name[0] != "_"},
+        "vae": vae_facts(dict(loaded.vae.config))._asdict(),
+        "schedule": loaded.schedule,
+        "card": loaded.card.to_dict(),
+    }
 
 
 def check_files(folder: Path) -> None:
