@@ -123,19 +123,22 @@ def test_latents_of_search_images_are_kept_and_the_loss_is_the_same(
 ) -> None:
     task, batch = prepared_task(folder, tmp_path / "run")
     first, _ = task.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
-    encoded: list[int] = []
+    encoded: list[tuple[int, int]] = []
 
     def counted(vae: Any, images: torch.Tensor) -> torch.Tensor:
-        encoded.append(images.shape[-1])
+        encoded.append((len(images), images.shape[-1]))
         return encode_images(vae, images)
 
     monkeypatch.setattr(matcher_task, "encode_images", counted)
     again, _ = task.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
     assert torch.equal(first, again)
-    assert encoded == [SMALL["template"]]  # templates and truths only
-    brighter = {**batch, "sar": batch["sar"] * 0.5}
-    task.loss("denoiser", brighter, 0, torch.Generator().manual_seed(1))
-    assert encoded[1:] == [SMALL["template"]] + [SMALL["crop"]] * len(batch["sar"])
+    count = len(batch["sar"])
+    small = (2 * count, SMALL["template"])
+    assert encoded == [small]  # templates and truths only
+    others = {**batch, "sar": batch["sar"].clone()}
+    others["sar"][1:] *= 0.5
+    task.loss("denoiser", others, 0, torch.Generator().manual_seed(1))
+    assert encoded[1:] == [small, (count - 1, SMALL["crop"])]
 
 
 def test_most_templates_are_noised_as_in_sampling(folder: Path, tmp_path: Path) -> None:

@@ -149,19 +149,20 @@ class MatcherTask:
         half = self._settings.dtype != "float32"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
             small = encode_images(self._vae, torch.cat([planted.truth, planted.images.template]))
-            search = torch.cat([self._remembered(image) for image in planted.images.search.split(1)])
+            search = self._remembered(planted.images.search)
         truth, optical = small.float().chunk(2)
         return truth, optical, search.float()
 
-    def _remembered(self, image: Tensor) -> Tensor:
-        """Encode a search image, or find it: chips as large as the crop come again in 8 orientations."""
-        key = hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()
-        known = self._memory.get(key)
-        if known is None:
-            known = encode_images(self._vae, image)
-            if (len(self._memory) + 1) * known.nbytes <= _MEMORY_BYTES:
-                self._memory[key] = known
-        return known
+    def _remembered(self, images: Tensor) -> Tensor:
+        """Encode search images, or find them: chips as large as the crop come again in 8 orientations."""
+        keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in images.cpu().numpy()]
+        new = [row for row, key in enumerate(keys) if key not in self._memory]
+        made = dict(zip(new, encode_images(self._vae, images[new]), strict=True)) if new else {}
+        latents = [made[row] if row in made else self._memory[key] for row, key in enumerate(keys)]
+        for row, one in made.items():
+            if (len(self._memory) + 1) * one.nbytes <= _MEMORY_BYTES:
+                self._memory[keys[row]] = one.clone()  # a copy does not hold the batch it was made in
+        return torch.stack(latents)
 
     def _position(self, denoised: Denoised, offsets: Tensor, valid: Tensor) -> Tensor:
         """Return the position term of pairs that match, of the map before and after and of the routing."""
