@@ -33,7 +33,7 @@ _READING = f"""\
 def write_report(out: Path, results: dict[str, Any], cases: list[Case], *, overwrite: bool) -> dict[str, Any]:
     """Write the report with its pictures; returns and raises as `ReportKind.write`."""
 
-    def describe(folder: Path) -> str:
+    def describe(folder: Path, _: dict[str, Any]) -> str:
         return markdown(results, draw_pictures(folder, results, cases))
 
     return REPORT.write(out, results, describe, overwrite=overwrite)

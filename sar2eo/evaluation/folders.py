@@ -56,7 +56,12 @@ class ReportKind:
             raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
 
     def write(
-        self, out: Path, results: dict[str, Any], describe: Callable[[Path], str], *, overwrite: bool
+        self,
+        out: Path,
+        results: dict[str, Any],
+        describe: Callable[[Path, dict[str, Any]], str],
+        *,
+        overwrite: bool,
     ) -> dict[str, Any]:
         """Write a report beside its place, then rename it.
 
@@ -65,7 +70,8 @@ class ReportKind:
         out : Path
         results : dict
         describe : callable
-            Returns the report for people; draws its pictures into the folder that it is given.
+            Returns the report for people; draws its pictures into the folder that it is given, beside the
+            results as plain JSON values.
         overwrite : bool
             As of `check_target`, which is asked once more before the rename.
 
@@ -84,7 +90,7 @@ class ReportKind:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.mkdir()
-            (partial / "report.md").write_text(describe(partial), encoding="utf-8")
+            (partial / "report.md").write_text(describe(partial, plain), encoding="utf-8")
             text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
             (partial / self.results).write_text(text, encoding="utf-8")
             for path in partial.iterdir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sar2eo.evaluation.folders import ReportKind, markdown_table, plain_values
+from sar2eo.evaluation.folders import ReportKind, markdown_table
 
 __all__ = ["REPORT", "match_markdown", "write_match_report"]
 
@@ -32,8 +32,7 @@ _READING = """\
 
 def write_match_report(out: Path, results: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
     """Write the report; returns and raises as `ReportKind.write`."""
-    plain = plain_values(results)
-    return REPORT.write(out, plain, lambda _: match_markdown(plain), overwrite=overwrite)
+    return REPORT.write(out, results, lambda _, plain: match_markdown(plain), overwrite=overwrite)
 
 
 def match_markdown(results: dict[str, Any]) -> str:

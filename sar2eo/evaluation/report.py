@@ -44,7 +44,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Write the report with its pictures; returns and raises as `ReportKind.write`."""
 
-    def describe(folder: Path) -> str:
+    def describe(folder: Path, _: dict[str, Any]) -> str:
         return markdown(results, draw_pictures(folder, results, pictures))
 
     return REPORT.write(out, results, describe, overwrite=overwrite)
