@@ -24,7 +24,8 @@ def test_help(compare):
 
 def test_identity_throughput(compare, scene, tmp_path):
     source, out, copy = scene(SIZE), tmp_path / "eo.tif", tmp_path / "copy.tif"
-    command = sar2eo("translate", source, "--out", out, "--model", "identity", "--overwrite")
+    anew = ["--overwrite", "--restart"]  # a result of the same settings would be kept
+    command = sar2eo("translate", source, "--out", out, "--model", "identity", *anew)
     run(command)
     plain = plain_copy(out, tmp_path / "plain.tif")
     usual = python(GDAL_COG, plain, copy)
@@ -66,7 +67,7 @@ def test_identity_throughput(compare, scene, tmp_path):
 def test_identity_memory(benchmark, ratios, scene, tmp_path):
     def peak(size):
         out = tmp_path / f"eo-{size}.tif"
-        usage = run(sar2eo("translate", scene(size), "--out", out, "--model", "identity", "--overwrite"))
+        usage = run(sar2eo("translate", scene(size), "--out", out, "--model", "identity"))
         out.unlink()
         return usage.peak_mb
 
@@ -97,7 +98,7 @@ def small_model(tmp_path):
 
 def test_pipeline_overhead(benchmark, ratios, scene, small_model, tmp_path):
     size, steps, told = 1536, 10, tmp_path / "report.json"
-    where = ["--out", tmp_path / "eo.tif", "--report", told, "--overwrite"]
+    where = ["--out", tmp_path / "eo.tif", "--report", told]
     command = sar2eo("translate", scene(size), *where, "--model", small_model, "--steps", steps)
     benchmark.pedantic(run, (command,), rounds=1)
     report = json.loads(told.read_text())
