@@ -392,7 +392,8 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, out: Path) -> Non
     for number in range(4):
         write_scene(tmp_path / f"s{number}.tif", amplitude((700, 700), number))
     slow = (
-        "import time\nfrom sar2eo import models, cli\n"
+        "import signal, time\nfrom sar2eo import models, cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background
         "quick = models.IdentityTranslator.translate\n"
         "def slow(self, *args):\n    time.sleep(0.05)\n    return quick(self, *args)\n"
         "models.IdentityTranslator.translate = slow\ncli.main()"
