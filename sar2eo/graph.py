@@ -15,6 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
+from dask.optimization import cull
 
 from sar2eo.errors import Sar2eoError
 from sar2eo.tasks import (
@@ -152,7 +153,10 @@ def count_windows(array: da.Array, keys: list[Any] | None = None) -> int:
     These are all windows of every batch that is needed, so of a slice or a clipped area fewer than of
     the whole, and a few more than touch it. What was computed before needs none.
     """
-    graph = array.dask.cull(set(flatten(array.__dask_keys__()) if keys is None else keys))
+    wanted = list(flatten(array.__dask_keys__())) if keys is None else keys
+    graph, _ = cull(
+        dict(array.dask), wanted
+    )  # that of a HighLevelGraph keeps layers of which nothing is wanted
     counted = 0
     for key in graph:
         if isinstance(key, tuple) and str(key[0]).startswith("batch-"):

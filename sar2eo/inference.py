@@ -141,12 +141,19 @@ def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
         window = Window(round(top - 0.5), round(left - 0.5), *shape)
         ends = (window.row + 0.5, window.col + 0.5, window.stop_row - 0.5, window.stop_col - 0.5)
         off = max(abs(a - b) for a, b in zip(ends, (top, left, bottom, right), strict=True))
-        own_crs = scene.rio.crs
-        same_crs = own_crs is None or Grid.create(own_crs, whole.affine, shape).crs == whole.crs
-        if same_crs and off < 1e-2 and whole.window.intersection(window) == window:
+        if _same_crs(scene.rio.crs, whole) and off < 1e-2 and whole.window.intersection(window) == window:
             return whole, window
     own = Grid.create(scene.rio.crs, scene.rio.transform(recalc=True), shape)
     return own, own.window
+
+
+def _same_crs(own: Any, whole: Grid) -> bool:
+    """Tell whether a slice's CRS is the whole scene's: also one without a code, whose text xarray changes."""
+    if own is None or whole.crs is None:
+        return own is None
+    from rasterio.crs import CRS
+
+    return bool(own == CRS.from_wkt(CRS.from_user_input(whole.crs).to_wkt()))
 
 
 def spec_of(model: str | Path, settings: TranslateSettings) -> ModelSpec:
@@ -197,6 +204,8 @@ def _plan(
     polarisations, channels = _choose(found, spec.card, force=settings.force)
     _check_radiometry(spec.card, scene.attrs.get("calibration") or "unknown", force=settings.force)
     read = reader_of(scene)
+    if read is not None and (read[0].grid.shape, read[1]) != (whole.shape, region):
+        read = None  # the reader's pixels are counted from another corner
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
     return Plan(
         lattice=Lattice(whole.shape, settings.tile, settings.overlap, spec.factor),

@@ -24,6 +24,8 @@ from sar2eo.windows import Window
 
 __all__ = ["clip_to", "cut", "read_area"]
 
+_PARTS = 1000  # of the longest side of an area, whose corners are brought to another CRS
+
 
 def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
     """Cut a region out of a whole scene.
@@ -51,7 +53,11 @@ def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.Dat
 
     area = None
     if region.aoi is not None:
-        area = read_area(Path(region.aoi), grid)
+        import shapely
+
+        area = shapely.intersection(read_area(Path(region.aoi), grid), shapely.box(*grid.bounds))
+        if not area.area:
+            raise SettingsError(f"--aoi {region.aoi}: none of its polygons touches the scene")
         window = grid.window_of(area.bounds)
     elif region.bbox is not None:
         west, south, east, north = region.bbox
@@ -95,8 +101,12 @@ def read_area(path: Path, grid: Grid) -> Any:
     parts = [p for p in members if p.geom_type in ("Polygon", "MultiPolygon") and not p.is_empty]
     if not parts:
         raise SettingsError(f"--aoi {path}: holds no polygon")
-    to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
     area = shapely.union_all([shapely.make_valid(part) for part in parts])
+    if table.crs != grid.pyproj_crs:
+        # What is straight in one CRS is a curve in another.
+        west, south, east, north = area.bounds
+        area = shapely.segmentize(area, max(east - west, north - south) / _PARTS)
+    to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
     placed = shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
     if not np.isfinite(shapely.get_coordinates(placed)).all():
         raise SettingsError(

@@ -9,12 +9,15 @@ import pytest
 import rasterio
 import rasterio.shutil
 import shapely
+from pyproj import Transformer
 from scenes import CRS, TRANSFORM, amplitude, write_scene
 
 import sar2eo
+from sar2eo.attributes import attributes_of
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.grid import Grid
-from sar2eo.region import read_area
+from sar2eo.recipe import RegionSettings
+from sar2eo.region import cut, read_area
 
 
 @pytest.mark.parametrize("bounds", [(33.7, -118.3, 33.8, -118.2), (-1e9, -1e9, 1e9, 1e9)])
@@ -84,6 +87,48 @@ def test_areas_come_in_any_crs_and_format_of_vectors(tmp_path: Path) -> None:
         read_area(tmp_path / "a.shp", grid)
     with pytest.raises(SettingsError, match="no such file"):
         read_area(tmp_path / "b.gpkg", grid)
+
+
+def test_long_edges_of_an_area_follow_the_globe(tmp_path: Path) -> None:
+    grid = Grid.create("EPSG:32611", (100, 0, 400_000, 0, -100, 3_800_000), (2000, 2000))
+    path = tmp_path / "area.geojson"
+    geopandas.GeoDataFrame(geometry=[shapely.box(-118, 33, -116, 34)], crs="EPSG:4326").to_file(path)
+    # On the parallel of 33 degrees north, at the central meridian, where a straight line would lie 450 m off.
+    x, y = Transformer.from_crs("EPSG:4326", grid.crs, always_xy=True).transform(-117.0, 33.0)
+    found = read_area(path, grid)
+    assert shapely.distance(found.boundary, shapely.Point(x, y)) < 1
+
+
+def test_polygons_beside_the_scene_are_told_and_those_of_other_scenes_add_nothing(tmp_path: Path) -> None:
+    source = write_scene(tmp_path / "scene_vv.tif", amplitude((128, 128), 3))
+    west, east = (
+        shapely.box(480_000, 3_999_000, 481_000, 3_999_500),
+        shapely.box(510_000, 3_999_000, 511_000, 4e6),
+    )
+    inside = shapely.box(500_200, 3_999_500, 500_500, 3_999_800)
+    geopandas.GeoDataFrame(geometry=[west, east], crs=CRS).to_file(tmp_path / "beside.gpkg")
+    geopandas.GeoDataFrame(geometry=[west, inside, east], crs=CRS).to_file(tmp_path / "sites.gpkg")
+    scene = sar2eo.open_scene(source)
+    grid = attributes_of(scene)["scene_grid"]
+    with pytest.raises(SettingsError, match="none of its polygons touches the scene"):
+        cut(scene, grid, RegionSettings(aoi=str(tmp_path / "beside.gpkg")))
+    part, area = cut(scene, grid, RegionSettings(aoi=str(tmp_path / "sites.gpkg")))
+    assert part.shape == (1, 30, 30)
+    assert area.equals(inside)
+
+
+@pytest.mark.parametrize("crs", ["+proj=laea +lat_0=36 +lon_0=-117 +datum=WGS84 +units=m", "EPSG:32612"])
+def test_a_part_of_a_warped_scene_has_the_pixels_of_the_whole(crs: str, tmp_path: Path) -> None:
+    source = write_scene(tmp_path / "scene_vv.tif", amplitude((150, 140), 3))
+    scene = sar2eo.open_scene(source, crs=crs)
+    settings = {"tile": 64, "overlap": 16, "scaling": (200.0,)}
+    whole = sar2eo.translate(scene, "identity", **settings).eo.values
+    part = sar2eo.translate(scene.isel(y=slice(40, 100), x=slice(30, 100)), "identity", **settings).eo.values
+    np.testing.assert_array_equal(part, whole[:, 40:100, 30:100])
+    # Given another CRS it is a scene of its own, of the pixels that it holds.
+    moved = scene.isel(y=slice(40, 100), x=slice(30, 100)).rio.write_crs("EPSG:32633")
+    own = sar2eo.translate(moved, "identity", **settings).eo.values
+    assert np.abs(own.astype(int) - whole[:, 40:100, 30:100]).max() <= 1
 
 
 @pytest.mark.parametrize(
