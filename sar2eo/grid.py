@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Grid"]
 
+_ROUNDING = 1e-3  # pixels
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -39,12 +41,14 @@ class Grid:
     def create(cls, crs: Any, transform: Affine, shape: tuple[int, int]) -> Grid:
         """Make a grid from anything pyproj reads as a CRS, an affine transform and a shape.
 
+        A rotation of less than a thousandth of a pixel over the whole grid is rounding, and none.
+
         Raises
         ------
         GeoreferenceError
             If the CRS cannot be read, or the transform gives pixels no place or no area.
         """
-        numbers = tuple(map(float, transform[:6]))
+        numbers = _without_rounding(tuple(map(float, transform[:6])), shape)
         grid = cls(_crs_name(crs), numbers, (int(shape[0]), int(shape[1])))  # type: ignore[arg-type]
         _check_transform(grid.affine, shape)
         return grid
@@ -170,6 +174,12 @@ def _check_transform(transform: Affine, shape: tuple[int, int]) -> None:
             f"geotransform {a:g}, {b:g}, {c:g}, {d:g}, {e:g}, {f:g} (a to f): must be finite numbers that "
             "give pixels a width and a height"
         )
+
+
+def _without_rounding(numbers: tuple[float, ...], shape: tuple[int, int]) -> tuple[float, ...]:
+    a, b, c, d, e, f = numbers
+    aligned = abs(b) * shape[0] < _ROUNDING * abs(a) and abs(d) * shape[1] < _ROUNDING * abs(e)
+    return (a, 0.0, c, 0.0, e, f) if aligned else numbers
 
 
 def _crs_name(crs: Any) -> str | None:

@@ -223,8 +223,10 @@ def test_quantity_where_values_leave_no_doubt(tmp_path):
     assert opened(speckle((20, 30), dtype="int16")) == "dn"
     assert opened(decibels((20, 30))) == "db"
     border = decibels((300, 300))
-    border[:, :170] = 0  # undeclared fill says nothing
-    assert opened(border) == "db"
+    border[:, :170] = 0
+    assert opened(border, nodata=0) == "db"
+    with pytest.raises(RadiometryError, match=r"exactly 0, .* if 0 means nodata, give --nodata 0"):
+        opened(border)
     border[:, :299] = -99
     assert opened(border, nodata=-99) == "db"
 
@@ -249,6 +251,7 @@ def test_quantity_in_doubt_is_asked_for(tmp_path):
         ("vv_amplitude.tif", {}, "amplitude", None),
         ("x_vv.tif", {"UNITS": "intensity", "CALIBRATION": "sigma0"}, "intensity", "sigma0"),
         ("gamma0-rtc_vv_power.tif", {}, "intensity", "gamma0"),
+        ("power_plant_vv.tif", {"UNITS": "amplitude"}, "amplitude", None),
         ("S1A_IW_20200203T135241_DVP_RTC30_G_gpuned_6A2B_VV.tif", {}, "intensity", "rtc"),
     ],
 )
@@ -256,6 +259,20 @@ def test_quantity_and_calibration_as_metadata_say(tmp_path, file_name, tags, qua
     values = speckle((20, 30), dtype="float32", scale=0.3)
     scene = open_scene(write_raster(tmp_path / file_name, values, tags=tags))
     assert (scene.attrs["quantity"], scene.attrs.get("calibration")) == (quantity, calibration)
+
+
+def test_a_plants_power_is_no_intensity(tmp_path):
+    assert (
+        open_scene(write_raster(tmp_path / "power_plant_vv.tif", speckle((20, 30)))).attrs["quantity"] == "dn"
+    )
+
+
+def test_a_rotation_of_rounding_size_is_none(tmp_path):
+    values = speckle((20, 30))
+    tilted = Affine(10, 1e-13, 500_000, 1e-13, -10, 4_000_000)
+    scene = open_scene(write_raster(tmp_path / "vv.tif", values, transform=tilted))
+    assert scene.attrs["geolocation"] == "source grid"
+    np.testing.assert_array_equal(scene.values[0], values)
 
 
 def test_metadata_that_values_contradict_are_not_believed(tmp_path):

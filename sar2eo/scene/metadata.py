@@ -145,7 +145,10 @@ def read_facts(
     """
     names = [*tags.values(), file_name]
     product = next((name for name in names if _SENTINEL1.search(name)), "")
-    words = [word for text in (file_name, *(d or "" for d in descriptions)) for word in _words(text)]
+    words = _words(file_name)
+    if not _CALIBRATION_WORDS.keys() & set(words):
+        words = [word for word in words if word != "power"]  # a plant's, or a line's
+    words += [word for description in descriptions for word in _words(description or "")]
     calibration = _first(_words(_tag(tags, _CALIBRATION_TAGS) or "") + words, _CALIBRATION_WORDS)
     quantity = _first(_words(" ".join(u or "" for u in units)), _QUANTITY_WORDS)
     quantity = quantity or _first(_words(_tag(tags, _QUANTITY_TAGS) or "") + words, _QUANTITY_WORDS)

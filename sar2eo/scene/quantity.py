@@ -12,6 +12,7 @@ __all__ = ["certain_quantity"]
 
 _ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
 _DB_RANGE = (-100.0, 60.0)
+_FILL = 0.001
 
 
 def certain_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:
@@ -37,7 +38,7 @@ def certain_quantity(reader: SceneReader, kind: str, said: str | None, label: st
     Raises
     ------
     RadiometryError
-        If it is not certain, or metadata and values contradict each other.
+        If it is not certain, or metadata and values contradict each other, or nodata was not declared.
     """
     if kind == "complex":
         return "amplitude"
@@ -59,12 +60,23 @@ def certain_quantity(reader: SceneReader, kind: str, said: str | None, label: st
             raise RadiometryError(
                 f"{shown} do not look like {said}, which the metadata say; {_nodata(low)}{_ASK}"
             )
-        return said
+        return _without_fill(said, values, label)
     if looks_db:
-        return "db"
+        return _without_fill("db", values, label)
     if kind == "signed" and low >= 0:
         return "dn"
     raise RadiometryError(f"{shown} may be amplitude or intensity; {_nodata(low)}{_ASK}")
+
+
+def _without_fill(quantity: str, values: FloatArray, label: str) -> str:
+    """Refuse dB with many values of exactly 0: as fill they would count as brighter than nearly all land."""
+    share = float(np.mean(values == 0)) if quantity == "db" else 0.0
+    if share > _FILL:
+        raise RadiometryError(
+            f"{label}: dB, and {share:.1%} of the values are exactly 0, brighter than nearly all land: "
+            "if 0 means nodata, give --nodata 0, else --quantity db"
+        )
+    return quantity
 
 
 def _nodata(low: float) -> str:
