@@ -127,7 +127,7 @@ def _upload_collection(destination: Destination, name: str, *, changed: bool) ->
     present = destination.listed()
     if not changed and not path.exists() and COLLECTION in present:
         return
-    texts = destination.texts(file for file in present if file.endswith(".json") and file != COLLECTION)
+    texts = destination.texts(file for file in present if file.endswith(".json"))
     content = stac_collection(texts, present, name)
     if content is not None:
         # It stays until it is uploaded: the next run then knows that it is due.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from shapely.geometry import MultiPolygon, Polygon, mapping
 
 from sar2eo._version import __version__
 from sar2eo.durable import write_atomically
-from sar2eo.errors import SettingsError
+from sar2eo.errors import Sar2eoWarning, SettingsError
 from sar2eo.footprint import lonlat_bounds, to_lonlat
 from sar2eo.grid import Grid
 from sar2eo.layers import LAYERS
@@ -33,6 +34,7 @@ _TEXTS: Mapping[str, tuple[str, list[str]]] = {
 }
 _NOT_TOLD = ("TIFFTAG_", "fingerprint")
 _COLLECTION = "collection.json"
+_COLLECTION_TITLE = "Synthetic EO images"
 # A ten-millionth of a degree is a centimetre.
 _DECIMALS = 7
 
@@ -181,8 +183,21 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
     Returns
     -------
     bytes or None
-        None where no result has an item.
+        None where no result has an item, or another's collection has the place.
+
+    Warns
+    -----
+    Sar2eoWarning
+        Of another's collection.
     """
+    if _COLLECTION in texts and not _is_ours(texts[_COLLECTION]):
+        warnings.warn(
+            f"{_COLLECTION} in the folder of results was not written by sar2eo, and is left as it is: "
+            "results have their items, but no collection",
+            Sar2eoWarning,
+            stacklevel=3,
+        )
+        return None
     found = {file: _result(texts[file], present) for file in sorted(texts)}
     items = {file: item for file, item in found.items() if item is not None}
     if not items:
@@ -191,7 +206,7 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
     boxes = [item["bbox"] for item in items.values() if item.get("bbox")]
     collection = pystac.Collection(
         id=name,
-        title="Synthetic EO images",
+        title=_COLLECTION_TITLE,
         description="Images generated from SAR scenes by a model; no optical sensor saw them.",
         extent=pystac.Extent(
             pystac.SpatialExtent([_around(boxes)]), pystac.TemporalExtent([[min(times), max(times)]])
@@ -206,6 +221,13 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
     collection.add_links([_link("item", href) for href in items])
     content = collection.to_dict(include_self_link=False, transform_hrefs=False)
     return json.dumps(content, indent=2, allow_nan=False).encode()
+
+
+def _is_ours(collection: bytes) -> bool:
+    try:
+        return bool(json.loads(collection)["title"] == _COLLECTION_TITLE)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _result(text: bytes, present: Collection[str]) -> dict[str, Any] | None:

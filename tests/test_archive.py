@@ -21,7 +21,7 @@ from scenes import amplitude, write_scene
 
 from sar2eo import archive, cog, models, writing
 from sar2eo.cli import cli
-from sar2eo.errors import ClusterError, OutputError, SettingsError
+from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
 from sar2eo.graph import TranslationGraph
 from sar2eo.journal import Journal
 from sar2eo.models import resolve_model
@@ -98,6 +98,15 @@ def test_a_folder_becomes_a_folder_with_a_collection_and_a_report(scenes: Path, 
     collection = pystac.Collection.from_file(out / "collection.json")
     assert [item.id for item in collection.get_items()] == ["a_eo", "b_eo", "c_eo"]
     assert collection.id == "results"
+
+
+def test_a_collection_of_the_users_own_is_left_as_it_is(scenes: Path, out: Path) -> None:
+    own = json.dumps({"type": "Collection", "id": "mine", "title": "My scenes"})
+    (out / "collection.json").write_text(own)
+    with pytest.warns(Sar2eoWarning, match="was not written by sar2eo"):
+        entries = archive.run(recipe(scenes, out=out), IDENTITY)
+    assert statuses(entries) == ["done"] * 3
+    assert (out / "collection.json").read_text() == own
 
 
 def test_what_is_done_is_skipped_and_what_is_not_goes_on(
