@@ -28,6 +28,7 @@ __all__ = [
     "active_client",
     "collect_telemetry",
     "compute_keys",
+    "peak_rss_bytes",
     "reporting",
     "reset_telemetry",
 ]
@@ -185,6 +186,11 @@ def active_client() -> Any:
     return client if isinstance(client, sys.modules["distributed"].Client) else None
 
 
+def peak_rss_bytes() -> float:
+    """Return the most memory that this process has held."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(found * (1 if sys.platform == "darwin" else 1024))  # kilobytes on Linux, bytes on macOS
+
+
 def _process_snapshot() -> dict[str, float]:
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**telemetry.snapshot(), "peak_rss_bytes": kilobytes * (1 if sys.platform == "darwin" else 1024)}
+    return {**telemetry.snapshot(), "peak_rss_bytes": peak_rss_bytes()}

@@ -140,4 +140,4 @@ class TrainingWarning(Sar2eoWarning):
 
 
 class EvaluationWarning(Sar2eoWarning):
-    """Something that was asked for cannot be measured: a network or the training split is missing."""
+    """Something cannot be measured (a network or the training split is missing), or not as it was meant."""

@@ -67,7 +67,14 @@ class Translator(Protocol):
 
     The seconds spent inside the model, without waiting for the device, are added to the counter
     ``model_seconds`` of `sar2eo.telemetry`.
+
+    Attributes
+    ----------
+    multiple : int
+        What sides of windows must be multiples of, in pixels: the model's factor, or a multiple of it.
     """
+
+    multiple: int
 
     def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
         """Translate up to ``batch`` windows.
@@ -75,7 +82,7 @@ class Translator(Protocol):
         Parameters
         ----------
         sar : ndarray of float32, shape (B, 3, T, T)
-            In [-1, 1]; T a multiple of the model's factor.
+            In [-1, 1]; T a multiple of `multiple`.
         origins : sequence of (row, col)
             Pixel of the whole scene where each window starts, multiples of the factor: the noise is
             anchored there.
@@ -89,6 +96,8 @@ class Translator(Protocol):
 
 class IdentityTranslator:
     """Returns its own three-channel input as bytes: a diagnostic of everything but the model."""
+
+    multiple = 1
 
     def __init__(self, samples: int = 1) -> None:
         self._samples = samples

@@ -53,6 +53,8 @@ class DiffusionTranslator:
     ----------
     checkpoint : Checkpoint
         The networks in memory, for those who measure what is inside.
+    multiple : int
+        What sides of windows must be multiples of, in pixels.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -78,6 +80,7 @@ class DiffusionTranslator:
             self._unet = torch.compile(unet, dynamic=False)  # a batch has one shape: see _translate
         self._prompt = checkpoint.prompt_embeds
         self._at_once = spec.batch
+        self.multiple = spec.factor * latent_multiple(checkpoint.unet.config)
 
     def translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
         """Translate up to ``batch`` windows; parameters as in `sar2eo.models.Translator`.
@@ -160,11 +163,10 @@ class DiffusionTranslator:
                 f"windows of {sar.shape[2]} x {sar.shape[3]} pixels at {list(origins)}: tile, overlap and "
                 f"origins must be multiples of the model's factor {factor}"
             )
-        multiple = factor * latent_multiple(self.checkpoint.unet.config)
-        if any(side % multiple for side in sar.shape[2:]):
+        if any(side % self.multiple for side in sar.shape[2:]):
             raise SettingsError(
                 f"windows of {sar.shape[2]} x {sar.shape[3]} pixels: this model's U-Net wants tiles that are "
-                f"multiples of {multiple}"
+                f"multiples of {self.multiple}"
             )
 
     def _translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:

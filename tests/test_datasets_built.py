@@ -13,6 +13,7 @@ import rasterio
 import torch
 from dataset_fixtures import built_pairs, landscape
 
+from sar2eo.card import Card
 from sar2eo.datasets import Augmentation, Order, batches, collate, open_dataset
 from sar2eo.datasets.augmentation import orient
 from sar2eo.datasets.pairs import _Held
@@ -313,3 +314,26 @@ def test_broken_chips_are_named(tmp_path):
         Path(small / "chips" / f"pair-0001_{kind}.tif").replace(chips / f"pair-0001_{kind}.tif")
     with pytest.raises(PairsError, match="pair-0001: 32x32 pixels, smaller"):
         opened(tmp_path)[1]
+
+
+def test_strangers_are_of_other_places_from_half_of_the_pairs_further_on(tmp_path):
+    built_pairs(tmp_path, counts={"train": 6}, holes=False)
+    index = tmp_path / "pairs.parquet"
+    table = geopandas.read_parquet(index).sort_values("id")
+    table["block"] = ["a", "b", "c", "a", "b", "b"]
+    table.to_parquet(index)
+    pairs = opened(tmp_path)
+    assert pairs.places == ("a", "b", "c", "a", "b", "b")
+    assert pairs.strangers(0) == [4, 5, 1, 2]
+    assert pairs.strangers(2) == [5, 0, 1, 3, 4]
+    table["block"] = "a"
+    table.to_parquet(index)
+    assert opened(tmp_path).strangers(1) == [4, 5, 0, 2, 3]
+
+
+def test_a_model_sees_its_own_channels(tmp_path):
+    plain = opened(built_pairs(tmp_path, polarisations=("VH", "VV"), holes=False))
+    cross = plain[1]["sar"][1]
+    seen = plain.seen_by(Card(name="of VH", polarisations=("VH",)))[1]["sar"]
+    assert all(torch.equal(channel, cross) for channel in seen)
+    assert torch.equal(plain.seen_by(Card(name="of HH", polarisations=("HH",)))[1]["sar"], plain[1]["sar"])

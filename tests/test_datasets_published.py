@@ -210,3 +210,8 @@ def test_every_named_data_set_can_be_opened():
     from sar2eo.recipe.training import Dataset
 
     assert set(PUBLISHED) == set(get_args(Dataset)) == set(MAKERS)
+
+
+@pytest.mark.parametrize(("name", "scaling"), [("qxs", 255.0), ("sar2opt", 255.0), ("spacenet6", "p99")])
+def test_what_becomes_one_is_told_for_cards(roots, name, scaling):
+    assert opened(name, roots[name]).scaling == scaling

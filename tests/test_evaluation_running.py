@@ -14,13 +14,16 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import sar2eo
+from sar2eo.card import Card
 from sar2eo.cli import cli
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.probing import Probe
+from sar2eo.evaluation.requests import seen_by
 from sar2eo.evaluation.running import plan_evaluation
 from sar2eo.evaluation.sampling import ModelImages
-from sar2eo.models import resolve_model
+from sar2eo.models import Translation, resolve_model
+from sar2eo.radiometry import to_eo_bytes
 from sar2eo.recipe import DataSettings, EvaluateSettings
 from sar2eo.translator import DiffusionTranslator
 
@@ -176,6 +179,37 @@ def test_the_last_estimate_on_the_way_is_the_image(probe: tuple[Probe, ModelImag
     assert (images[-1] - drawn).abs().max() <= 1.01 / 127.5
     assert (images[0] - drawn).abs().max() > 0.1
     assert len(probe[0].denoising(batch["sar"][0], 4, count=2)[0]) == 2
+
+
+def test_sides_are_padded_to_what_the_network_wants_and_cut_back(checkpoint: Path, pairs: Path) -> None:
+    class Coarse:
+        multiple = 32
+
+        def translate(self, sar: Any, origins: Any) -> Translation:
+            assert not any(side % self.multiple for side in sar.shape[2:])
+            rows, cols = (side // spec.factor for side in sar.shape[2:])
+            return Translation(to_eo_bytes(sar), np.ones((len(sar), rows, cols), np.float32), None)
+
+        def with_steps(self, steps: int) -> "Coarse":
+            return self
+
+    spec = resolve_model(checkpoint, device="cpu", **QUICK)
+    batch = collate([open_dataset(DataSettings(pairs=str(pairs)), "test").sample(0, 0)])
+    drawn = ModelImages(spec, Coarse()).draw(batch)
+    assert drawn.eo.shape == batch["eo"].shape
+    assert drawn.variance is not None
+    assert drawn.variance.shape[1:] == tuple(-(-side // spec.factor) for side in batch["eo"].shape[2:])
+
+
+def test_pairs_of_another_kind_than_the_models_are_told(pairs: Path) -> None:
+    dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
+    own = Card(name="own", polarisations=dataset.polarisations, gsd_m=dataset.gsd_m)
+    assert seen_by(own, dataset).channels == dataset.channels
+    other = Card(name="other", polarisations=("HV",), gsd_m=0.5, scaling=255.0)
+    with pytest.warns(
+        EvaluationWarning, match=r"polarisations .* for HV; pixels of .* for 0\.5 m; scaling p99"
+    ):
+        seen_by(other, dataset)
 
 
 def test_what_is_invalid_calibrates_nothing(probe: tuple[Probe, ModelImages], pairs: Path) -> None:

@@ -18,7 +18,16 @@ __all__ = ["BuiltPairs"]
 
 _COLUMNS = (
     *("id", "split", "sar_chip", "eo_chip", "height", "width", "crs", "transform", "sar_href"),
-    *("quantity", "calibration", "polarisations", "scaling", "day_gap", "platform", "orbit_direction"),
+    *(
+        "quantity",
+        "calibration",
+        "polarisations",
+        "scaling",
+        "day_gap",
+        "platform",
+        "orbit_direction",
+        "block",
+    ),
 )
 _GSD_SAMPLES = 32
 
@@ -38,6 +47,7 @@ class _Row:
     day_gap: float | None
     platform: str | None
     orbit_direction: str | None
+    block: str
 
 
 class BuiltPairs(PairsDataset):
@@ -81,6 +91,11 @@ class BuiltPairs(PairsDataset):
             gsd_m=_gsd_m(table),
             augmentation=augmentation or Augmentation(centre=True),
         )
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The blocks that splits are made of."""
+        return tuple(row.block for row in self.rows)
 
     def read(self, index: int) -> Pair:
         """Read a pair of chips; see `PairsDataset.read`."""
@@ -152,6 +167,7 @@ def _row(record: dict[str, Any]) -> _Row:
         polarisations=tuple(map(str, record["polarisations"])),
         scaling=tuple(map(float, record["scaling"])),
         **{name: known(record[name]) for name in ("day_gap", "platform", "orbit_direction")},
+        block=str(record["block"]),
     )
     if len(row.scaling) != len(row.polarisations) or not all(0 < value < np.inf for value in row.scaling):
         raise PairsError(

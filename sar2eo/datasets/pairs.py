@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sar2eo.card import InputCard
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
 from sar2eo.datasets.loading import Samples
 from sar2eo.errors import PairsError
@@ -88,6 +89,8 @@ class PairsDataset(Samples):
         What a model trained on them should be told (see `sar2eo.radiometry`).
     gsd_m : float or None
         Ground sample distance in true ground metres.
+    scaling : {"p99"} or float
+        Amplitude that becomes 1, as a card says it (see `sar2eo.card.InputCard`).
     augmentation : Augmentation
 
     Attributes
@@ -105,6 +108,7 @@ class PairsDataset(Samples):
         quantity: str,
         calibration: str = "none",
         gsd_m: float | None = None,
+        scaling: Literal["p99"] | float = "p99",
         augmentation: Augmentation,
     ) -> None:
         self.ids = tuple(ids)
@@ -114,6 +118,7 @@ class PairsDataset(Samples):
         self.quantity = quantity
         self.calibration = calibration
         self.gsd_m = gsd_m
+        self.scaling = scaling
         self.augmentation = augmentation
         self._held = _Held()
 
@@ -138,6 +143,18 @@ class PairsDataset(Samples):
     def facts(self, index: int) -> dict[str, Any]:
         """Return what else is known of a pair, as plain values."""
         return {}
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where pairs lie, one name each: those of one place may show the same ground, on another date."""
+        return self.ids
+
+    def strangers(self, index: int) -> list[int]:
+        """Return pairs of other places, from half of all further on; without any, all other pairs."""
+        count, places = len(self), self.places
+        others = [(index + count // 2 + step) % count for step in range(count)]
+        others = [other for other in others if other != index]
+        return [other for other in others if places[other] != places[index]] or others
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -172,6 +189,13 @@ class PairsDataset(Samples):
         """Return the same pairs under another augmentation; pairs held in memory are shared."""
         other = copy(self)
         other.augmentation = augmentation
+        return other
+
+    def seen_by(self, card: InputCard) -> PairsDataset:
+        """Return the same pairs with a card's channels, where they have its polarisations."""
+        other = copy(self)
+        if set(card.polarisations) <= set(self.polarisations):
+            other.channels = card.channels
         return other
 
     def fixed_samples(self, index: int) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from sar2eo.errors import PairsError
 __all__ = ["PUBLISHED", "PublishedPairs", "QxsSaropt", "Sar2Opt", "SpaceNet6"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
+_BYTE = 255.0  # the brightest of an 8-bit picture
 
 
 class PublishedPairs(PairsDataset):
@@ -47,6 +48,7 @@ class PublishedPairs(PairsDataset):
     title: ClassVar[str]
     band_names: ClassVar[tuple[str, ...]]
     pixel_m: ClassVar[float]
+    brightest: ClassVar[Literal["p99"] | float] = "p99"
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class PublishedPairs(PairsDataset):
             polarisations=self.band_names,
             quantity="dn",
             gsd_m=self.pixel_m,
+            scaling=self.brightest,
             augmentation=augmentation or Augmentation(crop=512, centre=True),
         )
 
@@ -149,6 +152,7 @@ class QxsSaropt(PublishedPairs):
     title = "QXS-SAROPT"
     band_names = ("HH",)  # One polarisation, of which nothing is published.
     pixel_m = 1.0
+    brightest = _BYTE
 
     def _folders(self) -> list[tuple[str, str]]:
         return [("opt_256_oc_0.2", "sar_256_oc_0.2")]
@@ -167,6 +171,7 @@ class Sar2Opt(PublishedPairs):
     title = "SAR2Opt"
     band_names = ("HH",)  # One polarisation, of which nothing is published.
     pixel_m = 1.0
+    brightest = _BYTE
 
     def _folders(self) -> list[tuple[str, str]]:
         return [("trainB", "trainA"), ("testB", "testA")]
@@ -257,4 +262,4 @@ def _pictures(sar_path: Path, eo_path: Path) -> Pair:
         raise PairsError(
             f"{eo_path}: {eo.shape[1:]} pixels, and its SAR image {sar.shape[1:]}: must be the same"
         )
-    return Pair(sar, eo, np.ones(sar.shape[1:], bool), low=(0.0,), high=(255.0,))
+    return Pair(sar, eo, np.ones(sar.shape[1:], bool), low=(0.0,), high=(_BYTE,))

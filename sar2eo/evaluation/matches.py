@@ -21,6 +21,7 @@ import torch
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
 from sar2eo.evaluation.match_report import REPORT, write_match_report
+from sar2eo.evaluation.requests import seen_by
 from sar2eo.matching.aligner import StructuralAligner
 from sar2eo.matching.classical import match
 from sar2eo.matching.dcdm.examining import Images
@@ -152,6 +153,7 @@ def evaluate_matcher(
     pairs = open_dataset(given, settings.split, augmentation=Augmentation(crop=side, centre=True))
     if min(pairs.shape) < side:
         raise SettingsError(f"search={side}: pairs have {pairs.shape[0]} x {pairs.shape[1]} pixels")
+    pairs = seen_by(matcher.card, pairs)
     if len(pairs) < 2:
         raise PairsError("one pair: templates are also looked for in the image of another, so two are needed")
     judged = _judged(matcher, pairs, settings, side, progress)
@@ -250,27 +252,15 @@ def _chosen(count: int, settings: MatchEvaluationSettings) -> list[tuple[int, in
 def _trials(
     pairs: PairsDataset, settings: MatchEvaluationSettings, side: int, numbers: list[tuple[int, int]]
 ) -> Iterator[_Trial]:
-    places = _places(pairs)
+    places = pairs.places
     for index, number in numbers:
-        # Half of the pairs further on: not its neighbour.
-        both = [pairs.sample(i, 0) for i in (index, (index + max(1, len(pairs) // 2)) % len(pairs))]
+        both = [pairs.sample(i, 0) for i in (index, pairs.strangers(index)[0])]
         draw = torch.Generator().manual_seed(settings.seed + index * settings.offsets + number)
         own = plant(collate([both[0]]), side // 2, draw)
         strange = collate([both[1]])
         searched = own.images._replace(search=strange["sar"], search_valid=strange["valid"])
         scene = str(both[0].get("sar_href", "all"))
         yield _Trial(own, own._replace(images=searched), places[index], scene)
-
-
-def _places(pairs: PairsDataset) -> list[str]:
-    """Return the block that each pair lies in; where there are none, each pair is a place of its own."""
-    import pandas as pd
-
-    folder = getattr(pairs, "folder", None)
-    if folder is None:
-        return list(pairs.ids)
-    blocks = pd.read_parquet(folder / "pairs.parquet", columns=["id", "block"]).set_index("id")["block"]
-    return [str(blocks[name]) for name in pairs.ids]
 
 
 def _noisy(planted: Planted, percent: float, seed: int) -> Planted:

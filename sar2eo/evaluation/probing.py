@@ -14,7 +14,7 @@ from sar2eo.datasets import Batch
 from sar2eo.diffusion import add_noise, create_scheduler, sample, training_target
 from sar2eo.evaluation.sampling import noise_origin, padded
 from sar2eo.models import ModelSpec
-from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
+from sar2eo.network import decode_latents, encode_images, latent_multiple, split_prediction, variance_of
 from sar2eo.noise import scene_noise
 
 __all__ = ["Forced", "Probe"]
@@ -52,6 +52,7 @@ class Probe:
         self.checkpoint = checkpoint
         self.spec = spec
         self.card = checkpoint.card
+        self._multiple = spec.factor * latent_multiple(checkpoint.unet.config)
         # One that knows all timesteps, whichever sampler is in use.
         self._schedule: Any = self._scheduler("ddim", "trailing")
         self._schedule.set_timesteps(1000)
@@ -78,6 +79,8 @@ class Probe:
             0 to 999; by default the card's timestep of confidence.
         """
         timestep = self.card.confidence_timestep if timestep is None else timestep
+        factor = self.spec.factor
+        rows, cols = (-(-side // factor) for side in batch["eo"].shape[2:])
         alpha_bar = self._schedule.alphas_cumprod[[timestep]].to(self.spec.device)
         variances, errors = [], []
         for sar, eo, index in zip(batch["sar"], batch["eo"], batch["index"], strict=True):
@@ -86,9 +89,8 @@ class Probe:
             output = self._run(self._encode(sar[None]), add_noise(latents, noise, alpha_bar), timestep)
             prediction, raw = split_prediction(output)
             target = training_target(latents, noise, alpha_bar, self.card.prediction_type)
-            errors.append((target - prediction).square().mean(1).cpu())
-            variances.append(variance_of(raw)[:, 0].cpu())
-        factor = self.spec.factor
+            errors.append((target - prediction).square().mean(1)[:, :rows, :cols].cpu())
+            variances.append(variance_of(raw)[:, 0, :rows, :cols].cpu())
         valid = functional.avg_pool2d(padded(batch["valid"], factor, value=0.0), factor)[:, 0] > 1 - 1e-6
         return Forced(torch.cat(variances), torch.cat(errors), valid)
 
@@ -130,7 +132,7 @@ class Probe:
         return create_scheduler(sampler, spacing, self.card.prediction_type, self.checkpoint.schedule)
 
     def _encode(self, images: Tensor) -> Tensor:
-        whole = padded(images, self.spec.factor).to(self.spec.device)
+        whole = padded(images, self._multiple).to(self.spec.device)
         return encode_images(self.checkpoint.vae, whole)
 
     def _decode(self, latents: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo._version import __version__
+from sar2eo.card import InputCard
 from sar2eo.datasets import PairsDataset, open_dataset
 from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsError
 from sar2eo.evaluation.baselines import BASELINES, MEAN_COLOUR
@@ -22,7 +23,7 @@ from sar2eo.evaluation.report import REPORT
 from sar2eo.models import ModelSpec, resolve_model
 from sar2eo.recipe import DataSettings, EvaluateSettings
 
-__all__ = ["MODEL", "SWEPT_PAIRS", "Request", "evenly", "model_facts", "prepare"]
+__all__ = ["MODEL", "SWEPT_PAIRS", "Request", "evenly", "model_facts", "prepare", "seen_by"]
 
 MODEL = "model"
 """Name of the evaluated model's own figures."""
@@ -110,6 +111,9 @@ def prepare(
     pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
     specs = _resolved(str(model), settings)
     dataset = open_dataset(pairs, settings.split)
+    card = specs[MODEL].card
+    if card is not None:
+        dataset = seen_by(card, dataset)
     left_out: dict[str, str] = {}
     training = None
     if MEAN_COLOUR in settings.against:
@@ -130,6 +134,31 @@ def prepare(
     for why in left_out.values():
         warnings.warn(f"left out: {why}", EvaluationWarning, stacklevel=3)
     return request
+
+
+def seen_by(card: InputCard, pairs: PairsDataset) -> PairsDataset:
+    """Return pairs with the channels that a model was trained on, and warn of what is another.
+
+    Warns
+    -----
+    EvaluationWarning
+        If the pairs lack its polarisations, or their pixels or their scaling are not those of its card:
+        what is measured then is how far the model carries.
+    """
+    found = []
+    if not set(card.polarisations) <= set(pairs.polarisations):
+        found.append(f"polarisations {','.join(pairs.polarisations)} for {','.join(card.polarisations)}")
+    if pairs.gsd_m is not None and not card.fits_gsd(pairs.gsd_m):
+        found.append(f"pixels of {pairs.gsd_m:.3g} m for {card.gsd_m:.3g} m")
+    if pairs.scaling != card.scaling:
+        found.append(f"scaling {pairs.scaling} for {card.scaling}")
+    if found:
+        warnings.warn(
+            f"the pairs are not of the kind that {card.name} was trained on: {'; '.join(found)}",
+            EvaluationWarning,
+            stacklevel=4,
+        )
+    return pairs.seen_by(card)
 
 
 def evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:

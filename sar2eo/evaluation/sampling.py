@@ -69,7 +69,8 @@ class ModelImages:
             Which of several independent draws.
         """
         height, width = batch["sar"].shape[2:]
-        sar = padded(batch["sar"], self.spec.factor).numpy()
+        rows, cols = (-(-side // self.spec.factor) for side in (height, width))
+        sar = padded(batch["sar"], self.translator.multiple).numpy()
         origins = [noise_origin(index, number) for index in batch["index"]]
         start, images, variances = time.perf_counter(), [], []
         for first in range(0, len(sar), self.spec.batch):
@@ -77,7 +78,7 @@ class ModelImages:
             translation = self.translator.translate(sar[part], origins[part])
             images.append(torch.from_numpy(translation.eo))
             if translation.variance is not None:
-                variances.append(torch.from_numpy(translation.variance))
+                variances.append(torch.from_numpy(translation.variance[..., :rows, :cols]))
         seconds = time.perf_counter() - start
         eo = torch.cat(images)[..., :height, :width].float() / 127.5 - 1
         return Drawn(eo, torch.cat(variances) if variances else None, seconds)

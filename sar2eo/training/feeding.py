@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 
+from sar2eo.cluster import available_cores
 from sar2eo.datasets import Order, PairsDataset, batches, collate
 from sar2eo.recipe import LoopSettings
 from sar2eo.training.task import Batch
@@ -52,7 +52,7 @@ def training_batches(
     order = ShareOrder(
         len(samples), settings.batch, settings.seed, accelerator.process_index, accelerator.num_processes
     )
-    cores = len(os.sched_getaffinity(0)) // accelerator.num_processes
+    cores = available_cores() // accelerator.num_processes
     # On a CPU the network has use for every core.
     workers = 0 if accelerator.device.type == "cpu" else min(_LOADERS_AT_MOST, max(1, cores - 1))
     many, pin = settings.accumulate, accelerator.device.type == "cuda"

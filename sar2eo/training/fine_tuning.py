@@ -201,7 +201,7 @@ def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> C
         polarisations=pairs.polarisations,
         channels=pairs.channels,
         gsd_m=pairs.gsd_m,
-        scaling="p99",
+        scaling=pairs.scaling,
         prediction_type=recipe.settings.prediction_type or checkpoint.card.prediction_type,
         training_data=pairs.describe(),
         metrics={},

@@ -135,6 +135,13 @@ def calibrate_matcher(
     return card
 
 
+def _stranger(pairs: PairsDataset, number: int) -> int:
+    """Return a pair of another place, another one at each pass through the pairs."""
+    passed, index = divmod(number, len(pairs))
+    others = pairs.strangers(index)
+    return others[passed % len(others)]
+
+
 def _trials(
     matcher: Matcher,
     pairs: PairsDataset,
@@ -151,9 +158,7 @@ def _trials(
         generator = torch.Generator().manual_seed(settings.seed + first)
         images, _, offsets = plant(batch, settings.template, generator)
         if others:
-            # Never itself: another step through the pairs at each pass.
-            far = [(n + 1 + n // len(pairs) % (len(pairs) - 1)) % len(pairs) for n in numbers]
-            strange = collate([pairs.sample(index, 0) for index in far])
+            strange = collate([pairs.sample(_stranger(pairs, number), 0) for number in numbers])
             images = images._replace(search=strange["sar"], search_valid=strange["valid"])
         evidence = matcher.evidence(images, seed=settings.seed)
         found = [evidence.found(weights) for weights in _WEIGHTS]

@@ -169,6 +169,7 @@ def _untrained(recipe: MatcherRecipe, vae: Vae, sha256: str, pairs: PairsDataset
         polarisations=pairs.polarisations,
         channels=pairs.channels,
         gsd_m=pairs.gsd_m,
+        scaling=pairs.scaling,
         template_px=settings.template,
         search_px=settings.crop,
         vae_sha256=sha256,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sar2eo.datasets.latents import pooled_validity
+from sar2eo.device import resolve_dtype
 from sar2eo.diffusion import add_noise, l2_loss
 from sar2eo.layout import TRAIN_TIMESTEPS
 from sar2eo.matching.dcdm.card import MatcherCard
@@ -61,6 +62,7 @@ class MatcherTask:
     ) -> None:
         self.checkpoint = checkpoint
         self._settings, self._device = settings, device
+        self._dtype = getattr(torch, resolve_dtype(settings.dtype, str(device)))
         self._vae = checkpoint.vae.eval().requires_grad_(False)
         self._vae.to(device, memory_format=torch.channels_last)
         self._denoiser = checkpoint.denoiser.requires_grad_(True)
@@ -146,8 +148,8 @@ class MatcherTask:
     @torch.no_grad()
     def _latents(self, planted: Planted) -> tuple[Tensor, Tensor, Tensor]:
         """Return the latents of truth, template and search image, by the frozen VAE."""
-        half = self._settings.dtype != "float32"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+        half = self._dtype != torch.float32
+        with torch.autocast(self._device.type, self._dtype, enabled=half):
             small = encode_images(self._vae, torch.cat([planted.truth, planted.images.template]))
             search = self._remembered(planted.images.search)
         truth, optical = small.float().chunk(2)

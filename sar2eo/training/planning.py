@@ -5,7 +5,6 @@ Nothing is written; a batch is read and two steps are taken and thrown away, to 
 
 from __future__ import annotations
 
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from sar2eo.computing import peak_rss_bytes
 from sar2eo.datasets import collate
 from sar2eo.recipe import TrainRecipe
 from sar2eo.training.fine_tuning import prepare_training
@@ -100,4 +100,4 @@ def _memory(prepared: Preparation[UNetTask]) -> float:
     """Return the most that the steps took, in bytes, on the device."""
     if prepared.accelerator.device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(prepared.accelerator.device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return peak_rss_bytes()
