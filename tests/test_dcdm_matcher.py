@@ -235,6 +235,17 @@ def test_edges_are_compared_as_without_learning(tmp_path: Path, size: tuple[int,
     assert found.shift == pytest.approx(np.unravel_index(surface.argmax(), surface.shape), abs=0.6)
 
 
+def test_where_less_is_known_than_the_template_covers_edges_tell_nothing(tmp_path: Path) -> None:
+    made = untrained_matcher(tmp_path / "m", threshold=0.0, structure_weight=8.0)
+    sar, eo = simulate_pair(96, 96, 5)
+    half = sar.copy()
+    half[:, 50:] = np.nan
+    template = np.ascontiguousarray(np.moveaxis(eo * 255, 0, -1)[:64, :64])
+    found = match_dcdm(template, half, model=Matcher(made, threads=1))
+    assert found.surface.shape == (33, 33)
+    assert np.isfinite(found.surface).all()
+
+
 def test_one_step_is_one_pass_and_more_go_on_from_it(folder: Path) -> None:
     found = load_matcher(folder)
     calls: list[int] = []

@@ -48,7 +48,7 @@ def train_matcher_command(
 
     \b
     sar2eo train-matcher --pairs pairs/ --vae runs/vae/final --out runs/matcher
-    sar2eo match --search sar.tif --template eo.tif --model runs/matcher/final
+    sar2eo match --search sar.tif --template eo.tif --method dcdm --model runs/matcher/final
 
     The same command goes on where an interrupted one stopped.
     """  # noqa: D301  (click's mark for lines that stay as they are)

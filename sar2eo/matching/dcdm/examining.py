@@ -262,6 +262,8 @@ def _structure(images: Images) -> Tensor:
     for index, found in enumerate(maps):
         amplitude = _known(search[index].mean(axis=0, keepdims=True) + 1, search_valid[index, 0])
         colour = _known(template[index], template_valid[index, 0])
+        if any(a < b for a, b in zip(amplitude.shape[1:], colour.shape[1:], strict=True)):
+            continue  # of the search image less is known than the template covers
         surface = structure_within(amplitude[0], np.moveaxis(colour, 0, -1))[:height, :width]
         found[: surface.shape[0], : surface.shape[1]] = np.nan_to_num(surface, nan=-1)
     return torch.from_numpy(maps).to(images.search.device)
