@@ -96,7 +96,8 @@ def run(
             elif collection is not None and destination is not None:
                 _upload_collection(destination, collection, changed=bool(pending))
             whole = summary(entries, time.perf_counter() - started)
-            _write_report(entries[0].report if single else whole, recipe)
+            one = entries[0].report if single else None  # what was done before has none of its own
+            _write_report(whole if one is None else one, recipe)
     return entries
 
 

@@ -57,6 +57,8 @@ def facts_of(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     parsed = parse_source(source)
     first = parsed if isinstance(parsed, str) else next(iter(parsed.values()))
     file, _, item = shown(first).partition("#")
+    if file.endswith("/manifest.safe"):
+        file = file.removesuffix("/manifest.safe")  # of the product that it lies in
     stem = file.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]
     name = item or (read_item(source).id if is_stac(source) else stem)
     when = str(attrs.get("datetime") or "")

@@ -172,6 +172,8 @@ class Outputs:
         if len({path.resolve() for path in self.paths}) < len(self.paths):
             names = ", ".join(map(self.name, self.paths))
             raise SettingsError(f"outputs {names}: each must be a file of its own")
+        if self.quicklook is not None and self.quicklook.suffix.lower() != ".png":
+            raise SettingsError(f"quicklook {self.name(self.quicklook)}: must end with .png, which it is")
         overwrite = overwrite or (self.half_published and not restart)
         if self.destination is not None:
             self._check_remote(overwrite)

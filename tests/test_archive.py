@@ -109,6 +109,13 @@ def test_a_collection_of_the_users_own_is_left_as_it_is(scenes: Path, out: Path)
     assert (out / "collection.json").read_text() == own
 
 
+def test_a_single_scene_that_is_skipped_is_reported(scenes: Path, tmp_path: Path) -> None:
+    report, asked = tmp_path / "report.json", (scenes / "a.tif", "--out", tmp_path / "eo.tif", *SMALL)
+    for counts in (None, {"done": 0, "skipped": 1, "failed": 0, "pending": 0}):
+        assert run("translate", *asked, "--report", report).exit_code == 0
+        assert json.loads(report.read_text()).get("counts") == counts
+
+
 def test_what_is_done_is_skipped_and_what_is_not_goes_on(
     scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

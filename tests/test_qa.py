@@ -16,8 +16,11 @@ import sar2eo
 from sar2eo.attributes import attributes_of
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.grid import Grid
+from sar2eo.naming import facts_of
+from sar2eo.outputs import Outputs
 from sar2eo.recipe import RegionSettings
 from sar2eo.region import cut, read_area
+from sar2eo.scene.metadata import iso_datetime
 
 
 @pytest.mark.parametrize("bounds", [(33.7, -118.3, 33.8, -118.2), (-1e9, -1e9, 1e9, 1e9)])
@@ -87,6 +90,21 @@ def test_areas_come_in_any_crs_and_format_of_vectors(tmp_path: Path) -> None:
         read_area(tmp_path / "a.shp", grid)
     with pytest.raises(SettingsError, match="no such file"):
         read_area(tmp_path / "b.gpkg", grid)
+
+
+def test_a_quicklook_is_a_png_and_says_so(tmp_path: Path) -> None:
+    asked = Outputs(eo=tmp_path / "eo.tif", quicklook=tmp_path / "eo.jpg")
+    with pytest.raises(SettingsError, match=r"eo\.jpg: must end with \.png"):
+        asked.check(overwrite=False)
+
+
+def test_years_have_four_digits() -> None:
+    assert iso_datetime("0001-01-01") == "0001-01-01T00:00:00Z"
+
+
+def test_a_manifest_is_named_after_its_product() -> None:
+    product = "S1A_IW_GRDH_1SDV_20201107T135241"
+    assert facts_of(f"scenes/{product}.SAFE/manifest.safe", {})["id"] == product
 
 
 def test_long_edges_of_an_area_follow_the_globe(tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ def test_assets_by_key(files):
         open_scene(item, polarisations="HH")
 
 
+def test_hrefs_are_uris_and_may_say_blanks_as_such(files):
+    write_raster(files / "data/a scene.tif", speckle((20, 30)))
+    for href in ("./data/a%20scene.tif", "data/a scene.tif"):
+        scene = open_scene(write_item(files, {"vv": {"href": href, "type": TIFF, "roles": ["data"]}}))
+        np.testing.assert_array_equal(scene.values[0], speckle((20, 30)))
+
+
 def test_assets_by_polarisations(files):
     one = {"grd": {"href": "data/both.tif", "type": TIFF, "sar:polarizations": ["VV", "VH"]}}
     scene = open_scene(write_item(files, one))

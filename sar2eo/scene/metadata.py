@@ -195,7 +195,7 @@ def iso_datetime(text: str | datetime) -> str:
         time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except OverflowError as error:  # within a day of the year 1 or 9999
         raise SettingsError(f"datetime={text!r}: is outside of the calendar in UTC") from error
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{time.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
 def known_datetime(text: str | datetime | None) -> str | None:

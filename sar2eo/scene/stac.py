@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pystac
 from pystac.stac_io import DefaultStacIO
@@ -197,7 +198,10 @@ def _raster_bands(asset: pystac.Asset) -> list[dict[str, Any]]:
 
 
 def _local(href: str) -> str:
-    return href.removeprefix("file://") if href.startswith("file://") else href
+    """Return the path that an href means, which is a URI: blanks may be written as ``%20``."""
+    path = href.removeprefix("file://") if href.startswith("file://") else href
+    plain = unquote(path)
+    return plain if "://" not in path and not Path(path).exists() and Path(plain).exists() else path
 
 
 def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
