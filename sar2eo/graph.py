@@ -154,9 +154,8 @@ def count_windows(array: da.Array, keys: list[Any] | None = None) -> int:
     the whole, and a few more than touch it. What was computed before needs none.
     """
     wanted = list(flatten(array.__dask_keys__())) if keys is None else keys
-    graph, _ = cull(
-        dict(array.dask), wanted
-    )  # that of a HighLevelGraph keeps layers of which nothing is wanted
+    # HighLevelGraph's own way of culling keeps layers of which nothing is wanted.
+    graph, _ = cull(dict(array.dask), wanted)
     counted = 0
     for key in graph:
         if isinstance(key, tuple) and str(key[0]).startswith("batch-"):

@@ -18,16 +18,8 @@ __all__ = ["BuiltPairs"]
 
 _COLUMNS = (
     *("id", "split", "sar_chip", "eo_chip", "height", "width", "crs", "transform", "sar_href"),
-    *(
-        "quantity",
-        "calibration",
-        "polarisations",
-        "scaling",
-        "day_gap",
-        "platform",
-        "orbit_direction",
-        "block",
-    ),
+    *("quantity", "calibration", "polarisations", "scaling"),
+    *("day_gap", "platform", "orbit_direction", "block"),
 )
 _GSD_SAMPLES = 32
 
