@@ -11,14 +11,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 from dataset_fixtures import built_pairs
+from dcdm_fixtures import untrained_matcher
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sar2eo.checkpoint import write_part
 from sar2eo.cli import cli
-from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
+from sar2eo.errors import CheckpointError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.matching.dcdm.card import MatcherCard
+from sar2eo.matching.dcdm.checkpoint import load_matcher
 from sar2eo.matching.dcdm.matcher import match_dcdm
 from sar2eo.matching.dcdm.planting import plant
 from sar2eo.network import create_vae, encode_images
@@ -179,6 +181,30 @@ def test_a_batch_is_learnt_by_heart(folder: Path, tmp_path: Path) -> None:
         losses.append((float(loss.detach()), float(facts["position"]), float(facts["similarity"])))
     first, last = np.array(losses[0]), np.array(losses[-1])
     assert (last < 0.85 * first).all(), (first, last)
+
+
+def test_a_base_is_gone_on_from_with_its_own_networks(folder: Path, tmp_path: Path) -> None:
+    base = untrained_matcher(tmp_path / "base", polarisations=("VH",), threshold=0.5)
+    settings = MatcherSettings(**SMALL | {"widths": (64, 64)})
+    data = DataSettings(pairs=str(folder / "pairs"))
+    recipe = MatcherRecipe(data=data, out=str(tmp_path / "run"), base=str(base), settings=settings)
+    task = prepare_matcher_training(recipe).task
+    begun = task.checkpoint.denoiser.state_dict()
+    assert all(
+        torch.equal(value, begun[name]) for name, value in load_matcher(base).denoiser.state_dict().items()
+    )
+    # The card speaks of these pairs, and of the base's VAE alone.
+    assert (task.card.polarisations, task.card.threshold) == (("VV",), None)
+    assert task.card.vae_sha256 == MatcherCard.read(base).vae_sha256
+    final = train_matcher(folder / "pairs", tmp_path / "run", base=base, **SMALL)
+    trained = load_matcher(final)
+    assert trained.denoiser.config.features == 4  # the base's, which no setting names
+    assert not torch.equal(trained.denoiser.conv_out.weight, begun["conv_out.weight"])
+    with pytest.raises(TrainingError, match="was begun with base"):
+        train_matcher(folder / "pairs", tmp_path / "run", base=final, **SMALL)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        train_matcher(folder / "pairs", tmp_path / "new", base=tmp_path / "missing", **SMALL)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_its_threshold_and_going_on(folder: Path, tmp_path: Path) -> None:

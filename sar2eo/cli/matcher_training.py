@@ -38,6 +38,7 @@ _HELP = {
 @data_options
 @click.option("--out", metavar="DIR", help="Folder of the run; the same command goes on in it.")
 @click.option("--vae", metavar="DIR", help="Folder with a trained VAE.  [default: the package's own]")
+@click.option("--base", metavar="DIR", help="A matcher to go on from, with its own architecture and VAE.")
 @settings_options(MatcherSettings, _HELP)
 @recipe_options("train-matcher")
 @debug_option

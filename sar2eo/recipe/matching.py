@@ -93,6 +93,9 @@ class MatcherRecipe:
         Run folder; the same command goes on in it.
     vae : str
         Folder with a trained VAE in ``vae/`` (of `sar2eo.train_vae`, or a checkpoint), or "bundled".
+    base : str or None
+        A matcher to go on from (a folder, a hub id, or "bundled"), with its own architecture and VAE; `vae`
+        and the settings of the architecture are not looked at then.
     settings
         The table ``[train-matcher.settings]``.
     """
@@ -100,4 +103,5 @@ class MatcherRecipe:
     data: DataSettings
     out: str
     vae: str = "bundled"
+    base: str | None = None
     settings: MatcherSettings = field(default_factory=MatcherSettings)

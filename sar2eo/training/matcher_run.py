@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,11 @@ from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
 from sar2eo.diffusion import schedule_config
 from sar2eo.errors import SettingsError, TrainingWarning
 from sar2eo.hub import find_folder
-from sar2eo.matching.dcdm.card import MatcherCard
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, values_sha256
+from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher, values_sha256
 from sar2eo.matching.dcdm.examining import pixel_multiple
 from sar2eo.matching.dcdm.losses import WINDOW
 from sar2eo.matching.dcdm.network import MatchingDenoiser
-from sar2eo.network import Vae
 from sar2eo.pretrained import pretrained_vae
 from sar2eo.recipe import DataSettings, MatcherRecipe, MatcherSettings, checked
 from sar2eo.training.feeding import training_batches
@@ -42,6 +42,7 @@ def train_matcher(
     settings: MatcherSettings | None = None,
     *,
     vae: str | Path = "bundled",
+    base: str | Path | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Path:
@@ -57,6 +58,8 @@ def train_matcher(
     settings : MatcherSettings, optional
     vae : str or Path
         Folder with a trained VAE in ``vae/``, which stays as it is; "bundled" is the package's own.
+    base : str or Path, optional
+        A matcher to go on from, with its own architecture and VAE, instead of an untrained one on `vae`.
     progress : callable, optional
         As of `sar2eo.train`, and called with ``trials`` and ``trials_total`` while the threshold is measured.
     **changes
@@ -81,6 +84,7 @@ def train_matcher(
         data=chosen_data(data),
         out=str(out),
         vae=str(vae),
+        base=None if base is None else str(base),
         settings=chosen_settings(settings or MatcherSettings(), changes),
     )
     return run_matcher_training(recipe, progress=progress).final
@@ -124,10 +128,12 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
                 f"crop={settings.crop}: images have {images.shape[0]} x {images.shape[1]} pixels; choose a "
                 "smaller crop and template, or build larger pairs"
             )
-    vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
-    sha256 = values_sha256(vae)
-    identity = checked_identity(recipe, accelerator, pairs, vae={"sha256": sha256})
-    task = MatcherTask(_untrained(recipe, vae, sha256, pairs), settings, accelerator.device)
+    begun = _begun(recipe, pairs)
+    known = {"vae": {"sha256": begun.card.vae_sha256}}
+    if recipe.base is not None:
+        known["base"] = {"sha256": values_sha256(begun.denoiser)}
+    identity = checked_identity(recipe, accelerator, pairs, **known)
+    task = MatcherTask(begun, settings, accelerator.device)
     multiple = pixel_multiple(task.factor)
     if settings.crop % multiple or settings.template % multiple:
         raise SettingsError(
@@ -149,9 +155,13 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     )
 
 
-def _untrained(recipe: MatcherRecipe, vae: Vae, sha256: str, pairs: PairsDataset) -> MatcherCheckpoint:
-    """Return the matcher that training begins with, the same every time."""
+def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
+    """Return the matcher that training begins with: the base, or an untrained one, the same every time."""
+    if recipe.base is not None:
+        base = load_matcher(matcher_folder(recipe.base))
+        return dataclasses.replace(base, card=_card(recipe, base.card.vae_sha256, pairs))
     settings = recipe.settings
+    vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
     sizes: dict[str, Any] = {"calibration": 0} if settings.uncalibrated else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -162,7 +172,17 @@ def _untrained(recipe: MatcherRecipe, vae: Vae, sha256: str, pairs: PairsDataset
             dense=settings.dense,
             **sizes,
         )
-    card = MatcherCard(
+    return MatcherCheckpoint(
+        denoiser=denoiser,
+        vae=vae,
+        schedule=schedule_config({}, set_alpha_to_one=True),
+        card=_card(recipe, values_sha256(vae), pairs),
+    )
+
+
+def _card(recipe: MatcherRecipe, vae_sha256: str, pairs: PairsDataset) -> MatcherCard:
+    """Return the card of a matcher that learns from these pairs, without figures."""
+    return MatcherCard(
         name=Path(recipe.out).resolve().name,
         quantity=pairs.quantity,
         calibration=pairs.calibration,
@@ -170,11 +190,8 @@ def _untrained(recipe: MatcherRecipe, vae: Vae, sha256: str, pairs: PairsDataset
         channels=pairs.channels,
         gsd_m=pairs.gsd_m,
         scaling=pairs.scaling,
-        template_px=settings.template,
-        search_px=settings.crop,
-        vae_sha256=sha256,
+        template_px=recipe.settings.template,
+        search_px=recipe.settings.crop,
+        vae_sha256=vae_sha256,
         training_data=pairs.describe(),
-    )
-    return MatcherCheckpoint(
-        denoiser=denoiser, vae=vae, schedule=schedule_config({}, set_alpha_to_one=True), card=card
     )
