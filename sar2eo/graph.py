@@ -24,7 +24,7 @@ from sar2eo.tasks import (
     sample_chunk,
     scaling_from_reader,
     scaling_from_samples,
-    translate_batch,
+    translate_batches,
 )
 from sar2eo.windows import Window
 
@@ -111,23 +111,23 @@ class TranslationGraph:
         return layer | {(name, 0): (scaling_from_samples, list(layer))}
 
     def _batch_layer(self, source: str | None) -> Layer:
-        lattice, size = self.plan.lattice, self.plan.spec.batch
         plan, scaling, batch = self._name("plan"), (self._name("scaling"), 0), self._name("batch")
         layer: Layer = {}
-        for number in sorted({index // size for index in lattice.touching(self.plan.region)}):
+        for task in sorted(
+            {self.plan.task_of(index) for index in self.plan.lattice.touching(self.plan.region)}
+        ):
             chunks: set[tuple[int, int]] = set()
             if source is not None:
-                chunks = {
-                    at for index in lattice.batch(number, size) for at in self.plan.chunks_of(lattice[index])
-                }
+                windows = (self.plan.lattice[i] for part in self.plan.batches_of(task) for i in part)
+                chunks = {at for window in windows for at in self.plan.chunks_of(window)}
             read = (part for i, j in sorted(chunks) for part in (i, j, (source, 0, i, j)))
-            layer[batch, number] = (_translate_batch, plan, scaling, number, *read)
+            layer[batch, task] = (_translate_batches, plan, scaling, task, *read)
         return layer
 
     def _gathered(
         self, variable: str, dtype: npt.DTypeLike, layers: dict[str, Any], below: dict[str, set[str]]
     ) -> da.Array:
-        name, size, region = self._name(variable), self.plan.spec.batch, self.plan.region
+        name, region = self._name(variable), self.plan.region
         plan, batch = self._name("plan"), self._name("batch")
         rows, cols = _chunk_sizes(region.height, self.block[0]), _chunk_sizes(region.width, self.block[1])
         bands: tuple[tuple[int, ...], ...] = ((3,),) if variable == "eo" else ()
@@ -135,9 +135,9 @@ class TranslationGraph:
         for i, height in enumerate(rows):
             for j, width in enumerate(cols):
                 window = Window(region.row + i * self.block[0], region.col + j * self.block[1], height, width)
-                numbers = dict.fromkeys(index // size for index in self.plan.lattice.touching(window))
+                tasks = dict.fromkeys(map(self.plan.task_of, self.plan.lattice.touching(window)))
                 at = (0,) * len(bands) + (i, j)
-                layer[name, *at] = (_gather, plan, variable, *window, *((batch, n) for n in numbers))
+                layer[name, *at] = (_gather, plan, variable, *window, *((batch, task) for task in tasks))
         depends = {batch, plan}
         graph = HighLevelGraph(layers | {name: layer}, below | {name: depends})
         return da.Array(graph, name, (*bands, rows, cols), dtype=dtype)
@@ -160,7 +160,7 @@ def count_windows(array: da.Array, keys: list[Any] | None = None) -> int:
     for key in graph:
         if isinstance(key, tuple) and str(key[0]).startswith("batch-"):
             plan: Any = graph.get(key[0].replace("batch-", "plan-", 1))
-            counted += len(plan.lattice.batch(key[1], plan.spec.batch)) if isinstance(plan, Plan) else 0
+            counted += sum(map(len, plan.batches_of(key[1]))) if isinstance(plan, Plan) else 0
     return counted
 
 
@@ -172,11 +172,11 @@ def _chunk_sizes(size: int, chunk: int) -> tuple[int, ...]:
 # Tasks are flat: Dask makes an object of every nested list, of which a large scene has a hundred thousand.
 
 
-def _translate_batch(plan: Plan, divisors: Any, number: int, *read: Any) -> Any:
-    """Translate a batch of windows from chunks: row, column and values of each, in turn."""
+def _translate_batches(plan: Plan, divisors: Any, task: int, *read: Any) -> Any:
+    """Translate a task's windows from chunks: row, column and values of each, in turn."""
     chunks = {(i, j): values for i, j, values in zip(read[::3], read[1::3], read[2::3], strict=True)}
     try:
-        return translate_batch(plan, divisors, number, chunks)
+        return translate_batches(plan, divisors, task, chunks)
     except Sar2eoError as error:
         # Its causes may be of classes that do not travel between processes; its text says it all.
         error.__cause__ = error.__context__ = None

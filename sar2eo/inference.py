@@ -1,9 +1,10 @@
 """The translation graph: a scene in, a lazy EO Dataset out.
 
 One graph: sample the scaling, translate a batch of windows, gather a block. Tasks are few and fat:
-one for each batch, one for each variable of each block. A scene that was opened by
-`sar2eo.open_scene`, or a slice of one, is read by the batch that needs it; what was computed from a
-scene is taken from the chunks of its Dask array. The model stands in the graph by path and options.
+one for each batch, or for a run of batches where there are tens of thousands; one for each variable of
+each block. A scene that was opened by `sar2eo.open_scene`, or a slice of one, is read by the batch that
+needs it; what was computed from a scene is taken from the chunks of its Dask array. The model stands in
+the graph by path and options.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = ["EO_BANDS", "place_of", "spec_of", "translate"]
 EO_BANDS = ("red", "green", "blue")
 
 _BLOCK = (512, 1024)
+_MOST_TASKS = 2**14  # a task of one batch takes 12 kB of Dask's scheduler
 _LARGEST_TILE = 4096  # of which a batch of four takes a gigabyte before the model sees it
 _REPORTED = (
     "steps",
@@ -207,8 +209,9 @@ def _plan(
     if read is not None and (read[0].grid.shape, read[1]) != (whole.shape, region):
         read = None  # the reader's pixels are counted from another corner
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
+    lattice = Lattice(whole.shape, settings.tile, settings.overlap, spec.factor)
     return Plan(
-        lattice=Lattice(whole.shape, settings.tile, settings.overlap, spec.factor),
+        lattice=lattice,
         region=region,
         reader=None if read is None else read[0],
         row_edges=tuple(np.cumsum((region.row, *rows)).tolist()),
@@ -218,6 +221,7 @@ def _plan(
         channels=channels,
         quantity=str(quantity),
         spec=spec,
+        run=-(-len(lattice.touching(region)) // (spec.batch * _MOST_TASKS)),
     )
 
 

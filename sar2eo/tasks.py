@@ -35,7 +35,7 @@ __all__ = [
     "sample_chunk",
     "scaling_from_reader",
     "scaling_from_samples",
-    "translate_batch",
+    "translate_batches",
 ]
 
 SCALING_PERCENTILE = 99.0
@@ -67,6 +67,8 @@ class Plan:
         Of the scene's values.
     spec : ModelSpec
         The model, by path and options.
+    run : int, optional (default: 1)
+        Batches of a task, which has no more to do with pixels than that.
     """
 
     lattice: Lattice
@@ -79,6 +81,21 @@ class Plan:
     channels: Channels
     quantity: str
     spec: ModelSpec
+    run: int = 1
+
+    def task_of(self, index: int) -> int:
+        """Return the number of the task that translates a window."""
+        return index // (self.spec.batch * self.run)
+
+    def batches_of(self, task: int) -> list[range]:
+        """Return the windows of each batch of a task, without batches that lie beside the region."""
+        numbers = range(task * self.run, (task + 1) * self.run)
+        batches = (self.lattice.batch(number, self.spec.batch) for number in numbers)
+        return [
+            batch
+            for batch in batches
+            if any(self.lattice[index].intersection(self.region) is not None for index in batch)
+        ]
 
     def chunks_of(self, window: Window) -> list[tuple[int, int]]:
         """Return row and column numbers of the chunks that share a pixel with a window."""
@@ -100,7 +117,7 @@ class WindowResult(NamedTuple):
     valid: npt.NDArray[np.bool_] | None
 
 
-Batch = dict[int, WindowResult]
+Results = dict[int, WindowResult]
 Chunks = dict[tuple[int, int], npt.NDArray[Any]]
 
 
@@ -137,8 +154,8 @@ def scaling_from_samples(samples: Sequence[FloatArray]) -> FloatArray:
     return np.asarray(found, np.float32)
 
 
-def translate_batch(plan: Plan, divisors: FloatArray, number: int, chunks: Chunks) -> Batch:
-    """Translate the windows of one batch that hold a valid pixel.
+def translate_batches(plan: Plan, divisors: FloatArray, task: int, chunks: Chunks) -> Results:
+    """Translate the windows of a task's batches that hold a valid pixel.
 
     Parameters
     ----------
@@ -146,8 +163,8 @@ def translate_batch(plan: Plan, divisors: FloatArray, number: int, chunks: Chunk
         The run.
     divisors : ndarray of float32, shape (polarisation,)
         Amplitude that becomes 1.
-    number : int
-        Of the batch.
+    task : int
+        Number of the task.
     chunks : dict
         Pixels by chunk number where the plan has no reader, else empty.
 
@@ -156,14 +173,20 @@ def translate_batch(plan: Plan, divisors: FloatArray, number: int, chunks: Chunk
     dict
         Window index to result.
     """
+    found: Results = {}
+    for batch in plan.batches_of(task):
+        found |= _translated(plan, divisors, batch, chunks)
+    return found
+
+
+def _translated(plan: Plan, divisors: FloatArray, batch: range, chunks: Chunks) -> Results:
     inputs: dict[int, tuple[FloatArray, npt.NDArray[np.bool_] | None]] = {}
-    for index in plan.lattice.batch(number, plan.spec.batch):
+    for index in batch:
         with telemetry.timed("read_seconds"):
             prepared = _model_input(plan, divisors, plan.lattice[index], chunks)
         if prepared is not None:
             inputs[index] = prepared
-    skipped = len(plan.lattice.batch(number, plan.spec.batch)) - len(inputs)
-    telemetry.add("windows_skipped", skipped)
+    telemetry.add("windows_skipped", len(batch) - len(inputs))
     if not inputs:
         return {}
     translator = plan.spec.load()
@@ -182,7 +205,7 @@ def translate_batch(plan: Plan, divisors: FloatArray, number: int, chunks: Chunk
     }
 
 
-def gather(plan: Plan, variable: str, block: Window, batches: Sequence[Batch]) -> npt.NDArray[Any]:
+def gather(plan: Plan, variable: str, block: Window, batches: Sequence[Results]) -> npt.NDArray[Any]:
     """Blend one block of one variable from the batches under it.
 
     Parameters
@@ -251,7 +274,7 @@ def _from_chunks(plan: Plan, window: Window, chunks: Chunks) -> FloatArray:
     return values
 
 
-def _gather_valid(lattice: Lattice, block: Window, windows: Batch) -> npt.NDArray[np.bool_]:
+def _gather_valid(lattice: Lattice, block: Window, windows: Results) -> npt.NDArray[np.bool_]:
     out = np.zeros((block.height, block.width), bool)
     for index in lattice.touching(block):
         common = lattice[index].intersection(block)
@@ -267,11 +290,11 @@ def _gather_valid(lattice: Lattice, block: Window, windows: Batch) -> npt.NDArra
     return out
 
 
-def _fetch_eo(windows: Batch) -> Any:
+def _fetch_eo(windows: Results) -> Any:
     return lambda index, rows, cols: windows[index].eo[:, rows, cols] if index in windows else None
 
 
-def _fetch_spread(windows: Batch) -> Any:
+def _fetch_spread(windows: Results) -> Any:
     def fetch(index: int, rows: slice, cols: slice) -> FloatArray | None:
         spread = windows[index].spread if index in windows else None
         return None if spread is None else spread[None, rows, cols]
@@ -279,7 +302,7 @@ def _fetch_spread(windows: Batch) -> Any:
     return fetch
 
 
-def _fetch_variance(plan: Plan, windows: Batch) -> Any:
+def _fetch_variance(plan: Plan, windows: Results) -> Any:
     def fetch(index: int, rows: slice, cols: slice) -> FloatArray | None:
         variance = windows[index].variance if index in windows else None
         return None if variance is None else upsample(variance, plan.spec.factor, rows, cols)[None]

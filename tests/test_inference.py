@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scenes import amplitude, holes, scene_array, write_scene
 
 import sar2eo
-from sar2eo import telemetry
+from sar2eo import inference, telemetry
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
+from sar2eo.graph import count_windows
 from sar2eo.models import IdentityTranslator, resolve_model
 from sar2eo.radiometry import fill_invalid
 
@@ -109,6 +110,32 @@ def test_only_needed_batches_run_and_empty_windows_never_reach_the_model(scene_f
     counts = telemetry.snapshot()
     assert counts.get("windows_translated", 0) == 0
     assert counts["windows_skipped"] >= 2
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_task_may_run_several_batches(
+    scene_file: Path, monkeypatch: pytest.MonkeyPatch, computed: bool
+) -> None:
+    where = {"y": slice(100, 400), "x": slice(250, 420)}
+    options = {"tile": 64, "overlap": 16, "batch": 2, "scaling": (255.0,), "block": (64, 128)}
+
+    def translated() -> tuple[dict[str, np.ndarray], int, int, int]:
+        scene = sar2eo.open_scene(scene_file)
+        lazy = sar2eo.translate((scene * 1 if computed else scene).isel(where), "identity", **options)
+        tasks = sum(str(key[0]).startswith("batch-") for key in dict(lazy.eo.data.dask) if len(key) == 2)
+        telemetry.reset()
+        values = {name: lazy[name].values for name in ("eo", "valid")}
+        # Each of the two variables is computed by itself.
+        return values, tasks, int(telemetry.snapshot()["windows_translated"]), count_windows(lazy.eo.data)
+
+    alone, tasks, ran, counted = translated()
+    monkeypatch.setattr(inference, "_MOST_TASKS", 5)
+    together, fewer, ran_together, counted_together = translated()
+    assert 2 <= fewer < tasks
+    assert ran_together == ran
+    assert ran <= 2 * counted == 2 * counted_together
+    for name, values in alone.items():
+        np.testing.assert_array_equal(together[name], values)
 
 
 def test_a_computed_scene_is_taken_from_its_chunks(scene_file: Path) -> None:
