@@ -122,7 +122,8 @@ class Grid:
         Parameters
         ----------
         bounds : tuple of float
-            West, south, east, north.
+            West, south, east, north. In degrees west may be above east: across the antimeridian; and a
+            grid of degrees may count them from -180 or from 0.
         crs : optional
             CRS of `bounds`, anything pyproj reads; by default that of the grid.
 
@@ -133,14 +134,19 @@ class Grid:
         """
         from math import ceil, floor, isfinite
 
-        from pyproj import Transformer
+        from pyproj import CRS, Transformer
 
         west, south, east, north = bounds
-        if not (west < east and south < north):
+        source = None if crs is None else CRS.from_user_input(crs)
+        across = source is not None and source.is_geographic and west > east
+        if not ((west < east or across) and south < north):
             raise SettingsError(f"bounds {bounds} are empty: the order is west, south, east, north")
-        if crs is not None:
-            to_grid = Transformer.from_crs(crs, self.pyproj_crs, always_xy=True)
+        if source is not None:
+            to_grid = Transformer.from_crs(source, self.pyproj_crs, always_xy=True)
+            east += 360.0 * across
             west, south, east, north = to_grid.transform_bounds(west, south, east, north)
+            if self.pyproj_crs.is_geographic:
+                west, east = self._turned(west, east)
         if not all(map(isfinite, (west, south, east, north))):
             raise SettingsError(
                 f"bounds {bounds} have no place in {self.crs}: the order is west, south, east, north, and "
@@ -160,6 +166,13 @@ class Grid:
                 f"in {self.crs}): is the CRS of the bounds right?"
             )
         return found
+
+    def _turned(self, west: float, east: float) -> tuple[float, float]:
+        """Return longitudes, moved by whole turns: the eastern one above the western, both near the grid."""
+        east += 360.0 * (east < west)
+        left, _, right, _ = self.bounds
+        turns = 360.0 * round(((left + right) - (west + east)) / 720.0)
+        return west + turns, east + turns
 
 
 def _check_transform(transform: Affine, shape: tuple[int, int]) -> None:

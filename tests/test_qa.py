@@ -9,6 +9,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 import shapely
+from affine import Affine
 from pyproj import Transformer
 from scenes import CRS, TRANSFORM, amplitude, write_scene
 
@@ -29,6 +30,34 @@ def test_bounds_that_are_nowhere_on_earth_are_a_slip_of_the_user(
 ) -> None:
     with pytest.raises(SettingsError, match="longitude before latitude"):
         Grid.create("EPSG:3395", TRANSFORM, (100, 100)).window_of(bounds, "EPSG:4326")
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:4269"])
+@pytest.mark.parametrize("left", [170.0, -190.0])
+@pytest.mark.parametrize(
+    ("bounds", "cols"),
+    [
+        ((179.0, 56.0, -179.0, 58.0), (900, 200)),
+        ((175.0, 56.0, 178.0, 58.0), (500, 300)),
+        ((-185.0, 56.0, -182.0, 58.0), (500, 300)),
+        ((-179.0, 56.0, -178.0, 58.0), (1100, 100)),
+    ],
+)
+def test_bounds_in_degrees_may_cross_the_antimeridian(
+    bounds: tuple[float, float, float, float], cols: tuple[int, int], left: float, crs: str
+) -> None:
+    grid = Grid.create("EPSG:4326", Affine(0.01, 0, left, 0, -0.01, 60), (500, 2000))
+    assert grid.window_of(bounds, crs) == (200, cols[0], 200, cols[1])
+    projected = Grid.create("EPSG:32601", Affine(100, 0, 300000, 0, -100, 6500000), (8000, 4000))
+    west, _, _, north = bounds
+    found = projected.window_of((179.0, 56.0, -179.0, 58.0), crs)
+    east, _ = Transformer.from_crs(crs, "EPSG:32601", always_xy=True).transform(-179.0, 58.0)
+    assert found.stop_col == pytest.approx((east - 300000) / 100, abs=1)
+    assert found.col == 0  # the grid begins east of 179
+    # In metres it is a slip still, as is south above north.
+    for slip, of in (((700000.0, 0.0, 600000.0, 1.0), "EPSG:32601"), ((west, north, west + 1, north), crs)):
+        with pytest.raises(SettingsError, match="are empty"):
+            projected.window_of(slip, of)
 
 
 @pytest.mark.parametrize("shape", [(600, 1), (1, 600), (1, 1), (2100, 2)])
