@@ -22,7 +22,7 @@ import rasterio.shutil
 from rasterio.errors import NotGeoreferencedWarning
 
 from sar2eo.durable import refuse, sync_file, sync_folder
-from sar2eo.errors import OutputError
+from sar2eo.errors import OutputError, one_line
 from sar2eo.grid import Grid
 from sar2eo.journal import Journal
 from sar2eo.layers import BLOCK, LAYERS, Layer, mosaic
@@ -110,7 +110,7 @@ def assemble(
     except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
         space = needed_bytes(grid, [variable], compress) / 1e6
         raise OutputError(
-            f"{target.parent}: the COG cannot be written ({' '.join(str(error).split())}): "
+            f"{target.parent}: the COG cannot be written ({one_line(error)}): "
             f"are {space:.0f} MB free there? Finished work is kept"
         ) from error
     validate(target)

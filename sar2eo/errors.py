@@ -50,6 +50,7 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "TrainingWarning",
+    "one_line",
 ]
 
 
@@ -141,3 +142,8 @@ class TrainingWarning(Sar2eoWarning):
 
 class EvaluationWarning(Sar2eoWarning):
     """Something cannot be measured (a network or the training split is missing), or not as it was meant."""
+
+
+def one_line(error: object) -> str:
+    """Return what an exception or a warning says, on one line; its class's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

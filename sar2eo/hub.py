@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sar2eo.errors import CheckpointError
+from sar2eo.errors import CheckpointError, one_line
 
 __all__ = ["BUNDLED", "BUNDLED_MATCHER", "find_folder"]
 
@@ -63,9 +63,8 @@ def find_folder(
             source, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore)
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{source}: no such folder here, and fetching it from the hub failed: {reason}"
+            f"{source}: no such folder here, and fetching it from the hub failed: {one_line(error)[:200]}"
         ) from error
     return Path(found)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sar2eo.errors import one_line
 from sar2eo.web import CONNECT_SECONDS, DELAY_SECONDS, RETRIES, SMALL_BYTES, Found
 
 __all__ = [
@@ -314,7 +315,7 @@ def _as_file_error(error: Exception, url: str) -> OSError:
 
     while isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
         error = error.__context__  # which tells more than its text
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, exceptions.NoCredentialsError):
         return PermissionError(
             f"{url}: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "

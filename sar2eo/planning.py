@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sar2eo.attributes import attributes_of
 from sar2eo.cog import check_space, cog_bytes
 from sar2eo.computing import Progress
-from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError
+from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
 from sar2eo.grid import Grid
 from sar2eo.journal import differences
 from sar2eo.models import ModelSpec
@@ -83,7 +83,7 @@ class Entry:
         """Why it failed, on one line."""
         if self.error is None:
             return None
-        text = " ".join(str(self.error).split())
+        text = one_line(self.error)
         return text if isinstance(self.error, Sar2eoError) else f"{type(self.error).__name__}: {text}"
 
     def fail(self, error: Exception) -> None:

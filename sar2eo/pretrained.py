@@ -15,7 +15,7 @@ from diffusers import AutoencoderDC, UNet2DConditionModel
 from torch import Tensor
 
 from sar2eo.card import CARD_NAME
-from sar2eo.errors import CheckpointError
+from sar2eo.errors import CheckpointError, one_line
 from sar2eo.hub import find_folder
 from sar2eo.layout import (
     CONFIG,
@@ -28,7 +28,7 @@ from sar2eo.layout import (
     tensor_headers,
 )
 from sar2eo.network import Vae, add_variance_channel, vae_class
-from sar2eo.weights import create_empty, fill, one_line
+from sar2eo.weights import create_empty, fill
 
 __all__ = [
     "PROMPT",
@@ -122,7 +122,7 @@ def embed_prompt(folder: Path, prompt: str = PROMPT) -> Tensor:
         )
     except Exception as error:  # transformers lets any exception of its parsers through
         raise CheckpointError(
-            f"{folder}: tokenizer or text encoder cannot be read: {one_line(error)}"
+            f"{folder}: tokenizer or text encoder cannot be read: {one_line(error)[:200]}"
         ) from error
     finally:
         if shown:
@@ -183,7 +183,7 @@ def _load(model_class: Any, folder: Path) -> Any:
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {one_line(error)}") from error
+        raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {one_line(error)[:200]}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {len(wrong)} keys, such as {wrong[0]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sar2eo.errors import SettingsError
+from sar2eo.errors import SettingsError, one_line
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -41,8 +41,9 @@ def read_vectors(path: Path) -> GeoDataFrame:
     except SettingsError:
         raise
     except Exception as error:  # drivers raise errors of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SettingsError(f"{path}: not a file of geometries that can be read ({reason})") from error
+        raise SettingsError(
+            f"{path}: not a file of geometries that can be read ({one_line(error)})"
+        ) from error
     if not isinstance(table, geopandas.GeoDataFrame):
         raise SettingsError(f"{path}: a table without geometries")
     if table.crs is None:

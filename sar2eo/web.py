@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import requests
 
+from sar2eo.errors import one_line
+
 __all__ = [
     "CONNECT_SECONDS",
     "DELAY_SECONDS",
@@ -165,7 +167,7 @@ def _refused(url: str, status: int, reason: str) -> OSError:
 def _broken(url: str, error: Exception) -> OSError:
     import requests
 
-    text = " ".join(str(error).split())
+    text = one_line(error)
     query = url.partition("?")[2]
     text = text.replace(f"?{query}", "") if query else text
     if isinstance(error, requests.ConnectionError | requests.Timeout):

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.errors import CheckpointError, SettingsError, one_line
 from sar2eo.layout import CONFIG, tensor_headers
 
-__all__ = ["check_weights", "create_empty", "disk_dtype", "fill", "narrow", "one_line", "read_tensors"]
+__all__ = ["check_weights", "create_empty", "disk_dtype", "fill", "narrow", "read_tensors"]
 
 # Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
 # for hours, or fill the memory, before any shape is compared.
@@ -43,7 +43,7 @@ def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
         return model
     except Exception as error:  # a tampered value can raise anything inside the constructor
         raise CheckpointError(
-            f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error)}"
+            f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error)[:200]}"
         ) from error
 
 
@@ -123,11 +123,6 @@ def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Te
         if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
             raise CheckpointError(f"{path}: {name} holds values that are not finite in {dtype}")
     return tensors
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """Return an exception's message on one line, cut to a limit."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
 def disk_dtype(name: str) -> torch.dtype:

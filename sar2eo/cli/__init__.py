@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from sar2eo._version import __version__
-from sar2eo.errors import Sar2eoError, Sar2eoWarning
+from sar2eo.errors import Sar2eoError, Sar2eoWarning, one_line
 
 __all__ = ["cli", "main"]
 
@@ -74,7 +74,7 @@ class _Commands(click.Group):
 
 
 def _tell(error: Exception) -> None:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if not isinstance(error, Sar2eoError):
         text = f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
     click.echo(f"Error: {text}", err=True)
@@ -83,7 +83,7 @@ def _tell(error: Exception) -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # Warnings of libraries are for developers, not for users.
     if issubclass(category, Sar2eoWarning):
-        click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+        click.echo(f"Warning: {one_line(message)}", err=True)
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

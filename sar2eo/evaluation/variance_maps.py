@@ -13,7 +13,7 @@ import torch
 
 from sar2eo.attributes import attributes_of
 from sar2eo.card import Card
-from sar2eo.errors import PairsError, PolarisationError, SettingsError
+from sar2eo.errors import PairsError, PolarisationError, SettingsError, one_line
 from sar2eo.evaluation.probing import Probe
 from sar2eo.feather import gather_block
 from sar2eo.grid import Grid
@@ -145,7 +145,7 @@ def _read_eo(path: Path, grid: Grid, window: Window, sar: Path) -> tuple[npt.NDA
                 raise PairsError(f"{path} does not lie on the grid of {sar}: warp one to the other first")
             return file.read(window=part), file.dataset_mask(window=part) > 0
     except (RasterioError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise PairsError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 def map_variance(

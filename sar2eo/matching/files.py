@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sar2eo._version import __version__
 from sar2eo.attributes import attributes_of
 from sar2eo.durable import write_atomically
-from sar2eo.errors import OutputError, PolarisationError, SceneError, SettingsError
+from sar2eo.errors import OutputError, PolarisationError, SceneError, SettingsError, one_line
 from sar2eo.grid import Grid
 from sar2eo.hub import BUNDLED
 from sar2eo.matching.aligner import StructuralAligner
@@ -209,7 +209,7 @@ def _read_template(path: Path) -> tuple[FloatArray, Grid]:
                 values, valid = file.read(), file.dataset_mask() > 0
                 grid = Grid.create(file.crs, file.transform, file.shape)
     except (RasterioError, OSError) as error:
-        raise SceneError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise SceneError(f"{path}: cannot be read: {one_line(error)}") from error
     if values.dtype != np.uint8 or len(values) not in (1, 3):
         raise SettingsError(
             f"{path}: {len(values)} bands of {values.dtype}: a template must have one or three bands of bytes"

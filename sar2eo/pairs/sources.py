@@ -14,7 +14,7 @@ import pystac
 import shapely
 from pyproj import CRS
 
-from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError
+from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError, one_line
 from sar2eo.footprint import to_lonlat
 from sar2eo.pairs.items import eo_assets, item_facts
 from sar2eo.pairs.sentinel2 import is_sentinel2
@@ -166,7 +166,7 @@ def _in_json(text: str, path: Path, role: Role) -> Iterator[Source]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         kind = content["type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PairsError(f"{path}: neither STAC nor GeoJSON that can be read ({_line(error)})") from error
+        raise PairsError(f"{path}: neither STAC nor GeoJSON that can be read ({one_line(error)})") from error
     if kind == "Feature":
         yield _of_item(text, role)
     elif kind != "FeatureCollection":
@@ -181,7 +181,7 @@ def _in_collection(text: str, path: Path, role: Role) -> Iterator[Source]:
     try:
         names = [item.id for item in pystac.ItemCollection.from_file(str(path))]
     except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
-        raise PairsError(f"{path}: an item collection that cannot be read ({_line(error)})") from error
+        raise PairsError(f"{path}: an item collection that cannot be read ({one_line(error)})") from error
     for name in names:
         href = f"{text}#{name}"
         if _fits(href, role):
@@ -297,7 +297,3 @@ def _merged(known: Source, more: Source) -> Source:
         known.orbit_direction or more.orbit_direction,
         more.footprint if known.footprint is None else known.footprint,
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

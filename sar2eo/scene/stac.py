@@ -17,7 +17,7 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from sar2eo import objects, web
-from sar2eo.errors import PolarisationError, SceneError
+from sar2eo.errors import PolarisationError, SceneError, one_line
 from sar2eo.scene.metadata import Facts, known_datetime, polarisation_words
 
 __all__ = ["ItemAssets", "is_stac", "open_item", "read_item", "select_assets"]
@@ -65,8 +65,7 @@ def read_item(source: str) -> pystac.Item:
             return pystac.Item.from_file(source, stac_io=_Io())
         item = _collected(file).get(name)
     except (OSError, pystac.STACError, pystac.STACTypeError, RecursionError, *_WRONG_TYPES) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SceneError(f"{source}: not a STAC item that can be read ({reason})") from error
+        raise SceneError(f"{source}: not a STAC item that can be read ({one_line(error)})") from error
     if item is None:
         raise SceneError(f"{source}: the item collection has no item of this name")
     if item.get_self_href() is None:
@@ -122,9 +121,8 @@ def open_item(source: str) -> ItemAssets:
     try:
         return _assets(item, source)
     except _WRONG_TYPES as error:
-        reason = " ".join(str(error).split())
         raise SceneError(
-            f"{source}: a field of the STAC item holds another type than it may ({reason})"
+            f"{source}: a field of the STAC item holds another type than it may ({one_line(error)})"
         ) from error
 
 

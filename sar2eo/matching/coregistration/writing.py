@@ -17,7 +17,7 @@ from sar2eo import telemetry
 from sar2eo.cog import signals_raised, validate
 from sar2eo.computing import Progress, compute_keys, reporting
 from sar2eo.durable import sync_file
-from sar2eo.errors import OutputError
+from sar2eo.errors import OutputError, one_line
 from sar2eo.grid import Grid
 from sar2eo.matching.coregistration.layout import Layout
 from sar2eo.scene.reader import SceneReader
@@ -116,7 +116,7 @@ def write_moved(
                 sync_file(target)
     except (rasterio.errors.RasterioError, OSError) as error:
         raise OutputError(
-            f"{folder.parent}: the COG cannot be written ({' '.join(str(error).split())}): is there space?"
+            f"{folder.parent}: the COG cannot be written ({one_line(error)}): is there space?"
         ) from error
     if not valid:
         raise OutputError(f"{folder.parent}: no pixel of the moved scene lies on the reference's grid")
