@@ -35,10 +35,11 @@ from sar2eo.layout import (
     describe_files,
     read_json,
     tensor_headers,
+    vae_facts,
     wants_prompt,
     write_json,
 )
-from sar2eo.network import Vae, vae_class
+from sar2eo.network import Vae, latent_multiple, vae_class
 from sar2eo.weights import check_weights, create_empty, fill, read_tensors
 
 __all__ = [
@@ -76,6 +77,16 @@ class Checkpoint:
     schedule: dict[str, Any]
     prompt_embeds: Tensor | None
     card: Card
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a latent."""
+        return vae_facts(dict(self.vae.config)).factor
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What sides of images must be multiples of."""
+        return self.factor * latent_multiple(self.unet.config)
 
 
 def save_checkpoint(checkpoint: Checkpoint, out: str | Path) -> Path:

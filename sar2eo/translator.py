@@ -22,7 +22,7 @@ from sar2eo.diffusion import create_scheduler, sample
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.layout import folder_sha256
 from sar2eo.models import ModelSpec, Translation, resolve_spacing
-from sar2eo.network import Vae, decode_latents, encode_images, latent_multiple
+from sar2eo.network import Vae, decode_latents, encode_images
 from sar2eo.noise import scene_noise
 from sar2eo.radiometry import to_eo_bytes
 
@@ -80,7 +80,7 @@ class DiffusionTranslator:
             self._unet = torch.compile(unet, dynamic=False)  # a batch has one shape: see _translate
         self._prompt = checkpoint.prompt_embeds
         self._at_once = spec.batch
-        self.multiple = spec.factor * latent_multiple(checkpoint.unet.config)
+        self.multiple = checkpoint.pixel_multiple
 
     def translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
         """Translate up to ``batch`` windows; parameters as in `sar2eo.models.Translator`.

@@ -14,7 +14,7 @@ from sar2eo.datasets import Batch
 from sar2eo.diffusion import add_noise, create_scheduler, sample, training_target
 from sar2eo.evaluation.sampling import noise_origin, padded
 from sar2eo.models import ModelSpec
-from sar2eo.network import decode_latents, encode_images, latent_multiple, split_prediction, variance_of
+from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
 from sar2eo.noise import scene_noise
 
 __all__ = ["Forced", "Probe"]
@@ -52,7 +52,7 @@ class Probe:
         self.checkpoint = checkpoint
         self.spec = spec
         self.card = checkpoint.card
-        self._multiple = spec.factor * latent_multiple(checkpoint.unet.config)
+        self._multiple = checkpoint.pixel_multiple
         # One that knows all timesteps, whichever sampler is in use.
         self._schedule: Any = self._scheduler("ddim", "trailing")
         self._schedule.set_timesteps(1000)

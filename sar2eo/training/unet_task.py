@@ -16,8 +16,8 @@ from sar2eo.checkpoint import Checkpoint, save_checkpoint
 from sar2eo.datasets.latents import pooled_validity
 from sar2eo.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
 from sar2eo.errors import SettingsError
-from sar2eo.layout import TRAIN_TIMESTEPS, vae_facts
-from sar2eo.network import decode_latents, encode_images, latent_multiple, split_prediction, variance_of
+from sar2eo.layout import TRAIN_TIMESTEPS
+from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
 from sar2eo.recipe import TrainSettings
 from sar2eo.training.adapters import add_adapters, plain_unet
 from sar2eo.training.pictures import contact_sheet
@@ -66,7 +66,7 @@ class UNetTask:
         self._vae.to(device, memory_format=torch.channels_last)
         embeds = checkpoint.prompt_embeds
         self._prompt = None if embeds is None else embeds.float().to(device)
-        self.factor = vae_facts(dict(checkpoint.vae.config)).factor
+        self.factor, self._multiple = checkpoint.factor, checkpoint.pixel_multiple
         self._alpha_bars: Tensor = self._scheduler().alphas_cumprod.to(device)
         self.phases: dict[str, nn.Module] = {"unet": self._unet}
         self.averaged: tuple[str, ...] = ("unet",)
@@ -84,11 +84,10 @@ class UNetTask:
         SettingsError
             Naming what sides must be multiples of.
         """
-        multiple = self.factor * latent_multiple(self._unet.config)
-        if any(side % multiple for side in shape):
+        if any(side % self._multiple for side in shape):
             raise SettingsError(
                 f"images of {shape[0]} x {shape[1]} pixels: with this base the sides must be multiples of "
-                f"{multiple}; set a crop"
+                f"{self._multiple}; set a crop"
             )
 
     def active(self, phase: str, step: int) -> bool:
