@@ -88,7 +88,7 @@ def translate(
         confidence channel ``confidence`` (y, x) float32, 1 / variance (C-DiffSET, section 3.3 and Fig.
         7). With ``samples`` above 1 ``eo`` is their mean and ``spread`` (y, x) float32 their standard
         deviation in levels. Computing a slice runs whole batches: all those whose windows touch the
-        chunks of the slice.
+        chunks of the slice (of a very large scene, whole runs of them).
 
     Raises
     ------

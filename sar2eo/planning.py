@@ -21,8 +21,7 @@ from sar2eo.outputs import Outputs, check_tmp
 from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
-from sar2eo.scene import parse_source
-from sar2eo.scene.handles import shown
+from sar2eo.scene import shown_source
 from sar2eo.staging import Destination
 from sar2eo.translation import Job, destination_of, further_outputs, is_there, opened, single_job
 from sar2eo.windows import Lattice
@@ -65,13 +64,7 @@ class Entry:
     @property
     def name(self) -> str:
         """The source for people, without the queries of signed URLs."""
-        try:
-            parsed = parse_source(self.source)
-        except SceneError:
-            return self.source
-        if isinstance(parsed, str):
-            return shown(parsed)
-        return ",".join(f"{polarisation}={shown(str(file))}" for polarisation, file in parsed.items())
+        return shown_source(self.source)
 
     @property
     def megapixels(self) -> float:

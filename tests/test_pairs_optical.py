@@ -255,6 +255,29 @@ def test_bands_by_role_wavelength_and_number():
     assert choose_rgb(plain, "uint16") is None
 
 
+def test_names_go_before_the_roles_that_gdal_gives_to_any_bytes(tmp_path):
+    values = np.random.default_rng(2).integers(1, 256, (4, *TARGET.shape), dtype=np.uint8)
+    values[3, :, ::2] = 0
+    names = ("blue", "green", "red", "nir")
+    for count in (3, 4):
+        path = write_raster(
+            tmp_path / f"{count}.tif", values[:count], names=names[:count], crs=UTM, transform=TARGET.affine
+        )
+        patch = open_eo(path, eo_range=RANGE).read_onto(TARGET)
+        np.testing.assert_array_equal(patch.rgb, values[[2, 1, 0]])
+        assert patch.valid.all()  # near infrared is no opacity
+    for told in ((), ("red", "green", "blue", "alpha")):
+        path = write_raster(tmp_path / "a.tif", values, names=told or None, crs=UTM, transform=TARGET.affine)
+        patch = open_eo(path, eo_range=RANGE).read_onto(TARGET)
+        np.testing.assert_array_equal(patch.valid, values[3] > 0)
+
+
+def test_bytes_stay_as_they_are_whatever_scale_is_declared(tmp_path):
+    values = rgb_values(TARGET.shape)
+    path = write_rgb(tmp_path / "a.tif", values, scale=1 / 255)
+    np.testing.assert_array_equal(open_eo(path, eo_range=RANGE).read_onto(TARGET).rgb, values)
+
+
 def test_wavelengths_of_tags(tmp_path):
     path = write_raster(tmp_path / "a.tif", reflectance(4))
     with rasterio.open(path, "r+") as file:
@@ -378,6 +401,36 @@ def test_an_item_with_a_visual_asset_or_a_stack(item_files):
     bands = [{"name": "B04", "common_name": "red"}, {"common_name": "green"}, {"common_name": "blue"}]
     stack = {"data": {"href": "stack.tif", "type": TIFF, "eo:bands": bands}}
     near(open_eo(write_item(folder, stack), eo_range=RANGE).read_onto(TARGET).rgb, as_bytes(values))
+
+
+def test_names_of_assets_that_carry_their_resolution(item_files):
+    """As Copernicus' own catalogue spells them; an href is a URI."""
+    folder, values, classes = item_files
+    blank = folder / "a b"
+    blank.mkdir()
+    for path in folder.glob("*.tif"):
+        path.rename(blank / path.name)
+    names = {"B04_10m": "B04", "B03_10m": "B03", "B02_10m": "B02", "SCL_20m": "scl"}
+    assets = {key: {"href": f"a%20b/{name}.tif", "type": TIFF} for key, name in names.items()}
+    patch = open_eo(write_item(folder, assets), eo_range=RANGE).read_onto(TARGET)
+    near(patch.rgb, as_bytes(values))
+    assert (patch.cloud == (classes.repeat(2, 0).repeat(2, 1) == 9)).mean() > 0.9
+
+
+@pytest.mark.parametrize("said", [{"title": "Cloud Probabilities"}, {"href": "CLD_20m.tif"}])
+def test_an_asset_of_cloud_probabilities_is_no_mask(item_files, said):
+    folder, _, classes = item_files
+    half = TARGET.affine @ Affine.scale(2)
+    href = {"href": said.get("href", "cloud.tif"), "type": TIFF}
+    write_raster(folder / href["href"], np.where(classes == 9, 90, 3).astype(np.uint8), transform=half)
+    assets = {"cloud": {**href, **said}, **band_assets()}
+    thick = (classes == 9).repeat(2, 0).repeat(2, 1)
+    found = open_eo(write_item(folder, assets), eo_range=RANGE).read_onto(TARGET).cloud
+    assert (found == thick).mean() > 0.9
+    # Classes tell more, wherever they stand.
+    write_raster(folder / "scl.tif", np.full_like(classes, 4), transform=half)
+    scl = {"scl": {"href": "scl.tif", "type": TIFF}}
+    assert not open_eo(write_item(folder, {**assets, **scl}), eo_range=RANGE).read_onto(TARGET).cloud.any()
 
 
 @pytest.mark.parametrize("name", ["T33TWL_20220304T050607_TCI_10m.tif", "TCI.tif", "picture.tif"])

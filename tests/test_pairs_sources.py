@@ -8,8 +8,9 @@ import shapely
 from scene_fixtures import speckle, write_raster, write_safe, zip_safe
 
 from sar2eo.errors import PairsError, SceneError
+from sar2eo.pairs.rows import tags_of
 from sar2eo.pairs.sources import Source, expand_sources
-from sar2eo.scene import open_scene
+from sar2eo.scene import open_scene, shown_source
 
 TIFF = "image/tiff; application=geotiff"
 SQUARE = shapely.box(14.0, 45.0, 15.0, 46.0)
@@ -203,3 +204,15 @@ def test_footprints_across_the_antimeridian(tmp_path):
     (source,) = expand_sources([path], "eo")
     halves = shapely.union_all([shapely.box(179, 10, 180, 11), shapely.box(-180, 10, -179, 11)])
     assert source.footprint.symmetric_difference(halves).area < 1e-9
+
+
+def test_what_is_recorded_of_signed_urls_holds_no_secret():
+    signed = "https://store.example/a_vv.tif?sv=2024&sig=SECRET"
+    assert shown_source(signed) == "https://store.example/a_vv.tif"
+    both = f"VV={signed},VH={signed.replace('vv', 'vh')}"
+    assert shown_source(both) == "VV=https://store.example/a_vv.tif,VH=https://store.example/a_vh.tif"
+    common = dict.fromkeys(("quantity", "calibration", "sar_datetime", "eo_datetime"))
+    common |= {"polarisations": ["VV", "VH"], "scaling": [1.0, 2.0]}
+    tags = tags_of(common | {"sar_href": shown_source(both), "eo_href": "/data/eo.tif"})
+    assert tags["SAR_SOURCE"] == "VV=a_vv.tif,VH=a_vh.tif"
+    assert tags["EO_SOURCE"] == "eo.tif"

@@ -8,6 +8,7 @@ from sar2eo.errors import (
     GeoreferenceError,
     PolarisationError,
     RadiometryError,
+    Sar2eoWarning,
     SceneError,
     SettingsError,
 )
@@ -168,6 +169,23 @@ def test_four_byte_bands_are_polarisations_where_they_are_named(tmp_path):
     np.testing.assert_array_equal(open_scene(named).values, values)
 
 
+def test_described_bands_beside_polarisations_are_left_out(tmp_path):
+    values = speckle((3, 9, 9), scale=30)
+    path = write_raster(
+        tmp_path / "a.tif", values, names=("VV", "VH", "angle"), tags={"QUANTITY": "amplitude"}
+    )
+    for given in (None, "VV,VH"):
+        scene = open_scene(path, polarisations=given, quantity="amplitude")
+        assert scene.attrs["polarisations"] == ("VV", "VH")
+        np.testing.assert_array_equal(scene.values, values[:2])
+    assert open_scene(path, polarisations="VH", quantity="amplitude").shape[0] == 1
+    # Where the others say nothing, or one is a ratio of both, which is which stays a question.
+    for names in (("VV", "VH", None), ("VV", "VH", "VV/VH")):
+        write_raster(path, values, names=names)
+        with pytest.raises(PolarisationError):
+            open_scene(path, quantity="amplitude")
+
+
 # One file per polarisation -----------------------------------------------------------------------
 
 
@@ -210,6 +228,19 @@ def test_files_of_different_quantities_are_refused(tmp_path):
     vh = write_raster(tmp_path / "vh_db.tif", decibels((20, 30)))
     with pytest.raises(SceneError, match="different quantities"):
         open_scene({"VV": vv, "VH": vh})
+
+
+def test_files_of_different_calibrations_are_refused_of_different_days_warned_of(tmp_path):
+    def written(name, **tags):
+        return write_raster(tmp_path / name, speckle((20, 30), dtype="uint16", scale=90), tags=tags)
+
+    with pytest.raises(SceneError, match="sigma0 and gamma0"):
+        open_scene({"VV": written("sigma0_vv.tif"), "VH": written("gamma0_vh.tif")})
+    first = written("vv.tif", TIFFTAG_DATETIME="2020:01:01 01:02:03")
+    with pytest.warns(Sar2eoWarning, match="another acquisition"):
+        scene = open_scene({"VV": first, "VH": written("vh.tif", TIFFTAG_DATETIME="2021:07:01 01:02:03")})
+    assert scene.attrs["datetime"].startswith("2020-01-01")
+    open_scene({"VV": first, "VH": written("vh.tif", TIFFTAG_DATETIME="2020:01:01 01:02:28")})
 
 
 # Quantity and metadata ---------------------------------------------------------------------------

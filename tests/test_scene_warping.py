@@ -346,6 +346,12 @@ def test_too_few_control_points(tmp_path):
     write_raster(path, speckle((30, 40)), crs=None, transform=None, gcps=control[:3])
     with pytest.raises(GeoreferenceError, match="at least 4"):
         open_scene(path)
+    # Without its fourth point such an image cannot be placed, so what the rest say of it is not known.
+    bent = [(0.0, float(i), 12 + i / 1e4, 45.0) for i in (0, 20, 40)] + [(30.0, 0.0, 12.0, 44.997)]
+    write_raster(path, speckle((30, 40)), crs=None, transform=None, gcps=bent)
+    with pytest.warns(GeolocationWarning, match="4 ground control points"):
+        scene = open_scene(path)
+    assert np.isfinite(scene.values).mean() > 0.5
     line = [(float(i), float(i), 12 + i / 1e4, 45 + i / 1e4) for i in range(12)]
     write_raster(path, speckle((30, 40)), crs=None, transform=None, gcps=line)
     with pytest.raises(GeoreferenceError, match="one line"):
@@ -376,3 +382,14 @@ def test_the_spline_is_the_thin_plate_spline(seed, count):
     np.testing.assert_allclose(spline(at), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(spline(points), values, atol=1e-6)
     assert np.concatenate([spline(at[:7]), spline(at[7:])]).tobytes() == spline(at).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("pixel", "factor"), [(10.0, 2), (10.13, 2), (9.99, 2), (11.0, 1), (6.7, 3), (7.5, 2)]
+)
+def test_what_is_averaged_does_not_hang_on_a_hair(tmp_path, pixel, factor):
+    """A scene of "10 m" measures 10.07 m here and 10.13 m there: at 20 m all of its looks are wanted."""
+    transform = Affine(pixel, 0, 500_000, 0, -pixel, 5_000_000)
+    path = write_raster(tmp_path / "vv.tif", speckle((300, 300)), transform=transform)
+    reader, _ = reader_of(open_scene(path, crs="EPSG:32634", resolution=20))
+    assert reader.factors == (factor, factor)

@@ -44,10 +44,7 @@ def simulate_files(recipe: SimulateRecipe, *, dry_run: bool) -> None:
     OutputError
         If the folder holds files of other settings.
     """
-    import rasterio
-
-    from sar2eo.errors import OutputError
-    from sar2eo.simulation import SETTINGS_TAG, SimulationSettings, settings_tag, simulate_pair, write_pair
+    from sar2eo.simulation import SimulationSettings, make_folder, simulate_pair, simulated_before, write_pair
 
     settings = SimulationSettings(
         size=recipe.size,
@@ -56,15 +53,11 @@ def simulate_files(recipe: SimulateRecipe, *, dry_run: bool) -> None:
         shift=recipe.shift,
         discrepancies=recipe.discrepancies,
     )
-    truth = Path(recipe.out) / "truth.tif"
-    if truth.exists():  # the last of the three to be written
-        with rasterio.open(truth) as dataset:
-            found = dataset.tags().get(SETTINGS_TAG)
-        if found != settings_tag(settings):
-            raise OutputError(f"{recipe.out} holds another simulated pair ({found}): choose another folder")
+    if simulated_before(settings, Path(recipe.out)):
         click.echo(f"{recipe.out}: simulated before, kept")
     elif dry_run:
         click.echo(f"{recipe.out}: a pair of {recipe.size} x {recipe.size} pixels, seed {recipe.seed}")
     else:
+        make_folder(Path(recipe.out))
         for path in write_pair(simulate_pair(settings), Path(recipe.out)).values():
             click.echo(path)

@@ -16,6 +16,7 @@ __all__ = [
     "choose_rgb",
     "cloud_rule",
     "colour_of",
+    "telling",
 ]
 
 COLOURS = ("red", "green", "blue")
@@ -133,13 +134,14 @@ def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | 
     Returns
     -------
     tuple of int or None
-        Indexes from 1, by the bands' roles, names, or wavelengths; of bands that say nothing, by their
+        Indexes from 1, by the bands' names, wavelengths, or roles; of bands that say nothing, by their
         number: three of bytes are red, green and blue, and 12 or 13 of uint16 are those of Sentinel-2.
     """
     ways: list[dict[str, int]] = [
-        _first((band.role, band.index) for band in bands if band.role in COLOURS),
         _first((c, band.index) for band in bands for text in band.texts if (c := colour_of(text))),
         _by_wavelength(bands),
+        # At last, for GDAL gives three or four bands of bytes these roles whatever they are.
+        _first((band.role, band.index) for band in bands if band.role in COLOURS),
     ]
     for found in ways:
         if len(found) == len(COLOURS):
@@ -155,7 +157,12 @@ def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | 
 def choose_cloud(bands: Iterable[BandText]) -> tuple[int, CloudRule] | None:
     """Find the band that tells clouds, and how; the most telling where there are several."""
     found = [(band.index, rule) for band in bands for text in band.texts if (rule := cloud_rule(text))]
-    return min(found, key=lambda each: list(_RULES.values()).index(each[1])) if found else None
+    return min(found, key=lambda each: telling(each[1])) if found else None
+
+
+def telling(rule: CloudRule) -> int:
+    """Rank a rule among others: the most telling is least."""
+    return list(_RULES.values()).index(rule)
 
 
 def cloud_rule(name: str) -> CloudRule | None:

@@ -31,6 +31,8 @@ from sar2eo.pairs.running import Runner
 from sar2eo.pairs.splits import SPLITS, assign
 from sar2eo.pairs.work import PartStore, Work, check_target, finished_record
 from sar2eo.recipe import PairsSettings, SceneSettings
+from sar2eo.scene import shown_source
+from sar2eo.scene.handles import shown
 
 __all__ = ["build", "plan"]
 
@@ -54,8 +56,8 @@ def plan(
     found = meetings(scenes, footprints, settings)
     table = gpd.GeoDataFrame(
         {
-            "sar_href": [scenes.sar[each.sar].href for each in found],
-            "eo_href": [scenes.eo[each.eo].href for each in found],
+            "sar_href": [shown_source(scenes.sar[each.sar].href) for each in found],
+            "eo_href": [shown(scenes.eo[each.eo].href) for each in found],
             "day_gap": np.array([each.day_gap for each in found], dtype=np.float64),
             "cells": [len(each.cells) for each in found],
         },
@@ -193,8 +195,8 @@ class _Build:
         chips = Counter(row["pair"] for row in kept)
         pairs = [
             {
-                "sar": self.scenes.sar[each.sar].href,
-                "eo": self.scenes.eo[each.eo].href,
+                "sar": shown_source(self.scenes.sar[each.sar].href),
+                "eo": shown(self.scenes.eo[each.eo].href),
                 "day_gap": each.day_gap,
                 "cells": len(each.cells),
                 "chips": chips[each.label],

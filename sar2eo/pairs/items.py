@@ -13,14 +13,17 @@ from typing import Any
 import pystac
 
 from sar2eo.errors import SettingsError
-from sar2eo.pairs.bands import COLOURS, CloudRule, cloud_rule, colour_of
+from sar2eo.pairs.bands import COLOURS, CloudRule, cloud_rule, colour_of, telling
 from sar2eo.scene.metadata import Facts, iso_datetime, polarisation_words
+from sar2eo.scene.stac import local_path
 
 __all__ = ["BandAsset", "CloudAsset", "EoAssets", "eo_assets", "item_facts", "sentinel2_platform"]
 
 _PICTURES = ("visual", "rgb", "tci", "true_color", "true-color", "true_colour")
 _NOT_PIXELS = {"metadata", "thumbnail", "overview"}
 _MEDIA = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "application/x-hdf5")
+_MASK = CloudRule("nonzero")
+_PROBABILITY = re.compile(r"(?<![a-z])cld(?![a-z])", re.I)
 _SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
 
 
@@ -86,7 +89,7 @@ def eo_assets(item: pystac.Item) -> EoAssets | None:
     rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset)}
     cloud = _cloud(rasters)
     for key, asset in rasters.items():
-        if key.lower().removesuffix("-jp2") in _PICTURES or "visual" in (asset.roles or ()):
+        if _plain(key) in _PICTURES or "visual" in (asset.roles or ()):
             said = _listed(asset)
             return EoAssets(_href(asset), (), cloud, _numbers(said[0]).get("nodata") if said else None)
     found: dict[str, BandAsset] = {}
@@ -96,7 +99,7 @@ def eo_assets(item: pystac.Item) -> EoAssets | None:
     if len(found) == len(COLOURS):
         return EoAssets(None, tuple(found[colour] for colour in COLOURS), cloud)
     is_sar = any(name.startswith("sar:") for name in item.properties) or any(map(polarisation_words, rasters))
-    rest = [asset for key, asset in rasters.items() if cloud_rule(key) is None]
+    rest = [asset for key, asset in rasters.items() if cloud_rule(_plain(key)) is None]
     return EoAssets(_href(rest[0]), (), cloud) if len(rest) == 1 and not is_sar else None
 
 
@@ -124,11 +127,26 @@ def _is_raster(asset: pystac.Asset) -> bool:
 
 
 def _cloud(rasters: dict[str, pystac.Asset]) -> CloudAsset | None:
-    for key, asset in rasters.items():
-        rule = cloud_rule(key.removesuffix("-jp2"))
-        if rule is not None and key.lower() != "mask":
-            return CloudAsset(_href(asset), rule, key)
-    return None
+    found = [
+        CloudAsset(_href(asset), rule, key)
+        for key, asset in rasters.items()
+        if (rule := _rule_of(key, asset)) is not None and _plain(key) != "mask"
+    ]
+    return min(found, key=lambda each: telling(each.rule), default=None)
+
+
+def _rule_of(key: str, asset: pystac.Asset) -> CloudRule | None:
+    """Return how an asset tells clouds; one called "cloud" may hold a mask, or probabilities in percent."""
+    rule = cloud_rule(_plain(key))
+    said = f"{asset.title or ''} {asset.description or ''}".lower()
+    if rule == _MASK and ("probabilit" in said or _PROBABILITY.search(asset.href)):
+        return cloud_rule("cloud_probability")
+    return rule
+
+
+def _plain(key: str) -> str:
+    """Return an asset's name without what only some catalogues add: ``B04-jp2``, ``SCL_20m``."""
+    return re.sub(r"(-jp2|_\d+m)$", "", key.lower())
 
 
 def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
@@ -171,4 +189,4 @@ def _numbers(said: dict[str, Any]) -> dict[str, float]:
 
 
 def _href(asset: pystac.Asset) -> str:
-    return str(asset.get_absolute_href() or asset.href).removeprefix("file://")
+    return local_path(str(asset.get_absolute_href() or asset.href))

@@ -184,7 +184,8 @@ def open_eo(source: Source | str | Path, *, eo_range: tuple[float, float]) -> Eo
         and blue are known by their roles, names or wavelengths; see `sar2eo.pairs.bands.choose_rgb`.
     eo_range : tuple of float
         Reflectance that becomes 0 and 255: times 10000 where the scene declares a scale (so it is 0, 3000
-        for every Sentinel-2, whatever its offset), else in its own numbers. Bytes stay as they are.
+        for every Sentinel-2, whatever its offset), else in its own numbers. Bytes stay as they are,
+        whatever scale is declared.
 
     Raises
     ------
@@ -197,9 +198,10 @@ def open_eo(source: Source | str | Path, *, eo_range: tuple[float, float]) -> Eo
     path = given.href
     parts = choose_parts(path)
     kind: Kind = "rgb" if parts.dtype == "uint8" else "reflectance"
-    bands = parts.bands
     if kind == "reflectance":
-        bands = tuple(_as_reflectance(band, parts.coding, parts.dtype) for band in bands)
+        bands = tuple(_as_reflectance(band, parts.coding, parts.dtype) for band in parts.bands)
+    else:
+        bands = tuple(replace(band, scale=1.0, offset=0.0) for band in parts.bands)
     raster = parts.first
     reader = RasterReader(bands, COLOURS, raster.grid, raster.block_shape, raster.files)
     time = given.datetime or parts.facts.datetime

@@ -14,6 +14,8 @@ from sar2eo.pairs.footprints import SceneFootprint
 from sar2eo.pairs.index import Row
 from sar2eo.pairs.planning import Meeting, Scenes
 from sar2eo.pairs.sources import Source
+from sar2eo.scene import parse_source, shown_source
+from sar2eo.scene.handles import shown
 from sar2eo.scene.metadata import iso_datetime
 
 __all__ = ["common_columns", "passes", "tags_of", "without_duplicates"]
@@ -35,8 +37,8 @@ def common_columns(
     return {
         "pair": each.label,
         "scenes": [each.sar, each.eo],
-        "sar_href": sar.href,
-        "eo_href": eo.href,
+        "sar_href": shown_source(sar.href),
+        "eo_href": shown(eo.href),
         "sar_datetime": source.datetime,
         "eo_datetime": optical.datetime,
         "day_gap": each.day_gap,
@@ -56,13 +58,20 @@ def tags_of(common: Mapping[str, Any]) -> dict[str, str]:
         "CALIBRATION": common["calibration"],
         "POLARIZATION": " ".join(common["polarisations"]),
         "SCALING_P99": ",".join(f"{value:.9g}" for value in common["scaling"]),
-        "SAR_SOURCE": Path(common["sar_href"]).name,
+        "SAR_SOURCE": _file_names(common["sar_href"]),
         "EO_SOURCE": Path(common["eo_href"]).name,
         "SAR_DATETIME": common["sar_datetime"],
         "EO_DATETIME": common["eo_datetime"],
         "TIFFTAG_SOFTWARE": f"sar2eo {__version__}",
     }
     return {name: value for name, value in tags.items() if value is not None}
+
+
+def _file_names(href: str) -> str:
+    parsed = parse_source(href)
+    if isinstance(parsed, str):
+        return Path(parsed).name
+    return ",".join(f"{polarisation}={Path(file).name}" for polarisation, file in parsed.items())
 
 
 def without_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprints) -> tuple[list[Row], int]:

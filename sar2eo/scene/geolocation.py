@@ -128,7 +128,7 @@ class ControlMapping:
         return digest([self.control.crs, self.control.points, self.crs])
 
 
-def held_out_rmse_m(control: GroundControl) -> float:
+def held_out_rmse_m(control: GroundControl) -> float | None:
     """Measure how well a spline places points it has not seen.
 
     A spline passes through its own points, so each tenth of them is left out of a fit in turn and
@@ -141,8 +141,9 @@ def held_out_rmse_m(control: GroundControl) -> float:
 
     Returns
     -------
-    float
-        Root of the mean square distance on the ground, in metres.
+    float or None
+        Root of the mean square distance on the ground, in metres; None where the others never do without
+        what is left out, such as four points of which three lie on one line.
     """
     crs = local_crs(*control_centre(control))
     pixels, ground = _control_arrays(control, crs)
@@ -150,13 +151,17 @@ def held_out_rmse_m(control: GroundControl) -> float:
     pixels, ground = pixels[::step], ground[::step]
     order = np.random.Generator(np.random.Philox(2025)).permutation(len(pixels))
     folds = min(_FOLDS, len(pixels))
-    squared = 0.0
+    squared, placed = 0.0, 0
     for fold in range(folds):
         held = order[fold::folds]
         kept = np.setdiff1d(order, held)
-        placed = ThinPlateSpline.fit(pixels[kept], ground[kept])(pixels[held])
-        squared += float(((placed - ground[held]) ** 2).sum())
-    return float(np.sqrt(squared / len(pixels)))
+        try:
+            spline = ThinPlateSpline.fit(pixels[kept], ground[kept])
+        except GeoreferenceError:
+            continue
+        squared += float(((spline(pixels[held]) - ground[held]) ** 2).sum())
+        placed += len(held)
+    return float(np.sqrt(squared / placed)) if placed else None
 
 
 def control_centre(control: GroundControl) -> tuple[float, float]:

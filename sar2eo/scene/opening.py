@@ -15,6 +15,7 @@ import xarray as xr
 
 from sar2eo.errors import GeolocationWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES
+from sar2eo.scene.companions import check_companions
 from sar2eo.scene.handles import gdal_path, shown
 from sar2eo.scene.lazy import lazy_scene
 from sar2eo.scene.metadata import Facts, iso_datetime
@@ -27,7 +28,7 @@ from sar2eo.scene.reader import SceneReader
 from sar2eo.scene.sentinel1 import is_safe, open_safe
 from sar2eo.scene.stac import is_stac, open_item, select_assets
 
-__all__ = ["Source", "open_scene", "parse_source"]
+__all__ = ["Source", "open_scene", "parse_source", "shown_source"]
 
 Source = str | Path | MappingABC[str, str | Path]
 """A path, a URL, ``VV=a.tif,VH=b.tif``, or a mapping of polarisations to files."""
@@ -136,6 +137,22 @@ def open_scene(
     return lazy_scene(placed.reader, _attributes(facts, placed, opened.label))
 
 
+def shown_source(source: str) -> str:
+    """Name a scene to people, as `open_scene` takes it, without the queries of signed URLs: secrets.
+
+    Parameters
+    ----------
+    source : str
+    """
+    try:
+        parsed = parse_source(source)
+    except SceneError:
+        return source
+    if isinstance(parsed, str):
+        return shown(parsed)
+    return ",".join(f"{polarisation}={shown(str(file))}" for polarisation, file in parsed.items())
+
+
 def parse_source(source: Source) -> str | dict[str, str]:
     """Read ``VV=a.tif,VH=b.tif`` as a dict by polarisation, and leave a path or URL as it is.
 
@@ -230,12 +247,7 @@ def _from_rasters(parts: list[tuple[Raster, Any, tuple[str, ...]]], label: str) 
     first = parts[0][0]
     facts = first.facts
     for raster, _, _ in parts[1:]:
-        _check_same_place(first, raster)
-        if (raster.kind, raster.facts.quantity) != (first.kind, first.facts.quantity):
-            raise SceneError(
-                f"{first.path} and {raster.path} hold different quantities "
-                f"({first.facts.quantity or first.kind}, {raster.facts.quantity or raster.kind})"
-            )
+        check_companions(first, raster)
         facts = facts.over(raster.facts)
     reader = RasterReader(
         bands=tuple(band for _, bands, _ in parts for band in bands),
@@ -287,19 +299,6 @@ def _warn_of(placed: Placement, label: str) -> None:
     else:
         return
     warnings.warn(text, GeolocationWarning, stacklevel=3)
-
-
-def _check_same_place(first: Raster, other: Raster) -> None:
-    a, b = first.grid, other.grid
-    drift = max(abs(p - q) for p, q in zip(a.transform, b.transform, strict=True))
-    pixel = max(abs(a.transform[0]), abs(a.transform[1]))
-    same_points = first.ground_control == other.ground_control
-    if a.crs != b.crs or a.shape != b.shape or drift > 1e-3 * pixel or not same_points:
-        raise SceneError(
-            f"{first.path} and {other.path} are not on one grid ({a.crs}, {a.shape}, corner "
-            f"{a.transform[2]:.10g} {a.transform[5]:.10g}; {b.crs}, {b.shape}, corner "
-            f"{b.transform[2]:.10g} {b.transform[5]:.10g}): resample one of them first"
-        )
 
 
 def _check_local(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +15,7 @@ from sar2eo.grid import Grid
 from sar2eo.scene.blocks import Planes, read_blocks
 from sar2eo.scene.handles import gdal_path, is_remote, opened, read_from, shown
 from sar2eo.scene.identity import digest, file_identity, files_identity
-from sar2eo.scene.metadata import Facts, polarisation_names, read_facts
+from sar2eo.scene.metadata import Facts, polarisation_names, polarisation_words, read_facts
 from sar2eo.scene.plausibility import check_size
 from sar2eo.scene.reader import FloatArray, SceneReader
 from sar2eo.windows import Window
@@ -242,11 +243,27 @@ def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ..
         return polarisation_names(descriptions, [dataset.tags(i) for i in indexes], dataset.tags(), file_name)
 
     everything = list(dataset.indexes)
-    opaque = [i for i in everything if dataset.colorinterp[i - 1].name != "alpha"]
+    opaque = [i for i in everything if not _is_alpha(dataset, i)]
     names, by_band = named(everything)
     if given == len(everything) or by_band or not opaque:
         return names, by_band, everything
-    return (*named(opaque), opaque)
+    telling = _polarised(dataset, opaque)
+    return (*named(telling), telling)
+
+
+def _polarised(dataset: Any, indexes: list[int]) -> list[int]:
+    """Leave out described bands that are no polarisation, beside some that are: VV, VH, angle."""
+    words = {i: polarisation_words(dataset.descriptions[i - 1] or "") for i in indexes}
+    found = [i for i in indexes if len(words[i]) == 1]
+    others = [i for i in indexes if not words[i]]
+    distinct = len({words[i][0] for i in found}) == len(found) == len(indexes) - len(others)
+    return found if found and distinct and all(dataset.descriptions[i - 1] for i in others) else indexes
+
+
+def _is_alpha(dataset: Any, index: int) -> bool:
+    """Tell whether a band is opacity: GDAL says so of the fourth of four byte bands, but a name may not."""
+    said = re.findall(r"[a-z]+", (dataset.descriptions[index - 1] or "").lower())
+    return dataset.colorinterp[index - 1].name == "alpha" and (not said or bool({"alpha", "mask"} & {*said}))
 
 
 def _band(dataset: Any, path: str, stamp: str, index: int, indexes: list[int], nodata: float | None) -> Band:

@@ -20,7 +20,7 @@ from sar2eo import objects, web
 from sar2eo.errors import PolarisationError, SceneError, one_line
 from sar2eo.scene.metadata import Facts, known_datetime, polarisation_words
 
-__all__ = ["ItemAssets", "is_stac", "open_item", "read_item", "select_assets"]
+__all__ = ["ItemAssets", "is_stac", "local_path", "open_item", "read_item", "select_assets"]
 
 # What a catalogue's reader raises where a field holds another type than it should.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
@@ -132,7 +132,7 @@ def _assets(item: pystac.Item, source: str) -> ItemAssets:
     for key, asset in item.assets.items():
         names = _names(key, asset, item)
         if names and not any(set(names) & set(known) for known in files):
-            files[names] = _local(asset.get_absolute_href() or asset.href)
+            files[names] = local_path(asset.get_absolute_href() or asset.href)
             used.append(asset)
     if not files:
         raise SceneError(
@@ -195,7 +195,7 @@ def _raster_bands(asset: pystac.Asset) -> list[dict[str, Any]]:
     return [band for band in found if isinstance(band, dict)]
 
 
-def _local(href: str) -> str:
+def local_path(href: str) -> str:
     """Return the path that an href means, which is a URI: blanks may be written as ``%20``."""
     path = href.removeprefix("file://") if href.startswith("file://") else href
     plain = unquote(path)

@@ -5,7 +5,14 @@ the SAR is shifted against the EO are all known. The pictures resemble Sentinel-
 they are simple models of what a sensor sees, not radiative transfer.
 """
 
-from sar2eo.simulation.files import SETTINGS_TAG, settings_tag, write_pair, write_scene
+from sar2eo.simulation.files import (
+    SETTINGS_TAG,
+    make_folder,
+    settings_tag,
+    simulated_before,
+    write_pair,
+    write_scene,
+)
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene, simulate_pair, simulate_scene
@@ -19,9 +26,11 @@ __all__ = [
     "SimulatedPair",
     "SimulatedScene",
     "SimulationSettings",
+    "make_folder",
     "settings_tag",
     "simulate_pair",
     "simulate_scene",
+    "simulated_before",
     "write_pair",
     "write_scene",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene
 from sar2eo.simulation.settings import SimulationSettings
 
-__all__ = ["SETTINGS_TAG", "settings_tag", "write_pair", "write_scene"]
+__all__ = ["SETTINGS_TAG", "make_folder", "settings_tag", "simulated_before", "write_pair", "write_scene"]
 
 SETTINGS_TAG = "SIMULATION"
 """Tag that holds the settings, as `settings_tag` writes them."""
@@ -57,12 +58,38 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
     OutputError
         If the folder cannot be written.
     """
-    _make_folder(folder)
-    paths = {name: folder / f"{name}.tif" for name in ("sar", "eo", "truth")}
+    make_folder(folder)
+    paths = _paths(folder)
     write_scene(pair, paths["sar"])
     _write_eo(pair, paths["eo"])
     _write_truth(pair, paths["truth"])
     return paths
+
+
+def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
+    """Tell whether a folder holds the whole of what `write_pair` would write there.
+
+    Raises
+    ------
+    OutputError
+        If one of the files is there and is another's.
+    """
+    there = [path for path in _paths(folder).values() if path.exists()]
+    for path in there:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                with rasterio.open(path) as dataset:
+                    found = dataset.tags().get(SETTINGS_TAG, "not simulated")
+        except rasterio.errors.RasterioError:
+            found = "no raster"
+        if found != settings_tag(settings):
+            raise OutputError(f"{path} is there, and is another file ({found}): choose another folder")
+    return len(there) == len(_paths(folder))
+
+
+def _paths(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{name}.tif" for name in ("sar", "eo", "truth")}
 
 
 def settings_tag(settings: SimulationSettings) -> str:
@@ -72,7 +99,7 @@ def settings_tag(settings: SimulationSettings) -> str:
 
 def write_scene(scene: SimulatedScene, path: Path) -> Path:
     """Write only the SAR scene, as `write_pair` does, and return its path."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     names = scene.settings.polarisations
     tags = {
         "TIFFTAG_DATETIME": SAR_TIME,
@@ -124,7 +151,14 @@ def _identity(scene: SimulatedScene) -> str:
     return f"SEED{scene.settings.seed:06d}"
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder, if need be.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
