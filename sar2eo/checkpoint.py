@@ -155,7 +155,10 @@ def write_pipeline(
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
     write_json(folder / MODEL_INDEX, index)
     (folder / SCHEDULER_CONFIG).parent.mkdir()
-    write_json(folder / SCHEDULER_CONFIG, {"_class_name": "DDIMScheduler", **scheduler})
+    config = {"_class_name": "DDIMScheduler", **scheduler}
+    if "_use_default_values" in config:  # which diffusers lists in the order of a set, another one each time
+        config["_use_default_values"] = sorted(config["_use_default_values"])
+    write_json(folder / SCHEDULER_CONFIG, config)
 
 
 def write_part(module: Any, folder: Path, **changes: Any) -> None:

@@ -17,9 +17,10 @@ from sar2eo.card import Card
 from sar2eo.datasets import Augmentation, Order, batches, collate, open_dataset
 from sar2eo.datasets.augmentation import orient
 from sar2eo.datasets.pairs import _Held
-from sar2eo.errors import PairsError, SettingsError
+from sar2eo.errors import PairsError, SettingsError, TrainingWarning
 from sar2eo.recipe import DataSettings, TrainSettings
 from sar2eo.training.feeding import training_batches
+from sar2eo.training.preparing import open_held_out
 
 
 def opened(folder, split="train", **augmentation):
@@ -326,9 +327,23 @@ def test_strangers_are_of_other_places_from_half_of_the_pairs_further_on(tmp_pat
     assert pairs.places == ("a", "b", "c", "a", "b", "b")
     assert pairs.strangers(0) == [4, 5, 1, 2]
     assert pairs.strangers(2) == [5, 0, 1, 3, 4]
+    assert pairs.has_strangers
     table["block"] = "a"
     table.to_parquet(index)
     assert opened(tmp_path).strangers(1) == [4, 5, 0, 2, 3]
+    # Of one block, the same ground on another date is no stranger, in whatever CRS.
+    place = list(table["transform"].iloc[1])
+    table["transform"] = [place if i in (1, 4) else list(value) for i, value in enumerate(table["transform"])]
+    half = [*place[:2], place[2] + 10 * 40, *place[3:]]
+    table["transform"] = [half if i == 5 else list(value) for i, value in enumerate(table["transform"])]
+    table.to_parquet(index)
+    pairs = opened(tmp_path)
+    assert pairs.strangers(1) == [0, 2, 3]
+    assert pairs.share_ground(1, 5)
+    assert pairs.has_strangers
+    table["transform"] = [place] * 6
+    table.to_parquet(index)
+    assert not opened(tmp_path).has_strangers
 
 
 def test_a_model_sees_its_own_channels(tmp_path):
@@ -337,3 +352,16 @@ def test_a_model_sees_its_own_channels(tmp_path):
     seen = plain.seen_by(Card(name="of VH", polarisations=("VH",)))[1]["sar"]
     assert all(torch.equal(channel, cross) for channel in seen)
     assert torch.equal(plain.seen_by(Card(name="of HH", polarisations=("HH",)))[1]["sar"], plain[1]["sar"])
+
+
+def test_validation_pairs_are_seen_as_the_training_pairs_are(tmp_path):
+    both = built_pairs(tmp_path / "both", polarisations=("VH", "VV"), holes=False)
+    one = opened(built_pairs(tmp_path / "one", polarisations=("VV",), holes=False))
+    held_out = open_held_out(DataSettings(pairs=str(both)), Augmentation(centre=True), one)
+    assert held_out.channels == one.channels == (("VV",),) * 3
+    np.testing.assert_array_equal(held_out[0]["sar"][0], held_out[0]["sar"][2])
+    two = opened(both)
+    with pytest.warns(TrainingWarning, match="its pairs have VV, training has VH, VV"):
+        assert (
+            open_held_out(DataSettings(pairs=str(tmp_path / "one")), Augmentation(centre=True), two) is None
+        )

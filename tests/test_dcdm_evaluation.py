@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from dataset_fixtures import built_pairs
 from dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
-from sar2eo.errors import CheckpointError, OutputError, SettingsError
+from sar2eo.errors import CheckpointError, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.matches import _noisy, bootstrap_ratio, evaluate_matcher, figures
 from sar2eo.matching.dcdm.examining import Images
 from sar2eo.matching.dcdm.planting import Planted
@@ -87,6 +88,40 @@ def test_the_report_has_every_method_on_the_same_templates(tmp_path: Path) -> No
         evaluate_matcher(model, pairs, tmp_path / "out", settings)
 
 
+def test_templates_are_as_large_as_in_training_and_scenes_keep_apart(tmp_path: Path) -> None:
+    pairs = built_pairs(tmp_path / "pairs", counts={"test": 3}, size=64)
+    index = pairs / "pairs.parquet"
+    table = geopandas.read_parquet(index)
+    table["sar_href"] = [f"{name}/sar.tif" for name in "aab"]
+    table.to_parquet(index)
+    model = untrained_matcher(
+        tmp_path / "model", threshold=0.0, polarisations=("VV",), search_px=48, template_px=32
+    )
+    settings = MatchEvaluationSettings(against=("ncc",), resamples=5, threads=1)
+    found = evaluate_matcher(model, pairs, tmp_path / "out", settings)
+    assert (found["data"]["search_px"], found["data"]["template_px"]) == (48, 32)
+    assert all(v["rmse_all"] <= math.hypot(16, 16) for v in found["methods"].values())
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert told.count("| a/sar.tif: ") == told.count("| b/sar.tif: ") == 2
+    odd = untrained_matcher(
+        tmp_path / "odd", threshold=0.0, polarisations=("VV",), search_px=64, template_px=24
+    )
+    with pytest.raises(SettingsError, match="multiples of 16"):
+        evaluate_matcher(odd, pairs, tmp_path / "other", settings)
+
+
+def test_pairs_of_one_place_have_no_strangers(tmp_path: Path) -> None:
+    pairs = built_pairs(tmp_path / "pairs", counts={"test": 3}, size=64)
+    index = pairs / "pairs.parquet"
+    table = geopandas.read_parquet(index)
+    table["block"] = "a"
+    table["transform"] = [list(table["transform"].iloc[0])] * 3
+    table.to_parquet(index)
+    model = untrained_matcher(tmp_path / "model", threshold=0.0, polarisations=("VV",))
+    with pytest.raises(PairsError, match="3 pairs of one place"):
+        evaluate_matcher(model, pairs, tmp_path / "out", MatchEvaluationSettings(threads=1))
+
+
 def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
     pairs = built_pairs(tmp_path / "pairs", counts={"test": 2}, size=64)
     model = untrained_matcher(tmp_path / "model", polarisations=("VV",))
@@ -97,6 +132,8 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
         evaluate_matcher(calibrated, pairs, tmp_path / "out", MatchEvaluationSettings(search=128))
     with pytest.raises(SettingsError, match="multiple of 64"):
         MatchEvaluationSettings(search=100)
+    with pytest.raises(SettingsError, match="begin with 0"):
+        MatchEvaluationSettings(noise=(1.0, 5.0))
     done = CliRunner().invoke(
         cli, ["evaluate-matcher", "--model", "m", "--pairs", "p", "--out", "o", "--noise", "0,5", "--dry-run"]
     )

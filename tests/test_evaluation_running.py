@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from dataset_fixtures import built_pairs
 from evaluation_fixtures import simulated_pairs
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -19,7 +20,7 @@ from sar2eo.cli import cli
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.probing import Probe
-from sar2eo.evaluation.requests import seen_by
+from sar2eo.evaluation.requests import prepare, seen_by
 from sar2eo.evaluation.running import plan_evaluation
 from sar2eo.evaluation.sampling import ModelImages
 from sar2eo.models import Translation, resolve_model
@@ -210,6 +211,34 @@ def test_pairs_of_another_kind_than_the_models_are_told(pairs: Path) -> None:
         EvaluationWarning, match=r"polarisations .* for HV; pixels of .* for 0\.5 m; scaling p99"
     ):
         seen_by(other, dataset)
+
+
+def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> None:
+    pairs = built_pairs(tmp_path / "pairs", polarisations=("VH", "VV"), counts={"test": 3}, holes=False)
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    card = json.loads((other / "sar2eo.json").read_text())
+    card |= {"polarisations": ["VH"], "channels": [["VH"]] * 3}
+    (other / "sar2eo.json").write_text(json.dumps(card))
+    request = prepare(
+        checkpoint, pairs, tmp_path / "out", EvaluateSettings(against=(str(other),)), overwrite=False
+    )
+    assert request.seen["model"].channels == Card.read(checkpoint).channels == (("VV",),) * 3
+    assert request.seen[str(other)].channels == (("VH",),) * 3
+    quick = {**QUICK, "against": (str(other),)}
+    both = sar2eo.evaluate(checkpoint, pairs, tmp_path / "both", **quick)
+    alone = sar2eo.evaluate(other, pairs, tmp_path / "alone", **{**quick, "against": ()})
+    assert both["methods"][str(other)]["psnr"] == pytest.approx(alone["methods"]["model"]["psnr"], abs=1e-6)
+    assert both["methods"]["model"]["psnr"] != pytest.approx(alone["methods"]["model"]["psnr"], abs=1e-3)
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "report", tmp_path / "file" / "deep" / "er"):
+        with pytest.raises(OutputError, match="no folder that can be written"):
+            plan_evaluation("identity", pairs, out)
+    plan_evaluation("identity", pairs, tmp_path / "new" / "folders" / "report")
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_invalid_calibrates_nothing(probe: tuple[Probe, ModelImages], pairs: Path) -> None:

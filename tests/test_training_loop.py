@@ -472,3 +472,71 @@ def test_float16_on_a_cpu_is_refused() -> None:
 def test_weights_stay_float32_in_half_precision(tmp_path: Path) -> None:
     go(tmp_path / "run", dtype="bfloat16")
     assert {t.dtype for t in tensors(tmp_path / "run", 6).values()} == {torch.float32, torch.int64}
+
+
+def validated(run: Path) -> list[int]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if line["part"] == "validation"]
+
+
+def test_a_validation_that_a_stop_left_no_time_for_is_made_up_for(tmp_path: Path) -> None:
+    whole, cut = go(tmp_path / "whole"), tmp_path / "cut"
+
+    class Stopped(ToyTask):
+        def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> Any:
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().loss(phase, batch, step, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(cut, task=Stopped())
+    assert (cut / "states" / "step-000002").is_dir()
+    outcome = go(cut)
+    assert validated(cut) == validated(tmp_path / "whole") == [2, 4, 6]
+    assert outcome.metrics == whole.metrics
+    best = [load_file(run / "best" / "line.safetensors") for run in (cut, tmp_path / "whole")]
+    assert_same(*best)
+
+
+def test_steps_are_not_lost_with_a_validation_that_fails(tmp_path: Path) -> None:
+    class Failing(ToyTask):
+        def validate(self, batches: Any) -> dict[str, float]:
+            raise OSError("a chip is missing")
+
+    with pytest.raises(OSError, match="chip"):
+        go(tmp_path / "cut", task=Failing(), validate_every=4, save_every=5)
+    assert (tmp_path / "cut" / "states" / "step-000004").is_dir()
+    outcome = go(tmp_path / "cut", validate_every=4, save_every=5)
+    assert outcome.begun_at == 4
+    assert validated(tmp_path / "cut") == [4, 6]
+    go(tmp_path / "whole", validate_every=4, save_every=5)
+    assert_same(tensors(tmp_path / "cut", 6), tensors(tmp_path / "whole", 6))
+
+
+def test_a_run_whose_adversary_joined_after_a_share_of_its_steps_is_not_extended(tmp_path: Path) -> None:
+    identity = {"settings.decay": "constant", "settings.steps": 100, "settings.adversarial": 0.1}
+    for start, refused in ((0.67, True), (0.0, False), (1.0, False)):
+        begun = {**identity, "settings.adversarial_from": start}
+        folder = RunFolder(tmp_path / f"run-{start}")
+        folder.path.mkdir()
+        folder.begin(begun, {})
+        if refused:
+            with pytest.raises(TrainingError, match="adversary"):
+                folder.check({**begun, "settings.steps": 200})
+        else:
+            folder.check({**begun, "settings.steps": 200})
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / "run" / ".final.new.partial-4711"
+    with pytest.raises(InterruptedError):
+        go(tmp_path / "run", stop_after=1)
+    left.mkdir()
+    (left / "weights").write_bytes(b"gigabytes")
+    go(tmp_path / "run")
+    assert not left.exists()
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(SettingsError, match="threads=-1"):
+        toy_settings(threads=-1)

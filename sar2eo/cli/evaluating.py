@@ -92,6 +92,7 @@ def _summary(out: str, results: Mapping[str, Any]) -> str:
     """Say what came of it: each method's pooled PSNR."""
     pooled = {name: figures["psnr_pooled"] for name, figures in results["methods"].items()}
     found = ", ".join(
-        f"{name} {'without error' if value is None else f'{value:.2f} dB'}" for name, value in pooled.items()
+        f"{name} {'without error, or pixels' if value is None else f'{value:.2f} dB'}"
+        for name, value in pooled.items()
     )
     return f"{out}: {results['data']['pairs']} pairs: {found}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sar2eo.datasets.augmentation import Augmentation
 from sar2eo.datasets.pairs import Pair, PairsDataset
@@ -67,6 +68,7 @@ class BuiltPairs(PairsDataset):
         self.split = split
         table = _read_index(folder, split)
         self.rows = tuple(_row(record) for record in table.to_dict("records"))
+        self._ground = _ground(table)
         shared = [
             name for name in self.rows[0].polarisations if all(name in row.polarisations for row in self.rows)
         ]
@@ -88,6 +90,11 @@ class BuiltPairs(PairsDataset):
     def places(self) -> tuple[str, ...]:
         """The blocks that splits are made of."""
         return tuple(row.block for row in self.rows)
+
+    def share_ground(self, index: int, other: int) -> bool:
+        """Tell whether the chips of two pairs meet, on whatever dates."""
+        (west, south, east, north), (left, bottom, right, top) = self._ground[index], self._ground[other]
+        return bool(west < right and left < east and south < top and bottom < north)
 
     def read(self, index: int) -> Pair:
         """Read a pair of chips; see `PairsDataset.read`."""
@@ -145,6 +152,25 @@ def _read_index(folder: Path, split: str) -> Any:
         counts = ", ".join(f"{count} {name}" for name, count in table["split"].value_counts().items())
         raise PairsError(f"{folder} has no {split} pairs, but {counts or 'none at all'}")
     return chosen.sort_values("id", kind="stable")
+
+
+def _ground(table: Any) -> npt.NDArray[np.float64]:
+    """Return west, south, east and north of every chip, in degrees."""
+    from pyproj import Transformer
+
+    found = np.empty((len(table), 4))
+    transforms = np.array([tuple(map(float, value))[:6] for value in table["transform"]])
+    sizes = table[["height", "width"]].to_numpy(float)
+    for crs in table["crs"].unique():
+        at = (table["crs"] == crs).to_numpy()
+        a, b, c, d, e, f = transforms[at].T
+        rows, cols = sizes[at].T
+        corners = [(0 * rows, 0 * cols), (0 * rows, cols), (rows, 0 * cols), (rows, cols)]
+        x = np.stack([a * col + b * row + c for row, col in corners])
+        y = np.stack([d * col + e * row + f for row, col in corners])
+        lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+        found[at] = np.stack([lon.min(0), lat.min(0), lon.max(0), lat.max(0)], axis=1)
+    return found
 
 
 def _row(record: dict[str, Any]) -> _Row:

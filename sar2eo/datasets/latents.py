@@ -260,7 +260,10 @@ def _claim(folder: Path, facts: dict[str, Any], layout: dict[str, Any]) -> None:
     """Write down whose latents a folder holds, or see that they are the same."""
     there = _read_manifest(folder)
     if there is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PairsError(f"{folder}: cannot make this folder for latents: {error.strerror}") from error
         write_atomically(folder / _MANIFEST, json.dumps({"facts": facts, **layout}).encode())
         return
     other = [name for name in facts if there["facts"].get(name) != facts[name]]
@@ -273,6 +276,8 @@ def _claim(folder: Path, facts: dict[str, Any], layout: dict[str, Any]) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / _MANIFEST
+    if folder.exists() and not folder.is_dir():
+        raise PairsError(f"{folder} is a file, and latents go into a folder: give another")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -149,12 +149,22 @@ class PairsDataset(Samples):
         """Where pairs lie, one name each: those of one place may show the same ground, on another date."""
         return self.ids
 
+    def share_ground(self, index: int, other: int) -> bool:
+        """Tell whether two pairs are known to show some of the same ground."""
+        return False
+
     def strangers(self, index: int) -> list[int]:
-        """Return pairs of other places, from half of all further on; without any, all other pairs."""
+        """Return pairs of other ground, from half of all further on: of other places, where there are any."""
         count, places = len(self), self.places
         others = [(index + count // 2 + step) % count for step in range(count)]
         others = [other for other in others if other != index]
-        return [other for other in others if places[other] != places[index]] or others
+        elsewhere = [other for other in others if places[other] != places[index]]
+        return elsewhere or [other for other in others if not self.share_ground(index, other)]
+
+    @property
+    def has_strangers(self) -> bool:
+        """Whether every pair has one: else a wrong match cannot be told from a right one."""
+        return len(set(self.places)) > 1 or all(self.strangers(index) for index in range(len(self)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -191,8 +201,8 @@ class PairsDataset(Samples):
         other.augmentation = augmentation
         return other
 
-    def seen_by(self, card: InputCard) -> PairsDataset:
-        """Return the same pairs with a card's channels, where they have its polarisations."""
+    def seen_by(self, card: InputCard | PairsDataset) -> PairsDataset:
+        """Return the same pairs with the channels of a card, or of other pairs, if they have them."""
         other = copy(self)
         if set(card.polarisations) <= set(self.polarisations):
             other.channels = card.channels

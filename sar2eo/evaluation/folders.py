@@ -44,8 +44,11 @@ class ReportKind:
         Raises
         ------
         OutputError
-            If it exists and is not to be replaced, or is no report of this kind.
+            If it exists and is not to be replaced, or is no report of this kind, or cannot be made there.
         """
+        there = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if there != out and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise OutputError(f"{out}: {there} is no folder that can be written to")
         if not out.exists():
             return
         if not (out / self.results).is_file():

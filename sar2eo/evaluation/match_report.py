@@ -53,8 +53,11 @@ def match_markdown(results: dict[str, Any]) -> str:
         )
     scenes = sorted(next(iter(methods.values()))["scenes"])
     if len(scenes) > 1:
+        short = {scene: Path(scene).name for scene in scenes}
+        if len(set(short.values())) < len(scenes):  # as of sar.tif in many folders
+            short = dict(zip(scenes, scenes, strict=True))
         rows = {
-            f"{Path(scene).name}: {name}": found["scenes"][scene]
+            f"{short[scene]}: {name}": found["scenes"][scene]
             for scene in scenes
             for name, found in methods.items()
         }

@@ -24,7 +24,7 @@ from sar2eo.evaluation.match_report import REPORT, write_match_report
 from sar2eo.evaluation.requests import seen_by
 from sar2eo.matching.aligner import StructuralAligner
 from sar2eo.matching.classical import match
-from sar2eo.matching.dcdm.examining import Images
+from sar2eo.matching.dcdm.examining import Images, pixel_multiple
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.planting import Planted, plant
 from sar2eo.recipe import DataSettings, MatchEvaluationSettings, checked
@@ -154,12 +154,16 @@ def evaluate_matcher(
     if min(pairs.shape) < side:
         raise SettingsError(f"search={side}: pairs have {pairs.shape[0]} x {pairs.shape[1]} pixels")
     pairs = seen_by(matcher.card, pairs)
-    if len(pairs) < 2:
-        raise PairsError("one pair: templates are also looked for in the image of another, so two are needed")
-    judged = _judged(matcher, pairs, settings, side, progress)
+    if not pairs.has_strangers:
+        raise PairsError(
+            f"{len(pairs)} pairs of one place: templates are also looked for where they do not lie, so two "
+            "places are needed"
+        )
+    sides = side, _template_px(matcher, settings, side)
+    judged = _judged(matcher, pairs, settings, sides, progress)
     results = {
         "model": {"path": str(model), "card": dataclasses.asdict(matcher.card)},
-        "data": {"pairs": pairs.describe(), "search_px": side, "template_px": side // 2},
+        "data": {"pairs": pairs.describe(), "search_px": sides[0], "template_px": sides[1]},
         "settings": dataclasses.asdict(settings),
         **judged,
     }
@@ -170,7 +174,7 @@ def _judged(
     matcher: Matcher,
     pairs: PairsDataset,
     settings: MatchEvaluationSettings,
-    side: int,
+    sides: tuple[int, int],
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Any]:
     """Match every template by every method, and sum it up."""
@@ -183,7 +187,7 @@ def _judged(
     swept: list[list[float]] = [[] for _ in sweeps]
     places, scenes = [], []
     numbers = _chosen(len(pairs), settings)
-    for done, trial in enumerate(_trials(pairs, settings, side, numbers), start=1):
+    for done, trial in enumerate(_trials(pairs, settings, sides[1], numbers), start=1):
         places.append(trial.place)
         scenes.append(trial.scene)
         for level, variance in enumerate(settings.noise):
@@ -192,13 +196,13 @@ def _judged(
                 start = time.perf_counter()
                 answer = method(noisy.images)
                 seconds[name] += time.perf_counter() - start
-                distances[name][level].append(_distance(answer, trial.own, side))
+                distances[name][level].append(_distance(answer, trial.own, sides))
                 if level == 0:
                     accepted[name].append(answer[2])
         for name, method in methods.items():
             strangers[name].append(method(trial.other.images)[2])
         for found, sweep in zip(swept, sweeps, strict=True):
-            found.append(_distance(sweep(trial.own.images), trial.own, side))
+            found.append(_distance(sweep(trial.own.images), trial.own, sides))
         if progress is not None:
             progress("matches", done, len(numbers))
     table = {
@@ -208,6 +212,18 @@ def _judged(
     }
     steps = {str(n): figures(found) for n, found in zip(settings.sweep_steps, swept, strict=True)}
     return {"methods": table, "steps": steps, "comparison": _compared(distances, places, settings)}
+
+
+def _template_px(matcher: Matcher, settings: MatchEvaluationSettings, side: int) -> int:
+    """Return the templates' side: as in training, or half of a search image of another size."""
+    template = matcher.card.template_px if settings.search is None else side // 2
+    multiple = pixel_multiple(matcher.checkpoint.factor)
+    if side % multiple or template % multiple:
+        raise SettingsError(
+            f"search={side}, with templates of {template}: with this matcher both must be multiples of "
+            f"{multiple} pixels"
+        )
+    return template
 
 
 def _methods(matcher: Matcher, settings: MatchEvaluationSettings) -> dict[str, Callable[[Images], Answer]]:
@@ -250,13 +266,13 @@ def _chosen(count: int, settings: MatchEvaluationSettings) -> list[tuple[int, in
 
 
 def _trials(
-    pairs: PairsDataset, settings: MatchEvaluationSettings, side: int, numbers: list[tuple[int, int]]
+    pairs: PairsDataset, settings: MatchEvaluationSettings, template: int, numbers: list[tuple[int, int]]
 ) -> Iterator[_Trial]:
     places = pairs.places
     for index, number in numbers:
         both = [pairs.sample(i, 0) for i in (index, pairs.strangers(index)[0])]
         draw = torch.Generator().manual_seed(settings.seed + index * settings.offsets + number)
-        own = plant(collate([both[0]]), side // 2, draw)
+        own = plant(collate([both[0]]), template, draw)
         strange = collate([both[1]])
         searched = own.images._replace(search=strange["sar"], search_valid=strange["valid"])
         scene = str(both[0].get("sar_href", "all"))
@@ -274,11 +290,11 @@ def _noisy(planted: Planted, percent: float, seed: int) -> Planted:
     return planted._replace(images=planted.images._replace(template=spoilt))
 
 
-def _distance(answer: Answer, planted: Planted, side: int) -> float:
+def _distance(answer: Answer, planted: Planted, sides: tuple[int, int]) -> float:
     """Return how far an answer is from the truth, in pixels; at most as far as two places can be apart."""
     row, col = planted.offsets[0].tolist()
     distance = math.hypot(answer[0] - row, answer[1] - col)
-    return distance if math.isfinite(distance) else math.hypot(side / 2, side / 2)
+    return distance if math.isfinite(distance) else math.hypot(sides[0] - sides[1], sides[0] - sides[1])
 
 
 def _summed(

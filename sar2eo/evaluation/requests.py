@@ -45,7 +45,9 @@ class Request:
     specs : dict of str to ModelSpec
         Models by name, the evaluated one first.
     dataset : PairsDataset
-        The split that is judged.
+        The split that is judged, as the evaluated model sees it.
+    seen : dict of str to PairsDataset
+        The same as each model sees it.
     chosen : ndarray of int
         Indices of the pairs that are.
     training : PairsDataset or None
@@ -59,6 +61,7 @@ class Request:
     data: DataSettings
     specs: dict[str, ModelSpec]
     dataset: PairsDataset
+    seen: dict[str, PairsDataset]
     chosen: npt.NDArray[np.intp]
     training: PairsDataset | None
     measures: Measures
@@ -111,9 +114,9 @@ def prepare(
     pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
     specs = _resolved(str(model), settings)
     dataset = open_dataset(pairs, settings.split)
-    card = specs[MODEL].card
-    if card is not None:
-        dataset = seen_by(card, dataset)
+    seen = {
+        name: dataset if spec.card is None else seen_by(spec.card, dataset) for name, spec in specs.items()
+    }
     left_out: dict[str, str] = {}
     training = None
     if MEAN_COLOUR in settings.against:
@@ -125,7 +128,8 @@ def prepare(
         settings=settings,
         data=pairs,
         specs=specs,
-        dataset=dataset,
+        dataset=seen[MODEL],
+        seen=seen,
         chosen=evenly(len(dataset), settings.limit),
         training=training,
         measures=_measures(settings, left_out),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sar2eo.datasets import Batch, collate
+from sar2eo.datasets import Batch, PairsDataset, collate
 from sar2eo.errors import SettingsError
 from sar2eo.evaluation import baselines
 from sar2eo.evaluation.calibration import Shuffle, calibration_table
@@ -127,6 +127,7 @@ class _Evaluation:
 
     def results(self) -> tuple[dict[str, Any], Pictures]:
         """Measure everything."""
+        facts = self.request.facts()  # first: it looks at all files
         main = ModelImages(self.request.specs[MODEL])
         probe = None
         if isinstance(main.translator, DiffusionTranslator):
@@ -142,7 +143,7 @@ class _Evaluation:
         sweep = self._sweep(main)
         by_pair = judges[MODEL].by_pair()
         results = {
-            **self.request.facts(),
+            **facts,
             "methods": {name: judge.summary() for name, judge in judges.items()},
             "shuffle": {name: shuffle.result(self.settings.protocol) for name, shuffle in shuffles.items()},
             "calibration": calibration,
@@ -172,7 +173,7 @@ class _Evaluation:
         single, averaged = Judge(self.request.measures), Judge(self.request.measures)
         shuffle = Shuffle(self.settings.seed)
         held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
-        for batch in self._batches(name, self.chosen):
+        for batch in self._batches(name, self.chosen, self.request.seen[name]):
             drawn = [images.draw(batch, number) for number in range(samples)]
             for draw in drawn:
                 single.add(draw.eo, batch, draw.seconds)
@@ -242,10 +243,14 @@ class _Evaluation:
                 denoising.append((case, *probe.denoising(sample["sar"], sample["index"])))
         return Pictures(cases=cases, denoising=denoising, factor=main.spec.factor)
 
-    def _batches(self, stage: str, indices: npt.NDArray[np.intp]) -> Iterator[Batch]:
-        for first in range(0, len(indices), _BATCH):
+    def _batches(
+        self, stage: str, indices: npt.NDArray[np.intp], dataset: PairsDataset | None = None
+    ) -> Iterator[Batch]:
+        # At least what the model takes at once, or the rest of it would be padding.
+        size, seen = max(_BATCH, self.request.specs[MODEL].batch), dataset or self.dataset
+        for first in range(0, len(indices), size):
             self.progress(stage, first, len(indices))
-            yield collate([self.dataset[int(index)] for index in indices[first : first + _BATCH]])
+            yield collate([seen[int(index)] for index in indices[first : first + size]])
         self.progress(stage, len(indices), len(indices))
 
 

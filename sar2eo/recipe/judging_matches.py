@@ -59,10 +59,13 @@ class MatchEvaluationSettings:
         for name in ("offsets", "resamples"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise SettingsError(f"limit={self.limit}: must be at least 1")
+        for name in ("limit", "threads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingsError(f"{name}={value}: must be at least 1")
         if not self.noise or min(self.noise) < 0:
             raise SettingsError(f"noise={self.noise}: must be variances in percent, 0 or more")
+        if self.noise[0] != 0:
+            raise SettingsError(f"noise={self.noise}: must begin with 0, of which most figures are")
         if any(not 1 <= steps <= 1000 for steps in self.sweep_steps):
             raise SettingsError(f"sweep_steps={self.sweep_steps}: must be 1 to 1000")
         if self.search is not None and (self.search < 64 or self.search % 64):

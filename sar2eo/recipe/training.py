@@ -100,6 +100,8 @@ class LoopSettings:
         for name in ("steps", "batch", "accumulate", "crop", "keep"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise SettingsError(f"threads={self.threads}: must be at least 1")
         for name in ("warmup", "weight_decay", "validate_every", "save_every", "seed"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name}={getattr(self, name)}: must not be negative")

@@ -44,8 +44,8 @@ def check_companions(first: Raster, other: Raster) -> None:
         if abs(apart) >= _ONE_DAY:
             # Not refused: what a file calls its date may be that of processing.
             warnings.warn(
-                f"{names} are of {a.datetime} and {b.datetime}, and taken for one scene, of the first: is one "
-                "of another acquisition?",
+                f"{names} are of {a.datetime} and {b.datetime}, and taken for one scene, of the first: is "
+                "one of another acquisition?",
                 Sar2eoWarning,
                 stacklevel=2,
             )

@@ -116,7 +116,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
     settings = checked(recipe.settings)
     accelerator = create_accelerator(settings)
     pairs = open_dataset(recipe.data, "train", augmentation=_augmentation(settings))
-    held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True))
+    held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True), pairs)
     base = open_base(recipe.base, recipe.revision)
     identity = checked_identity(recipe, accelerator, pairs, base={"sha256": base.sha256})
     checkpoint = base.load()

@@ -138,7 +138,7 @@ class RunFolder:
             If it cannot be written; the one before stays.
         """
         target, new, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
-        for path in (new, old):
+        for path in (new, old, *self.path.glob(f"{new.name}.partial-*")):  # of a run that was killed
             shutil.rmtree(path, ignore_errors=True)
         try:
             export(new)
@@ -258,6 +258,11 @@ def _check_steps(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         raise TrainingError(
             f"{path} was begun with steps={old[name]}, not {new[name]}: with decay=cosine the learning rates "
             "depend on it, only a run with decay=constant can be extended"
+        )
+    if new.get("settings.adversarial") and 0 < new["settings.adversarial_from"] < 1:
+        raise TrainingError(
+            f"{path} was begun with steps={old[name]}, not {new[name]}: its adversary joined after a share "
+            "of them; begin another run from its result (--base), with adversarial_from=0"
         )
     if new[name] < old[name]:
         raise TrainingError(

@@ -139,6 +139,7 @@ class _Run:
         self._phases = [Phase(name, task, accelerator, settings) for name in list(task.phases)]
         self._best: float | None = None
         self.done = 0
+        self._validated = 0  # after which step at last
         self.metrics: dict[str, float] = {}
 
     def resume(self) -> int:
@@ -149,6 +150,7 @@ class _Run:
                 raise TrainingError(f"{self._folder.path} has a state of step {state.step}, beyond --steps")
             self.done, self._best = state.step, state.facts["best"]
             self.metrics = state.facts["metrics"]
+            self._validated = state.facts.get("validated", state.step)
             for phase in self._phases:
                 phase.restore(state.tensors, state.facts["phases"][phase.name])
             if self._accelerator.scaler is not None and state.facts["scaler"] is not None:
@@ -166,6 +168,8 @@ class _Run:
         """Do the steps that are left."""
         settings, first = self._settings, self.done
         start = time.monotonic()
+        if validation is not None and self.done > self._validated and self._due(settings.validate_every):
+            self._validate(validation, recorder)  # for which a stop, or a failure, left no time
         while self.done < settings.steps:
             values = self._step(self.done, list(islice(source, settings.accumulate)))
             self.done += 1
@@ -177,7 +181,11 @@ class _Run:
                 progress({"steps": self.done, "steps_total": settings.steps, "rate": rate, "loss": loss})
             stopping = self._agreed(stop) and self.done < settings.steps
             if validation is not None and not stopping and self._due(settings.validate_every):
-                self._validate(validation, recorder)
+                try:
+                    self._validate(validation, recorder)
+                except Exception:
+                    self._save()  # what was trained is not lost with it
+                    raise
             if stopping or self._due(settings.save_every):
                 self._save()
             if stopping:
@@ -228,6 +236,7 @@ class _Run:
                     recorder.picture(self.done, self._task.picture(shown))
                 if better:
                     self._folder.publish("best", lambda path: self._task.export(path, self.result()))
+        self._validated = self.done
         self._accelerator.wait_for_everyone()
 
     def result(self) -> dict[str, Any]:
@@ -244,6 +253,7 @@ class _Run:
             facts = {
                 "best": self._best,
                 "metrics": self.metrics,
+                "validated": self._validated,
                 "phases": {phase.name: phase.facts() for phase in self._phases},
                 "scaler": None if scaler is None else scaler.state_dict(),
             }

@@ -100,10 +100,10 @@ def calibrate_matcher(
     Raises
     ------
     TrainingError
-        If there are too few pairs.
+        If all pairs show the same ground.
     """
-    if len(pairs) < 2:
-        raise TrainingError(f"{len(pairs)} validation pairs: a threshold needs two at least")
+    if not pairs.has_strangers:
+        raise TrainingError(f"{len(pairs)} validation pairs of one place: a threshold needs two at least")
     matcher = Matcher(folder, device=settings.device, threads=settings.threads)
     right = _trials(matcher, pairs, settings, others=False, progress=progress)
     wrong = _trials(matcher, pairs, settings, others=True, progress=progress)

@@ -96,8 +96,13 @@ def run_matcher_training(recipe: MatcherRecipe, *, progress: Progress | None = N
     outcome = prepared.run(recipe.settings, recipe.out, progress)
     accelerator, held_out = prepared.accelerator, prepared.held_out
     if accelerator.is_main_process and held_out is not None:
-        if len(held_out) < 2:
-            warnings.warn("one validation pair: no threshold can be measured", TrainingWarning, stacklevel=2)
+        if not held_out.has_strangers:
+            warnings.warn(
+                "the validation pairs show one place only: no threshold can be measured, and without one the "
+                "matcher does not match",
+                TrainingWarning,
+                stacklevel=2,
+            )
         elif MatcherCard.read(outcome.final).threshold is None:
 
             def tell(done: int, total: int) -> None:
@@ -121,7 +126,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
-    held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True))
+    held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True), pairs)
     for images in (pairs, held_out):
         if images is not None and min(images.shape) < settings.crop:
             raise SettingsError(

@@ -65,13 +65,24 @@ class Preparation(Generic[TaskKind]):
         )
 
 
-def open_held_out(data: DataSettings, augmentation: Augmentation) -> PairsDataset | None:
-    """Open the validation pairs; None, with a warning, where there are none."""
+def open_held_out(
+    data: DataSettings, augmentation: Augmentation, training: PairsDataset
+) -> PairsDataset | None:
+    """Open the validation pairs, with the channels of the training pairs.
+
+    None, with a warning, where there are none, or they lack a polarisation of the training pairs.
+    """
     try:
-        return open_dataset(data, "val", augmentation=augmentation)
+        held_out = open_dataset(data, "val", augmentation=augmentation)
+        if not set(training.polarisations) <= set(held_out.polarisations):
+            raise PairsError(
+                f"its pairs have {', '.join(held_out.polarisations)}, training has "
+                f"{', '.join(training.polarisations)}"
+            )
     except PairsError as error:
         warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
         return None
+    return held_out.seen_by(training)
 
 
 def checked_identity(

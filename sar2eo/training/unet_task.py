@@ -212,7 +212,8 @@ class UNetTask:
 
 
 def _psnr(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Return the PSNR of each pair over valid pixels, of images in [-1, 1]."""
+    """Return the PSNR of each pair that has valid pixels, over these, of images in [-1, 1]."""
     error = (((predicted - truth) / 2).square() * valid).sum(dim=(1, 2, 3))
-    mean = error / (valid.sum(dim=(1, 2, 3)) * truth.shape[1]).clamp(min=1)
+    count = valid.sum(dim=(1, 2, 3)) * truth.shape[1]
+    mean = error[count > 0] / count[count > 0]
     return -10 * mean.clamp(min=1e-10).log10()

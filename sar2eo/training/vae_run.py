@@ -96,7 +96,7 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     base = None if recipe.base is None else pretrained_vae(Path(recipe.base))
     task = VaeTask(settings, lambda: _measured(whole), base)
     whole = _whole(pairs, task.factor)
-    held_out = open_held_out(recipe.data, Augmentation(centre=True))
+    held_out = open_held_out(recipe.data, Augmentation(centre=True), pairs)
     held_out = None if held_out is None else _whole(held_out, task.factor)
     for images in (pairs, whole, held_out):
         if images is not None:
