@@ -138,20 +138,21 @@ class Grid:
 
         west, south, east, north = bounds
         source = None if crs is None else CRS.from_user_input(crs)
-        across = source is not None and source.is_geographic and west > east
+        # Wider than half a turn is rather a slip: west and east, in the wrong order.
+        across = source is not None and source.is_geographic and west - east > 180
         if not ((west < east or across) and south < north):
             raise SettingsError(f"bounds {bounds} are empty: the order is west, south, east, north")
         if source is not None:
             to_grid = Transformer.from_crs(source, self.pyproj_crs, always_xy=True)
             east += 360.0 * across
             west, south, east, north = to_grid.transform_bounds(west, south, east, north)
-            if self.pyproj_crs.is_geographic:
-                west, east = self._turned(west, east)
         if not all(map(isfinite, (west, south, east, north))):
             raise SettingsError(
                 f"bounds {bounds} have no place in {self.crs}: the order is west, south, east, north, and "
                 "degrees are longitude before latitude"
             )
+        if source is not None and self.pyproj_crs.is_geographic:
+            west, east = self._turned(west, east)
         to_pixel = ~self.affine
         corners = [to_pixel @ xy for xy in ((west, south), (west, north), (east, south), (east, north))]
         cols, rows = zip(*corners, strict=True)

@@ -54,8 +54,12 @@ def test_bounds_in_degrees_may_cross_the_antimeridian(
     east, _ = Transformer.from_crs(crs, "EPSG:32601", always_xy=True).transform(-179.0, 58.0)
     assert found.stop_col == pytest.approx((east - 300000) / 100, abs=1)
     assert found.col == 0  # the grid begins east of 179
-    # In metres it is a slip still, as is south above north.
-    for slip, of in (((700000.0, 0.0, 600000.0, 1.0), "EPSG:32601"), ((west, north, west + 1, north), crs)):
+    # In metres it is a slip still, as are west and east in the wrong order, and south above north.
+    for slip, of in (
+        ((700000.0, 0.0, 600000.0, 1.0), "EPSG:32601"),
+        ((-177.0, 56.0, -178.0, 57.0), crs),
+        ((west, north, west + 1, north), crs),
+    ):
         with pytest.raises(SettingsError, match="are empty"):
             projected.window_of(slip, of)
 
