@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,6 @@ class BuiltPairs(PairsDataset):
         self.split = split
         table = _read_index(folder, split)
         self.rows = tuple(_row(record) for record in table.to_dict("records"))
-        self._ground = _ground(table)
         shared = [
             name for name in self.rows[0].polarisations if all(name in row.polarisations for row in self.rows)
         ]
@@ -90,6 +90,10 @@ class BuiltPairs(PairsDataset):
     def places(self) -> tuple[str, ...]:
         """The blocks that splits are made of."""
         return tuple(row.block for row in self.rows)
+
+    @cached_property
+    def _ground(self) -> npt.NDArray[np.float64]:
+        return _ground(_read_index(self.folder, self.split))  # which few ask for
 
     def share_ground(self, index: int, other: int) -> bool:
         """Tell whether the chips of two pairs meet, on whatever dates."""

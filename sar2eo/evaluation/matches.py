@@ -159,11 +159,11 @@ def evaluate_matcher(
             f"{len(pairs)} pairs of one place: templates are also looked for where they do not lie, so two "
             "places are needed"
         )
-    sides = side, _template_px(matcher, settings, side)
-    judged = _judged(matcher, pairs, settings, sides, progress)
+    template = _template_px(matcher, settings, side)
+    judged = _judged(matcher, pairs, settings, template, progress)
     results = {
         "model": {"path": str(model), "card": dataclasses.asdict(matcher.card)},
-        "data": {"pairs": pairs.describe(), "search_px": sides[0], "template_px": sides[1]},
+        "data": {"pairs": pairs.describe(), "search_px": side, "template_px": template},
         "settings": dataclasses.asdict(settings),
         **judged,
     }
@@ -174,7 +174,7 @@ def _judged(
     matcher: Matcher,
     pairs: PairsDataset,
     settings: MatchEvaluationSettings,
-    sides: tuple[int, int],
+    template: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Any]:
     """Match every template by every method, and sum it up."""
@@ -187,7 +187,7 @@ def _judged(
     swept: list[list[float]] = [[] for _ in sweeps]
     places, scenes = [], []
     numbers = _chosen(len(pairs), settings)
-    for done, trial in enumerate(_trials(pairs, settings, sides[1], numbers), start=1):
+    for done, trial in enumerate(_trials(pairs, settings, template, numbers), start=1):
         places.append(trial.place)
         scenes.append(trial.scene)
         for level, variance in enumerate(settings.noise):
@@ -196,13 +196,13 @@ def _judged(
                 start = time.perf_counter()
                 answer = method(noisy.images)
                 seconds[name] += time.perf_counter() - start
-                distances[name][level].append(_distance(answer, trial.own, sides))
+                distances[name][level].append(_distance(answer, trial.own))
                 if level == 0:
                     accepted[name].append(answer[2])
         for name, method in methods.items():
             strangers[name].append(method(trial.other.images)[2])
         for found, sweep in zip(swept, sweeps, strict=True):
-            found.append(_distance(sweep(trial.own.images), trial.own, sides))
+            found.append(_distance(sweep(trial.own.images), trial.own))
         if progress is not None:
             progress("matches", done, len(numbers))
     table = {
@@ -290,11 +290,14 @@ def _noisy(planted: Planted, percent: float, seed: int) -> Planted:
     return planted._replace(images=planted.images._replace(template=spoilt))
 
 
-def _distance(answer: Answer, planted: Planted, sides: tuple[int, int]) -> float:
+def _distance(answer: Answer, planted: Planted) -> float:
     """Return how far an answer is from the truth, in pixels; at most as far as two places can be apart."""
     row, col = planted.offsets[0].tolist()
     distance = math.hypot(answer[0] - row, answer[1] - col)
-    return distance if math.isfinite(distance) else math.hypot(sides[0] - sides[1], sides[0] - sides[1])
+    if math.isfinite(distance):
+        return distance
+    images = planted.images
+    return math.hypot(*(images.search.shape[axis] - images.template.shape[axis] for axis in (2, 3)))
 
 
 def _summed(

@@ -44,10 +44,8 @@ class Request:
     data : DataSettings
     specs : dict of str to ModelSpec
         Models by name, the evaluated one first.
-    dataset : PairsDataset
-        The split that is judged, as the evaluated model sees it.
     seen : dict of str to PairsDataset
-        The same as each model sees it.
+        The split that is judged, as each model sees it.
     chosen : ndarray of int
         Indices of the pairs that are.
     training : PairsDataset or None
@@ -60,12 +58,16 @@ class Request:
     settings: EvaluateSettings
     data: DataSettings
     specs: dict[str, ModelSpec]
-    dataset: PairsDataset
     seen: dict[str, PairsDataset]
     chosen: npt.NDArray[np.intp]
     training: PairsDataset | None
     measures: Measures
     left_out: dict[str, str]
+
+    @property
+    def dataset(self) -> PairsDataset:
+        """The split that is judged, as the evaluated model sees it."""
+        return self.seen[MODEL]
 
     def plan(self) -> dict[str, Any]:
         """Return what would be done, as plain values."""
@@ -128,7 +130,6 @@ def prepare(
         settings=settings,
         data=pairs,
         specs=specs,
-        dataset=seen[MODEL],
         seen=seen,
         chosen=evenly(len(dataset), settings.limit),
         training=training,

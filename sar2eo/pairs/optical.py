@@ -181,7 +181,7 @@ def open_eo(source: Source | str | Path, *, eo_range: tuple[float, float]) -> Eo
     source : Source or str or Path
         A raster, local or remote, a Sentinel-2 product (``.SAFE`` folder or zip), or a STAC item
         (``items.json#ID``: of an item collection). Its red, green
-        and blue are known by their roles, names or wavelengths; see `sar2eo.pairs.bands.choose_rgb`.
+        and blue are known by their names, wavelengths or roles; see `sar2eo.pairs.bands.choose_rgb`.
     eo_range : tuple of float
         Reflectance that becomes 0 and 255: times 10000 where the scene declares a scale (so it is 0, 3000
         for every Sentinel-2, whatever its offset), else in its own numbers. Bytes stay as they are,

@@ -8,7 +8,6 @@ they are simple models of what a sensor sees, not radiative transfer.
 from sar2eo.simulation.files import (
     SETTINGS_TAG,
     make_folder,
-    settings_tag,
     simulated_before,
     write_pair,
     write_scene,
@@ -27,7 +26,6 @@ __all__ = [
     "SimulatedScene",
     "SimulationSettings",
     "make_folder",
-    "settings_tag",
     "simulate_pair",
     "simulate_scene",
     "simulated_before",
