@@ -278,15 +278,24 @@ def _check_radiometry(card: Card | None, calibration: str, *, force: bool) -> No
 
 
 def _fixed_scaling(settings: TranslateSettings, card: Card | None, plan: Plan) -> tuple[float, ...] | None:
-    count = len(plan.polarisations)
-    if settings.scaling is not None:
-        if len(settings.scaling) not in (1, count) or not all(0 < v < np.inf for v in settings.scaling):
+    scaling, names = settings.scaling, plan.polarisations
+    if scaling is None:
+        return None if card is None or card.scaling == "p99" else (float(card.scaling),) * len(names)
+    if isinstance(scaling, dict):
+        missing = [name for name in names if name not in scaling]
+        if missing:
             raise SettingsError(
-                f"scaling={settings.scaling}: must be positive, one for all or one for each of "
-                f"{', '.join(plan.polarisations)}"
+                f"scaling of {', '.join(scaling)}: the model takes {', '.join(names)}, and "
+                f"{', '.join(missing)} is not among them"
             )
-        return settings.scaling * (count // len(settings.scaling))
-    return None if card is None or card.scaling == "p99" else (float(card.scaling),) * count
+        values = tuple(scaling[name] for name in names)
+    else:
+        values = scaling
+    if len(values) not in (1, len(names)) or not all(0 < v < np.inf for v in values):
+        raise SettingsError(
+            f"scaling={scaling}: must be positive, one for all or one for each of {', '.join(names)}"
+        )
+    return values * (len(names) // len(values))
 
 
 def _identity(scene: xr.DataArray, plan: Plan) -> list[Any]:

@@ -152,25 +152,31 @@ def shared_paths(jobs: Sequence[Job], spec: ModelSpec, tmp: Path | None = None) 
     return list(dict.fromkeys([*model, *folders, *scenes, *space]))
 
 
-def scaling_of(text: str) -> tuple[float, ...]:
+def scaling_of(text: str) -> tuple[float, ...] | dict[str, float]:
     """Read ``--scaling-from``: a number, numbers with commas, or the report of another run.
 
     Raises
     ------
     SettingsError
-        If it is none of them.
+        If it is none of them, or a report of many scenes.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         pass
     try:
-        found = json.loads(Path(text).read_text(encoding="utf-8"))["scaling"]["p99"]
-        return tuple(float(value) for value in found)
+        report = json.loads(Path(text).read_text(encoding="utf-8"))
+        if "scenes" not in report:
+            names, values = (report["scaling"][key] for key in ("polarisations", "p99"))
+            return {name: float(value) for name, value in zip(names, values, strict=True)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"
         ) from error
+    raise SettingsError(
+        f"--scaling-from {text}: a report of many scenes, each with its own scaling; give that of one, "
+        "or values, as in --scaling-from 255"
+    )
 
 
 def opened(source: str, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:

@@ -126,6 +126,29 @@ def test_a_report_never_replaces_the_scene(tmp_path: Path) -> None:
     assert scene.read_bytes() == before
 
 
+def test_the_scaling_of_a_report_goes_by_polarisation(tmp_path: Path) -> None:
+    both = amplitude((64, 64), seed=1, bands=2) * [[[1.0]], [[0.3]]]
+    first = write_scene(tmp_path / "first.tif", both, names=("VV", "VH"))
+    other = write_scene(tmp_path / "other.tif", both[::-1], names=("VH", "VV"))
+    report, out = tmp_path / "report.json", tmp_path / "eo.tif"
+    small = ("--model", "identity", "--tile", "64", "--overlap", "0")
+    assert run("translate", first, "--out", out, *small, "--report", report).exit_code == 0
+    scaling = json.loads(report.read_text())["scaling"]
+    told = dict(zip(scaling["polarisations"], scaling["p99"], strict=True))
+    assert told["VV"] > 2 * told["VH"]
+    again = ("--report", report, "--overwrite", "--restart", "--scaling-from")
+    assert run("translate", other, "--out", out, *small, *again, report).exit_code == 0
+    assert json.loads(report.read_text())["scaling"] == {
+        "quantity": "dn",
+        "polarisations": ["VH", "VV"],
+        "p99": [told["VH"], told["VV"]],
+    }
+    single = write_scene(tmp_path / "single.tif", both[:1], names=("HH",))
+    refused = run("translate", single, "--out", out, *small, *again, report)
+    assert refused.exit_code == 2
+    assert "HH is not among them" in refused.stderr
+
+
 def test_dry_run_says_what_it_takes_and_writes_nothing(scene_file: Path, tmp_path: Path) -> None:
     done = run("translate", scene_file, "--out", tmp_path / "eo.tif", *SMALL, "--dry-run")
     assert done.exit_code == 0, done.output

@@ -23,6 +23,8 @@ def test_values_become_what_the_fields_say() -> None:
     assert recipe.region.bbox == (1.0, 2.0, 3.0, 4.0)
     assert recipe.scene.nodata == -99.0
     assert recipe.settings.tile == 512
+    by_name = from_table(TranslateRecipe, LEAST | {"settings": {"scaling": {"VV": 1}}}, "translate")
+    assert by_name.settings.scaling == {"VV": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,7 @@ def test_values_become_what_the_fields_say() -> None:
         ({"modle": "x"}, ["modle", "model"]),
         ({"settings": {"tile": "512"}}, ["translate.settings.tile='512'", "int"]),
         ({"settings": {"tile": 512.0}}, ["tile=512.0"]),
+        ({"settings": {"scaling": {"VV": "high"}}}, ["translate.settings.scaling.VV='high'", "float"]),
         ({"settings": {"samples": True}}, ["samples=True"]),
         ({"settings": {"sampler": "euler"}}, ["'ddim'", "'dpm++'"]),
         ({"settings": 5}, ["[translate.settings]", "table"]),

@@ -124,6 +124,10 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
             return value
         if get_origin(option) is tuple and isinstance(value, list):
             return tuple(_converted(get_args(option)[0], item, where) for item in value)
+        if get_origin(option) is dict and isinstance(value, dict):
+            return {
+                name: _converted(get_args(option)[1], item, f"{where}.{name}") for name, item in value.items()
+            }
         if option is float and (type(value) is float or _fits_float(value)):
             return float(value)
         if isinstance(option, type) and type(value) is option:

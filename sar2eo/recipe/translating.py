@@ -29,9 +29,9 @@ class TranslateSettings:
         Of the noise.
     samples : int
         Draws whose mean is the result.
-    scaling : tuple of float or None
-        Amplitude that becomes 1, for each polarisation; None: as the card says, by default the 99th
-        percentile of the whole scene.
+    scaling : tuple of float, dict or None
+        Amplitude that becomes 1, for each polarisation in the order the model takes them, or by its name;
+        None: as the card says, by default the 99th percentile of the whole scene.
     device, dtype : str
         "auto", or as torch spells them.
     batch : int or None
@@ -52,7 +52,7 @@ class TranslateSettings:
     sampler: Sampler | None = None
     seed: int = 2025
     samples: int = 1
-    scaling: tuple[float, ...] | None = None
+    scaling: tuple[float, ...] | dict[str, float] | None = None
     device: str = "auto"
     dtype: str = "auto"
     batch: int | None = None
