@@ -14,7 +14,7 @@ from model_fixtures import simulate_pair
 from pairs_scenes import SETTINGS, write_scenes
 
 from sar2eo.cli import cli
-from sar2eo.errors import CheckpointError, OutputError, PolarisationError, SettingsError
+from sar2eo.errors import CheckpointError, OutputError, PairsError, PolarisationError, SettingsError
 from sar2eo.matching.dcdm.aligner import DcdmAligner, matcher_sha256
 from sar2eo.matching.dcdm.matcher import match_dcdm
 from sar2eo.pairing import build_pairs
@@ -91,17 +91,22 @@ def test_a_matcher_that_cannot_align_is_refused(scenes, tmp_path, card, error, w
     assert not (tmp_path / "pairs").exists()
 
 
-def test_the_scene_must_have_what_the_matcher_was_trained_on(scenes, tmp_path):
-    model = untrained_matcher(tmp_path / "model", threshold=0.1, polarisations=("VV", "VH"))
-    with pytest.raises(PolarisationError, match="has VV, and the matcher was trained on VV, VH"):
-        build_pairs(
-            scenes / "sar/a.tif",
-            scenes / "eo/a.tif",
-            tmp_path / "pairs",
-            matcher=model,
-            align="shift",
-            **SETTINGS,
-        )
+@pytest.mark.parametrize(
+    ("card", "error", "words"),
+    [
+        (
+            {"polarisations": ("VV", "VH")},
+            PolarisationError,
+            "has VV, and the matcher was trained on VV, VH",
+        ),
+        ({"polarisations": ("VV",), "gsd_m": 1.0}, PairsError, "its pixels are 10 x 10 m on the ground"),
+    ],
+)
+def test_the_scene_must_be_as_the_matcher_was_trained_on(scenes, tmp_path, card, error, words):
+    model = untrained_matcher(tmp_path / "model", threshold=0.1, **card)
+    given = (scenes / "sar/a.tif", scenes / "eo/a.tif", tmp_path / "pairs")
+    with pytest.raises(error, match=words):
+        build_pairs(*given, matcher=model, align="shift", **SETTINGS)
 
 
 def test_a_matcher_goes_with_aligning(scenes, tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sar2eo.errors import PairsWarning
-from sar2eo.pairs.alignment import Aligner, Displacement, Drift, nearest, neighbourhoods
+from sar2eo.pairs.alignment import Aligner, Displacement, Drift, check_aligner, nearest, neighbourhoods
 from sar2eo.pairs.cells import Cell
 from sar2eo.pairs.cutting import CellPlan, MeasureRun, measure_run
 from sar2eo.pairs.planning import Meeting, Scenes
@@ -44,7 +44,14 @@ def measured_shifts(
     -------
     dict
         Displacements by the label of the scene pair.
+
+    Raises
+    ------
+    PolarisationError, PairsError
+        If the aligner is made for other scenes.
     """
+    for at in sorted({each.sar for each in found}):
+        check_aligner(aligner, scenes.sar[at])
     tasks: dict[str, tuple[Any, ...]] = {}
     owner, total = {}, 0
     for each in found:

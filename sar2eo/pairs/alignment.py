@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.errors import PolarisationError
+from sar2eo.errors import PairsError, PolarisationError
 from sar2eo.grid import Grid
 from sar2eo.pairs.cells import Cell, cells_of
 from sar2eo.pairs.chips import Eo
@@ -23,7 +23,16 @@ from sar2eo.pairs.scenes import SarScene
 from sar2eo.pairs.shifting import read_shifted
 from sar2eo.radiometry import to_amplitude
 
-__all__ = ["Aligner", "Displacement", "Drift", "LocalShift", "measure", "nearest", "neighbourhoods"]
+__all__ = [
+    "Aligner",
+    "Displacement",
+    "Drift",
+    "LocalShift",
+    "check_aligner",
+    "measure",
+    "nearest",
+    "neighbourhoods",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -87,7 +96,8 @@ class Drift(Protocol):
 class Aligner(Protocol):
     """Finds local shifts between a SAR and an EO image, and the drift that explains them.
 
-    One that has an attribute ``polarisations`` is given these, in this order, instead of their mean.
+    One that has an attribute ``polarisations`` is given these, in this order, instead of their mean; one that
+    has a method ``fits_gsd`` is asked whether it is made for pixels of these sides on the ground, in metres.
     """
 
     neighbourhood_px: int
@@ -162,11 +172,6 @@ def measure(
     -------
     Displacement or None
         None where less than half of the neighbourhood is valid.
-
-    Raises
-    ------
-    PolarisationError
-        If the aligner wants polarisations that the scene lacks.
     """
     window = cell.window(aligner.neighbourhood_px)
     values = to_amplitude(read_shifted(sar.reader, window, *shift, sar.quantity), sar.quantity)
@@ -187,15 +192,33 @@ def measure(
 def _wanted(scaled: FloatArray, sar: SarScene, aligner: Aligner) -> FloatArray:
     """Return the polarisations that an aligner asks for, or the mean of all."""
     wanted, names = getattr(aligner, "polarisations", None), sar.reader.polarisations
-    if wanted is None:
-        return np.asarray(scaled.mean(axis=0))
-    missing = [name for name in wanted if name not in names]
-    if missing:
+    return (
+        np.asarray(scaled.mean(axis=0)) if wanted is None else scaled[[names.index(name) for name in wanted]]
+    )
+
+
+def check_aligner(aligner: Aligner, sar: SarScene) -> None:
+    """Refuse an aligner that is made for other scenes.
+
+    Raises
+    ------
+    PolarisationError
+        If it wants polarisations that the scene lacks.
+    PairsError
+        If the scene's pixels are much larger or smaller than those it knows.
+    """
+    names, wanted = sar.reader.polarisations, getattr(aligner, "polarisations", ())
+    if not set(wanted) <= set(names):
         raise PolarisationError(
             f"{sar.href}: has {', '.join(names)}, and the matcher was trained on {', '.join(wanted)}: name "
             "its bands with --pol, or align without --matcher"
         )
-    return scaled[[names.index(name) for name in wanted]]
+    sizes_m = sar.grid.ground_sample_distance_m()
+    if hasattr(aligner, "fits_gsd") and not aligner.fits_gsd(*sizes_m):
+        raise PairsError(
+            f"{sar.href}: its pixels are {sizes_m[0]:.3g} x {sizes_m[1]:.3g} m on the ground, and the matcher was "
+            "trained on others: resample it, or align without --matcher"
+        )
 
 
 def nearest(displacements: Sequence[Displacement], row: float, col: float) -> Displacement | None:

@@ -151,8 +151,13 @@ class DcdmAligner:
             )
         self.sha256, self.polarisations = matcher_sha256(folder), card.polarisations
         self.neighbourhood_px, self.template_px = card.search_px, card.template_px
-        # No field: pairs do not depend on it.
+        # No fields: pairs depend on what is hashed above, not on where it lies.
+        self._card = card
         self._how: dict[str, Any] = {"folder": str(folder), "device": device, "threads": threads}
+
+    def fits_gsd(self, *sizes_m: float) -> bool:
+        """Tell whether pixels of these sides on the ground are near enough to those it was trained on."""
+        return self._card.fits_gsd(*sizes_m)
 
     def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
         """Find the shift of the middle of a neighbourhood; see `sar2eo.pairs.alignment.Aligner`."""
