@@ -276,6 +276,8 @@ def test_description_and_fingerprint(folder, tmp_path):
     (tmp_path / "chips" / "pair-0010_eo.tif").unlink()
     with pytest.raises(PairsError, match=r"pair-0010_eo\.tif: cannot be read"):
         other.fingerprint()
+    with pytest.raises(PairsError, match=r"pair-0010_eo\.tif: not there, like 1 of 6 chips of test"):
+        opened(tmp_path, "test")
 
 
 def test_folders_that_are_not_pairs_are_refused(folder, tmp_path):
@@ -302,9 +304,9 @@ def test_folders_that_are_not_pairs_are_refused(folder, tmp_path):
 def test_broken_chips_are_named(tmp_path):
     built_pairs(tmp_path, counts={"train": 3}, holes=False)
     chips = tmp_path / "chips"
+    dataset = opened(tmp_path)
     (chips / "pair-0000_sar.tif").unlink()
     (chips / "pair-0002_eo.tif").replace(chips / "pair-0001_sar.tif")
-    dataset = opened(tmp_path)
     with pytest.raises(PairsError, match=r"pair-0000_sar\.tif: cannot be read"):
         dataset[0]
     with pytest.raises(PairsError, match="pair-0001: SAR of shape"):

@@ -61,7 +61,8 @@ class BuiltPairs(PairsDataset):
     Raises
     ------
     PairsError
-        If the folder has no readable index, the split is empty, or scenes have no polarisation in common.
+        If the folder has no readable index, the split is empty, chips are missing, or scenes have no
+        polarisation in common.
     """
 
     def __init__(self, folder: Path, split: str, *, augmentation: Augmentation | None = None) -> None:
@@ -69,6 +70,7 @@ class BuiltPairs(PairsDataset):
         self.split = split
         table = _read_index(folder, split)
         self.rows = tuple(_row(record) for record in table.to_dict("records"))
+        self._check_chips()
         shared = [
             name for name in self.rows[0].polarisations if all(name in row.polarisations for row in self.rows)
         ]
@@ -85,6 +87,19 @@ class BuiltPairs(PairsDataset):
             gsd_m=_gsd_m(table),
             augmentation=augmentation or Augmentation(centre=True),
         )
+
+    def _check_chips(self) -> None:
+        """Look for every chip by listing folders, which is quick for any number of them."""
+        chips = [path for index in range(len(self.rows)) for path in self.files(index)]
+        there = {
+            path for folder in {chip.parent for chip in chips} if folder.is_dir() for path in folder.iterdir()
+        }
+        missing = [chip for chip in chips if chip not in there]
+        if missing:
+            raise PairsError(
+                f"{missing[0]}: not there, like {len(missing)} of {len(chips)} chips of {self.split}: "
+                f"was {self.folder} copied whole?"
+            )
 
     @property
     def places(self) -> tuple[str, ...]:

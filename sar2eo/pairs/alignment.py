@@ -216,8 +216,8 @@ def check_aligner(aligner: Aligner, sar: SarScene) -> None:
     sizes_m = sar.grid.ground_sample_distance_m()
     if hasattr(aligner, "fits_gsd") and not aligner.fits_gsd(*sizes_m):
         raise PairsError(
-            f"{sar.href}: its pixels are {sizes_m[0]:.3g} x {sizes_m[1]:.3g} m on the ground, and the matcher was "
-            "trained on others: resample it, or align without --matcher"
+            f"{sar.href}: its pixels are {sizes_m[0]:.3g} x {sizes_m[1]:.3g} m on the ground, the matcher "
+            "was trained on others: resample it, or align without --matcher"
         )
 
 
