@@ -84,6 +84,8 @@ class InputCard:
     """In the model's folder."""
     kind: ClassVar[str]
     """What a folder with such a card is, for messages."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that older cards lack; the default holds for these."""
 
     name: str
     quantity: str = "amplitude"
@@ -174,8 +176,8 @@ class InputCard:
         if not isinstance(raw, dict):
             raise CheckpointError(f"card: must be a JSON object, not {type(raw).__name__}")
         known = {f.name for f in dataclasses.fields(cls)}
-        if set(raw) != known:
-            odd = sorted(set(raw) ^ known)
+        odd = sorted(set(raw) ^ known - (cls.later - set(raw)))
+        if odd:
             raise CheckpointError(
                 f"card: unknown or missing fields {', '.join(n if n.isprintable() else repr(n) for n in odd)}"
             )
@@ -209,6 +211,9 @@ class Card(InputCard):
         As of `InputCard`.
     prediction_type, sampler, spacing, steps
         Defaults of sampling.
+    temperature : float
+        Factor on the noise that sampling starts from, for this sampler and number of steps; 1 in the paper
+        and for all others. A little more gives back the power that few steps lose.
     confidence_timestep : int
         Timestep whose variance is the confidence (C-DiffSET, Fig. 7: half of T); the sampler takes
         its nearest step.
@@ -216,17 +221,21 @@ class Card(InputCard):
 
     file_name: ClassVar[str] = CARD_NAME
     kind: ClassVar[str] = "a sar2eo checkpoint (see 'sar2eo model init')"
+    later: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     prediction_type: str = "epsilon"
     sampler: str = "ddim"
     spacing: str = "leading"
     steps: int = 50
+    temperature: float = 1.0
     confidence_timestep: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_choices(prediction_type=PREDICTION_TYPES, sampler=SAMPLERS, spacing=SPACINGS)
         self.check_counts(steps=(1, 1000), confidence_timestep=(0, 999))
+        if not is_positive(self.temperature):
+            raise wrong("temperature", self.temperature, "a positive number")
 
     def write(self, folder: Path) -> None:
         """Write the card into a checkpoint folder."""

@@ -154,6 +154,7 @@ def sample(
     scheduler: Any,
     steps: int,
     confidence_timestep: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Denoise latents from pure noise (C-DiffSET, section 3.4, Eq. 4).
 
@@ -167,6 +168,8 @@ def sample(
     steps : int
     confidence_timestep : int
         The variance is taken at the step nearest to it.
+    temperature : float, optional (default: 1)
+        Factor on the noise.
 
     Returns
     -------
@@ -175,7 +178,7 @@ def sample(
     """
     scheduler.set_timesteps(steps)
     nearest = int((scheduler.timesteps - confidence_timestep).abs().argmin())
-    latents = noise.float() * scheduler.init_noise_sigma
+    latents = noise.float() * (temperature * scheduler.init_noise_sigma)
     for index, timestep in enumerate(scheduler.timesteps):
         prediction, raw_variance = split_prediction(denoise(latents, timestep))
         if index == nearest:

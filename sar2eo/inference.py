@@ -43,6 +43,7 @@ _REPORTED = (
     "steps",
     "sampler",
     "spacing",
+    "temperature",
     "seed",
     "samples",
     "device",

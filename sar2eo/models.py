@@ -165,6 +165,16 @@ class ModelSpec:
         return find_folder(self.path, allow=()) if self.path == BUNDLED else Path(self.path)
 
     @property
+    def temperature(self) -> float:
+        """Factor on the noise that sampling starts from: the card's, with the card's own sampler and steps.
+
+        It makes up for what those lose, and would be too much for more steps: these take 1, as in the paper.
+        """
+        card = self.card
+        own = card is not None and (self.sampler, self.steps) == (card.sampler, card.steps)
+        return card.temperature if card is not None and own else 1.0
+
+    @property
     def confidence(self) -> bool:
         """Whether the model yields a variance."""
         return self.card is not None

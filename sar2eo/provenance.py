@@ -103,7 +103,10 @@ def tags_of(dataset: xr.Dataset, divisors: Divisors) -> dict[str, str]:
     sampling = attrs.get("settings", {})
     values = {
         **{name: attrs.get(name) for name in told},
-        **{name: sampling.get(name) for name in ("steps", "sampler", "spacing", "seed", "samples")},
+        **{
+            name: sampling.get(name)
+            for name in ("steps", "sampler", "spacing", "temperature", "seed", "samples")
+        },
         "card": attrs.get("card"),
         "amplitude_divisor": None if divisors is None else [f"{d:.9g}" for d in divisors],
         "TIFFTAG_DATETIME": _tiff_time(attrs.get("datetime")),

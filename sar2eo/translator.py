@@ -192,6 +192,7 @@ class DiffusionTranslator:
                 create_scheduler(spec.sampler, spec.spacing, self._card.prediction_type, self._schedule),
                 spec.steps,
                 self._card.confidence_timestep,
+                spec.temperature,
             )  # [B, C, h, w], [B, 1, h, w]
             variances.append(variance)
 

@@ -230,6 +230,7 @@ CHECKPOINTS = [
     broken("a card with a name of several lines", edited(CARD, name="a\nb"), "name="),
     broken("a card with half a step", edited(CARD, steps=2.5), "steps=2.5"),
     broken("a card with true steps", edited(CARD, steps=True), "steps=True"),
+    broken("a card with a temperature of 0", edited(CARD, temperature=0), "temperature=0"),
     broken("a card with a ground sample distance of NaN", edited(CARD, gsd_m=np.nan), "gsd_m=nan"),
     broken("a card with an infinite ground sample distance", edited(CARD, gsd_m=np.inf), "gsd_m=inf"),
     broken("a card with an infinite scaling", edited(CARD, scaling=np.inf), "scaling=inf"),

@@ -95,6 +95,25 @@ def test_options_override_the_cards(untrained: Path) -> None:
     assert (spec.seed, spec.samples, spec.batch, spec.threads, spec.dtype) == (7, 2, 3, 1, "bfloat16")
 
 
+def test_the_cards_temperature_goes_with_the_cards_steps(untrained: Path, tmp_path: Path) -> None:
+    assert resolve(untrained).temperature == 1.0
+    folder = tmp_path / "warm"
+    shutil.copytree(untrained, folder)
+    Card.read(folder).changed(temperature=1.04).write(folder)
+    assert resolve(folder).temperature == 1.04
+    assert resolve(folder, sampler="dpm++", steps=20, seed=7).temperature == 1.04
+    assert resolve(folder, steps=19).temperature == resolve(folder, sampler="ddim").temperature == 1.0
+    assert resolve("identity").temperature == 1.0
+
+
+def test_older_cards_have_the_papers_temperature(untrained: Path, tmp_path: Path) -> None:
+    raw = Card.read(untrained).to_dict()
+    assert raw.pop("temperature") == 1.0
+    assert Card.from_dict(raw) == Card.read(untrained)
+    with pytest.raises(CheckpointError, match="unknown or missing fields steps, temprature"):
+        Card.from_dict({name: value for name, value in raw.items() if name != "steps"} | {"temprature": 1.0})
+
+
 @given(steps=st.integers(1, 1000), sampler=st.sampled_from(["ddim", "dpm++"]))
 def test_leading_spacing_is_kept_only_where_it_starts_near_pure_noise(steps: int, sampler: str) -> None:
     spacing = resolve_spacing("leading", sampler, steps)

@@ -1,6 +1,7 @@
 """The diffusion translator on a checkpoint that means something: equalities, controls, samples, precision."""
 
 import dataclasses
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from model_fixtures import simulate_pair, to_model_input
 
 import sar2eo.translator
 from sar2eo.bases import init_checkpoint
+from sar2eo.card import Card
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.models import ModelSpec, Translation, resolve_model
@@ -165,6 +167,21 @@ def test_samplers_agree_in_the_limit_and_steps_matter(checkpoint: Path, windows:
     few = run(checkpoint, windows, ORIGINS, batch=4, steps=2)
     assert apart(ddim, dpm).mean() < 4
     assert apart(ddim, few).mean() > 2 * apart(ddim, dpm).mean()
+
+
+def test_the_temperature_is_that_of_the_noise_it_starts_from(
+    checkpoint: Path, windows: FloatArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = tmp_path / "warm"
+    shutil.copytree(checkpoint, warm)
+    Card.read(warm).changed(steps=4, temperature=1.5).write(warm)
+    found, plain = (run(folder, windows, ORIGINS, batch=4) for folder in (warm, checkpoint))
+    assert (found.eo != plain.eo).mean() > 0.5
+    monkeypatch.setattr(
+        sar2eo.translator, "scene_noise", lambda *given: np.float32(1.5) * scene_noise(*given)
+    )
+    louder = run(checkpoint, windows, ORIGINS, batch=4)
+    np.testing.assert_array_equal(found.eo, louder.eo)
 
 
 def test_samples_are_averaged_and_their_spread_measured(

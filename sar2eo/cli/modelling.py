@@ -29,6 +29,7 @@ _CARD_OPTIONS = [
     click.option("--sampler", type=click.Choice(SAMPLERS), help="Default sampler."),
     click.option("--spacing", type=click.Choice(SPACINGS), help="Default spacing of timesteps."),
     click.option("--steps", type=int, help="Default number of steps."),
+    click.option("--temperature", type=float, help="Of the noise it starts from; 1 if not given."),
     click.option("--licence", help="Of the weights."),
     click.option("--training-data", help="What it was trained on."),
 ]

@@ -123,7 +123,8 @@ class Probe:
 
         noise = self._noise(index, sar_latents.shape)
         scheduler = self._scheduler(self.spec.sampler, self.spec.spacing)
-        sample(denoise, noise, scheduler, self.spec.steps, self.card.confidence_timestep)
+        spec = self.spec
+        sample(denoise, noise, scheduler, spec.steps, self.card.confidence_timestep, spec.temperature)
         shown = np.unique(np.linspace(0, len(clean) - 1, min(count, len(clean))).round().astype(int))
         images = torch.cat([self._decode(clean[i][1]) for i in shown])
         return [clean[i][0] for i in shown], images[..., : sar.shape[1], : sar.shape[2]]

@@ -215,6 +215,7 @@ def model_facts(spec: ModelSpec) -> dict[str, Any]:
         "name": None if spec.card is None else spec.card.name,
         "parameters": spec.parameters,
         "spacing": spec.spacing,
+        "temperature": spec.temperature,
         **spec.fingerprint(),
         "card": None if spec.card is None else spec.card.to_dict(),
     }

@@ -36,8 +36,8 @@ class CardSettings:
 
     Parameters
     ----------
-    name, quantity, calibration, polarisations, gsd_m, prediction_type, sampler, spacing, steps, licence, \
-training_data
+    name, quantity, calibration, polarisations, gsd_m, prediction_type, sampler, spacing, steps, \
+temperature, licence, training_data
         As in `sar2eo.card.Card`.
     """
 
@@ -50,6 +50,7 @@ training_data
     sampler: Sampler | None = None
     spacing: Spacing | None = None
     steps: int | None = None
+    temperature: float | None = None
     licence: str | None = None
     training_data: str | None = None
 
