@@ -96,8 +96,11 @@ def run(
             elif collection is not None and destination is not None:
                 _upload_collection(destination, collection, changed=bool(pending))
             whole = summary(entries, time.perf_counter() - started)
-            one = entries[0].report if single else None  # what was done before has none of its own
-            _write_report(whole if one is None else one, recipe)
+            one = entries[0].report if single else None
+            # What was done before has no report but the one that it may have left.
+            kept = single and entries[0].status == "skipped" and Path(recipe.report or "").is_file()
+            if not kept:
+                _write_report(whole if one is None else one, recipe)
     return entries
 
 

@@ -19,6 +19,7 @@ __all__ = ["attributes_of", "to_attributes"]
 
 _GRIDS = ("grid", "scene_grid")
 _TRUTHS = ("terrain_corrected",)
+_LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
 
 
 def to_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +54,8 @@ def _stored(value: Any) -> Any:
 def _read(name: str, value: Any) -> Any:
     if name in _TRUTHS and value is not None:
         return bool(value)
+    if name in _LISTS and isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
     if not isinstance(value, str) or not value.startswith("{"):
         return value
     try:

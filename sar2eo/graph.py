@@ -108,7 +108,7 @@ class TranslationGraph:
         for number in map(int, order[:_SAMPLED_CHUNKS]):
             i, j = divmod(number, shape[1])
             layer[f"{name}-sample", number] = (sample_chunk, plan, (source, 0, i, j), number)
-        return layer | {(name, 0): (scaling_from_samples, list(layer))}
+        return layer | {(name, 0): (scaling_from_samples, list(layer), len(order))}
 
     def _batch_layer(self, source: str | None) -> Layer:
         plan, scaling, batch = self._name("plan"), (self._name("scaling"), 0), self._name("batch")

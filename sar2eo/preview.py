@@ -22,6 +22,8 @@ __all__ = ["quicklook", "valid_pixels"]
 def quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
     """Draw a COG of an EO image small, from its overviews; invalid pixels are transparent.
 
+    What the tag ``synthetic`` of the COG says is the picture's description.
+
     Parameters
     ----------
     cog : Path
@@ -40,8 +42,10 @@ def quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
         shape = _small_shape(raster, longest)
         rgb = raster.read((1, 2, 3), out_shape=(3, *shape), resampling=Resampling.average)
         alpha = raster.dataset_mask(out_shape=shape)
+        said = raster.tags().get("synthetic")
     with MemoryFile(ext=".png") as memory, _unplaced_is_fine():
         layout = {"driver": "PNG", "dtype": "uint8", "count": 4, "height": shape[0], "width": shape[1]}
+        layout |= {} if said is None else {"DESCRIPTION": f"synthetic={said}"}
         with memory.open(**layout) as picture:
             picture.write(np.concatenate([rgb, alpha[None]]))
         write_atomically(png, memory.getbuffer())

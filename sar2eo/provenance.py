@@ -12,8 +12,10 @@ import numpy.typing as npt
 import xarray as xr
 from dask.base import tokenize
 
+from sar2eo._version import __version__
 from sar2eo.attributes import attributes_of
 from sar2eo.grid import Grid
+from sar2eo.inference import SYNTHETIC
 from sar2eo.models import ModelSpec
 from sar2eo.recipe import TranslateRecipe
 from sar2eo.scene import reader_of
@@ -91,8 +93,6 @@ def tags_of(dataset: xr.Dataset, divisors: Divisors) -> dict[str, str]:
     """Provenance for the files' metadata."""
     attrs = attributes_of(dataset)
     told = (
-        "software",
-        "synthetic",
         "source",
         "model",
         "model_sha256",
@@ -101,7 +101,10 @@ def tags_of(dataset: xr.Dataset, divisors: Divisors) -> dict[str, str]:
         "geolocation",
     )
     sampling = attrs.get("settings", {})
+    software = attrs.get("software", f"sar2eo {__version__}")
     values = {
+        "software": software,
+        "synthetic": SYNTHETIC,  # also where a Dataset was made anew, and has no attributes
         **{name: attrs.get(name) for name in told},
         **{
             name: sampling.get(name)
@@ -110,7 +113,7 @@ def tags_of(dataset: xr.Dataset, divisors: Divisors) -> dict[str, str]:
         "card": attrs.get("card"),
         "amplitude_divisor": None if divisors is None else [f"{d:.9g}" for d in divisors],
         "TIFFTAG_DATETIME": _tiff_time(attrs.get("datetime")),
-        "TIFFTAG_SOFTWARE": attrs.get("software"),
+        "TIFFTAG_SOFTWARE": software,
     }
     return {name: _tag_text(value) for name, value in values.items() if value is not None}
 

@@ -29,6 +29,7 @@ __all__ = [
     "amplitude_percentiles",
     "default_channels",
     "fill_invalid",
+    "percentiles_of",
     "sample_windows",
     "to_amplitude",
     "to_eo_bytes",
@@ -260,6 +261,24 @@ def amplitude_percentiles(
         values = _valid_samples(read, [Window(r, 0, min(512, shape[0] - r), shape[1]) for r in rows])
     if any(v.size == 0 for v in values):
         raise RadiometryError("the scene has no valid pixel: is --nodata right?")
+    return percentiles_of(values, percentile=percentile)
+
+
+def percentiles_of(values: Sequence[FloatArray], *, percentile: float = 99.0) -> tuple[float, ...]:
+    """Percentile of a sample of each polarisation.
+
+    Parameters
+    ----------
+    values : sequence of ndarray of float32
+        Finite amplitudes, none of them empty; their order is lost.
+    percentile : float
+        In percent.
+
+    Raises
+    ------
+    RadiometryError
+        If one is not positive.
+    """
     found = tuple(float(np.percentile(v, percentile, overwrite_input=True)) for v in values)
     if not all(np.isfinite(p) and p > 0 for p in found):
         raise RadiometryError(

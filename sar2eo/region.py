@@ -25,6 +25,8 @@ from sar2eo.windows import Window
 __all__ = ["clip_to", "cut", "read_area"]
 
 _PARTS = 1000  # of the longest side of an area, whose corners are brought to another CRS
+_LOOKS = 33  # along either axis of a grid
+_POLE = 90 + 1e-6
 
 
 def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
@@ -102,18 +104,50 @@ def read_area(path: Path, grid: Grid) -> Any:
     if not parts:
         raise SettingsError(f"--aoi {path}: holds no polygon")
     area = shapely.union_all([shapely.make_valid(part) for part in parts])
-    if table.crs != grid.pyproj_crs:
-        # What is straight in one CRS is a curve in another.
-        west, south, east, north = area.bounds
-        area = shapely.segmentize(area, max(east - west, north - south) / _PARTS)
+    if table.crs == grid.pyproj_crs and not table.crs.is_geographic:
+        return area
+    _, south, _, north = area.bounds
+    nowhere = table.crs.is_geographic and not -_POLE <= south <= north <= _POLE
+    area = area if nowhere else _around(area, table.crs, grid)
     to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
     placed = shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
-    if not np.isfinite(shapely.get_coordinates(placed)).all():
+    if nowhere or not np.isfinite(shapely.get_coordinates(placed)).all():
         raise SettingsError(
             f"--aoi {path}: has no place in {grid.crs}; its CRS is {table.crs.to_string()} (GeoJSON is in "
             "degrees, longitude before latitude)"
         )
-    return placed
+    return shapely.make_valid(placed)
+
+
+def _around(area: Any, crs: Any, grid: Grid) -> Any:
+    """Return what of an area lies around a grid, still in its own CRS: half a world folds when projected.
+
+    Longitudes are moved by whole turns to where the grid has them.
+    """
+    import shapely
+    from pyproj import Transformer
+    from shapely.affinity import translate
+
+    # Over all of the grid, not along its edge: a pole may be inside.
+    rows, cols = np.meshgrid(*(np.linspace(0, n, _LOOKS) for n in grid.shape), indexing="ij")
+    a, b, c, d, e, f = grid.transform
+    to_area = Transformer.from_crs(grid.pyproj_crs, crs, always_xy=True)
+    x, y = to_area.transform(a * cols + b * rows + c, d * cols + e * rows + f)
+    middle = x[_LOOKS // 2, _LOOKS // 2]
+    if crs.is_geographic:
+        x = middle + (x - middle + 180) % 360 - 180
+    seen = np.isfinite(x) & np.isfinite(y)
+    if not (seen.any() and np.isfinite(middle)):
+        return area
+    west, east, south, north = x[seen].min(), x[seen].max(), y[seen].min(), y[seen].max()
+    margin = max(east - west, north - south)
+    west, east, turns = west - margin, east + margin, [0]
+    if crs.is_geographic:
+        west, east, turns = max(west, middle - 180), min(east, middle + 180), [-1, 0, 1]
+    frame = shapely.box(west, south - margin, east, north + margin)
+    moved = [translate(area, xoff=360.0 * turn) for turn in turns]
+    # What is straight in one CRS is a curve in another.
+    return shapely.segmentize(shapely.union_all(shapely.intersection(moved, frame)), 3 * margin / _PARTS)
 
 
 def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:

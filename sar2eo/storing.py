@@ -32,13 +32,13 @@ class BlockStore:
     Parameters
     ----------
     dataset : Dataset
-        With ``eo`` (band, y, x) uint8 and, where it has them, ``valid`` and the further `variables`.
+        With ``eo`` (band, y, x) uint8 and, where it has them, ``valid`` and the further `variables` (y, x).
     variables : tuple of str
         What is written, "eo" first.
     """
 
     def __init__(self, dataset: xr.Dataset, variables: tuple[str, ...]) -> None:
-        eo = dataset["eo"].transpose("band", "y", "x").chunk(band=-1)
+        eo = dataset["eo"].chunk(band=-1)
         rows, cols = eo.data.chunks[1:]
         self.variables = variables
         self.arrays: dict[str, da.Array] = {"eo": eo.data}

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo import telemetry
+from sar2eo.errors import RadiometryError
 from sar2eo.feather import gather_block, upsample
 from sar2eo.models import ModelSpec
 from sar2eo.radiometry import (
@@ -22,6 +23,7 @@ from sar2eo.radiometry import (
     FloatArray,
     amplitude_percentiles,
     fill_invalid,
+    percentiles_of,
     to_amplitude,
     to_model_range,
 )
@@ -143,15 +145,22 @@ def sample_chunk(plan: Plan, chunk: npt.NDArray[Any], seed: int) -> FloatArray:
     return values
 
 
-def scaling_from_samples(samples: Sequence[FloatArray]) -> FloatArray:
-    """Percentile of amplitude over the samples of many chunks, shape (polarisation,)."""
+def scaling_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray:
+    """Percentile of amplitude over the samples of some of the chunks, shape (polarisation,).
+
+    Raises
+    ------
+    RadiometryError
+        If a polarisation has no valid pixel in them, or its percentile is not positive.
+    """
     joined = np.concatenate(samples, axis=-1)
-    shape = (1, joined.shape[-1])
-    # One window, as wide as all samples: the same rules for empty and constant scenes hold here.
-    found = amplitude_percentiles(
-        lambda window: joined[:, :, window.col : window.stop_col], shape, percentile=SCALING_PERCENTILE
-    )
-    return np.asarray(found, np.float32)
+    valid = [values[np.isfinite(values)] for values in joined]
+    if any(values.size == 0 for values in valid):
+        raise RadiometryError(
+            f"no valid pixel in the {len(samples)} of {chunks} chunks that were looked at: say what becomes "
+            "1 with scaling, or make the chunks larger"
+        )
+    return np.asarray(percentiles_of(valid, percentile=SCALING_PERCENTILE), np.float32)
 
 
 def translate_batches(plan: Plan, divisors: FloatArray, task: int, chunks: Chunks) -> Results:

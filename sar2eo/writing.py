@@ -24,7 +24,7 @@ from sar2eo.computing import Progress, collect_telemetry, reporting, reset_telem
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.graph import count_windows
 from sar2eo.grid import Grid
-from sar2eo.inference import place_of
+from sar2eo.inference import EO_BANDS, place_of
 from sar2eo.journal import Journal
 from sar2eo.outputs import Outputs, check_tmp
 from sar2eo.provenance import FINGERPRINT, report_of, tags_of, work_fingerprint
@@ -157,6 +157,7 @@ class Writing:
         self, dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings, opened_in: float = 0.0
     ) -> None:
         _check(dataset, outputs, settings)
+        dataset = _in_order(dataset)
         self._dataset, self._outputs, self._settings = dataset, outputs, settings
         self._grid = _grid_of(dataset)
         self._work: dict[str, float] = {}
@@ -284,9 +285,17 @@ def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:
         )
 
 
+def _in_order(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a Dataset as it is written: red, green, blue where the bands have these labels; then y, x."""
+    labels = [str(label) for label in dataset["band"].values]
+    if labels != list(EO_BANDS) and sorted(labels) == sorted(EO_BANDS):
+        dataset = dataset.sel(band=list(EO_BANDS))
+    return dataset.transpose("band", "y", "x", ...)
+
+
 def _grid_of(dataset: xr.Dataset) -> Grid:
     anchor = dataset.attrs.get("grid")
-    eo = dataset["eo"].assign_attrs(scene_grid=anchor)
+    eo = dataset["eo"].transpose("band", "y", "x").assign_attrs(scene_grid=anchor)
     whole, window = place_of(eo)
     return whole.crop(window)
 

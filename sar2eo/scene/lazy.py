@@ -106,13 +106,15 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
     Returns
     -------
     dict
-        Source, grid (crs, transform, shape, bounds), true ground sample distance in metres,
-        polarisations, quantity, calibration, acquisition, geolocation and its residual, storage
-        block and chunk.
+        Source, grid (crs, transform, shape, bounds; of a slice, its own), true ground sample distance
+        in metres, polarisations, quantity, calibration, acquisition, geolocation and its residual,
+        storage block and chunk.
     """
     attrs = attributes_of(scene)
     grid: Grid = attrs["scene_grid"]
     found = reader_of(scene)
+    if found is not None:
+        grid = grid.crop(found[1])
     placed = grid.crs is not None
     distance = grid.ground_sample_distance_m() if placed else None
     return {
