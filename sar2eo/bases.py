@@ -209,7 +209,9 @@ def pack_checkpoint(
     refuse_existing(Path(out))
     kept = disk_dtype(dtype)
     loaded = load_checkpoint(folder)
-    changed = loaded.card.changed(**card)
+    # What was measured with another decoder is not this one's.
+    measured: dict[str, Any] = {} if vae is None else {"metrics": {}}
+    changed = loaded.card.changed(**measured | card)
     autoencoder = loaded.vae if vae is None else pretrained_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):
         raise CheckpointError(f"{vae}: its encoder is not that of {folder}, whose U-Net knows other latents")

@@ -28,6 +28,7 @@ __all__ = [
     "l2_loss",
     "sample",
     "schedule_config",
+    "set_timesteps",
     "training_target",
 ]
 
@@ -148,6 +149,21 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
         raise CheckpointError(f"scheduler: diffusers cannot make this noise schedule: {error}") from error
 
 
+def set_timesteps(scheduler: Any, steps: int) -> None:
+    """Set the timesteps of a scheduler, just as many as steps.
+
+    diffusers counts down from 1000 in floating point, which for 62 numbers of steps of trailing spacing (61,
+    103, 121, ...) gives one too many: a last one of -1, which would be taken for pure noise.
+    """
+    scheduler.set_timesteps(steps)
+    if len(scheduler.timesteps) == steps:
+        return
+    if isinstance(scheduler, DDIMScheduler):
+        scheduler.timesteps = scheduler.timesteps[:steps]
+    else:
+        scheduler.set_timesteps(timesteps=scheduler.timesteps[:steps].tolist())
+
+
 def sample(
     denoise: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
@@ -176,7 +192,7 @@ def sample(
     latents : Tensor of float32, shape (B, C, h, w)
     variance : Tensor of float32, shape (B, 1, h, w)
     """
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler, steps)
     nearest = int((scheduler.timesteps - confidence_timestep).abs().argmin())
     latents = noise.float() * (temperature * scheduler.init_noise_sigma)
     for index, timestep in enumerate(scheduler.timesteps):

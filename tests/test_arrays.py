@@ -153,3 +153,27 @@ def test_a_slice_is_described_as_such_also_after_netcdf(scene: xr.DataArray, tmp
     single.to_netcdf(tmp_path / "scene.nc", engine="h5netcdf")
     with xr.open_dataarray(tmp_path / "scene.nc", decode_coords="all", engine="h5netcdf") as kept:
         assert sar2eo.describe_scene(kept)["polarisations"] == ["VH"]
+
+
+def test_statistics_that_another_program_left_beside_a_scene_do_not_make_it_another(
+    scene: xr.DataArray, tmp_path: Path
+) -> None:
+    source = Path(scene.attrs["source"])
+
+    def name() -> str:
+        return str(sar2eo.translate(sar2eo.open_scene(source), "identity", **SMALL).eo.data.name)
+
+    before, sidecar = name(), source.with_name(f"{source.name}.aux.xml")
+
+    def leave(*said: str) -> None:
+        band = f"<Histograms><HistItem/></Histograms><Metadata>{''.join(said)}</Metadata>"
+        sidecar.write_text(f'<PAMDataset><PAMRasterBand band="1">{band}</PAMRasterBand></PAMDataset>')
+
+    statistics, unit = '<MDI key="STATISTICS_MEAN">5</MDI>', '<MDI key="unit">dB</MDI>'
+    leave(statistics)
+    assert name() == before
+    leave(statistics, unit)
+    after = name()
+    assert after != before
+    leave(unit)
+    assert name() == after

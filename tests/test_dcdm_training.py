@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,17 @@ def test_every_offset_is_drawn_and_none_beyond() -> None:
 
 def test_some_templates_are_shown_with_another_pairs_search_image(folder: Path, tmp_path: Path) -> None:
     task, _ = prepared_task(folder, tmp_path / "run", negatives=0.5)
+    task._apart = operator.ne
     shown, searched = task._shown([7, 8, 9, 5])
     assert shown.tolist() == [0, 1, 2, 3, 0, 1]
     assert searched.tolist() == [0, 1, 2, 3, 1, 2]
     # One and the same pair twice, where two passes meet, is no negative.
     shown, searched = task._shown([7, 7, 9, 5])
-    assert list(zip(shown.tolist(), searched.tolist(), strict=True))[4:] == [(1, 2), (2, 3)]
+    assert list(zip(shown.tolist(), searched.tolist(), strict=True))[4:] == [(0, 2), (1, 2)]
+    # Nor is the same ground on another date.
+    task._apart = lambda one, other: {one, other} == {5, 9}
+    shown, searched = task._shown([7, 8, 9, 5])
+    assert list(zip(shown.tolist(), searched.tolist(), strict=True))[4:] == [(2, 3), (3, 2)]
     none, _ = prepared_task(folder, tmp_path / "run", negatives=0.0)
     assert none._shown([1, 2])[0].tolist() == [0, 1]
 

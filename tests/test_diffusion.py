@@ -15,6 +15,7 @@ from sar2eo.diffusion import (
     l2_loss,
     sample,
     schedule_config,
+    set_timesteps,
     training_target,
 )
 from sar2eo.errors import CheckpointError, SettingsError
@@ -26,7 +27,7 @@ ZERO_SNR = schedule_config({"rescale_betas_zero_snr": True}, set_alpha_to_one=Tr
 
 def timesteps(sampler: str, spacing: str, steps: int) -> list[int]:
     scheduler = create_scheduler(sampler, spacing, "epsilon", CONFIG)
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler, steps)
     return [int(t) for t in scheduler.timesteps]
 
 
@@ -45,6 +46,36 @@ def oracle(clean: torch.Tensor, alpha_bars: torch.Tensor, kind: str = "epsilon")
 
 def test_fifty_leading_steps_are_the_papers() -> None:
     assert timesteps("ddim", "leading", 50) == list(range(981, 0, -20))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_there_are_as_many_timesteps_as_steps(sampler: str) -> None:
+    for steps in (*range(1, 130), 201, 397, 500, 998, 999, 1000):
+        scheduler = create_scheduler(sampler, "trailing", "v_prediction", ZERO_SNR)
+        set_timesteps(scheduler, steps)
+        found = [int(t) for t in scheduler.timesteps]
+        assert len(found) == steps
+        assert found[0] == 999
+        assert min(found) >= 0
+        assert found == sorted(set(found), reverse=True)
+
+
+@pytest.mark.parametrize("steps", [60, 61, 103])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_any_number_of_steps_gives_the_clean_latent(sampler: str, steps: int) -> None:
+    clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    scheduler = create_scheduler(sampler, "trailing", "v_prediction", CONFIG)
+    network = oracle(clean, scheduler.alphas_cumprod, "v_prediction")
+    seen: list[int] = []
+
+    def watched(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(int(timestep))
+        return network(latents, timestep)
+
+    found, _ = sample(watched, noise, scheduler, steps, 500)
+    torch.testing.assert_close(found, clean, atol=2e-3, rtol=0)
+    assert len(seen) == steps
+    assert seen[-1] >= 0
 
 
 def test_leading_spacing_breaks_down_for_few_steps() -> None:

@@ -52,8 +52,8 @@ def test_shuffling_costs_who_knows_and_not_who_guesses() -> None:
     knows, guesses = Shuffle(seed=3), Shuffle(seed=3)
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
     for i in range(6):
-        knows.add((truth[i] + 0.1 * noise[i]).clamp(-1, 1), truth[i], valid[i])
-        guesses.add(torch.zeros(3, 16, 16), truth[i], valid[i])
+        knows.add((truth[i] + 0.1 * noise[i]).clamp(-1, 1), truth[i], valid[i], i)
+        guesses.add(torch.zeros(3, 16, 16), truth[i], valid[i], i)
     found = knows.result("usual")
     assert found is not None
     assert found["pairs"] == 6
@@ -69,15 +69,31 @@ def test_shuffling_costs_who_knows_and_not_who_guesses() -> None:
 def test_no_pair_is_held_against_its_own_truth() -> None:
     for count in (2, 3, 5):
         control = Shuffle(seed=count)
-        for image in images(count, count):
-            control.add(image, image, torch.ones(1, 16, 16))
+        for number, image in enumerate(images(count, count)):
+            control.add(image, image, torch.ones(1, 16, 16), number)
         found = control.result("usual")
         assert found is not None
         assert found["psnr"] == np.inf or np.isnan(found["psnr"])
         assert found["psnr_shuffled"] < 15
     alone = Shuffle(seed=1)
-    alone.add(images(1, 1)[0], images(1, 1)[0], torch.ones(1, 16, 16))
+    alone.add(images(1, 1)[0], images(1, 1)[0], torch.ones(1, 16, 16), 0)
     assert alone.result("usual") is None
+
+
+def test_shuffling_takes_the_truth_of_other_ground() -> None:
+    ground = [0, 0, 0, 1, 1, 2]
+    scenes = images(3, 7)
+    control = Shuffle(4, lambda a, b: ground[a] != ground[b])
+    for number, place in enumerate(ground):
+        control.add(scenes[place], scenes[place], torch.ones(1, 16, 16), number)
+    found = control.result("usual")
+    assert found is not None
+    assert found["pairs"] == 6
+    assert found["psnr_shuffled"] < 15
+    same = Shuffle(4, lambda a, b: False)
+    for number in range(3):
+        same.add(scenes[0], scenes[0], torch.ones(1, 16, 16), number)
+    assert same.result("usual") is None
 
 
 def samples(valid: torch.Tensor) -> list[dict[str, torch.Tensor]]:

@@ -150,8 +150,14 @@ def _measured(report: Path, of_matcher: bool) -> dict[str, float]:
     from sar2eo.layout import read_json
 
     file, method = ("matches.json", "dcdm") if of_matcher else ("metrics.json", "model")
-    figures = read_json(report / file).get("methods", {}).get(method, {})
-    found = {f"test_{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+    told = read_json(report / file)
+    settings, figures = told.get("settings", {}), told.get("methods", {}).get(method, {})
+    if settings.get("protocol", "usual") != "usual":
+        raise CheckpointError(
+            f"{report}: its figures follow the protocol {settings['protocol']}; a card's are by the usual one"
+        )
+    split = settings.get("split", "test")
+    found = {f"{split}_{name}": value for name, value in figures.items() if isinstance(value, int | float)}
     if not found:
         raise CheckpointError(f"{report}: {file} tells no figures of {method}: is it the report of another?")
     return found

@@ -101,7 +101,7 @@ class BuiltPairs(PairsDataset):
                 f"was {self.folder} copied whole?"
             )
 
-    @property
+    @cached_property
     def places(self) -> tuple[str, ...]:
         """The blocks that splits are made of."""
         return tuple(row.block for row in self.rows)

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,11 +156,19 @@ class PairsDataset(Samples):
 
     def strangers(self, index: int) -> list[int]:
         """Return pairs of other ground, from half of all further on: of other places, where there are any."""
-        count, places = len(self), self.places
-        others = [(index + count // 2 + step) % count for step in range(count)]
-        others = [other for other in others if other != index]
-        elsewhere = [other for other in others if places[other] != places[index]]
-        return elsewhere or [other for other in others if not self.share_ground(index, other)]
+        count = len(self)
+        others = ((index + count // 2 + step) % count for step in range(count))
+        return [other for other in others if self.apart(index, other)]
+
+    def apart(self, index: int, other: int) -> bool:
+        """Tell whether two pairs show different ground: of other places, where there are any."""
+        places = self.places
+        elsewhere = places[index] != places[other] or (self._one_place and index != other)
+        return elsewhere and not self.share_ground(index, other)
+
+    @cached_property
+    def _one_place(self) -> bool:
+        return len(set(self.places)) == 1
 
     @property
     def has_strangers(self) -> bool:

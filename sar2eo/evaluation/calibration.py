@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import ne
 from typing import Any
 
 import numpy as np
@@ -59,30 +61,36 @@ class Shuffle:
     Parameters
     ----------
     seed : int
-        Of the order in which the pairs are chained: each is judged against the next.
+        Of the order in which the pairs are chained: each is judged against the next that is of other ground.
+    apart : callable, optional
+        Whether two pairs, by their numbers, show different ground; by default any two do.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, apart: Callable[[int, int], bool] = ne) -> None:
+        self._seed, self._apart = seed, apart
         self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._numbers: list[int] = []
 
-    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Keep one pair: images of shape (3, H, W) in [-1, 1], validity of shape (1, H, W)."""
+    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor, number: int) -> None:
+        """Keep one pair: images of shape (3, H, W) in [-1, 1], validity of shape (1, H, W), its number."""
         images = (((image + 1) * 127.5).round().byte() for image in (prediction, truth))
         self._held.append((*images, valid.bool()))  # type: ignore[arg-type]
+        self._numbers.append(number)
 
     def result(self, protocol: str) -> dict[str, Any] | None:
-        """Return mean PSNR as paired and as shuffled, and the difference; None for fewer than two pairs.
+        """Return mean PSNR as paired and as shuffled, and the difference; None for no two pairs apart.
 
         The same at means of 8 pixels.
         """
-        if len(self._held) < 2:
+        order = np.random.default_rng(self._seed).permutation(len(self._held)).tolist()
+        rows = []
+        for place, i in enumerate(order):
+            others = (order[place - step] for step in range(1, len(order)))
+            j = next((j for j in others if self._apart(self._numbers[i], self._numbers[j])), None)
+            if j is not None:
+                rows.append(self._compare(self._held[i], self._held[j], protocol))
+        if not rows:
             return None
-        order = np.random.default_rng(self._seed).permutation(len(self._held))
-        rows = [
-            self._compare(self._held[i], self._held[j], protocol)
-            for i, j in zip(order, np.roll(order, 1), strict=True)
-        ]
         means = [
             float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
             for column in np.array(rows).T

@@ -81,7 +81,7 @@ def draw_pictures(folder: Path, results: dict[str, Any], pictures: Pictures) -> 
     if pictures.denoising:
         drawn["denoising.png"] = _denoising(folder, pictures)
     drawn["octaves.png"] = _octaves(folder, results["methods"])
-    if results["calibration"] is not None:
+    if results["calibration"] is not None and results["calibration"]["quantiles"]:
         drawn["calibration.png"] = _calibration(folder, results["calibration"])
     if len(results["sweep"]) > 1:
         drawn["steps.png"] = _steps(folder, results["sweep"])

@@ -171,7 +171,7 @@ class _Evaluation:
         """Judge a model's single draws, and their mean where there are several."""
         samples = self.settings.samples
         single, averaged = Judge(self.request.measures), Judge(self.request.measures)
-        shuffle = Shuffle(self.settings.seed)
+        shuffle = Shuffle(self.settings.seed, self.request.seen[name].apart)
         held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
         for batch in self._batches(name, self.chosen, self.request.seen[name]):
             drawn = [images.draw(batch, number) for number in range(samples)]
@@ -182,7 +182,7 @@ class _Evaluation:
                 averaged.add(mean, batch, sum(draw.seconds for draw in drawn))
             for i, index in enumerate(batch["index"]):
                 if index in held:
-                    shuffle.add(drawn[0].eo[i], batch["eo"][i], batch["valid"][i])
+                    shuffle.add(drawn[0].eo[i], batch["eo"][i], batch["valid"][i], index)
         judges = {name: single}
         if samples > 1:
             judges[f"{name}, mean of {samples}"] = averaged

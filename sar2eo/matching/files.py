@@ -128,12 +128,19 @@ def match_files(
     return report
 
 
+def _one_amplitude(amplitude: FloatArray) -> FloatArray:
+    """Return the mean of polarisations, each over its own 99th percentile: VV is several times VH."""
+    if len(amplitude) == 1 or not np.isfinite(amplitude).any(axis=(1, 2)).all():
+        return np.asarray(amplitude.mean(axis=0))
+    scaled = amplitude / np.nanpercentile(amplitude, 99, axis=(1, 2), keepdims=True).clip(1e-30)
+    return np.asarray(scaled.mean(axis=0), np.float32)
+
+
 def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
     """Match by one of the methods that are not learned; the limits are those of `StructuralAligner`."""
     rows, cols = (a - b for a, b in zip(inputs.amplitude.shape[1:], inputs.template.shape[:2], strict=True))
     radius = (max(rows, cols) + 1) // 2 if min(rows, cols) > 0 else None
-    amplitude = inputs.amplitude.mean(axis=0)
-    found = match(amplitude, inputs.template, method=method, radius_px=radius)
+    found = match(_one_amplitude(inputs.amplitude), inputs.template, method=method, radius_px=radius)
     limits = StructuralAligner()
     least = limits.min_score if method == "structure" else None
     sure = found.ratio >= limits.min_ratio and (least is None or found.score >= least)

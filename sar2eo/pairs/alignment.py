@@ -96,8 +96,9 @@ class Drift(Protocol):
 class Aligner(Protocol):
     """Finds local shifts between a SAR and an EO image, and the drift that explains them.
 
-    One that has an attribute ``polarisations`` is given these, in this order, instead of their mean; one that
-    has a method ``fits_gsd`` is asked whether it is made for pixels of these sides on the ground, in metres.
+    One that has an attribute ``polarisations`` is given these, in this order, instead of their mean, and the
+    EO image's colours; one that has a method ``fits_gsd`` is asked whether it is made for pixels of these
+    sides on the ground, in metres.
     """
 
     neighbourhood_px: int
@@ -110,7 +111,7 @@ class Aligner(Protocol):
         ----------
         sar, eo : ndarray of float32, shape (row, col)
             Amplitude and grey values of the same place; NaN where invalid. To an aligner with polarisations
-            `sar` comes as (polarisation, row, col).
+            they come as (polarisation, row, col) and (row, col, 3).
         """
         ...
 
@@ -183,8 +184,7 @@ def measure(
     clear = patch.valid if patch.cloud is None else patch.valid & ~patch.cloud
     if (np.isfinite(amplitude) & clear).mean() < _LEAST_VALID:
         return None
-    grey = np.where(clear, patch.rgb.mean(axis=0, dtype=np.float32), np.float32(np.nan))
-    found = aligner.displacement(_wanted(scaled, sar, aligner), grey)
+    found = aligner.displacement(_wanted(scaled, sar, aligner), _image(patch.rgb, clear, aligner))
     row, col = window.row + window.height / 2, window.col + window.width / 2
     return Displacement(row, col, float(found.rows), float(found.cols), float(found.score), bool(found.sure))
 
@@ -195,6 +195,13 @@ def _wanted(scaled: FloatArray, sar: SarScene, aligner: Aligner) -> FloatArray:
     return (
         np.asarray(scaled.mean(axis=0)) if wanted is None else scaled[[names.index(name) for name in wanted]]
     )
+
+
+def _image(rgb: npt.NDArray[np.uint8], clear: npt.NDArray[np.bool_], aligner: Aligner) -> FloatArray:
+    """Return the colours of an EO image for an aligner that knows them, or grey values; NaN under clouds."""
+    if hasattr(aligner, "polarisations"):
+        return np.where(clear[..., None], np.moveaxis(rgb, 0, -1).astype(np.float32), np.float32(np.nan))
+    return np.where(clear, rgb.mean(axis=0, dtype=np.float32), np.float32(np.nan))
 
 
 def check_aligner(aligner: Aligner, sar: SarScene) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,15 @@ def _file_names(href: str) -> str:
     return ",".join(f"{polarisation}={Path(file).name}" for polarisation, file in parsed.items())
 
 
+def _gap(row: Row) -> float:
+    return inf if row["day_gap"] is None else float(row["day_gap"])
+
+
 def without_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprints) -> tuple[list[Row], int]:
     """Keep one chip of each cell, SAR pass and EO pass: the most valid, then the closest in time."""
     lattices = [lattice_of(sar.grid) for sar in scenes.sar]
     places: dict[Any, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (-row["valid_share"], row["day_gap"] or 0.0, row["id"])):
+    for row in sorted(rows, key=lambda row: (-row["valid_share"], _gap(row), row["id"])):
         places.setdefault((lattices[row["scenes"][0]], *row["cell"]), []).append(row)
 
     @cache

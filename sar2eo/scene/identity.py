@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from sar2eo.scene.handles import is_remote, shown
 
 __all__ = ["digest", "file_identity", "files_identity"]
 
+_SIDECAR = ".aux.xml"
 _BLOCK_BYTES = 64 * 1024
 _BLOCKS = 16
 _GDAL_KEYS = (
@@ -67,6 +69,8 @@ def file_identity(path: str) -> dict[str, Any]:
 def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Identify several files, each named once, overviews left out (they are never read).
 
+    Of a local ``.aux.xml`` counts what is not a statistic, for whoever looks at a scene may leave some there.
+
     Parameters
     ----------
     paths : iterable of str
@@ -75,7 +79,33 @@ def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) ->
         Identities that need not be asked for again, by path.
     """
     chosen = dict.fromkeys(p for p in paths if not p.endswith(".ovr"))
-    return [known.get(path) or file_identity(path) for path in chosen]
+    sidecars = {path: _sidecar_identity(path) for path in chosen if path.endswith(_SIDECAR)}
+    found = (sidecars.get(path) or known.get(path) or file_identity(path) for path in chosen)
+    return [identity for path, identity in zip(chosen, found, strict=True) if sidecars.get(path) != {}]
+
+
+def _sidecar_identity(path: str) -> dict[str, Any] | None:
+    """Identify a local file of GDAL's metadata by what is no statistic: empty if there is nothing else."""
+    local = Path(path)
+    if is_remote(path) or not local.is_file():
+        return None
+    try:
+        root = ElementTree.parse(local).getroot()  # noqa: S314 (GDAL has read it already)
+    except (OSError, ElementTree.ParseError):
+        return None
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag == "Histograms" or child.get("key", "").startswith("STATISTICS_"):
+                parent.remove(child)
+    for band in root.findall("PAMRasterBand"):
+        if not any(len(part) or (part.text or "").strip() for part in band):
+            root.remove(band)
+    if not len(root):
+        return {}
+    return {
+        "name": local.name,
+        "sha256": digest(ElementTree.canonicalize(ElementTree.tostring(root), strip_text=True)),
+    }
 
 
 def digest(values: Any) -> str:

@@ -138,7 +138,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     if recipe.base is not None:
         known["base"] = {"sha256": values_sha256(begun.denoiser)}
     identity = checked_identity(recipe, accelerator, pairs, **known)
-    task = MatcherTask(begun, settings, accelerator.device)
+    task = MatcherTask(begun, settings, accelerator.device, pairs.apart)
     multiple = pixel_multiple(task.factor)
     if settings.crop % multiple or settings.template % multiple:
         raise SettingsError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,13 @@ class MatcherTask:
     averaged: tuple[str, ...] = ("denoiser",)
 
     def __init__(
-        self, checkpoint: MatcherCheckpoint, settings: MatcherSettings, device: torch.device
+        self,
+        checkpoint: MatcherCheckpoint,
+        settings: MatcherSettings,
+        device: torch.device,
+        apart: Callable[[int, int], bool] = ne,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self._apart = checkpoint, apart
         self._settings, self._device = settings, device
         self._dtype = getattr(torch, resolve_dtype(settings.dtype, str(device)))
         self._vae = checkpoint.vae.eval().requires_grad_(False)
@@ -137,11 +142,13 @@ class MatcherTask:
         return noisy, timesteps, sampled
 
     def _shown(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return which template is shown with which search image: each with its own, some again."""
+        """Return which template is shown with which search image: each with its own, some with others'."""
         count = len(indices)
         own = list(range(count))
         wanted = round(self._settings.negatives * count)
-        others = [(i, (i + 1) % count) for i in own if indices[i] != indices[(i + 1) % count]][:wanted]
+        further = {i: [(i + step) % count for step in range(1, count)] for i in own}
+        first = {i: next((j for j in further[i] if self._apart(indices[i], indices[j])), None) for i in own}
+        others = [(i, j) for i, j in first.items() if j is not None][:wanted]
         templates, searches = [*own, *(i for i, _ in others)], [*own, *(j for _, j in others)]
         return torch.tensor(templates, device=self._device), torch.tensor(searches, device=self._device)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sar2eo.datasets.latents import pooled_validity
+from sar2eo.diffusion import set_timesteps
 from sar2eo.errors import SettingsError
 from sar2eo.layout import TRAIN_TIMESTEPS
 from sar2eo.matching.classical import structure_within
@@ -207,7 +208,7 @@ def translate_latents(
     if not 1 <= steps <= TRAIN_TIMESTEPS:
         raise SettingsError(f"steps={steps}: must be 1 to {TRAIN_TIMESTEPS}")
     scheduler = matching_scheduler(schedule)
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler, steps)
     bars = alpha_bars(schedule)
     drawn = scene_noise(seed, range(optical.shape[2]), range(optical.shape[3]), optical.shape[1])
     latents = torch.from_numpy(drawn).to(optical.device).expand_as(optical)
