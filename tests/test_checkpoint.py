@@ -236,7 +236,12 @@ def test_a_packed_checkpoint_may_have_another_decoder_and_no_other_encoder(
     with torch.no_grad():
         vae.decoder.conv_out.bias += 1
     vae.save_pretrained(tmp_path / "decoder" / "vae")
-    packed = pack_checkpoint(made, tmp_path / "out", dtype="float32", vae=tmp_path / "decoder")
+    measured = tmp_path / "measured"
+    shutil.copytree(made, measured)
+    Card.read(measured).changed(metrics={"validation_psnr": 20.0}).write(measured)
+    assert Card.read(pack_checkpoint(measured, tmp_path / "same")).metrics == {"validation_psnr": 20.0}
+    packed = pack_checkpoint(measured, tmp_path / "out", dtype="float32", vae=tmp_path / "decoder")
+    assert Card.read(packed).metrics == {}
     assert torch.equal(load_checkpoint(packed).vae.decoder.conv_out.bias, vae.decoder.conv_out.bias)
     for change in ("weights", "scaling"):
         if change == "weights":

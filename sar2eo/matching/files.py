@@ -22,7 +22,7 @@ from sar2eo.matching.aligner import StructuralAligner
 from sar2eo.matching.classical import Method, match
 from sar2eo.radiometry import to_amplitude
 
-__all__ = ["METHODS", "FileMethod", "match_files"]
+__all__ = ["METHODS", "FileMethod", "match_files", "one_amplitude"]
 
 FileMethod = Literal["dcdm", "structure", "phase", "ncc"]
 """Translation into the SAR domain, or one of `sar2eo.matching.classical`."""
@@ -128,8 +128,14 @@ def match_files(
     return report
 
 
-def _one_amplitude(amplitude: FloatArray) -> FloatArray:
-    """Return the mean of polarisations, each over its own 99th percentile: VV is several times VH."""
+def one_amplitude(amplitude: FloatArray) -> FloatArray:
+    """Return the mean of polarisations, each over its own 99th percentile: VV is several times VH.
+
+    Parameters
+    ----------
+    amplitude : ndarray of float32, shape (polarisation, row, col)
+        NaN where invalid; a single one is returned as it is.
+    """
     if len(amplitude) == 1 or not np.isfinite(amplitude).any(axis=(1, 2)).all():
         return np.asarray(amplitude.mean(axis=0))
     scaled = amplitude / np.nanpercentile(amplitude, 99, axis=(1, 2), keepdims=True).clip(1e-30)
@@ -140,7 +146,7 @@ def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict
     """Match by one of the methods that are not learned; the limits are those of `StructuralAligner`."""
     rows, cols = (a - b for a, b in zip(inputs.amplitude.shape[1:], inputs.template.shape[:2], strict=True))
     radius = (max(rows, cols) + 1) // 2 if min(rows, cols) > 0 else None
-    found = match(_one_amplitude(inputs.amplitude), inputs.template, method=method, radius_px=radius)
+    found = match(one_amplitude(inputs.amplitude), inputs.template, method=method, radius_px=radius)
     limits = StructuralAligner()
     least = limits.min_score if method == "structure" else None
     sure = found.ratio >= limits.min_ratio and (least is None or found.score >= least)
