@@ -215,7 +215,9 @@ def _named(
     facts = facts_of(source, attrs)
     out = Path(recipe.out) if destination is None else destination.folder
     further = {name: out / fill(text, facts) for name, text in further_outputs(recipe).items()}
-    return Outputs(eo=out / f"{fill(recipe.name, facts)}.tif", destination=destination, **further)
+    return Outputs(
+        eo=out / f"{fill(recipe.name.removesuffix('.tif'), facts)}.tif", destination=destination, **further
+    )
 
 
 def _is_there(outputs: Outputs, fingerprint: Mapping[str, Any], *, placed: bool, overwrite: bool) -> bool:

@@ -202,7 +202,7 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
     items = {file: item for file, item in found.items() if item is not None}
     if not items:
         return None
-    times = [datetime.fromisoformat(item["properties"]["datetime"]) for item in items.values()]
+    times = [_utc(item["properties"]["datetime"]) for item in items.values()]
     boxes = [item["bbox"] for item in items.values() if item.get("bbox")]
     collection = pystac.Collection(
         id=name,
@@ -234,7 +234,7 @@ def _result(text: bytes, present: Collection[str]) -> dict[str, Any] | None:
     """Read the item of a result that is there; None for other files."""
     try:
         item: dict[str, Any] = json.loads(text)
-        said = item["properties"]["sar2eo:synthetic"] is True and item["properties"]["datetime"]
+        said = item["properties"]["sar2eo:synthetic"] is True and _utc(item["properties"]["datetime"])
         return item if said and item["assets"]["eo"]["href"].removeprefix("./") in present else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

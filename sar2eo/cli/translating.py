@@ -108,7 +108,7 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
     Raises
     ------
     click.exceptions.Exit
-        With 1 if a scene of a folder failed.
+        With 1 if a scene of a folder failed, or would.
     """
     from sar2eo import archive, cluster, planning
     from sar2eo.translation import resolve, shared_paths, single_job
@@ -136,6 +136,7 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
                 check(entries)
                 progress.clear()
                 _tell_estimate(entries, recipe, spec, single=single)
+                _exit_if_failed(entries)
                 return
             told = _Teller(progress, single=single)
             started = time.perf_counter()
@@ -146,9 +147,14 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
         return
     whole = archive.summary(entries, time.perf_counter() - started)
     click.echo("\n".join(_table(whole)))
-    if whole["counts"]["failed"]:
-        click.echo(f"{whole['counts']['failed']} of {len(entries)} scenes failed", err=True)
-        context.exit(1)
+    _exit_if_failed(entries)
+
+
+def _exit_if_failed(entries: Sequence[Entry]) -> None:
+    failed = sum(entry.status == "failed" for entry in entries)
+    if failed:
+        click.echo(f"{failed} of {len(entries)} scenes failed", err=True)
+        click.get_current_context().exit(1)
 
 
 def _tell_estimate(
