@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sar2eo.datasets import Augmentation, collate, open_dataset
+from sar2eo.evaluation.matches import figures
 from sar2eo.matching.dcdm.examining import Weights
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.planting import plant
@@ -66,8 +67,8 @@ def main() -> None:
     for parts in CASES:
         matcher = Matcher(given.model)
         switch(matcher.checkpoint.denoiser, *parts)
-        figures = measured(matcher, given.pairs, given.offsets)
-        print(f"without {' and '.join(parts) or 'nothing'}: {figures}", flush=True)
+        found = measured(matcher, given.pairs, given.offsets)
+        print(f"without {' and '.join(parts) or 'nothing'}: {found}", flush=True)
 
 
 def measured(matcher: Matcher, folder: str, offsets: int) -> str:
@@ -84,11 +85,8 @@ def measured(matcher: Matcher, folder: str, offsets: int) -> str:
         evidence = matcher.evidence(images)
         for found, weights in zip(distances.values(), (LEARNED, matcher.weights), strict=True):
             found.append((torch.from_numpy(evidence.found(weights).shifts) - places).norm(dim=1))
-    shares = {
-        name: [float((torch.cat(found) <= near).double().mean()) for near in (5, 2)]
-        for name, found in distances.items()
-    }
-    return ", ".join(f"{name} {five:.3f} {two:.3f}" for name, (five, two) in shares.items())
+    counted = {name: figures(torch.cat(found).numpy()) for name, found in distances.items()}
+    return ", ".join(f"{name} {each['cmr_5']:.3f} {each['cmr_2']:.3f}" for name, each in counted.items())
 
 
 if __name__ == "__main__":

@@ -144,6 +144,13 @@ class EvaluationWarning(Sar2eoWarning):
     """Something cannot be measured (a network or the training split is missing), or not as it was meant."""
 
 
-def one_line(error: object) -> str:
-    """Return what an exception or a warning says, on one line; its class's name where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: object, most: int | None = None) -> str:
+    """Return what an exception or a warning says, on one line; its class's name where it says nothing.
+
+    Parameters
+    ----------
+    error : object
+    most : int or None, optional (default: None)
+        Characters to keep: libraries append whole configurations.
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__

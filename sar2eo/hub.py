@@ -64,7 +64,7 @@ def find_folder(
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source}: no such folder here, and fetching it from the hub failed: {one_line(error)[:200]}"
+            f"{source}: no such folder here, and fetching it from the hub failed: {one_line(error, 200)}"
         ) from error
     return Path(found)
 

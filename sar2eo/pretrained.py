@@ -122,7 +122,7 @@ def embed_prompt(folder: Path, prompt: str = PROMPT) -> Tensor:
         )
     except Exception as error:  # transformers lets any exception of its parsers through
         raise CheckpointError(
-            f"{folder}: tokenizer or text encoder cannot be read: {one_line(error)[:200]}"
+            f"{folder}: tokenizer or text encoder cannot be read: {one_line(error, 200)}"
         ) from error
     finally:
         if shown:
@@ -183,7 +183,7 @@ def _load(model_class: Any, folder: Path) -> Any:
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {one_line(error)[:200]}") from error
+        raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {one_line(error, 200)}") from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {len(wrong)} keys, such as {wrong[0]}")

@@ -43,7 +43,7 @@ def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
         return model
     except Exception as error:  # a tampered value can raise anything inside the constructor
         raise CheckpointError(
-            f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error)[:200]}"
+            f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error, 200)}"
         ) from error
 
 
