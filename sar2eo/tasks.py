@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 SCALING_PERCENTILE = 99.0
-_SAMPLES_PER_CHUNK = 2**19
+_SAMPLES_PER_CHUNK = 2**18  # of 64 chunks: as many as `amplitude_percentiles` takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +153,8 @@ def scaling_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArr
     RadiometryError
         If a polarisation has no valid pixel in them, or its percentile is not positive.
     """
-    joined = np.concatenate(samples, axis=-1)
-    valid = [values[np.isfinite(values)] for values in joined]
+    bands = ([sample[band] for sample in samples] for band in range(len(samples[0])))
+    valid = [np.concatenate([part[np.isfinite(part)] for part in parts]) for parts in bands]
     if any(values.size == 0 for values in valid):
         raise RadiometryError(
             f"no valid pixel in the {len(samples)} of {chunks} chunks that were looked at: say what becomes "
