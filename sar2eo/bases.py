@@ -28,6 +28,7 @@ from sar2eo.weights import disk_dtype, narrow
 __all__ = ["import_checkpoint", "init_checkpoint", "pack_checkpoint"]
 
 _INIT_SEED = 2025
+_MEASURED_BY = ("sampler", "steps", "temperature")
 
 
 def init_checkpoint(
@@ -209,9 +210,10 @@ def pack_checkpoint(
     refuse_existing(Path(out))
     kept = disk_dtype(dtype)
     loaded = load_checkpoint(folder)
-    # What was measured with another decoder is not this one's.
-    measured: dict[str, Any] = {} if vae is None else {"metrics": {}}
-    changed = loaded.card.changed(**measured | card)
+    changed = loaded.card.changed(**card)
+    same = all(getattr(changed, name) == getattr(loaded.card, name) for name in _MEASURED_BY)
+    if "metrics" not in card and not (same and vae is None):
+        changed = changed.changed(metrics={})  # those of another decoder or way of sampling
     autoencoder = loaded.vae if vae is None else pretrained_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):
         raise CheckpointError(f"{vae}: its encoder is not that of {folder}, whose U-Net knows other latents")

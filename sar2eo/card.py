@@ -1,7 +1,7 @@
 """Model cards: what a checkpoint's weights mean.
 
 Weights without their radiometry are worth nothing, so the card travels in the checkpoint's folder
-and is read strictly: an unknown or missing field is an error.
+and is read strictly: an unknown or missing field is an error (one that came later may be missing).
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
+_SAMPLING = ("sampler", "steps")
 # A model sees textures at its own scale; beyond this ratio of pixel sizes it sees something else.
 _GSD_TOLERANCE = 1.5
 
@@ -172,7 +173,7 @@ class InputCard:
 
     @classmethod
     def from_dict(cls, raw: Any) -> Self:
-        """Make a card from plain JSON values; unknown or missing fields are errors."""
+        """Make a card from plain JSON values; unknown or missing fields are errors, but those of `later`."""
         if not isinstance(raw, dict):
             raise CheckpointError(f"card: must be a JSON object, not {type(raw).__name__}")
         known = {f.name for f in dataclasses.fields(cls)}
@@ -236,6 +237,11 @@ class Card(InputCard):
         self.check_counts(steps=(1, 1000), confidence_timestep=(0, 999))
         if not is_positive(self.temperature):
             raise wrong("temperature", self.temperature, "a positive number")
+
+    def changed(self, **fields: Any) -> Self:
+        """Return the card with other values in some fields; other steps or samplers have temperature 1."""
+        own = all(fields.get(name, getattr(self, name)) == getattr(self, name) for name in _SAMPLING)
+        return super().changed(**({} if own else {"temperature": 1.0}) | fields)
 
     def write(self, folder: Path) -> None:
         """Write the card into a checkpoint folder."""

@@ -6,6 +6,7 @@ further mask the result, and blocks that lie outside of them are never computed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from sar2eo.windows import Window
 
 __all__ = ["clip_to", "cut", "read_area"]
 
-_PARTS = 1000  # of the longest side of an area, whose corners are brought to another CRS
+_PARTS = 1000  # of the longest side of a grid: of these lengths, an area's edges are brought to another CRS
 _LOOKS = 33  # along either axis of a grid
 _POLE = 90 + 1e-6
+_MARGIN = 0.25  # around a grid, of its own sides
 
 
 def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
@@ -103,30 +105,43 @@ def read_area(path: Path, grid: Grid) -> Any:
     parts = [p for p in members if p.geom_type in ("Polygon", "MultiPolygon") and not p.is_empty]
     if not parts:
         raise SettingsError(f"--aoi {path}: holds no polygon")
-    area = shapely.union_all([shapely.make_valid(part) for part in parts])
-    if table.crs == grid.pyproj_crs and not table.crs.is_geographic:
-        return area
+    area = _polygons([shapely.make_valid(part) for part in parts])
     _, south, _, north = area.bounds
     nowhere = table.crs.is_geographic and not -_POLE <= south <= north <= _POLE
-    area = area if nowhere else _around(area, table.crs, grid)
-    to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
-    placed = shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
-    if nowhere or not np.isfinite(shapely.get_coordinates(placed)).all():
+    if table.crs != grid.pyproj_crs:
+        area = area if nowhere else _around(area, table.crs, grid)
+        to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
+        area = shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
+    if nowhere or not np.isfinite(shapely.get_coordinates(area)).all():
         raise SettingsError(
             f"--aoi {path}: has no place in {grid.crs}; its CRS is {table.crs.to_string()} (GeoJSON is in "
             "degrees, longitude before latitude)"
         )
-    return shapely.make_valid(placed)
+    area = _polygons([shapely.make_valid(area)])
+    return _turned(area, shapely.box(*grid.bounds)) if grid.pyproj_crs.is_geographic else area
+
+
+def _polygons(geometries: Sequence[Any]) -> Any:
+    """Return the union of what has an area: where polygons only touch, lines are left."""
+    import shapely
+
+    parts = shapely.get_parts(shapely.get_parts(geometries))
+    return shapely.union_all(parts[shapely.area(parts) > 0])
+
+
+def _turned(area: Any, frame: Any) -> Any:
+    """Return what of an area in degrees lies in a frame, its longitudes moved by whole turns."""
+    import shapely
+    from shapely.affinity import translate
+
+    moved = [translate(area, xoff=360.0 * turn) for turn in (-1, 0, 1)]
+    return _polygons(shapely.intersection(moved, frame))
 
 
 def _around(area: Any, crs: Any, grid: Grid) -> Any:
-    """Return what of an area lies around a grid, still in its own CRS: half a world folds when projected.
-
-    Longitudes are moved by whole turns to where the grid has them.
-    """
+    """Return what of an area lies around a grid, still in its own CRS: half a world folds when projected."""
     import shapely
     from pyproj import Transformer
-    from shapely.affinity import translate
 
     # Over all of the grid, not along its edge: a pole may be inside.
     rows, cols = np.meshgrid(*(np.linspace(0, n, _LOOKS) for n in grid.shape), indexing="ij")
@@ -140,14 +155,13 @@ def _around(area: Any, crs: Any, grid: Grid) -> Any:
     if not (seen.any() and np.isfinite(middle)):
         return area
     west, east, south, north = x[seen].min(), x[seen].max(), y[seen].min(), y[seen].max()
-    margin = max(east - west, north - south)
-    west, east, turns = west - margin, east + margin, [0]
+    width, height = _MARGIN * (east - west), _MARGIN * (north - south)
     if crs.is_geographic:
-        west, east, turns = max(west, middle - 180), min(east, middle + 180), [-1, 0, 1]
-    frame = shapely.box(west, south - margin, east, north + margin)
-    moved = [translate(area, xoff=360.0 * turn) for turn in turns]
+        west, east = max(west, middle - 180 + width), min(east, middle + 180 - width)
+    frame = shapely.box(west - width, south - height, east + width, north + height)
+    near = _turned(area, frame) if crs.is_geographic else _polygons([shapely.intersection(area, frame)])
     # What is straight in one CRS is a curve in another.
-    return shapely.segmentize(shapely.union_all(shapely.intersection(moved, frame)), 3 * margin / _PARTS)
+    return shapely.segmentize(near, max(east - west, north - south) / _PARTS)
 
 
 def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:

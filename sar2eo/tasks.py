@@ -155,6 +155,8 @@ def scaling_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArr
     """
     bands = ([sample[band] for sample in samples] for band in range(len(samples[0])))
     valid = [np.concatenate([part[np.isfinite(part)] for part in parts]) for parts in bands]
+    if any(values.size == 0 for values in valid) and len(samples) == chunks:
+        raise RadiometryError("the scene has no valid pixel: is its nodata right?")
     if any(values.size == 0 for values in valid):
         raise RadiometryError(
             f"no valid pixel in the {len(samples)} of {chunks} chunks that were looked at: say what becomes "

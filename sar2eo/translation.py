@@ -174,7 +174,7 @@ def scaling_of(text: str) -> tuple[float, ...] | dict[str, float]:
             f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"
         ) from error
     raise SettingsError(
-        f"--scaling-from {text}: a report of many scenes, each with its own scaling; give that of one, "
+        f"--scaling-from {text}: a report of many scenes or of none, without a scaling; give that of one, "
         "or values, as in --scaling-from 255"
     )
 

@@ -286,11 +286,14 @@ def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:
 
 
 def _in_order(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a Dataset as it is written: red, green, blue where the bands have these labels; then y, x."""
+    """Return a Dataset as it is written: red, green, blue (where so labelled) in one chunk; then y, x."""
     labels = [str(label) for label in dataset["band"].values]
     if labels != list(EO_BANDS) and sorted(labels) == sorted(EO_BANDS):
         dataset = dataset.sel(band=list(EO_BANDS))
-    return dataset.transpose("band", "y", "x", ...)
+    dataset = dataset.transpose("band", "y", "x", ...)
+    chunks = dataset["eo"].chunks
+    whole = chunks is None or len(chunks[0]) == 1
+    return dataset if whole else dataset.assign(eo=dataset["eo"].chunk(band=-1))
 
 
 def _grid_of(dataset: xr.Dataset) -> Grid:

@@ -75,6 +75,17 @@ def test_declared_nodata_is_not_valid(scene: xr.DataArray) -> None:
         np.testing.assert_allclose(found.amplitude_divisor, expected.amplitude_divisor, rtol=0.02)
 
 
+def test_nodata_that_no_value_can_have_is_none(scene: xr.DataArray) -> None:
+    bytes_ = scene.fillna(0).astype("uint8").assign_attrs(_FillValue=-9999)
+    assert sar2eo.translate(bytes_, "identity", **SMALL).valid.all()
+    low = scene.fillna(5).assign_attrs(_FillValue=-1.8e308)
+    assert sar2eo.translate(low, "identity", **SMALL).valid.all()
+    with pytest.raises(SceneError, match="nodata is no number"):
+        sar2eo.translate(scene.fillna(5).assign_attrs(_FillValue=[1.0, 2.0]), "identity", **SMALL)
+    turned = (scene.fillna(-1).compute() * (1 + 0j)).assign_attrs(quantity="amplitude", _FillValue=-1.0)
+    assert not sar2eo.translate(turned, "identity", **SMALL).valid[:40].any()
+
+
 def test_complex_samples_are_their_magnitude(scene: xr.DataArray) -> None:
     turned = scene.compute() * np.exp(1j * np.arange(scene.sizes["x"]))
     turned = turned.assign_attrs(scene.attrs | {"quantity": "amplitude"})
@@ -127,7 +138,7 @@ def test_files_have_rows_and_columns_and_colours_in_order_whatever_the_arrays_ha
     everywhere = xr.DataArray(np.ones(300, bool), dims="x", coords={"x": dataset.x})
     changed = dataset.isel(band=[2, 0, 1]).assign(valid=everywhere & dataset.valid)
     assert changed.valid.dims == ("x", "y")
-    sar2eo.write_cog(changed.transpose("x", "y", ...), turned)
+    sar2eo.write_cog(changed.transpose("x", "y", ...).chunk(band=1), turned)
     with rasterio.open(plain) as expected, rasterio.open(turned) as found:
         np.testing.assert_array_equal(found.read(), expected.read())
         np.testing.assert_array_equal(found.dataset_mask(), expected.dataset_mask())
@@ -149,6 +160,7 @@ def test_a_slice_is_described_as_such_also_after_netcdf(scene: xr.DataArray, tmp
     told = sar2eo.describe_scene(scene.isel(y=slice(10, 30), x=slice(5, 45)))
     assert told["shape"] == [20, 40]
     assert told["transform"][2::3] == [500_050.0, 3_999_900.0]
+    assert sar2eo.describe_scene(scene.isel(y=slice(10, 30), x=slice(5, 45)).compute())["shape"] == [20, 40]
     single = scene.sel(band=["VH"]).assign_attrs(polarisations=["VH"])
     single.to_netcdf(tmp_path / "scene.nc", engine="h5netcdf")
     with xr.open_dataarray(tmp_path / "scene.nc", decode_coords="all", engine="h5netcdf") as kept:
@@ -165,15 +177,20 @@ def test_statistics_that_another_program_left_beside_a_scene_do_not_make_it_anot
 
     before, sidecar = name(), source.with_name(f"{source.name}.aux.xml")
 
-    def leave(*said: str) -> None:
-        band = f"<Histograms><HistItem/></Histograms><Metadata>{''.join(said)}</Metadata>"
-        sidecar.write_text(f'<PAMDataset><PAMRasterBand band="1">{band}</PAMRasterBand></PAMDataset>')
+    def leave(*said: str, more: str = "") -> None:
+        told = f"<Metadata>{''.join(said)}</Metadata>" if said else ""
+        band = f'<PAMRasterBand band="1">{more}<Histograms><HistItem/></Histograms>{told}</PAMRasterBand>'
+        sidecar.write_text(f"<PAMDataset>{told}{band}</PAMDataset>")
 
-    statistics, unit = '<MDI key="STATISTICS_MEAN">5</MDI>', '<MDI key="unit">dB</MDI>'
+    statistics, beam = '<MDI key="STATISTICS_MEAN">5</MDI>', '<MDI key="beam">IW</MDI>'
     leave(statistics)
     assert name() == before
-    leave(statistics, unit)
+    leave(statistics, beam)
     after = name()
     assert after != before
-    leave(unit)
+    leave(beam)
     assert name() == after
+    leave(more="<Description>VV</Description>")
+    described = name()
+    leave(statistics, more="<Description>VV</Description>")
+    assert name() == described

@@ -242,6 +242,7 @@ def test_a_packed_checkpoint_may_have_another_decoder_and_no_other_encoder(
     assert Card.read(pack_checkpoint(measured, tmp_path / "same")).metrics == {"validation_psnr": 20.0}
     packed = pack_checkpoint(measured, tmp_path / "out", dtype="float32", vae=tmp_path / "decoder")
     assert Card.read(packed).metrics == {}
+    assert Card.read(pack_checkpoint(measured, tmp_path / "slower", steps=51)).metrics == {}
     assert torch.equal(load_checkpoint(packed).vae.decoder.conv_out.bias, vae.decoder.conv_out.bias)
     for change in ("weights", "scaling"):
         if change == "weights":

@@ -341,12 +341,15 @@ def test_strangers_are_of_other_places_from_half_of_the_pairs_further_on(tmp_pat
     table.to_parquet(index)
     pairs = opened(tmp_path)
     assert pairs.strangers(1) == [0, 2, 3]
-    assert pairs.share_ground(1, 5)
+    assert pairs.meeting(1).nonzero()[0].tolist() == [1, 4, 5]
     assert pairs.has_strangers
     # Nor is it across the border of a block, where chips overlap.
     table["block"] = ["a", "b", "c", "a", "d", "e"]
     table.to_parquet(index)
     assert opened(tmp_path).strangers(1) == [0, 2, 3]
+    table["transform"] = [place] * 6
+    table.to_parquet(index)
+    assert not opened(tmp_path).has_strangers
     table["block"] = "a"
     table["transform"] = [place] * 6
     table.to_parquet(index)

@@ -67,7 +67,7 @@ def test_a_packed_matcher_has_half_the_bytes_and_finds_the_same(
     assert result.exit_code == 0, result.output
     packed = Matcher(out, threads=1)
     assert packed.card.licence == "CC0-1.0"
-    assert packed.card.metrics == {**matcher.card.metrics, "val_cmr_5": 0.5}
+    assert packed.card.metrics == {**matcher.card.metrics, "validation_cmr_5": 0.5}
     for part in ("denoiser", "vae"):
         sizes = [(place / part / WEIGHTS).stat().st_size for place in (out, folder)]
         assert sizes[0] < 0.7 * sizes[1]

@@ -93,6 +93,7 @@ def test_every_offset_is_drawn_and_none_beyond() -> None:
 
 def test_some_templates_are_shown_with_another_pairs_search_image(folder: Path, tmp_path: Path) -> None:
     task, _ = prepared_task(folder, tmp_path / "run", negatives=0.5)
+    assert not task._apart(0, 0)  # as the pairs themselves know
     task._apart = operator.ne
     shown, searched = task._shown([7, 8, 9, 5])
     assert shown.tolist() == [0, 1, 2, 3, 0, 1]

@@ -104,6 +104,9 @@ def test_the_cards_temperature_goes_with_the_cards_steps(untrained: Path, tmp_pa
     assert resolve(folder, sampler="dpm++", steps=20, seed=7).temperature == 1.04
     assert resolve(folder, steps=19).temperature == resolve(folder, sampler="ddim").temperature == 1.0
     assert resolve("identity").temperature == 1.0
+    assert Card.read(folder).changed(licence="MIT", steps=20).temperature == 1.04
+    assert Card.read(folder).changed(steps=50).temperature == 1.0
+    assert Card.read(folder).changed(sampler="ddim", temperature=1.1).temperature == 1.1
 
 
 def test_older_cards_have_the_papers_temperature(untrained: Path, tmp_path: Path) -> None:

@@ -174,6 +174,29 @@ def test_longitudes_may_be_counted_from_either_side(tmp_path: Path) -> None:
     assert read_area(path, across).contains(shapely.Point(west))
 
 
+@pytest.mark.parametrize(("west", "col"), [(170, 3500), (-180, 0)])
+def test_an_area_that_ends_at_the_antimeridian_has_its_own_width_on_a_global_grid(
+    west: float, col: int, tmp_path: Path
+) -> None:
+    grid = Grid.create("EPSG:4326", (0.1, 0, -180, 0, -0.1, 90), (1800, 3600))
+    path = tmp_path / "area.geojson"
+    geopandas.GeoDataFrame(geometry=[shapely.box(west, 0, west + 10, 10)], crs=4326).to_file(path)
+    area = read_area(path, grid)
+    assert area.geom_type == "Polygon"
+    assert len(area.exterior.coords) == 5
+    assert grid.window_of(area.bounds) == (800, col, 100, 100)
+
+
+def test_projected_areas_are_placed_on_longitudes_from_0_to_360(tmp_path: Path) -> None:
+    grid = Grid.create("EPSG:4326", (0.01, 0, 242, 0, -0.01, 34), (100, 100))
+    path = tmp_path / "area.gpkg"
+    field = shapely.box(440_000, 3_700_000, 450_000, 3_710_000)
+    geopandas.GeoDataFrame(geometry=[field], crs="EPSG:32611").to_file(path)
+    west, south, east, north = read_area(path, grid).bounds
+    assert 242 < west < east < 243
+    assert 33 < south < north < 34
+
+
 def test_polygons_beside_the_scene_are_told_and_those_of_other_scenes_add_nothing(tmp_path: Path) -> None:
     source = write_scene(tmp_path / "scene_vv.tif", amplitude((128, 128), 3))
     west, east = (

@@ -156,7 +156,7 @@ def _measured(report: Path, of_matcher: bool) -> dict[str, float]:
         raise CheckpointError(
             f"{report}: its figures follow the protocol {settings['protocol']}; a card's are by the usual one"
         )
-    split = settings.get("split", "test")
+    split = {"val": "validation"}.get(settings.get("split", "test"), settings.get("split", "test"))
     found = {f"{split}_{name}": value for name, value in figures.items() if isinstance(value, int | float)}
     if not found:
         raise CheckpointError(f"{report}: {file} tells no figures of {method}: is it the report of another?")

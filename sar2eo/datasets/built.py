@@ -110,10 +110,11 @@ class BuiltPairs(PairsDataset):
     def _ground(self) -> npt.NDArray[np.float64]:
         return _ground(_read_index(self.folder, self.split))  # which few ask for
 
-    def share_ground(self, index: int, other: int) -> bool:
-        """Tell whether the chips of two pairs meet, on whatever dates."""
-        (west, south, east, north), (left, bottom, right, top) = self._ground[index], self._ground[other]
-        return bool(west < right and left < east and south < top and bottom < north)
+    def meeting(self, index: int) -> npt.NDArray[np.bool_]:
+        """Return which chips meet one, on whatever dates, shape (pairs,)."""
+        west, south, east, north = self._ground.T
+        left, bottom, right, top = self._ground[index]
+        return np.asarray((west < right) & (left < east) & (south < top) & (bottom < north))
 
     def read(self, index: int) -> Pair:
         """Read a pair of chips; see `PairsDataset.read`."""

@@ -150,30 +150,33 @@ class PairsDataset(Samples):
         """Where pairs lie, one name each: those of one place may show the same ground, on another date."""
         return self.ids
 
-    def share_ground(self, index: int, other: int) -> bool:
-        """Tell whether two pairs are known to show some of the same ground."""
-        return False
+    def meeting(self, index: int) -> npt.NDArray[np.bool_]:
+        """Return which pairs are known to show some of the same ground as one, shape (pairs,)."""
+        return np.zeros(len(self), bool)
 
     def strangers(self, index: int) -> list[int]:
         """Return pairs of other ground, from half of all further on: of other places, where there are any."""
-        count = len(self)
-        others = ((index + count // 2 + step) % count for step in range(count))
-        return [other for other in others if self.apart(index, other)]
+        order = (index + len(self) // 2 + np.arange(len(self))) % len(self)
+        return [int(other) for other in order[self._elsewhere(index)[order]]]
 
     def apart(self, index: int, other: int) -> bool:
         """Tell whether two pairs show different ground: of other places, where there are any."""
-        places = self.places
-        elsewhere = places[index] != places[other] or (self._one_place and index != other)
-        return elsewhere and not self.share_ground(index, other)
-
-    @cached_property
-    def _one_place(self) -> bool:
-        return len(set(self.places)) == 1
+        return bool(self._elsewhere(index)[other])
 
     @property
     def has_strangers(self) -> bool:
         """Whether every pair has one: else a wrong match cannot be told from a right one."""
-        return len(set(self.places)) > 1 or all(self.strangers(index) for index in range(len(self)))
+        return all(self._elsewhere(index).any() for index in range(len(self)))
+
+    def _elsewhere(self, index: int) -> npt.NDArray[np.bool_]:
+        numbers = self._place_numbers
+        found = (numbers != numbers[index]) | (numbers.max() == 0)
+        found[index] = False
+        return np.asarray(found & ~self.meeting(index))
+
+    @cached_property
+    def _place_numbers(self) -> npt.NDArray[np.intp]:
+        return np.unique(np.array(self.places), return_inverse=True)[1]
 
     @property
     def shape(self) -> tuple[int, int]:

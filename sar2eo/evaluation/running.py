@@ -219,7 +219,8 @@ class _Evaluation:
             for batch in self._batches(f"{steps} steps", some):
                 drawn = images.draw(batch)
                 judge.add(drawn.eo, batch, drawn.seconds)
-            found.append({"steps": steps, **judge.summary()})
+            temperature = dataclasses.replace(main.spec, steps=steps).temperature
+            found.append({"steps": steps, "temperature": temperature, **judge.summary()})
         return found
 
     def _pictures(self, main: ModelImages, probe: Probe | None, by_pair: list[dict[str, Any]]) -> Pictures:

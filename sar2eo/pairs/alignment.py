@@ -160,7 +160,7 @@ def measure(
         Its polarisations are averaged in amplitude, each over its own scaling, unless the aligner wants
         certain ones.
     eo : Eo
-        Its colours are averaged; clouds do not count.
+        Its colours are averaged, unless the aligner knows them; clouds do not count.
     cell : Cell
         The neighbourhood.
     aligner : Aligner
@@ -224,7 +224,7 @@ def check_aligner(aligner: Aligner, sar: SarScene) -> None:
     if hasattr(aligner, "fits_gsd") and not aligner.fits_gsd(*sizes_m):
         raise PairsError(
             f"{sar.href}: its pixels are {sizes_m[0]:.3g} x {sizes_m[1]:.3g} m on the ground, the matcher "
-            "was trained on others: resample it, or align without --matcher"
+            f"was trained at {getattr(aligner, 'gsd_m', 0):.3g} m: resample it, or align without --matcher"
         )
 
 

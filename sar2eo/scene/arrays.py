@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from math import isnan
+from typing import Any
 
 import numpy as np
 import rioxarray  # noqa: F401 (registers .rio)
 import xarray as xr
 
-from sar2eo.errors import RadiometryError, SceneError, SettingsError
+from sar2eo.errors import RadiometryError, SceneError, SettingsError, one_line
 from sar2eo.radiometry import QUANTITIES
 from sar2eo.scene.lazy import reader_of
 from sar2eo.scene.metadata import iso_datetime
@@ -54,10 +54,8 @@ def settled(scene: xr.DataArray) -> xr.DataArray:
 
 
 def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
-    nodata = scene.rio.nodata
-    if nodata is not None and not isnan(nodata):
-        if scene.dtype.kind == "f":  # as the values have it: 32 bits know no -3.4e38 of 64
-            nodata = np.asarray(nodata).astype(scene.dtype)
+    nodata = _nodata(scene)
+    if nodata is not None:
         scene = scene.where(scene != nodata)
     if scene.dtype.kind == "c":
         if quantity != "amplitude":
@@ -66,3 +64,17 @@ def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
             )
         scene = scene.copy(data=abs(scene.data))
     return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
+
+
+def _nodata(scene: xr.DataArray) -> Any:
+    """Return the value that an array declares to mean nothing, as its values would have it, or None."""
+    try:
+        found = scene.rio.nodata
+        if found is None or np.isnan(found):
+            return None
+        with np.errstate(over="ignore"):  # 32 bits know no -1.8e308
+            return np.asarray(found).astype(scene.dtype) if scene.dtype.kind in "fc" else found
+    except OverflowError:  # of a type that the values no longer have: none of them is it
+        return None
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"the scene's nodata is no number: {one_line(error, 200)}") from error

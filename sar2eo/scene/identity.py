@@ -97,9 +97,10 @@ def _sidecar_identity(path: str) -> dict[str, Any] | None:
         for child in list(parent):
             if child.tag == "Histograms" or child.get("key", "").startswith("STATISTICS_"):
                 parent.remove(child)
-    for band in root.findall("PAMRasterBand"):
-        if not any(len(part) or (part.text or "").strip() for part in band):
-            root.remove(band)
+    for parent in [*root.findall("PAMRasterBand"), root]:  # what that has emptied
+        for child in list(parent):
+            if not len(child) and not (child.text or "").strip():
+                parent.remove(child)
     if not len(root):
         return {}
     return {

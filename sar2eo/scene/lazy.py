@@ -113,8 +113,8 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
     attrs = attributes_of(scene)
     grid: Grid = attrs["scene_grid"]
     found = reader_of(scene)
-    if found is not None:
-        grid = grid.crop(found[1])
+    window = _window(scene, grid)
+    grid = grid if window is None else grid.crop(window)
     placed = grid.crs is not None
     distance = grid.ground_sample_distance_m() if placed else None
     return {
@@ -136,6 +136,13 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
         "block_shape": list(found[0].block_shape) if found else None,
         "chunk_shape": [sizes[0] for sizes in scene.chunks[1:]] if scene.chunks else None,
     }
+
+
+def _window(scene: xr.DataArray, grid: Grid) -> Window | None:
+    """Return where a slice lies in the grid of its whole scene; None if it does not lie on it."""
+    col, row = ~grid.affine @ (float(scene["x"][0]), float(scene["y"][0]))
+    window = Window(round(row - 0.5), round(col - 0.5), *scene.shape[-2:])
+    return window if grid.window.intersection(window) == window else None
 
 
 def _number(value: float | None) -> float | None:

@@ -202,6 +202,7 @@ def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> C
         channels=pairs.channels,
         gsd_m=pairs.gsd_m,
         scaling=pairs.scaling,
+        temperature=1.0,  # that of the base was chosen for the base
         prediction_type=recipe.settings.prediction_type or checkpoint.card.prediction_type,
         training_data=pairs.describe(),
         metrics={},

@@ -54,6 +54,8 @@ class MatcherTask:
         In float32, on the CPU; its VAE stays as it is.
     settings : MatcherSettings
     device : torch.device
+    apart : callable, optional
+        Whether two pairs, by their numbers, show different ground; by default any two do.
     """
 
     averaged: tuple[str, ...] = ("denoiser",)

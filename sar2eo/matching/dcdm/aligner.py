@@ -155,6 +155,11 @@ class DcdmAligner:
         self._card = card
         self._how: dict[str, Any] = {"folder": str(folder), "device": device, "threads": threads}
 
+    @property
+    def gsd_m(self) -> float | None:
+        """Ground sample distance that it was trained at, in true ground metres; None: not known."""
+        return self._card.gsd_m
+
     def fits_gsd(self, *sizes_m: float) -> bool:
         """Tell whether pixels of these sides on the ground are near enough to those it was trained on."""
         return self._card.fits_gsd(*sizes_m)
