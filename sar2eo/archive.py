@@ -97,9 +97,7 @@ def run(
                 _upload_collection(destination, collection, changed=bool(pending))
             whole = summary(entries, time.perf_counter() - started)
             one = entries[0].report if single else None
-            # What was done before has no report but the one that it may have left.
-            kept = single and entries[0].status == "skipped" and Path(recipe.report or "").is_file()
-            if not kept:
+            if not (single and _has_left_report(entries[0], recipe)):
                 _write_report(whole if one is None else one, recipe)
     return entries
 
@@ -181,6 +179,17 @@ def summary(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
             for entry in entries
         ],
     }
+
+
+def _has_left_report(entry: Entry, recipe: TranslateRecipe) -> bool:
+    """Tell whether the report of what was done before is still there: this run knows less."""
+    if entry.status != "skipped" or entry.job is None or recipe.report is None:
+        return False
+    try:
+        told = json.loads(Path(recipe.report).read_bytes())
+        return bool(told["output"] == entry.job.outputs.name(entry.job.outputs.eo))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_report(content: Mapping[str, Any] | None, recipe: TranslateRecipe) -> None:

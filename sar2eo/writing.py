@@ -80,7 +80,7 @@ def write_cog(
     Returns
     -------
     dict
-        The report: grid, windows, scaling, model, settings, seconds and peak memory, as JSON values.
+        The report: output, grid, windows, scaling, model, settings, seconds and peak memory, as JSON values.
 
     Raises
     ------
@@ -232,7 +232,8 @@ class Writing:
         self._journal.remove()
         seconds = {"total": sum(self._seconds.values()), **self._seconds}
         windows = _windows(self._dataset)
-        return report_of(self._dataset, self._grid, windows, self._divisors, self._work, seconds)
+        told = report_of(self._dataset, self._grid, windows, self._divisors, self._work, seconds)
+        return {"output": self._outputs.name(self._outputs.eo), **told}
 
     def release(self) -> None:
         """Let another run go on with what is unfinished, if anything is; doing so twice is harmless."""

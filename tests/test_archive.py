@@ -120,7 +120,7 @@ def test_a_single_scene_that_is_skipped_is_reported(scenes: Path, tmp_path: Path
     # What another run has reported, which a second one cannot know, stays.
     assert run("translate", *asked, "--report", report).exit_code == 0
     assert report.read_bytes() == first
-    report.unlink()
+    report.write_text('{"output": "another.tif"}')
     assert run("translate", *asked, "--report", report).exit_code == 0
     counts = {"done": 0, "skipped": 1, "failed": 0, "pending": 0}
     assert json.loads(report.read_text())["counts"] == counts
