@@ -207,7 +207,7 @@ class _Line:
         before, after = (ThreadPoolExecutor(1, f"sar2eo-{name}") for name in ("begin", "finish"))
         begun: Future[Writing] | None = None
         finished: Future[None] | None = None
-        orderly = False
+        patient = False  # after Ctrl-C nobody wants to wait for a scene; the journal is safe at any moment
         try:
             for number, entry in enumerate(entries, start=1):
                 writing = self._take(entry, begun or before.submit(self._begin, entry))
@@ -218,13 +218,15 @@ class _Line:
                 if finished is not None:
                     finished.result()  # at most one scene waits for its files
                 finished = after.submit(self._finish, entry, writing)
-            orderly = True
+            patient = True
+        except Exception:
+            patient = True  # the same scenes may be tried again at once: let go of them first
+            raise
         finally:
             if begun is not None and not begun.cancel():
                 begun.add_done_callback(_release)
-            # After Ctrl-C nobody wants to wait for a scene's files; the journal is safe at any moment.
             for pool in (before, after):
-                pool.shutdown(wait=orderly, cancel_futures=not orderly)
+                pool.shutdown(wait=patient, cancel_futures=not patient)
         if finished is not None:
             finished.result()
 

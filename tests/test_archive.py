@@ -475,10 +475,19 @@ def test_a_lost_cluster_ends_the_run_and_tells_what_is_pending(
     def lost(*_: object) -> None:
         raise ClusterError("the cluster has had no workers")
 
+    prepare = archive.prepare
+
+    def slow(source: str, *more: object) -> object:
+        time.sleep(0.5 if source.endswith("b.tif") else 0)
+        return prepare(source, *more)
+
     monkeypatch.setattr(writing.Writing, "compute", lost)
+    monkeypatch.setattr(archive, "prepare", slow)
     report = out.parent / "report.json"
     with pytest.raises(ClusterError):
         archive.run(recipe(scenes, out=out, report=str(report)), IDENTITY)
+    # The next scene, which was being opened, is let go: it may be tried again at once.
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sar2eo-begin")]
     assert json.loads(report.read_text())["counts"] == {"done": 0, "skipped": 0, "failed": 1, "pending": 2}
     monkeypatch.undo()
     assert statuses(archive.run(recipe(scenes, out=out), IDENTITY)) == ["done"] * 3
