@@ -211,8 +211,8 @@ def pack_checkpoint(
     kept = disk_dtype(dtype)
     loaded = load_checkpoint(folder)
     changed = loaded.card.changed(**card)
-    same = all(getattr(changed, name) == getattr(loaded.card, name) for name in _MEASURED_BY)
-    if "metrics" not in card and not (same and vae is None):
+    resampled = any(getattr(changed, name) != getattr(loaded.card, name) for name in _MEASURED_BY)
+    if (resampled or vae is not None) and "metrics" not in card:
         changed = changed.changed(metrics={})  # those of another decoder or way of sampling
     autoencoder = loaded.vae if vae is None else pretrained_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):

@@ -28,7 +28,7 @@ from sar2eo.grid import Grid
 from sar2eo.models import BUNDLED, ModelSpec, resolve_model
 from sar2eo.radiometry import POLARISATIONS, Channels, default_channels
 from sar2eo.recipe import TranslateSettings, checked
-from sar2eo.scene import reader_of, settled
+from sar2eo.scene import reader_of, settled, window_in
 from sar2eo.tasks import Plan
 from sar2eo.windows import Lattice, Window
 
@@ -141,13 +141,8 @@ def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
     shape = (scene.sizes["y"], scene.sizes["x"])
     whole = attributes_of(scene).get("scene_grid")
     if isinstance(whole, Grid):
-        to_pixel = ~whole.affine
-        x, y = scene["x"].values, scene["y"].values
-        (left, top), (right, bottom) = to_pixel @ (x[0], y[0]), to_pixel @ (x[-1], y[-1])
-        window = Window(round(top - 0.5), round(left - 0.5), *shape)
-        ends = (window.row + 0.5, window.col + 0.5, window.stop_row - 0.5, window.stop_col - 0.5)
-        off = max(abs(a - b) for a, b in zip(ends, (top, left, bottom, right), strict=True))
-        if _same_crs(scene.rio.crs, whole) and off < 1e-2 and whole.window.intersection(window) == window:
+        window = window_in(scene, whole)
+        if window is not None and _same_crs(scene.rio.crs, whole):
             return whole, window
     own = Grid.create(scene.rio.crs, scene.rio.transform(recalc=True), shape)
     return own, own.window

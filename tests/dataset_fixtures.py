@@ -74,6 +74,14 @@ def built_pairs(
     return folder
 
 
+def changed_index(folder, **columns):
+    """Overwrite columns of the index of built pairs: by values, or by what a function makes of the table."""
+    table = geopandas.read_parquet(folder / "pairs.parquet")
+    for name, values in columns.items():
+        table[name] = values(table) if callable(values) else values
+    table.to_parquet(folder / "pairs.parquet")
+
+
 def _chip(folder, number, split, size, quantity, polarisations, holes):
     amplitude, eo = landscape(number, size)
     sar = np.stack([amplitude // (band + 1) for band in range(len(polarisations))])

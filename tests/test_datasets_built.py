@@ -11,7 +11,7 @@ import psutil
 import pytest
 import rasterio
 import torch
-from dataset_fixtures import built_pairs, landscape
+from dataset_fixtures import built_pairs, changed_index, landscape
 
 from sar2eo.card import Card
 from sar2eo.datasets import Augmentation, Order, batches, collate, open_dataset
@@ -31,14 +31,6 @@ def opened(folder, split="train", **augmentation):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return built_pairs(tmp_path_factory.mktemp("pairs"))
-
-
-def changed_index(folder, **columns):
-    """Overwrite columns of the index."""
-    frame = geopandas.read_parquet(folder / "pairs.parquet")
-    for name, values in columns.items():
-        frame[name] = values
-    frame.to_parquet(folder / "pairs.parquet")
 
 
 def test_a_sample_is_what_the_files_say(folder):

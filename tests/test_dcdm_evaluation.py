@@ -6,12 +6,11 @@ import json
 import math
 from pathlib import Path
 
-import geopandas
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from dataset_fixtures import built_pairs
+from dataset_fixtures import built_pairs, changed_index
 from dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
@@ -90,10 +89,7 @@ def test_the_report_has_every_method_on_the_same_templates(tmp_path: Path) -> No
 
 def test_templates_are_as_large_as_in_training_and_scenes_keep_apart(tmp_path: Path) -> None:
     pairs = built_pairs(tmp_path / "pairs", counts={"test": 3}, size=64)
-    index = pairs / "pairs.parquet"
-    table = geopandas.read_parquet(index)
-    table["sar_href"] = [f"{name}/sar.tif" for name in "aab"]
-    table.to_parquet(index)
+    changed_index(pairs, sar_href=[f"{name}/sar.tif" for name in "aab"])
     model = untrained_matcher(
         tmp_path / "model", threshold=0.0, polarisations=("VV",), search_px=48, template_px=32
     )
@@ -112,11 +108,7 @@ def test_templates_are_as_large_as_in_training_and_scenes_keep_apart(tmp_path: P
 
 def test_pairs_of_one_place_have_no_strangers(tmp_path: Path) -> None:
     pairs = built_pairs(tmp_path / "pairs", counts={"test": 3}, size=64)
-    index = pairs / "pairs.parquet"
-    table = geopandas.read_parquet(index)
-    table["block"] = "a"
-    table["transform"] = [list(table["transform"].iloc[0])] * 3
-    table.to_parquet(index)
+    changed_index(pairs, block="a", transform=lambda table: [list(table["transform"].iloc[0])] * 3)
     model = untrained_matcher(tmp_path / "model", threshold=0.0, polarisations=("VV",))
     with pytest.raises(PairsError, match="3 pairs of one place"):
         evaluate_matcher(model, pairs, tmp_path / "out", MatchEvaluationSettings(threads=1))

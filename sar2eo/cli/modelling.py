@@ -156,8 +156,9 @@ def _measured(report: Path, of_matcher: bool) -> dict[str, float]:
         raise CheckpointError(
             f"{report}: its figures follow the protocol {settings['protocol']}; a card's are by the usual one"
         )
-    split = {"val": "validation"}.get(settings.get("split", "test"), settings.get("split", "test"))
-    found = {f"{split}_{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+    split = settings.get("split", "test")
+    prefix = "validation" if split == "val" else split  # as training calls it
+    found = {f"{prefix}_{name}": value for name, value in figures.items() if isinstance(value, int | float)}
     if not found:
         raise CheckpointError(f"{report}: {file} tells no figures of {method}: is it the report of another?")
     return found

@@ -1,7 +1,7 @@
 """SAR scenes of every kind, opened as one lazy DataArray."""
 
 from sar2eo.scene.arrays import settled
-from sar2eo.scene.lazy import describe_scene, reader_of
+from sar2eo.scene.lazy import describe_scene, reader_of, window_in
 from sar2eo.scene.opening import open_scene, parse_source, shown_source
 from sar2eo.scene.reader import SceneReader
 
@@ -13,4 +13,5 @@ __all__ = [
     "reader_of",
     "settled",
     "shown_source",
+    "window_in",
 ]

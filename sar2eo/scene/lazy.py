@@ -21,7 +21,7 @@ from sar2eo.scene.identity import digest
 from sar2eo.scene.reader import SceneReader
 from sar2eo.windows import Window
 
-__all__ = ["describe_scene", "lazy_scene", "reader_of"]
+__all__ = ["describe_scene", "lazy_scene", "reader_of", "window_in"]
 
 _PREFIX = "scene-"
 _CHUNK = 1024
@@ -95,6 +95,30 @@ def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     return (reader, window) if _lies_at(scene, reader, window) else None
 
 
+def window_in(scene: xr.DataArray, grid: Grid) -> Window | None:
+    """Find where an array lies in a grid, by its coordinates.
+
+    Parameters
+    ----------
+    scene : DataArray, dims (..., y, x)
+        Not empty.
+    grid : Grid
+        Of the whole scene.
+
+    Returns
+    -------
+    Window or None
+        None where the array is no part of the grid, pixel for pixel.
+    """
+    to_pixel = ~grid.affine
+    x, y = scene["x"].values, scene["y"].values
+    (left, top), (right, bottom) = to_pixel @ (x[0], y[0]), to_pixel @ (x[-1], y[-1])
+    window = Window(round(top - 0.5), round(left - 0.5), *scene.shape[-2:])
+    ends = (window.row + 0.5, window.col + 0.5, window.stop_row - 0.5, window.stop_col - 0.5)
+    off = max(abs(a - b) for a, b in zip(ends, (top, left, bottom, right), strict=True))
+    return window if off < 1e-2 and grid.window.intersection(window) == window else None
+
+
 def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
     """Say what a scene is, as JSON values.
 
@@ -113,7 +137,7 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
     attrs = attributes_of(scene)
     grid: Grid = attrs["scene_grid"]
     found = reader_of(scene)
-    window = _window(scene, grid)
+    window = window_in(scene, grid)
     grid = grid if window is None else grid.crop(window)
     placed = grid.crs is not None
     distance = grid.ground_sample_distance_m() if placed else None
@@ -136,13 +160,6 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
         "block_shape": list(found[0].block_shape) if found else None,
         "chunk_shape": [sizes[0] for sizes in scene.chunks[1:]] if scene.chunks else None,
     }
-
-
-def _window(scene: xr.DataArray, grid: Grid) -> Window | None:
-    """Return where a slice lies in the grid of its whole scene; None if it does not lie on it."""
-    col, row = ~grid.affine @ (float(scene["x"][0]), float(scene["y"][0]))
-    window = Window(round(row - 0.5), round(col - 0.5), *scene.shape[-2:])
-    return window if grid.window.intersection(window) == window else None
 
 
 def _number(value: float | None) -> float | None:
