@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable
+from itertools import islice
 from operator import ne
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,12 @@ class MatcherTask:
         count = len(indices)
         own = list(range(count))
         wanted = round(self._settings.negatives * count)
-        further = {i: [(i + step) % count for step in range(1, count)] for i in own}
-        first = {i: next((j for j in further[i] if self._apart(indices[i], indices[j])), None) for i in own}
-        others = [(i, j) for i, j in first.items() if j is not None][:wanted]
+
+        def stranger(i: int) -> int | None:
+            further = ((i + step) % count for step in range(1, count))
+            return next((j for j in further if self._apart(indices[i], indices[j])), None)
+
+        others = list(islice(((i, j) for i in own if (j := stranger(i)) is not None), wanted))
         templates, searches = [*own, *(i for i, _ in others)], [*own, *(j for _, j in others)]
         return torch.tensor(templates, device=self._device), torch.tensor(searches, device=self._device)
 
