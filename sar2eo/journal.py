@@ -34,15 +34,15 @@ from sar2eo._version import __version__
 from sar2eo.blocks import NAME, BlockWriter
 from sar2eo.durable import refuse, sync_folder, write_atomically
 from sar2eo.errors import JournalError
+from sar2eo.fingerprints import MANIFEST, canonical, differences
 from sar2eo.locking import LOCK, acquire
 from sar2eo.windows import Window
 
-__all__ = ["Journal", "differences"]
+__all__ = ["Journal"]
 
 _FORMAT = 1
 _PUBLISHING = "publishing"
 _FINISHED = "finished"
-_DIFFERENCES_NAMED = 5
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Journal:
             lock = acquire(folder)
         except OSError as error:
             refuse(error, folder)
-        digest = hashlib.sha256(_canonical(fingerprint).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(canonical(fingerprint).encode()).hexdigest()[:16]
         journal = cls(folder, folder / f"blocks-{digest}", lock)
         try:
             journal._begin(fingerprint, restart, discards, result)
@@ -118,7 +118,7 @@ class Journal:
     def _begin(
         self, fingerprint: Mapping[str, Any], restart: bool, discards: str, result: str | None
     ) -> None:
-        manifest = self.folder / "manifest.json"
+        manifest = self.folder / MANIFEST
         old_blocks = list(self.folder.glob("blocks-*"))
         if restart or (self.folder / _FINISHED).exists():
             # Blocks go first: a crash in between leaves a valid journal with fewer of them.
@@ -152,7 +152,7 @@ class Journal:
             If another run is writing here, or the folder cannot be written.
         """
         try:
-            made: object = json.loads((folder / "manifest.json").read_bytes()).get("result")
+            made: object = json.loads((folder / MANIFEST).read_bytes()).get("result")
         except (OSError, ValueError, AttributeError):
             made = None
         if made == result or (folder / _FINISHED).exists() or not any(folder.glob("blocks-*/*")):
@@ -281,7 +281,7 @@ class Journal:
             publishing.replace(finished) if publishing.exists() else finished.touch()
         shutil.rmtree(self.blocks, ignore_errors=True)
         shutil.rmtree(self.folder / "assembled", ignore_errors=True)
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
         if not self.blocks.exists():
             finished.unlink(missing_ok=True)
         (self.folder / LOCK).unlink(missing_ok=True)
@@ -323,33 +323,3 @@ def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any], discards: st
             f"{folder} holds unfinished work of another run, which differs in {found}: "
             f"repeat the earlier command to finish it, or pass {discards} to discard it"
         )
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name what differs between two fingerprints, briefly; empty if nothing does."""
-    old_leaves, new_leaves = _leaves(old), _leaves(json.loads(_canonical(new)))
-    keys = [key for key in {**old_leaves, **new_leaves} if old_leaves.get(key) != new_leaves.get(key)]
-    # The graph's names differ whenever anything does: they matter where nothing else tells.
-    keys = [key for key in keys if not key.startswith("graph.")] or keys
-    named = [f"{key} {_short(old_leaves, key)} -> {_short(new_leaves, key)}" for key in keys]
-    more = f" and {len(keys) - _DIFFERENCES_NAMED} more" if len(keys) > _DIFFERENCES_NAMED else ""
-    return f"{', '.join(named[:_DIFFERENCES_NAMED])}{more}"
-
-
-def _canonical(fingerprint: Mapping[str, Any]) -> str:
-    return json.dumps(fingerprint, sort_keys=True, default=str)
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
-    """Flatten nested mappings to dotted keys and JSON texts (so that NaN equals NaN)."""
-    if not isinstance(value, dict) or (prefix and not value):
-        return {prefix: json.dumps(value, sort_keys=True)}
-    flat: dict[str, str] = {}
-    for key, inner in value.items():
-        flat |= _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _short(leaves: Mapping[str, str], key: str, longest: int = 60) -> str:
-    text = leaves.get(key, "(nothing)")
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."

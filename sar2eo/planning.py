@@ -13,8 +13,8 @@ from sar2eo.attributes import attributes_of
 from sar2eo.cog import check_space, cog_bytes
 from sar2eo.computing import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
+from sar2eo.fingerprints import differences
 from sar2eo.grid import Grid
-from sar2eo.journal import differences
 from sar2eo.models import ModelSpec
 from sar2eo.naming import check_template, facts_of, fill
 from sar2eo.outputs import Outputs, check_tmp

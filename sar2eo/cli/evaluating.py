@@ -47,7 +47,7 @@ _BASELINES = EvaluateSettings().against
     metavar="MODEL_OR_BASELINE...",
     help=f"Further models, or baselines.  [default: {' '.join(_BASELINES)}]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing report.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing report, or unfinished work of another.")
 @recipe_options("evaluate")
 @debug_option
 def evaluate_command(recipe_file: Path | None, overrides: tuple[str, ...], dry_run: bool, **_: Any) -> None:
@@ -72,6 +72,8 @@ def evaluate_all(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
     if dry_run:
         click.echo("\n".join(lines(plan_evaluation(**given))))
         return
+    resume = ": run the same command again to go on where it stopped"
+    click.get_current_context().meta["sar2eo.resume"] = resume
     stage = ""
 
     def text(counts: Mapping[str, float], _: float) -> str:

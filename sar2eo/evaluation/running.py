@@ -18,10 +18,11 @@ from sar2eo.errors import SettingsError
 from sar2eo.evaluation import baselines
 from sar2eo.evaluation.calibration import Shuffle, calibration_table
 from sar2eo.evaluation.judging import Judge
+from sar2eo.evaluation.keeping import KeptImages, keeping
 from sar2eo.evaluation.probing import Forced, Probe
 from sar2eo.evaluation.report import Case, Pictures, write_report
 from sar2eo.evaluation.requests import MODEL, SWEPT_PAIRS, Request, evenly, prepare
-from sar2eo.evaluation.sampling import ModelImages
+from sar2eo.evaluation.sampling import Drawn, ModelImages
 from sar2eo.recipe import DataSettings, EvaluateSettings, checked
 from sar2eo.translator import DiffusionTranslator
 
@@ -59,11 +60,12 @@ def evaluate(
         Which pairs; a path is a folder of `sar2eo.build_pairs`.
     out : str or Path
         Folder of the report; it appears whole or not at all. ``metrics.json`` holds everything,
-        ``report.md`` a table; and there are pictures.
+        ``report.md`` a table; and there are pictures. The same call goes on where an interrupted one
+        stopped: images that were drawn lie in ``<out>.partial`` meanwhile.
     settings : EvaluateSettings, optional
         All settings at once.
     overwrite : bool
-        Replace an existing report.
+        Replace an existing report, or unfinished work of another evaluation.
     progress : callable, optional
         Called with what is being done, how many are done, and how many there are.
     **changes
@@ -83,6 +85,8 @@ def evaluate(
     ------
     SettingsError, PairsError, CheckpointError, OutputError
         Before anything is measured, if settings, data and models cannot be used or the report exists.
+    JournalError
+        If ``<out>.partial`` holds images of another evaluation, or another process is writing there.
 
     Warns
     -----
@@ -91,9 +95,14 @@ def evaluate(
     """
     settings = checked(_changed(settings or EvaluateSettings(), changes))
     request = prepare(model, data, out, settings, overwrite=overwrite)
-    with torch_threads(request.specs[MODEL].threads):
-        results, pictures = _Evaluation(request, progress or (lambda stage, done, total: None)).results()
-    return write_report(Path(out), results, pictures, overwrite=overwrite)
+    facts = request.facts()  # looks at all files
+    with (
+        keeping(Path(out), facts, overwrite=overwrite) as kept,
+        torch_threads(request.specs[MODEL].threads),
+    ):
+        under_way = _Evaluation(request, kept, progress or (lambda stage, done, total: None))
+        results, pictures = under_way.results()
+        return write_report(Path(out), {**facts, **results}, pictures, overwrite=overwrite)
 
 
 def plan_evaluation(
@@ -118,8 +127,9 @@ def plan_evaluation(
 class _Evaluation:
     """One evaluation under way."""
 
-    def __init__(self, request: Request, progress: Progress) -> None:
+    def __init__(self, request: Request, kept: KeptImages, progress: Progress) -> None:
         self.request = request
+        self.kept = kept
         self.settings = request.settings
         self.dataset = request.dataset
         self.chosen = request.chosen
@@ -127,7 +137,6 @@ class _Evaluation:
 
     def results(self) -> tuple[dict[str, Any], Pictures]:
         """Measure everything."""
-        facts = self.request.facts()  # first: it looks at all files
         main = ModelImages(self.request.specs[MODEL])
         probe = None
         if isinstance(main.translator, DiffusionTranslator):
@@ -143,7 +152,6 @@ class _Evaluation:
         sweep = self._sweep(main)
         by_pair = judges[MODEL].by_pair()
         results = {
-            **facts,
             "methods": {name: judge.summary() for name, judge in judges.items()},
             "shuffle": {name: shuffle.result(self.settings.protocol) for name, shuffle in shuffles.items()},
             "calibration": calibration,
@@ -173,8 +181,9 @@ class _Evaluation:
         single, averaged = Judge(self.request.measures), Judge(self.request.measures)
         shuffle = Shuffle(self.settings.seed, self.request.seen[name].apart)
         held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
+        kind = f"model-{list(self.request.specs).index(name)}"
         for batch in self._batches(name, self.chosen, self.request.seen[name]):
-            drawn = [images.draw(batch, number) for number in range(samples)]
+            drawn = [self._drawn(kind, images, batch, number) for number in range(samples)]
             for draw in drawn:
                 single.add(draw.eo, batch, draw.seconds)
             if samples > 1:
@@ -187,6 +196,10 @@ class _Evaluation:
         if samples > 1:
             judges[f"{name}, mean of {samples}"] = averaged
         return judges, shuffle
+
+    def _drawn(self, kind: str, images: ModelImages, batch: Batch, number: int = 0) -> Drawn:
+        name = f"{kind}.{number}.{batch['index'][0]}"
+        return self.kept.draw(name, lambda: images.draw(batch, number))
 
     def _judge_others(self, predictions: dict[str, Predict]) -> dict[str, Judge]:
         judges = {name: Judge(self.request.measures) for name in predictions}
@@ -217,7 +230,7 @@ class _Evaluation:
         for steps in self.settings.sweep_steps:
             judge, images = Judge(self.request.measures), main.with_steps(steps)
             for batch in self._batches(f"{steps} steps", some):
-                drawn = images.draw(batch)
+                drawn = self._drawn(f"steps-{steps}", images, batch)
                 judge.add(drawn.eo, batch, drawn.seconds)
             temperature = dataclasses.replace(main.spec, steps=steps).temperature
             found.append({"steps": steps, "temperature": temperature, **judge.summary()})

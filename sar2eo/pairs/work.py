@@ -27,11 +27,12 @@ from typing import Any
 
 from sar2eo.durable import refuse, sync_folder, write_durably
 from sar2eo.errors import JournalError, OutputError
-from sar2eo.journal import Journal, differences
+from sar2eo.fingerprints import differences, differs
+from sar2eo.journal import Journal
 from sar2eo.pairs.chips import checksum
 from sar2eo.pairs.index import chip_names
 
-__all__ = ["PartStore", "Work", "check_target", "differs", "finished_record"]
+__all__ = ["PartStore", "Work", "check_target", "finished_record"]
 
 _FILES = ("audit.json", "pairs.parquet", "pairs.json")
 _PARTIAL = "chips.partial"
@@ -127,7 +128,7 @@ class Work:
         except OSError as error:
             refuse(error, out.parent)
         partial = out / _PARTIAL
-        restart = overwrite and differs(partial / "manifest.json", fingerprint)
+        restart = overwrite and differs(partial, fingerprint)
         journal = Journal.open(partial, fingerprint, restart=restart, discards="--overwrite")
         work = cls(out, journal)
         if not work.publishing:
@@ -198,14 +199,6 @@ def _keep(folder: Path, names: set[str]) -> None:
     for path in folder.iterdir():
         if path.name not in names:
             path.unlink(missing_ok=True)
-
-
-def differs(manifest: Path, fingerprint: Mapping[str, Any]) -> bool:
-    """Tell whether a journal's manifest names another fingerprint, or none."""
-    try:
-        return bool(differences(json.loads(manifest.read_bytes())["fingerprint"], fingerprint))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return manifest.parent.exists()
 
 
 def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> bool:

@@ -21,10 +21,11 @@ from typing import Any
 from sar2eo._version import __version__
 from sar2eo.durable import refuse
 from sar2eo.errors import CoregistrationError
+from sar2eo.fingerprints import differs
 from sar2eo.journal import Journal
 from sar2eo.matching.coregistration.opening import ScenePair
 from sar2eo.matching.coregistration.ties import Finder
-from sar2eo.pairs.work import PartStore, differs
+from sar2eo.pairs.work import PartStore
 from sar2eo.recipe import CoregisterSettings, SceneSettings
 
 __all__ = ["Work", "fingerprint_of", "is_publishing", "working"]
@@ -114,7 +115,7 @@ def working(target: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) ->
         If the folder cannot be written.
     """
     folder = _folder(target)
-    restart = overwrite and differs(folder / "manifest.json", fingerprint)
+    restart = overwrite and differs(folder, fingerprint)
     journal = Journal.open(folder, fingerprint, restart=restart, discards="--overwrite")
     parts = journal.blocks / "parts"
     try:

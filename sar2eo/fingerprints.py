@@ -1,0 +1,55 @@
+"""Fingerprints: nested mappings of JSON values that say all that a result depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MANIFEST", "canonical", "differences", "differs"]
+
+MANIFEST = "manifest.json"
+"""The file of a journal that holds the fingerprint of its work."""
+
+_NAMED = 5
+
+
+def canonical(fingerprint: Mapping[str, Any]) -> str:
+    """Return the one JSON text of a fingerprint."""
+    return json.dumps(fingerprint, sort_keys=True, default=str)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name what differs between two fingerprints, briefly; empty if nothing does."""
+    old_leaves, new_leaves = _leaves(old), _leaves(json.loads(canonical(new)))
+    keys = [key for key in {**old_leaves, **new_leaves} if old_leaves.get(key) != new_leaves.get(key)]
+    # The graph's names differ whenever anything does: they matter where nothing else tells.
+    keys = [key for key in keys if not key.startswith("graph.")] or keys
+    named = [f"{key} {_short(old_leaves, key)} -> {_short(new_leaves, key)}" for key in keys]
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"{', '.join(named[:_NAMED])}{more}"
+
+
+def differs(journal: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Tell whether the folder of a journal is there, and is not known to be of this fingerprint."""
+    try:
+        made = json.loads((journal / MANIFEST).read_bytes())["fingerprint"]
+        return bool(differences(made, fingerprint))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return journal.exists()
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
+    """Flatten nested mappings to dotted keys and JSON texts (so that NaN equals NaN)."""
+    if not isinstance(value, dict) or (prefix and not value):
+        return {prefix: json.dumps(value, sort_keys=True)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _short(leaves: Mapping[str, str], key: str, longest: int = 60) -> str:
+    text = leaves.get(key, "(nothing)")
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
