@@ -24,8 +24,8 @@ from sar2eo.models import ModelSpec
 from sar2eo.planning import Entry, check_disk, plan
 from sar2eo.provenance import FINGERPRINT
 from sar2eo.recipe import TranslateRecipe
-from sar2eo.stac_item import stac_collection, write_stac_collection
-from sar2eo.staging import COLLECTION, Destination
+from sar2eo.stac_item import COLLECTION, stac_collection, write_stac_collection
+from sar2eo.staging import Destination
 from sar2eo.translation import destination_of, prepare, single_job
 from sar2eo.writing import WriteSettings, Writing
 

@@ -244,9 +244,15 @@ def check_target(path: Path, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        If the name does not end in .tif or .tiff, the folder is missing or not writable, or the file exists
-        and `overwrite` is False.
+        If the name is not valid UTF-8 or does not end in .tif or .tiff, the folder is missing or not
+        writable, or the file exists and `overwrite` is False.
     """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{str(path)!r}: the name is not valid UTF-8, and GDAL takes no other: give another --out"
+        ) from error
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise OutputError(f"{path}: the result is a GeoTIFF, its name must end in .tif or .tiff")
     if not path.parent.is_dir():

@@ -56,7 +56,8 @@ def facts_of(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     """
     parsed = parse_source(source)
     first = parsed if isinstance(parsed, str) else next(iter(parsed.values()))
-    file, _, item = shown(first).partition("#")
+    named = shown(first)
+    file, _, item = named.partition("#") if is_stac(first) else (named, "", "")
     if file.endswith("/manifest.safe"):
         file = file.removesuffix("/manifest.safe")  # of the product that it lies in
     stem = file.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]

@@ -24,7 +24,7 @@ from sar2eo.objects import is_object
 from sar2eo.preview import quicklook, valid_pixels
 from sar2eo.recipe import Compression
 from sar2eo.scene.handles import gdal_path, opened
-from sar2eo.stac_item import stac_item, write_stac_item
+from sar2eo.stac_item import is_item_of_result, stac_item, write_stac_item
 from sar2eo.staging import Destination
 from sar2eo.windows import Window
 
@@ -175,6 +175,11 @@ class Outputs:
         if self.quicklook is not None and self.quicklook.suffix.lower() != ".png":
             raise SettingsError(f"quicklook {self.name(self.quicklook)}: must end with .png, which it is")
         overwrite = overwrite or (self.half_published and not restart)
+        if overwrite and self.is_there(self.item) and not is_item_of_result(self._item_text()):
+            raise OutputError(
+                f"{self.name(self.item)} is no STAC item of a result, and would have to make room for one: "
+                "give --out another name"
+            )
         if self.destination is not None:
             self._check_remote(overwrite)
             return
@@ -187,6 +192,11 @@ class Outputs:
                 raise OutputError(f"{path} exists: pass --overwrite to replace it")
             if not os.access(path.parent, os.W_OK | os.X_OK):
                 raise OutputError(f"{path}: its folder is not writable")
+
+    def _item_text(self) -> bytes:
+        if self.destination is None:
+            return self.item.read_bytes()
+        return self.destination.texts([self.item.name])[self.item.name]
 
     def _check_remote(self, overwrite: bool) -> None:
         for path in self.rasters.values():

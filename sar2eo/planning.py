@@ -22,6 +22,7 @@ from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
 from sar2eo.scene import shown_source
+from sar2eo.stac_item import COLLECTION
 from sar2eo.staging import Destination
 from sar2eo.translation import Job, destination_of, further_outputs, is_there, opened, single_job
 from sar2eo.windows import Lattice
@@ -192,12 +193,12 @@ def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, destination: D
     """Open a scene, name its results, and see whether they are there."""
     if entry.job is not None:
         # What a single scene is asked for is refused before it is opened.
-        entry.job.check_inputs()
+        entry.job.check_inputs(recipe.region.aoi)
     scene, area = opened(entry.source, recipe)
     whole: Grid = attributes_of(scene)["scene_grid"]
     if entry.job is None:
         entry.job = Job(source=entry.source, outputs=_named(entry.source, scene.attrs, recipe, destination))
-        entry.job.check_inputs()
+        entry.job.check_inputs(recipe.region.aoi)
     fingerprint = result_fingerprint(scene, area, recipe, spec)
     row, col, height, width = fingerprint["region"][0]
     entry.grid = whole.crop(type(whole.window)(row, col, height, width))
@@ -266,7 +267,7 @@ def _check_names(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
             counts.update(set(entry.job.outputs.paths))
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
-        sources = [e.source for e in entries if e.job is not None and twice[0] in e.job.outputs.paths]
+        sources = [e.name for e in entries if e.job is not None and twice[0] in e.job.outputs.paths]
         named = next(e.job.outputs.name(twice[0]) for e in entries if e.job is not None)
         raise SettingsError(
             f"{named} would be written twice, of {' and '.join(sources[:2])}: give a --name that tells "
@@ -279,9 +280,14 @@ def _check_report(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
         return
     report = Path(recipe.report)
     jobs = [entry.job for entry in entries if entry.job is not None]
-    if report.resolve() in {path.resolve() for job in jobs for path in job.outputs.paths}:
+    outputs = {path.resolve() for job in jobs for path in job.outputs.paths}
+    if report.resolve() in outputs | {(Path(recipe.out) / COLLECTION).resolve()}:
         raise SettingsError(f"--report {report}: another output goes there; choose another name")
     if report.resolve() in {path.resolve() for job in jobs for path in job.inputs}:
         raise SettingsError(f"--report {report} is the scene itself: give the report another name")
+    if recipe.region.aoi is not None and report.resolve() == Path(recipe.region.aoi).resolve():
+        raise SettingsError(f"--report {report} is the file of --aoi: give the report another name")
+    if report.is_dir():
+        raise OutputError(f"--report {report}: is a folder: name a file, such as {report / 'report.json'}")
     if not report.parent.is_dir():
         raise OutputError(f"--report {report}: there is no folder {report.parent}")

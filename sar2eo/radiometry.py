@@ -255,10 +255,14 @@ def amplitude_percentiles(
         If a polarisation has no valid pixel, or its percentile is not positive.
     """
     values = _valid_samples(read, sample_windows(shape, seed=seed))
-    if any(v.size == 0 for v in values):
-        # The sample fell into holes: the scene is nearly empty, so reading all of it is cheap.
-        rows = range(0, shape[0], 512)
-        values = _valid_samples(read, [Window(r, 0, min(512, shape[0] - r), shape[1]) for r in rows])
+    empty = [band for band, v in enumerate(values) if v.size == 0]
+    if empty:
+        # The sample fell into holes: these bands are nearly empty, so all of them fits into memory.
+        rows = (Window(r, 0, min(512, shape[0] - r), shape[1]) for r in range(0, shape[0], 512))
+        for band, found in zip(
+            empty, _valid_samples(lambda window: read(window)[empty], list(rows)), strict=True
+        ):
+            values[band] = found
     if any(v.size == 0 for v in values):
         raise RadiometryError("the scene has no valid pixel: is --nodata right?")
     return percentiles_of(values, percentile=percentile)

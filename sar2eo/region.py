@@ -59,7 +59,8 @@ def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.Dat
     if region.aoi is not None:
         import shapely
 
-        area = shapely.intersection(read_area(Path(region.aoi), grid), shapely.box(*grid.bounds))
+        inside = shapely.intersection(read_area(Path(region.aoi), grid), shapely.box(*grid.bounds))
+        area = _polygons([inside])
         if not area.area:
             raise SettingsError(f"--aoi {region.aoi}: none of its polygons touches the scene")
         window = grid.window_of(area.bounds)

@@ -24,7 +24,14 @@ from sar2eo.footprint import lonlat_bounds, to_lonlat
 from sar2eo.grid import Grid
 from sar2eo.layers import LAYERS
 
-__all__ = ["stac_collection", "stac_item", "write_stac_collection", "write_stac_item"]
+__all__ = [
+    "COLLECTION",
+    "is_item_of_result",
+    "stac_collection",
+    "stac_item",
+    "write_stac_collection",
+    "write_stac_item",
+]
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 _TEXTS: Mapping[str, tuple[str, list[str]]] = {
@@ -33,7 +40,9 @@ _TEXTS: Mapping[str, tuple[str, list[str]]] = {
     "spread": ("Standard deviation over generated samples", ["metadata", "uncertainty"]),
 }
 _NOT_TOLD = ("TIFFTAG_", "fingerprint")
-_COLLECTION = "collection.json"
+COLLECTION = "collection.json"
+"""The STAC collection in a folder of results."""
+
 _COLLECTION_TITLE = "Synthetic EO images"
 # A ten-millionth of a degree is a centimetre.
 _DECIMALS = 7
@@ -104,7 +113,7 @@ def stac_item(
     item.stac_extensions.append(_PROCESSING)
     if collection is not None:
         item.collection_id = collection
-        item.add_links([_link(rel, _COLLECTION) for rel in ("collection", "parent", "root")])
+        item.add_links([_link(rel, COLLECTION) for rel in ("collection", "parent", "root")])
     _add_projection(item, grid)
     for variable, path in rasters.items():
         item.add_asset(variable, _asset(variable, path, home))
@@ -163,7 +172,7 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     content = stac_collection(texts, {path.name for path in folder.iterdir()}, name)
     if content is None:
         return None
-    path = folder / _COLLECTION
+    path = folder / COLLECTION
     write_atomically(path, content)
     return path
 
@@ -190,9 +199,9 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
     Sar2eoWarning
         Of another's collection.
     """
-    if _COLLECTION in texts and not _is_ours(texts[_COLLECTION]):
+    if COLLECTION in texts and not _is_ours(texts[COLLECTION]):
         warnings.warn(
-            f"{_COLLECTION} in the folder of results was not written by sar2eo, and is left as it is: "
+            f"{COLLECTION} in the folder of results was not written by sar2eo, and is left as it is: "
             "results have their items, but no collection",
             Sar2eoWarning,
             stacklevel=3,
@@ -217,10 +226,18 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
         ),
     )
     collection.clear_links()
-    collection.add_link(_link("root", _COLLECTION))
+    collection.add_link(_link("root", COLLECTION))
     collection.add_links([_link("item", href) for href in items])
     content = collection.to_dict(include_self_link=False, transform_hrefs=False)
     return json.dumps(content, indent=2, allow_nan=False).encode()
+
+
+def is_item_of_result(text: bytes) -> bool:
+    """Tell the item of a result from other JSON, and from what is none."""
+    try:
+        return bool(json.loads(text)["properties"]["sar2eo:synthetic"] is True)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _is_ours(collection: bytes) -> bool:

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from sar2eo import objects
 from sar2eo.errors import OutputError, SettingsError
+from sar2eo.stac_item import COLLECTION
 from sar2eo.web import Found
 
-__all__ = ["COLLECTION", "Destination"]
-
-COLLECTION = "collection.json"
-"""Name of the STAC collection under a prefix."""
+__all__ = ["Destination"]
 
 
 @dataclass(frozen=True)

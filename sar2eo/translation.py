@@ -59,22 +59,29 @@ class Job:
     @property
     def inputs(self) -> list[Path]:
         """What of the scene are local files or folders."""
-        parts = (self.source, *self.source.split(","), self.source.partition("#")[0])
-        paths = (Path(part.split("=")[-1]) for part in parts)
-        return [path for path in paths if is_there(path)]
+        # A fragment names an item of a collection.
+        paths = (Path(name) for file in self._files for name in (file, file.partition("#")[0]))
+        return [path for path in dict.fromkeys(paths) if is_there(path)]
 
-    def check_inputs(self) -> None:
-        """Refuse to replace the scene by its own translation.
+    @property
+    def _files(self) -> list[str]:
+        parsed = parse_source(self.source)
+        return [parsed] if isinstance(parsed, str) else list(parsed.values())
+
+    def check_inputs(self, aoi: str | None) -> None:
+        """Refuse to replace the scene, or the area of interest, by the translation.
 
         Raises
         ------
         SettingsError
         """
-        inputs = {str(path.resolve()) for path in self.inputs}
-        inputs |= {gdal_path(part.split("=")[-1]) for part in (self.source, *self.source.split(","))}
+        area = None if aoi is None else str(Path(aoi).resolve())
+        inputs = {str(path.resolve()) for path in self.inputs} | {gdal_path(file) for file in self._files}
         for path in self.outputs.paths:
-            name = self.outputs.name(path)
-            if gdal_path(name) in inputs or str(path.resolve()) in inputs:
+            name, place = self.outputs.name(path), str(path.resolve())
+            if place == area:
+                raise SettingsError(f"{name} is the file of --aoi: give the result another name")
+            if gdal_path(name) in inputs or place in inputs:
                 raise SettingsError(f"{name} is the scene itself: give the result another name")
 
 
@@ -181,7 +188,7 @@ def scaling_of(text: str) -> tuple[float, ...] | dict[str, float]:
 
 def opened(source: str, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:
     """Open a scene of a recipe and cut it; returns the area of interest too, or None."""
-    scene = open_scene(_absolute(source), **dataclasses.asdict(recipe.scene))
+    scene = open_scene(source, **dataclasses.asdict(recipe.scene))
     return cut(scene, attributes_of(scene)["scene_grid"], recipe.region)
 
 
@@ -193,12 +200,3 @@ def prepare(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset
     return dataset.assign_attrs(
         to_attributes({"result_fingerprint": result_fingerprint(part, area, recipe, spec)})
     )
-
-
-def _absolute(source: str) -> str | dict[str, str]:
-    """Name local files so that a worker in another folder finds them."""
-    parsed = parse_source(source)
-    if isinstance(parsed, dict):
-        return {name: str(_absolute(str(part))) for name, part in parsed.items()}
-    path = Path(str(parsed))
-    return str(path.absolute()) if is_there(path) else str(parsed)

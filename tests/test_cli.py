@@ -126,6 +126,67 @@ def test_a_report_never_replaces_the_scene(tmp_path: Path) -> None:
     assert scene.read_bytes() == before
 
 
+def area_of(path: Path) -> Path:
+    """Write an area of interest within the scenes of `write_scene`."""
+    ring = [[500100, 3999900], [500400, 3999900], [500400, 3999600], [500100, 3999900]]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32611"}}
+    feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--aoi", "eo.json"), "eo.json is the file of --aoi"),
+        (("--aoi", "area.json", "--report", "area.json"), "is the file of --aoi"),
+        ((), "eo.json is no STAC item of a result"),
+        (("--report", "."), "is a folder"),
+    ],
+)
+def test_files_of_the_user_are_never_replaced(
+    options: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scene = write_scene(tmp_path / "scene.tif", amplitude((60, 60), 6))
+    files = [scene, area_of(tmp_path / "area.json")]
+    if "." not in options:
+        files.append(area_of(tmp_path / "eo.json"))
+    before = [path.read_bytes() for path in files]
+    done = run("translate", scene, "--out", "eo.tif", *SMALL, "--overwrite", *options)
+    assert done.exit_code in (1, 2), done.output
+    assert words in done.stderr
+    assert [path.read_bytes() for path in files] == before
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+def test_a_report_never_replaces_the_collection(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif", amplitude((60, 60), 6))
+    done = run("translate", scene, "--out", tmp_path, *SMALL, "--report", tmp_path / "collection.json")
+    assert done.exit_code == 2, done.output
+    assert "another output goes there" in done.stderr
+
+
+def test_a_scene_in_a_folder_with_an_equals_sign_is_known_as_an_input(tmp_path: Path) -> None:
+    folder = tmp_path / "year=2020"
+    folder.mkdir()
+    scene = write_scene(folder / "scene.tif", amplitude((60, 60), 6))
+    before = scene.read_bytes()
+    done = run("translate", scene, "--out", scene, *SMALL, "--overwrite")
+    assert done.exit_code == 2
+    assert "the scene itself" in done.stderr
+    assert scene.read_bytes() == before
+
+
+def test_scenes_with_a_number_sign_have_names_of_their_own(tmp_path: Path) -> None:
+    names = ("tile#1", "other#1")
+    scenes = [write_scene(tmp_path / f"{name}.tif", amplitude((60, 60), 6)) for name in names]
+    (tmp_path / "out").mkdir()
+    done = run("translate", *scenes, "--out", tmp_path / "out", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert {f"{name}_eo.tif" for name in names} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_the_scaling_of_a_report_goes_by_polarisation(tmp_path: Path) -> None:
     both = amplitude((64, 64), seed=1, bands=2) * [[[1.0]], [[0.3]]]
     first = write_scene(tmp_path / "first.tif", both, names=("VV", "VH"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import textwrap
@@ -327,6 +328,7 @@ def test_targets_are_checked_before_work(tmp_path: Path) -> None:
         (tmp_path / "absent" / "eo.tif", "no folder .*absent"),
         (there / "eo.tif", "no folder"),
         (tmp_path / "folder.tif", "is a folder"),
+        (tmp_path / os.fsdecode(b"caf\xe9") / "eo.tif", "not valid UTF-8"),
     ):
         with pytest.raises(OutputError, match=message):
             cog.check_target(path, overwrite=False)

@@ -156,12 +156,14 @@ def test_a_truncated_transfer_is_an_error_and_never_a_picture_with_holes(
         ("http://127.0.0.1:{closed}/a_vh.tif?key=secret", "cannot be reached"),
         ("https://no-such-host.invalid/a_vh.tif?key=secret", "cannot be reached"),
         ("item.json", "no such file"),
+        ("no-item.json?key=secret", "not a STAC item"),
     ],
 )
 def test_what_cannot_be_had_is_told_in_a_line_and_soon(
     server: RangeServer, tmp_path: Path, url: str, words: str
 ) -> None:
     server.faults.append(Fault(lambda request: "refused" in request.path, times=99, status=403))
+    (server.folder / "no-item.json").write_text("{}")
     url = url.format(closed=closed_port())
     url = url if "://" in url else server.url(url)
     started = time.monotonic()

@@ -215,6 +215,18 @@ def test_polygons_beside_the_scene_are_told_and_those_of_other_scenes_add_nothin
     assert area.equals(inside)
 
 
+def test_a_polygon_that_only_touches_the_scene_adds_no_pixel(tmp_path: Path) -> None:
+    scene = sar2eo.open_scene(write_scene(tmp_path / "scene_vv.tif", amplitude((128, 128), 3)))
+    grid = attributes_of(scene)["scene_grid"]
+    west, _, _, north = grid.bounds
+    inside = shapely.box(west + 200, north - 500, west + 500, north - 200)
+    beside = shapely.box(west - 900, north - 1000, west, north - 100)
+    geopandas.GeoDataFrame(geometry=[inside, beside], crs=CRS).to_file(tmp_path / "tiles.gpkg")
+    part, area = cut(scene, grid, RegionSettings(aoi=str(tmp_path / "tiles.gpkg")))
+    assert part.shape == (1, 30, 30)
+    assert area.equals(inside)
+
+
 @pytest.mark.parametrize("crs", ["+proj=laea +lat_0=36 +lon_0=-117 +datum=WGS84 +units=m", "EPSG:32612"])
 def test_a_part_of_a_warped_scene_has_the_pixels_of_the_whole(crs: str, tmp_path: Path) -> None:
     source = write_scene(tmp_path / "scene_vv.tif", amplitude((150, 140), 3))

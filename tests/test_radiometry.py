@@ -95,6 +95,17 @@ def test_a_scene_that_is_nearly_empty_is_searched_whole() -> None:
     assert amplitude_percentiles(lambda w: scene[:, *w.slices], scene.shape[1:])[0] == pytest.approx(9.91)
 
 
+def test_an_empty_polarisation_leaves_the_sample_of_the_others_as_it_is() -> None:
+    scene = np.full((2, 9000, 4200), np.nan, np.float32)
+    scene[0] = np.random.default_rng(1).rayleigh(1, scene.shape[1:])
+    scene[1, 8888, 4000:4010] = np.arange(1, 11)
+    alone = amplitude_percentiles(lambda w: scene[:1, *w.slices], scene.shape[1:])
+    assert amplitude_percentiles(lambda w: scene[:, *w.slices], scene.shape[1:]) == (
+        *alone,
+        pytest.approx(9.91),
+    )
+
+
 @pytest.mark.parametrize(("value", "word"), [(np.nan, "no valid pixel"), (0.0, "cannot be scaled")])
 def test_empty_and_constant_zero_scenes_are_refused(value: float, word: str) -> None:
     scene = np.full((1, 50, 60), value, np.float32)

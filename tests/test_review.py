@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -242,6 +243,42 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return self.live
+
+
+class Gone(Terminal):
+    """A terminal that was closed at its other end."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("gone", ["terminal", "pipe", "closed"])
+def test_nobody_there_to_read_stops_no_work(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = [write_scene(tmp_path / f"scene{n}.tif", amplitude((60, 60), n)) for n in (1, 2)]
+    stream = None if gone == "closed" else Gone(live=gone == "terminal")
+    monkeypatch.setattr(progress.ProgressLine, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    (tmp_path / "out").mkdir()
+    command = ["translate", *map(str, scenes), "--out", str(tmp_path / "out"), *SMALL]
+    cli.main(command, standalone_mode=False)
+    monkeypatch.undo()
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"scene1_eo.tif", "scene2_eo.tif"} <= found
+    assert not any(name.endswith(".partial") for name in found)
+
+
+def test_a_broken_pipe_is_not_written_to_at_the_end_once_more(scene_file: Path, tmp_path: Path) -> None:
+    program = "from sar2eo.cli import main; main()"
+    command = [sys.executable, "-c", program, "translate", str(scene_file), "--out", str(tmp_path / "eo.tif")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*command, *SMALL], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
+    assert (tmp_path / "eo.tif").exists()
 
 
 @pytest.mark.parametrize("live", [True, False])

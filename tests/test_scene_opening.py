@@ -432,6 +432,45 @@ def test_a_vrt_is_opened_and_its_sources_are_part_of_its_identity(tmp_path):
     assert open_scene(tmp_path / "a.vrt").data.name != scene.data.name
 
 
+def test_what_is_two_levels_down_is_part_of_the_identity(tmp_path):
+    import rasterio.shutil
+
+    path = write_raster(tmp_path / "a.tif", speckle((20, 30)), names=("VV",))
+    rasterio.shutil.copy(path, tmp_path / "inner.vrt", driver="VRT")
+    text = (tmp_path / "inner.vrt").read_text()
+    (tmp_path / "outer.vrt").write_text(text.replace("a.tif", "inner.vrt"))
+    first = open_scene(tmp_path / "outer.vrt")
+    np.testing.assert_array_equal(first.values[0], speckle((20, 30)))
+    assert open_scene(tmp_path / "outer.vrt").data.name == first.data.name
+    write_raster(tmp_path / "a.tif", speckle((20, 30), seed=9), names=("VV",))
+    assert open_scene(tmp_path / "outer.vrt").data.name != first.data.name
+
+
+def test_the_chunks_of_a_zarr_array_are_part_of_its_identity(tmp_path):
+    import rasterio.shutil
+
+    path = write_raster(tmp_path / "a.tif", speckle((300, 300)))
+    rasterio.shutil.copy(path, tmp_path / "a.zarr", driver="Zarr")
+    name, options = f'ZARR:"{tmp_path / "a.zarr"}"', {"polarisations": ["VV"], "quantity": "dn"}
+    first = open_scene(name, **options, allow_ungeoreferenced=True)
+    np.testing.assert_array_equal(first.values[0], speckle((300, 300)))
+    chunk, other = (tmp_path / "a.zarr" / "a" / number for number in ("0.0", "0.1"))
+    chunk.write_bytes(other.read_bytes())
+    assert open_scene(name, **options, allow_ungeoreferenced=True).data.name != first.data.name
+
+
+def test_a_relative_name_is_that_of_the_folder_it_was_opened_in(tmp_path, monkeypatch):
+    for number, folder in enumerate(("here", "there"), start=1):
+        (tmp_path / folder).mkdir()
+        for name in ("VV", "VH"):
+            write_raster(tmp_path / folder / f"{name}.tif", speckle((20, 30), seed=number), names=(name,))
+    monkeypatch.chdir(tmp_path / "here")
+    single, both = open_scene("VV.tif"), open_scene("VV=VV.tif,VH=VH.tif")
+    monkeypatch.chdir(tmp_path / "there")
+    np.testing.assert_array_equal(single.values[0], speckle((20, 30), seed=1))
+    np.testing.assert_array_equal(both.values[1], speckle((20, 30), seed=1))
+
+
 def test_overviews_are_not_read(tmp_path):
     import rasterio
 

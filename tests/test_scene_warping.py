@@ -327,6 +327,25 @@ def test_a_geographic_grid_across_the_antimeridian(tmp_path):
     assert np.isfinite(back.values).mean() > 0.97
 
 
+@pytest.mark.parametrize("crs", ["EPSG:3857", "EPSG:3395"])
+def test_a_crs_that_ends_at_the_antimeridian_is_refused_for_a_scene_across_it(tmp_path, crs):
+    values = speckle((200, 300))
+    utm = Affine(10.0, 0.0, 819_000.0, 0.0, -10.0, 8_119_000.0)
+    north_up = write_raster(tmp_path / "utm_vv.tif", values, crs="EPSG:32760", transform=utm)
+    control = curved_control(300, 400, lon=179.99, lat=10.0)
+    curved = write_raster(
+        tmp_path / "gcp_vv.tif", speckle((300, 400)), crs=None, transform=None, gcps=control
+    )
+    for path in (north_up, curved):
+        with pytest.raises(GeoreferenceError, match=rf"{crs} tears the scene apart.*--crs"):
+            open_scene(path, crs=crs)
+        assert np.isfinite(open_scene(path, crs="EPSG:3832").values).mean() > 0.4  # around the Pacific
+    beside = write_raster(
+        tmp_path / "beside_vv.tif", values, crs="EPSG:32760", transform=Affine.translation(-200_000, 0) * utm
+    )
+    assert np.isfinite(open_scene(beside, crs=crs).values).mean() > 0.9
+
+
 def test_a_grid_too_large_for_its_zone_is_refused(tmp_path):
     world = Affine(1.0, 0.0, -180.0, 0.0, -1.0, 90.0)
     path = write_raster(tmp_path / "vv.tif", speckle((180, 360)), crs="EPSG:4326", transform=world)

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from sar2eo._version import __version__
+from sar2eo.cli.progress import say
 from sar2eo.errors import Sar2eoError, Sar2eoWarning, one_line
 
 __all__ = ["cli", "main"]
@@ -62,7 +63,7 @@ class _Commands(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(f"\ninterrupted{ctx.meta.get('sar2eo.resume', '')}", err=True)
+            say(f"\ninterrupted{ctx.meta.get('sar2eo.resume', '')}", err=True)
             ctx.exit(_INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -77,13 +78,13 @@ def _tell(error: Exception) -> None:
     text = one_line(error)
     if not isinstance(error, Sar2eoError):
         text = f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
-    click.echo(f"Error: {text}", err=True)
+    say(f"Error: {text}", err=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # Warnings of libraries are for developers, not for users.
     if issubclass(category, Sar2eoWarning):
-        click.echo(f"Warning: {one_line(message)}", err=True)
+        say(f"Warning: {one_line(message)}", err=True)
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

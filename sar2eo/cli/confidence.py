@@ -11,7 +11,7 @@ import click
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option, numbers, taking_several
-from sar2eo.cli.progress import ProgressLine
+from sar2eo.cli.progress import ProgressLine, say
 from sar2eo.recipe import ConfidenceRecipe, ConfidenceSettings
 
 __all__ = ["confidence_all", "confidence_command"]
@@ -77,10 +77,10 @@ def confidence_all(recipe: ConfidenceRecipe, *, dry_run: bool) -> None:
 
         if recipe.pair:
             window = recipe.window or ()
-            click.echo(picture_confidence(pair=recipe.pair, window=window, progress=progress, **given))
+            say(picture_confidence(pair=recipe.pair, window=window, progress=progress, **given))
             return
         results = judge_confidence(scenes=recipe.scenes, progress=progress, **given)
-    click.echo(_summary(recipe.out, results))
+    say(_summary(recipe.out, results))
 
 
 def _summary(out: str, results: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import click
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import data_options, recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option, taking_several
-from sar2eo.cli.progress import ProgressLine
+from sar2eo.cli.progress import ProgressLine, say
 from sar2eo.recipe import EvaluateRecipe, EvaluateSettings
 
 __all__ = ["evaluate_all", "evaluate_command"]
@@ -87,7 +87,7 @@ def evaluate_all(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
             line({"done": done, "total": total})
 
         results = evaluate(**given, progress=progress)
-    click.echo(_summary(recipe.out, results))
+    say(_summary(recipe.out, results))
 
 
 def _summary(out: str, results: Mapping[str, Any]) -> str:

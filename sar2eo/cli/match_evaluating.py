@@ -12,7 +12,7 @@ import click
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import data_options, recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option
-from sar2eo.cli.progress import ProgressLine
+from sar2eo.cli.progress import ProgressLine, say
 from sar2eo.recipe import MatchEvaluationRecipe, MatchEvaluationSettings
 
 __all__ = ["evaluate_matcher_all", "evaluate_matcher_command"]
@@ -76,4 +76,4 @@ def evaluate_matcher_all(recipe: MatchEvaluationRecipe, *, dry_run: bool) -> Non
             progress=lambda _, done, total: line({"done": done, "total": total}),
         )
     found = ", ".join(f"{name} {values['cmr_5']:.3f}" for name, values in results["methods"].items())
-    click.echo(f"{recipe.out}: CMR(T=5) of {found}")
+    say(f"{recipe.out}: CMR(T=5) of {found}")

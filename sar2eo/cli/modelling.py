@@ -13,6 +13,7 @@ import click
 from sar2eo.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
 from sar2eo.cli.describing import lines
 from sar2eo.cli.options import debug_option, names_option
+from sar2eo.cli.progress import say
 from sar2eo.errors import CheckpointError, OutputError
 from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
 from sar2eo.recipe import CardSettings, InitRecipe
@@ -87,14 +88,14 @@ def init_folder(recipe: InitRecipe, *, dry_run: bool) -> None:
         click.echo(f"{out}: {'is there already' if out.exists() else 'would be made'}")
         return
     if not out.exists():
-        click.echo(init_checkpoint(out, **options, name=card.pop("name", out.name), **card))
+        say(init_checkpoint(out, **options, name=card.pop("name", out.name), **card))
         return
     with TemporaryDirectory() as scratch:  # it is made the same every time
         name = card.pop("name", out.name)
         again = init_checkpoint(Path(scratch) / "again", **options, name=name, **card)
         if folder_sha256(again) != folder_sha256(out):
             raise OutputError(f"{out} holds another checkpoint: choose another folder or remove it")
-    click.echo(f"{out}: made before, kept")
+    say(f"{out}: made before, kept")
 
 
 @model.command("import")

@@ -12,7 +12,7 @@ import click
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import settings_options
 from sar2eo.cli.options import debug_option, numbers, scene_options_except, taken, taking_several
-from sar2eo.cli.progress import ProgressLine, clock
+from sar2eo.cli.progress import ProgressLine, clock, say
 from sar2eo.recipe import PairsRecipe, PairsSettings, SceneSettings
 
 __all__ = ["build_all", "build_pairs_command"]
@@ -120,7 +120,7 @@ def build_all(recipe: PairsRecipe, *, workers: int, scheduler: str | None, dry_r
                 progress=progress,
                 **given,  # type: ignore[arg-type]
             )
-    click.echo(_summary(recipe.out, index.attrs["report"]))
+    say(_summary(recipe.out, index.attrs["report"]))
 
 
 def _tell_plan(plan: Any) -> None:

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
-__all__ = ["ProgressLine", "clock"]
+import click
+
+__all__ = ["ProgressLine", "clock", "say"]
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Say a line on standard output or error, if anybody is there to hear it."""
+    with _heard_or_not(sys.stderr if err else sys.stdout):
+        click.echo(text, err=err)
+
+
+@contextmanager
+def _heard_or_not(stream: Any) -> Iterator[None]:
+    """Let work of hours go on where its terminal is gone, or nobody reads the other end of a pipe."""
+    try:
+        yield
+    except OSError:
+        # What waits in the stream's buffer would fail once more when the process ends.
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except ValueError:
+        pass  # closed
 
 
 class ProgressLine:
@@ -23,8 +47,8 @@ class ProgressLine:
     def __init__(self, text: Callable[[Mapping[str, float], float], str]) -> None:
         self.text = text
         self.start = self.told = time.monotonic()
-        self.stream = sys.stderr
-        self.live = self.stream.isatty()
+        self.stream = sys.stderr  # None where it was closed
+        self.live = self.stream is not None and not self.stream.closed and self.stream.isatty()
 
     def __enter__(self) -> ProgressLine:
         return self
@@ -35,8 +59,13 @@ class ProgressLine:
     def clear(self) -> None:
         """Take the line away, for something else to be said."""
         if self.live:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        if self.stream is not None:
+            with _heard_or_not(self.stream):
+                self.stream.write(text)
+                self.stream.flush()
 
     def __call__(self, counts: Mapping[str, float]) -> None:
         """Say how far it is, unless it was said just now."""
@@ -45,8 +74,7 @@ class ProgressLine:
             return
         self.told = now
         text = self.text(counts, now - self.start)
-        self.stream.write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
-        self.stream.flush()
+        self._write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
 
 
 def clock(seconds: float) -> str:

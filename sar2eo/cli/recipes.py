@@ -13,6 +13,7 @@ import click
 
 from sar2eo.cli.describing import lines
 from sar2eo.cli.options import debug_option
+from sar2eo.cli.progress import say
 
 __all__ = ["run"]
 
@@ -51,10 +52,10 @@ def run(path: Path, overrides: tuple[str, ...], workers: int, scheduler: str | N
     common = {"workers": workers, "scheduler": scheduler, "dry_run": dry_run}
     for number, (name, recipe) in enumerate(stages, start=1):
         if len(stages) > 1:
-            click.echo(f"[{number}/{len(stages)}] {name}")
+            say(f"[{number}/{len(stages)}] {name}")
         if dry_run and len(stages) > 1:
             # What later stages take is made by those before them.
-            click.echo("\n".join(lines(dataclasses.asdict(recipe), "  ")))
+            say("\n".join(lines(dataclasses.asdict(recipe), "  ")))
             continue
         runner = _runner(name)
         takes = inspect.signature(runner).parameters

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sar2eo.cli.options import debug_option, names_option, numbers
+from sar2eo.cli.progress import say
 from sar2eo.recipe import SimulateRecipe
 
 __all__ = ["simulate", "simulate_files"]
@@ -54,10 +55,10 @@ def simulate_files(recipe: SimulateRecipe, *, dry_run: bool) -> None:
         discrepancies=recipe.discrepancies,
     )
     if simulated_before(settings, Path(recipe.out)):
-        click.echo(f"{recipe.out}: simulated before, kept")
+        say(f"{recipe.out}: simulated before, kept")
     elif dry_run:
-        click.echo(f"{recipe.out}: a pair of {recipe.size} x {recipe.size} pixels, seed {recipe.seed}")
+        say(f"{recipe.out}: a pair of {recipe.size} x {recipe.size} pixels, seed {recipe.seed}")
     else:
         make_folder(Path(recipe.out))
         for path in write_pair(simulate_pair(settings), Path(recipe.out)).values():
-            click.echo(path)
+            say(path)

@@ -12,7 +12,7 @@ import click
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import data_options, recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option
-from sar2eo.cli.progress import ProgressLine, clock
+from sar2eo.cli.progress import ProgressLine, clock, say
 from sar2eo.recipe import TrainRecipe, TrainSettings
 
 __all__ = ["LOOP_HELP", "RUN_HELP", "show_run", "steps_line", "train_all", "train_command", "train_told"]
@@ -103,7 +103,7 @@ def train_told(
     click.get_current_context().meta["sar2eo.resume"] = ": run the same command again to go on"
     with ProgressLine(text) as progress:
         outcome = run(recipe, progress=progress)
-    click.echo(_summary(outcome, recipe.settings.steps))
+    say(_summary(outcome, recipe.settings.steps))
 
 
 def show_run(recipe: Any, prepared: Any, network: Any) -> None:

@@ -13,7 +13,7 @@ import click
 from sar2eo.card import SAMPLERS
 from sar2eo.cli.describing import lines
 from sar2eo.cli.options import debug_option, numbers, scene_options, taken
-from sar2eo.cli.progress import ProgressLine, clock
+from sar2eo.cli.progress import ProgressLine, clock, say
 from sar2eo.recipe import Compression, RegionSettings, SceneSettings, TranslateRecipe, TranslateSettings
 
 if TYPE_CHECKING:
@@ -146,14 +146,14 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
             raise entries[0].error
         return
     whole = archive.summary(entries, time.perf_counter() - started)
-    click.echo("\n".join(_table(whole)))
+    say("\n".join(_table(whole)))
     _exit_if_failed(entries)
 
 
 def _exit_if_failed(entries: Sequence[Entry]) -> None:
     failed = sum(entry.status == "failed" for entry in entries)
     if failed:
-        click.echo(f"{failed} of {len(entries)} scenes failed", err=True)
+        say(f"{failed} of {len(entries)} scenes failed", err=True)
         click.get_current_context().exit(1)
 
 
@@ -183,11 +183,11 @@ class _Teller:
         self.progress.clear()
         path = None if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo)
         if entry.status == "done" and entry.report is not None:
-            click.echo(_summary(path, entry.report))
+            say(_summary(path, entry.report))
         elif entry.status == "skipped":
-            click.echo(f"{path}: done before by the same settings (--restart makes it anew)")
+            say(f"{path}: done before by the same settings (--restart makes it anew)")
         elif not self.single:
-            click.echo(f"Error: {entry.name}: {entry.reason}", err=True)
+            say(f"Error: {entry.name}: {entry.reason}", err=True)
 
 
 def _table(whole: Mapping[str, Any]) -> list[str]:

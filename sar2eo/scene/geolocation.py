@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import CRS, Transformer
+from pyproj import CRS, Geod, Transformer
 
 from sar2eo.errors import GeoreferenceError
 from sar2eo.grid import Grid
@@ -19,13 +19,23 @@ from sar2eo.scene.identity import digest
 from sar2eo.scene.raster import GroundControl
 from sar2eo.scene.splines import ThinPlateSpline
 
-__all__ = ["AffineMapping", "ControlMapping", "Mapping", "control_centre", "held_out_rmse_m", "local_crs"]
+__all__ = [
+    "AffineMapping",
+    "ControlMapping",
+    "Mapping",
+    "check_whole",
+    "control_centre",
+    "held_out_rmse_m",
+    "local_crs",
+]
 
 Array = npt.NDArray[np.float64]
 
 MIN_POINTS = 4
 _MAX_POINTS = 2500
 _FOLDS = 10
+# How much longer a distance may become in a CRS than others of the scene: far more than where it stays whole.
+_MAX_STRETCH = 100.0
 
 
 class Mapping(Protocol):
@@ -172,6 +182,31 @@ def control_centre(control: GroundControl) -> tuple[float, float]:
     return float(_unwrapped(lon.mean(), 0.0, "EPSG:4326")), float(np.mean(lat))
 
 
+def check_whole(x: Array, y: Array, crs: str) -> None:
+    """Refuse places near each other that a CRS tears apart, as most do along the antimeridian.
+
+    Parameters
+    ----------
+    x, y : ndarray
+        Places of one scene in the CRS, most of them near the one before.
+    crs : str
+
+    Raises
+    ------
+    GeoreferenceError
+    """
+    if _in_degrees(crs):
+        return  # longitudes go on across it
+    lon, lat = _transformer(crs, "EPSG:4326").transform(x, y)
+    _, _, metres = Geod(ellps="WGS84").inv(lon[:-1], lat[:-1], lon[1:], lat[1:])
+    apart = metres > 0
+    stretched = np.hypot(np.diff(x), np.diff(y))[apart] / metres[apart]
+    if stretched.size and not stretched.max() <= _MAX_STRETCH * np.median(stretched):
+        raise GeoreferenceError(
+            f"{crs} tears the scene apart, at the antimeridian perhaps: give another with --crs"
+        )
+
+
 def local_crs(lon: float, lat: float) -> str:
     """Return the UTM zone of a place on WGS 84, or polar stereographic (UPS) beyond 84 N and 80 S."""
     if not (np.isfinite(lon) and np.isfinite(lat) and abs(lat) <= 90):
@@ -195,6 +230,7 @@ def _control_arrays(control: GroundControl, crs: str) -> tuple[Array, Array]:
     ground = np.column_stack([_unwrapped(x, float(x[0]), crs), y])
     if not np.isfinite(ground).all():
         raise GeoreferenceError(f"some ground control points cannot be expressed in {crs}")
+    check_whole(ground[:, 0], ground[:, 1], crs)
     return points[:, :2], ground
 
 

@@ -15,11 +15,12 @@ import numpy as np
 
 from sar2eo import objects, web
 from sar2eo.errors import SceneError
-from sar2eo.scene.handles import is_remote, shown
+from sar2eo.scene.handles import is_remote, opened, shown
 
 __all__ = ["digest", "file_identity", "files_identity"]
 
 _SIDECAR = ".aux.xml"
+_ARRAY = (".zarray", "zarr.json")  # of Zarr, version 2 and 3: what GDAL names of an array
 _BLOCK_BYTES = 64 * 1024
 _BLOCKS = 16
 _GDAL_KEYS = (
@@ -61,13 +62,18 @@ def file_identity(path: str) -> dict[str, Any]:
     local = Path(path)
     if is_remote(path) or not local.is_file():
         return {"href": path}
+    if local.name in _ARRAY:
+        return _array_identity(local.parent)
     status = local.stat()
     sample = _sampled_sha256(local, status.st_size)
     return {"name": local.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sample}
 
 
 def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Identify several files, each named once, overviews left out (they are never read).
+    """Identify the files of a raster, each named once, overviews left out (they are never read).
+
+    GDAL tells of the files that a VRT names, and not of those that these are made of, and of a Zarr array's
+    chunks not at all: they are looked for here.
 
     Of a local ``.aux.xml`` counts what is not a statistic, for whoever looks at a scene may leave some there.
 
@@ -78,10 +84,34 @@ def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) ->
     known : mapping
         Identities that need not be asked for again, by path.
     """
-    chosen = dict.fromkeys(p for p in paths if not p.endswith(".ovr"))
+    chosen = dict.fromkeys(p for p in _all_files(paths) if not p.endswith(".ovr"))
     sidecars = {path: _sidecar_identity(path) for path in chosen if path.endswith(_SIDECAR)}
     found = (sidecars.get(path) or known.get(path) or file_identity(path) for path in chosen)
     return [identity for path, identity in zip(chosen, found, strict=True) if sidecars.get(path) != {}]
+
+
+def _all_files(paths: Iterable[str]) -> list[str]:
+    """Return files, and those that VRTs among them name."""
+    found: dict[str, None] = {}
+    waiting = list(paths)
+    opened_by_caller = waiting[:1]
+    while waiting:
+        path = waiting.pop(0)
+        if path not in found:
+            found[path] = None
+            if path.endswith(".vrt") and path not in opened_by_caller:
+                with opened(path) as inner:
+                    waiting += inner.files
+    return list(found)
+
+
+def _array_identity(folder: Path) -> dict[str, Any]:
+    """Identify a Zarr array by the sizes and times of all of its chunks."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        status = path.stat()
+        found.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns])
+    return {"name": folder.name, "files": len(found), "sha256": digest(found)}
 
 
 def _sidecar_identity(path: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping as MappingABC
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime as Datetime
 from pathlib import Path
@@ -122,7 +123,12 @@ def open_scene(
         raise SettingsError(
             f"calibrate={calibrate}: makes {calibrate} amplitude, leave out quantity and calibration"
         )
-    opened = _open(parse_source(source), names, nodata, calibrate)
+    parsed = parse_source(source)
+    if isinstance(parsed, str):
+        located: str | dict[str, str] = _absolute(parsed)
+    else:
+        located = {name: _absolute(file) for name, file in parsed.items()}
+    opened = _open(located, names, nodata, calibrate)
     facts = _settled(opened, Facts(quantity=quantity, calibration=calibration, datetime=time))
     placed = place(
         opened.reader,
@@ -175,6 +181,16 @@ def parse_source(source: Source) -> str | dict[str, str]:
     if unnamed:
         raise PolarisationError(f"{text!r}: {unnamed[0]}= names no file")
     return dict(zip(names, files, strict=True))
+
+
+def _absolute(source: str) -> str:
+    """Name a local file so that it is found when the folder is changed, or by a worker in another one."""
+    file, mark, item = source.partition("#")
+    for path, fragment in ((source, ""), (file, f"{mark}{item}")):
+        with suppress(OSError, ValueError):  # of what can be no path; opening it will tell
+            if path and Path(path).exists():
+                return f"{Path(path).absolute()}{fragment}"
+    return source
 
 
 def _open(

@@ -18,6 +18,7 @@ from pystac.stac_io import DefaultStacIO
 
 from sar2eo import objects, web
 from sar2eo.errors import PolarisationError, SceneError, one_line
+from sar2eo.scene.handles import shown
 from sar2eo.scene.metadata import Facts, known_datetime, polarisation_words
 
 __all__ = ["ItemAssets", "is_stac", "local_path", "open_item", "read_item", "select_assets"]
@@ -65,9 +66,9 @@ def read_item(source: str) -> pystac.Item:
             return pystac.Item.from_file(source, stac_io=_Io())
         item = _collected(file).get(name)
     except (OSError, pystac.STACError, pystac.STACTypeError, RecursionError, *_WRONG_TYPES) as error:
-        raise SceneError(f"{source}: not a STAC item that can be read ({one_line(error)})") from error
+        raise SceneError(f"{shown(source)}: not a STAC item that can be read ({one_line(error)})") from error
     if item is None:
-        raise SceneError(f"{source}: the item collection has no item of this name")
+        raise SceneError(f"{shown(source)}: the item collection has no item of this name")
     if item.get_self_href() is None:
         item.set_self_href(file)  # relative hrefs of assets start from the collection's file
     return item
@@ -122,7 +123,7 @@ def open_item(source: str) -> ItemAssets:
         return _assets(item, source)
     except _WRONG_TYPES as error:
         raise SceneError(
-            f"{source}: a field of the STAC item holds another type than it may ({one_line(error)})"
+            f"{shown(source)}: a field of the STAC item holds another type than it may ({one_line(error)})"
         ) from error
 
 
@@ -136,8 +137,8 @@ def _assets(item: pystac.Item, source: str) -> ItemAssets:
             used.append(asset)
     if not files:
         raise SceneError(
-            f"{source}: no SAR asset among {', '.join(item.assets) or 'none'}: they are told by keys such as "
-            "vv or by sar:polarizations"
+            f"{shown(source)}: no SAR asset among {', '.join(item.assets) or 'none'}: they are told by keys "
+            "such as vv or by sar:polarizations"
         )
     bands = [band for asset in used for band in _raster_bands(asset)]
     nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
@@ -157,7 +158,7 @@ def select_assets(
     known = [name for names in files for name in names]
     missing = [name for name in wanted or () if name not in known]
     if missing:
-        raise PolarisationError(f"{source}: no {', '.join(missing)}, the item has {', '.join(known)}")
+        raise PolarisationError(f"{shown(source)}: no {', '.join(missing)}, the item has {', '.join(known)}")
     return {names: href for names, href in files.items() if wanted is None or set(names) & set(wanted)}
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sar2eo.errors import GeoreferenceError, SettingsError
 from sar2eo.grid import Grid
-from sar2eo.scene.geolocation import Mapping
+from sar2eo.scene.geolocation import Mapping, check_whole
 from sar2eo.scene.reader import FloatArray, SceneReader
 from sar2eo.windows import Window
 
@@ -80,6 +80,7 @@ def target_grid(
     native = _native_size(mapping, shape)
     if not (np.isfinite(x).all() and np.isfinite(y).all() and native > 0):
         raise GeoreferenceError(f"the scene does not fit into {crs}: give another with --crs")
+    check_whole(x, y, crs)
     width, height = resolution or (native, native)
     if not all(native / _MAX_ZOOM < size < native * _MAX_ZOOM for size in (width, height)):
         raise SettingsError(
