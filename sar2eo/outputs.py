@@ -28,7 +28,7 @@ from sar2eo.stac_item import is_item_of_result, stac_item, write_stac_item
 from sar2eo.staging import Destination
 from sar2eo.windows import Window
 
-__all__ = ["Outputs", "check_tmp"]
+__all__ = ["Outputs"]
 
 _MADE = "made.json"
 
@@ -331,25 +331,6 @@ class Outputs:
         except OSError as error:
             refuse(error, ready)
         sync_folder(ready.parent)
-
-
-def check_tmp(tmp: Path | None) -> None:
-    """Refuse a folder for unfinished work that could not be used.
-
-    Parameters
-    ----------
-    tmp : Path or None
-        None: the work lies beside the result.
-
-    Raises
-    ------
-    OutputError
-        If it is not there, or not writable.
-    """
-    if tmp is not None and not tmp.is_dir():
-        raise OutputError(f"--tmp {tmp}: there is no such folder: make it first")
-    if tmp is not None and not os.access(tmp, os.W_OK | os.X_OK):
-        raise OutputError(f"--tmp {tmp}: it is not writable")
 
 
 def _ready(journal: Journal) -> Path:

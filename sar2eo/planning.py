@@ -17,13 +17,13 @@ from sar2eo.fingerprints import differences
 from sar2eo.grid import Grid
 from sar2eo.models import ModelSpec
 from sar2eo.naming import check_template, facts_of, fill
-from sar2eo.outputs import Outputs, check_tmp
+from sar2eo.outputs import Outputs
 from sar2eo.pairs.sources import expand_sources, matches, scene_key
 from sar2eo.provenance import FINGERPRINT, result_fingerprint
 from sar2eo.recipe import TranslateRecipe, checked
 from sar2eo.scene import shown_source
 from sar2eo.stac_item import COLLECTION
-from sar2eo.staging import Destination
+from sar2eo.staging import Destination, check_tmp
 from sar2eo.translation import Job, destination_of, further_outputs, is_there, opened, single_job
 from sar2eo.windows import Lattice
 

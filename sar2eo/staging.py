@@ -1,8 +1,9 @@
-"""Results for an object store: made in a local folder, and uploaded when they are whole."""
+"""Where unfinished work lies; results for an object store are made there, and uploaded when whole."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from sar2eo.errors import OutputError, SettingsError
 from sar2eo.stac_item import COLLECTION
 from sar2eo.web import Found
 
-__all__ = ["Destination"]
+__all__ = ["Destination", "check_tmp"]
 
 
 @dataclass(frozen=True)
@@ -172,3 +173,22 @@ class Destination:
             yield
         except OSError as error:
             raise OutputError(str(error)) from error
+
+
+def check_tmp(tmp: Path | None) -> None:
+    """Refuse a folder for unfinished work that could not be used.
+
+    Parameters
+    ----------
+    tmp : Path or None
+        None: the work lies beside the result.
+
+    Raises
+    ------
+    OutputError
+        If it is not there, or not writable.
+    """
+    if tmp is not None and not tmp.is_dir():
+        raise OutputError(f"--tmp {tmp}: there is no such folder: make it first")
+    if tmp is not None and not os.access(tmp, os.W_OK | os.X_OK):
+        raise OutputError(f"--tmp {tmp}: it is not writable")

@@ -26,10 +26,11 @@ from sar2eo.graph import count_windows
 from sar2eo.grid import Grid
 from sar2eo.inference import EO_BANDS, place_of
 from sar2eo.journal import Journal
-from sar2eo.outputs import Outputs, check_tmp
+from sar2eo.outputs import Outputs
 from sar2eo.provenance import FINGERPRINT, report_of, tags_of, work_fingerprint
 from sar2eo.recipe import Compression
 from sar2eo.scene.identity import file_identity
+from sar2eo.staging import check_tmp
 from sar2eo.storing import BlockStore
 
 __all__ = ["WriteSettings", "Writing", "write_cog"]
