@@ -147,6 +147,31 @@ def test_a_variance_that_knows_scores_one_and_a_constant_one_half(folder: Path) 
         assert by_group[kind, "sar-only"]["eo contrast"]["value"] < 0.1
 
 
+def test_surprise_is_the_squared_error_over_the_variance_and_finds_what_is_more_wrong_than_said(
+    folder: Path,
+) -> None:
+    truth = read_truth(folder)
+    pair = open_scene_pair(folder / "sar.tif", folder / "eo.tif", Card(name="x", polarisations=("VH",)))
+    changed = np.isin(truth.label, truth.numbers[truth.changed])
+    flat = np.full_like(pair.sar[0], 0.5)
+    flat[0, 0] = 0.0  # where nothing was run
+    maps = VarianceMaps(
+        forced={999: flat},
+        error={999: np.where(changed, 2.0, 0.25).astype(np.float32)},
+        sampled=flat,
+        valid=pair.valid,
+    )
+    found = maps.surprise(999)
+    assert set(np.unique(found).tolist()) == {0.0, 0.5, 4.0}
+    rows = score_objects(truth, pair, maps, factor=1)
+    for row in rows:
+        expected = np.log10(0.5 if row["state"] == "unchanged" else 4.0)
+        assert row["scores"]["surprise 999 mean"] == pytest.approx(expected)
+    for group in compare_groups(rows, "forced 999 mean", seed=1):
+        assert group["areas"]["surprise 999 mean"]["value"] == 1.0
+        assert group["areas"]["forced 999 mean"]["value"] == 0.5
+
+
 def test_objects_over_pixels_without_data_are_left_out(folder: Path) -> None:
     truth = read_truth(folder)
     pair = open_scene_pair(folder / "sar.tif", folder / "eo.tif", Card(name="x", polarisations=("VH",)))
@@ -224,7 +249,8 @@ def test_the_report_has_all_it_promises(report: Path, model: Path, folder: Path)
     assert found["model"]["sha256"] == resolve_model(model).sha256
     assert found["scenes"][0]["settings"]["seed"] == 5
     assert [(group["kind"], group["discrepancy"]) for group in found["groups"]] == list(GROUPS)
-    detectors = {f"{name} {s}" for name in ("forced 250", "forced 500", "sampled") for s in ("mean", "max")}
+    names = ("forced 250", "forced 500", "surprise 250", "surprise 500", "sampled")
+    detectors = {f"{name} {s}" for name in names for s in ("mean", "max")}
     detectors |= {"sar contrast", "eo contrast", "size"}
     for group in found["groups"]:
         assert set(group["areas"]) == detectors
@@ -257,7 +283,9 @@ def test_a_model_without_a_trained_variance_gets_words_and_no_number(
     assert "loss l2" in found["left_out"]["variance"]
     assert found["calibration"] == {}
     for group in found["groups"]:
-        assert set(group["areas"]) == {"sar contrast", "eo contrast", "size"}
+        # Surprise is then the squared error alone.
+        surprises = {f"surprise {t} {s}" for t in found["timesteps"] for s in ("mean", "max")}
+        assert set(group["areas"]) == surprises | {"sar contrast", "eo contrast", "size"}
         assert group["margin"] is None
     assert "loss l2" in (tmp_path / "report/report.md").read_text()
 

@@ -29,6 +29,7 @@ from sar2eo.evaluation.object_scores import Truth, read_truth, score_objects
 from sar2eo.evaluation.requests import model_facts
 from sar2eo.evaluation.running import torch_threads
 from sar2eo.evaluation.variance_maps import VarianceMaps, map_variance, open_scene_pair
+from sar2eo.layout import TRAIN_TIMESTEPS
 from sar2eo.models import ModelSpec, resolve_model
 from sar2eo.recipe import ConfidenceSettings, checked
 from sar2eo.windows import Lattice, Window
@@ -164,7 +165,7 @@ def picture_confidence(
     overwrite: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Path:
-    """Draw SAR, EO, variance and confidence of a part of two real scenes, of which there is no truth.
+    """Draw SAR, EO, confidence and surprise of a part of two real scenes, of which there is no truth.
 
     Parameters
     ----------
@@ -195,7 +196,7 @@ def picture_confidence(
         maps = map_variance(
             scenes,
             spec,
-            timesteps=(_card(spec).confidence_timestep,),
+            timesteps=(TRAIN_TIMESTEPS - 1,),  # nothing is known of the EO image
             tile=settings.tile,
             overlap=settings.overlap,
             progress=partial(progress, str(pair[0])),

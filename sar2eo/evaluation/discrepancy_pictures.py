@@ -165,24 +165,37 @@ def _case_sheet(cases: list[Case], timestep: int) -> Figure:
 
 
 def pair_picture(pair: ScenePair, maps: VarianceMaps, spec: ModelSpec) -> bytes:
-    """Draw SAR, EO, variance and confidence of a part of two real scenes; returns a PNG."""
-    assert spec.card is not None  # noqa: S101  (models without a card have no variance)
-    timestep = spec.card.confidence_timestep
-    forced, sampled = (
+    """Draw SAR, EO, confidence and surprise of a part of two real scenes; returns a PNG."""
+    (timestep,) = maps.forced
+    surprise, sampled = (
         _logarithm(found, maps, spec.factor, pair.valid.shape)
-        for found in (maps.forced[timestep], maps.sampled)
+        for found in (maps.surprise(timestep), maps.sampled)
     )
+    most = max(map(abs, _limits([surprise])))
     rows, cols = pair.valid.shape
     figure = Figure(figsize=(10, 10 * rows / cols + 1.5), layout="constrained")
     axes = figure.subplots(2, 2)
     for axis, title, image in ((axes[0, 0], "SAR", pair.sar), (axes[0, 1], "EO", pair.eo)):
         axis.imshow(np.where(pair.valid[..., None], _rgb(image), 1), interpolation="nearest")
         axis.set_title(title)
-    for axis, title, image, label, colours in (
-        (axes[1, 0], f"variance given the noised EO, t = {timestep}", forced, "log10 variance", "magma"),
-        (axes[1, 1], "confidence of the translation", -sampled, "log10 of 1 / variance", "viridis"),
+    for axis, title, image, label, colours, (low, high) in (
+        (
+            axes[1, 0],
+            "confidence of the translation",
+            -sampled,
+            "log10 of 1 / variance",
+            "viridis",
+            _limits([-sampled]),
+        ),
+        (
+            axes[1, 1],
+            "surprise: red where EO shows what SAR does not",
+            surprise,
+            f"log10 of squared error over variance, t = {timestep}",
+            "RdBu_r",
+            (-most, most),
+        ),
     ):
-        low, high = _limits([image])
         shown = axis.imshow(image, vmin=low, vmax=high, cmap=colours, interpolation="nearest")
         figure.colorbar(shown, ax=axis, label=label, location="bottom", shrink=0.8)
         axis.set_title(title)
@@ -200,7 +213,7 @@ def title_of(group: dict[str, Any]) -> str:
 
 def _roc(results: dict[str, Any]) -> Figure:
     names = [f"forced {timestep} mean" for timestep in results["timesteps"]]
-    names += ["sampled mean", "sar contrast", "eo contrast"]
+    names += [f"surprise {results['timesteps'][-1]} mean", "sampled mean", "sar contrast", "eo contrast"]
     figure = Figure(figsize=(3.1 * len(GROUPS), 5.2), layout="constrained")
     axes = figure.subplots(1, len(GROUPS))
     for axis, group in zip(axes, results["groups"], strict=True):

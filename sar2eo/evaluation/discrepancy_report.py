@@ -21,6 +21,9 @@ _READING = f"""\
 * Forced: the variance given the SAR image and the noised truth at a timestep; sampled: the variance that
   `sar2eo translate` gives, which has not seen the truth. An object's score is the mean of log10 variance over
   its pixels: the largest value, told beside it, grows with the size of an object by chance alone.
+* Surprise: the squared error of that prediction over its variance, the mean of log10 of it: how much more
+  wrong the prediction is than it says. At timestep 999 nothing of the truth is known to it but the SAR image.
+  Where the variance is the same everywhere it ranks by the error alone.
 * SAR contrast: mean amplitude against a ring from {GUARD_PX} to {RING_PX} pixels around the object, in dB. EO
   contrast: distance of the mean colours, in levels. Both are told where the object is. So the contrast in
   the image that lacks the object is near 0, or 1 the other way round: no detector that anyone has, but what

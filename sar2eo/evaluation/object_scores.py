@@ -24,6 +24,7 @@ GUARD_PX, RING_PX = 2, 8
 """The ring around an object that its contrast is taken against: farther than the one, as far as the other."""
 
 _LEAST_AMPLITUDE = 1e-3
+_LEAST = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,13 +101,17 @@ def score_objects(truth: Truth, pair: ScenePair, maps: VarianceMaps, factor: int
         Of the objects whose latent pixels are all valid, and that have ground around them: "number",
         "kind", "state", "pixels", and "scores" by detector. "forced T mean", "sampled mean": log10 of
         the variance, mean over the object's pixels, each with the value of its latent pixel; "... max":
-        the largest. "sar contrast": mean amplitude over that of the ring, in dB. "eo contrast": distance
-        of the mean colours, in levels. "size": pixels.
+        the largest. "surprise T mean" and "max": the same of squared error over variance. "sar contrast":
+        mean amplitude over that of the ring, in dB. "eo contrast": distance of the mean colours, in
+        levels. "size": pixels.
     """
     shape, label = truth.label.shape, truth.label
-    logarithms = {f"forced {timestep}": np.log10(found) for timestep, found in maps.forced.items()}
+    layers = {"sampled": maps.sampled}
+    for timestep, variance in maps.forced.items():
+        layers[f"forced {timestep}"] = variance
+        layers[f"surprise {timestep}"] = maps.surprise(timestep)
     # Where nothing was run there is no variance; no object that counts lies there.
-    logarithms = {"sampled": np.log10(np.maximum(maps.sampled, 1e-9)), **logarithms}
+    logarithms = {name: np.log10(np.maximum(found, _LEAST)) for name, found in layers.items()}
     columns: dict[str, Any] = {}
     for name, found in logarithms.items():
         full = enlarged(found, factor, shape)

@@ -65,6 +65,16 @@ class VarianceMaps:
     sampled: FloatArray
     valid: BoolArray
 
+    def surprise(self, timestep: int) -> FloatArray:
+        """Return how much more wrong a prediction is than it says: squared error over variance.
+
+        About 1 where the EO image is as the SAR image lets expect; above it where it shows what the SAR image
+        does not, below it where it is plain and the SAR image is not; the more so the more the timestep hides
+        of it: at 999 the SAR image alone is known. 0 where nothing was run.
+        """
+        variance = self.forced[timestep]
+        return np.divide(self.error[timestep], variance, out=np.zeros_like(variance), where=variance > 0)
+
     @property
     def constant(self) -> bool:
         """Whether no variance varies, as of a model that was trained without it."""
