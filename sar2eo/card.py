@@ -60,7 +60,7 @@ class InputCard:
     name : str
         Short name, written to the tags of what the model makes.
     quantity, calibration : str
-        Of the SAR it was trained on (see `sar2eo.radiometry`).
+        Of the SAR it was trained on (see `sar2eo.radiometry`), which it was, and is, given as amplitude.
     polarisations : tuple of str
         Those it wants.
     channels : tuple of tuple of str

@@ -258,10 +258,6 @@ def _nearest(wanted: str, found: tuple[str, ...]) -> str:
 def _check_radiometry(card: Card | None, calibration: str, *, force: bool) -> None:
     if card is None:
         return
-    if card.quantity not in ("dn", "amplitude"):
-        raise RadiometryError(
-            f"the model's card asks for {card.quantity}, and scenes are given to models as amplitude"
-        )
     # A scaling by the scene's own percentile does not care about the calibration's factor.
     if card.scaling != "p99" and card.calibration != calibration:
         _misfit(

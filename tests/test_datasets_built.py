@@ -2,6 +2,8 @@
 
 import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,7 +78,7 @@ def test_a_crop_without_a_valid_pixel_is_black(tmp_path):
 @pytest.mark.parametrize("quantity", ["dn", "intensity", "db"])
 def test_quantities_give_the_same_sample(tmp_path, folder, quantity):
     other = opened(built_pairs(tmp_path, quantity=quantity))
-    assert other.quantity == quantity
+    assert other.quantity == ("dn" if quantity == "dn" else "amplitude")  # what a network sees
     torch.testing.assert_close(other[1]["sar"], opened(folder)[1]["sar"], atol=1e-4, rtol=0)
 
 
@@ -202,6 +204,14 @@ def test_memory_is_bounded_and_changes_nothing(folder):
     assert not pickle.loads(pickle.dumps(dataset))._held.pairs  # noqa: S301  (what workers get)
 
 
+def test_a_calibration_that_is_not_known_is_none(tmp_path):
+    built_pairs(tmp_path, quantity="db")
+    changed_index(tmp_path, calibration=[None] * 11)
+    dataset = opened(tmp_path)
+    assert dataset.calibration == "none"
+    assert Card(name="x", quantity=dataset.quantity, calibration=dataset.calibration).quantity == "amplitude"
+
+
 def test_workers_load_the_same_batches(folder):
     dataset = opened(folder, crop=32, flips=True, turns=True, gain=0.2, seed=5)
     order = Order(len(dataset), 4, seed=9)
@@ -225,11 +235,53 @@ def test_workers_leave_signals_to_the_run(folder, number):
     source = batches(dataset, Order(len(dataset), 2), 0, 30, workers=1)
     next(source)
     below = psutil.Process().children(recursive=True)
-    readers = [p for p in below if "forkserver" in " ".join(p.cmdline()) and not p.children()]
+    readers = [p for p in below if "spawn_main" in " ".join(p.cmdline())]
     assert readers
     for reader in readers:  # as a terminal or a scheduler does: to the whole group
         reader.send_signal(number)
     assert len(list(source)) == 29
+
+
+SCRIPT = """
+import sys, time
+import psutil
+from sar2eo.datasets import Order, batches, open_dataset
+from sar2eo.recipe import DataSettings
+print("begun", flush=True)
+dataset = open_dataset(DataSettings(pairs=sys.argv[1]), "train")
+source = batches(dataset, Order(len(dataset), 2), 0, 30, workers=1)
+next(source)
+print(*(p.pid for p in psutil.Process().children(recursive=True)), __file__, flush=True)
+if sys.argv[2] == "wait":
+    time.sleep(120)
+print(len(list(source)), flush=True)
+"""
+
+
+def run_script(tmp_path, folder, how):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    return subprocess.Popen([sys.executable, script, folder, how], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_script_needs_no_guard_and_runs_once(folder, tmp_path):
+    told, _ = run_script(tmp_path, folder, "go").communicate(timeout=120)
+    begun, middle, count = told.splitlines()
+    assert begun == "begun"
+    assert middle.endswith("script.py")  # its name is given back
+    assert int(count) == 29
+
+
+def test_workers_end_with_a_run_that_was_killed(folder, tmp_path):
+    run = run_script(tmp_path, folder, "wait")
+    assert run.stdout.readline() == "begun\n"
+    below = [psutil.Process(int(pid)) for pid in run.stdout.readline().split()[:-1]]
+    assert below
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -103,6 +103,11 @@ def test_sar2opt_a_is_sar_and_whole_scenes_validate(roots):
     scenes = {split: {name.split("_")[0] for name in opened("sar2opt", root, split).ids} for split in SPLITS}
     assert len(scenes["val"]) == 1
     assert not scenes["val"] & scenes["train"]
+    # Tiles of one scene overlap, so only those of another show other ground.
+    train = opened("sar2opt", root, "train")
+    assert set(train.places) == scenes["train"]
+    for other in train.strangers(0):
+        assert train.ids[other].split("_")[0] != train.ids[0].split("_")[0]
 
 
 def test_spacenet_sample_is_stretched_as_in_the_release(roots):

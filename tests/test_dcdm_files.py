@@ -153,6 +153,9 @@ def test_what_does_not_go_together_is_refused(folder: Path, tmp_path: Path) -> N
         match_files(sar, eo, method="other", **SAR)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="goes with method dcdm"):
         match_files(sar, eo, model="m", **SAR)
+    for name, value in (("steps", 3), ("scaling", 4.0)):
+        with pytest.raises(SettingsError, match=f"{name}={value}: goes with method dcdm"):
+            match_files(sar, eo, **{name: value}, **SAR)
     half = np.zeros((3, 32, 32), np.uint8)
     write_tif(tmp_path / "fine.tif", half, transform=PLACE @ Affine.scale(0.5))
     with pytest.raises(SettingsError, match="must be the same"):

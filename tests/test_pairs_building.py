@@ -454,6 +454,11 @@ def test_shift_moves_the_sar_window_by_the_drift_at_the_chip(scenes, tmp_path):
     assert min(one["score"] for one in pair["displacements"]) > 0.5
 
 
+def test_scores_without_evidence_are_told(scenes, tmp_path):
+    with pytest.warns(PairsWarning, match=r"none of \d+ local shifts is sure"):
+        built(scenes, tmp_path / "pairs", "score", FakeAligner(blind=True))
+
+
 def test_score_records_and_moves_nothing(scenes, whole, tmp_path):
     index = built(scenes, tmp_path / "pairs", "score", FakeAligner())
     plain = read_index(whole)

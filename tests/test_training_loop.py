@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from training_fixtures import ToyTask, toy_batches, toy_settings, toy_validation
 
-from sar2eo.errors import OutputError, SettingsError, TrainingError, TrainingWarning
+from sar2eo.errors import OutputError, PairsError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.training.folder import RunFolder, record
 from sar2eo.training.hardware import create_accelerator
 from sar2eo.training.loop import Outcome, _Run, identity_of, run_loop
@@ -191,6 +192,35 @@ def test_other_circumstances_are_told(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"threads": 1,\n    "torch"', '"threads": 9,\n    "torch"'))
     with pytest.warns(TrainingWarning, match="begun with threads 9, goes on with 1: not bit for bit"):
         go(tmp_path / "run")
+
+
+def test_a_read_that_fails_loses_no_step(tmp_path: Path) -> None:
+    go(tmp_path / "whole", save_every=0)
+    settings, whole = toy_settings(save_every=0), toy_batches(1)
+
+    def failing(start: int, stop: int) -> Iterator[Batch]:
+        yield from whole(start, stop)
+        raise PairsError("chip.tif: cannot be read (stale file handle)")
+
+    def train(out: Path, steps: int) -> Outcome:
+        accelerator = create_accelerator(settings)
+        return run_loop(
+            ToyTask(),
+            accelerator,
+            settings=settings,
+            batches=lambda start, stop: failing(start, steps),
+            validation=None,
+            out=out,
+            identity=identity_of(settings, accelerator, data="points"),
+        )
+
+    with pytest.raises(PairsError, match="stale"):
+        train(tmp_path / "cut", 5)
+    assert go(tmp_path / "cut", save_every=0).begun_at == 5
+    assert_same(tensors(tmp_path / "cut", 6), tensors(tmp_path / "whole", 6))
+    with pytest.raises(PairsError):
+        train(tmp_path / "none", 0)  # no step was done, so there is nothing to keep
+    assert not list((tmp_path / "none/states").glob("*"))
 
 
 @pytest.mark.parametrize("broken", ["weights.safetensors", "state.json", "missing"])

@@ -244,6 +244,20 @@ def test_runs_on_the_same_vae_share_a_cache_of_latents(base: Path, pairs: Path, 
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
     with pytest.raises(PairsError, match="latents of another gain"):
         train(str(pairs), base, tmp_path / "third", latents=cache, **changes | {"gain_jitter": 0.1})
+    with pytest.raises(SettingsError, match="goes with cache_latents"):
+        train(str(pairs), base, tmp_path / "third", latents=cache, **changes | {"cache_latents": False})
+
+
+def test_a_base_of_other_polarisations_is_told_and_an_untrained_one_is_not(
+    base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    changes = SETTINGS | {"steps": 1}
+    first = train(str(pairs), base, tmp_path / "first", **changes)
+    card = json.loads((first / "sar2eo.json").read_text())
+    card |= {"polarisations": ["VV", "VH"], "channels": [["VV"], ["VH"], ["VV", "VH"]]}
+    (first / "sar2eo.json").write_text(json.dumps(card))
+    with pytest.warns(TrainingWarning, match=r"base was trained on VV, VH, VV\+VH, and goes on with"):
+        train(str(pairs), first, tmp_path / "second", **changes)
 
 
 def test_a_schedule_that_ends_in_pure_noise_wants_v_prediction(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ _HELP = {
     "device": "cpu, cuda or cuda:N.",
     "dtype": "float32, bfloat16 or float16.",
     "threads": "Torch threads.  [default: all cores]",
+    "batch": "Images at a time.  [default: by the device's memory]",
 }
 _BASELINES = EvaluateSettings().against
 

@@ -82,8 +82,9 @@ class BuiltPairs(PairsDataset):
             [row.id for row in self.rows],
             size=(int(table["height"].min()), int(table["width"].min())),
             polarisations=shared,
-            quantity=_common([row.quantity for row in self.rows], "amplitude"),
-            calibration=_common([row.calibration for row in self.rows], "none"),
+            # Whatever chips hold, networks see amplitude.
+            quantity="dn" if {row.quantity for row in self.rows} == {"dn"} else "amplitude",
+            calibration=_common([row.calibration or "none" for row in self.rows], "none"),
             gsd_m=_gsd_m(table),
             augmentation=augmentation or Augmentation(centre=True),
         )

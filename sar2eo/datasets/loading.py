@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
-from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
@@ -156,9 +156,13 @@ def batches(
         pin_memory=pin,
         # Its own, or the loader would draw from the global one.
         generator=torch.Generator(),
-        multiprocessing_context=_context() if workers else None,
+        # A fork of a process with threads (torch's, GDAL's) may hang; and workers of a fork server
+        # would outlive a run that was killed, for it is the server's end that they wait for.
+        multiprocessing_context="spawn" if workers else None,
     )
-    for found in loader:
+    with _scripts_hidden():
+        iterator = iter(loader)  # which starts the workers
+    for found in iterator:
         if isinstance(found, Sar2eoError):
             raise found
         yield found
@@ -183,12 +187,17 @@ def _leave_signals(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _context() -> BaseContext:
-    """Return how workers start: a fork of a process with threads (torch's, GDAL's) may hang."""
-    context = get_context("forkserver")
-    # Imported once, not by every worker.
-    context.set_forkserver_preload([__name__])
-    return context
+@contextmanager
+def _scripts_hidden() -> Iterator[None]:
+    """Keep workers from running the user's script once more, which would need a guard for that."""
+    main = sys.modules["__main__"]
+    names = ("__file__", "__spec__")
+    hidden: dict[str, Any] = {name: vars(main).pop(name) for name in names if name in vars(main)}
+    main.__spec__ = None  # which must be there
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:

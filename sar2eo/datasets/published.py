@@ -105,6 +105,11 @@ class PublishedPairs(PairsDataset):
         """Say which data set, how many pairs, and how they were chosen."""
         return f"{self.title}: {len(self)} {self.split} pairs, {self.split_note}"
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The scenes that images were cut from, where their names tell; else each is of its own."""
+        return tuple(map(self._group, self.names))
+
     def _group(self, name: str) -> str:
         """Return what an image may share pixels with."""
         return name

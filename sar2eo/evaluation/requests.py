@@ -172,7 +172,7 @@ def evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:
 
 
 def _resolved(model: str, settings: EvaluateSettings) -> dict[str, ModelSpec]:
-    names = ("steps", "sampler", "seed", "device", "dtype", "threads")
+    names = ("steps", "sampler", "seed", "device", "dtype", "threads", "batch")
     options: dict[str, Any] = {name: getattr(settings, name) for name in names}
     if MODEL in settings.against:
         raise SettingsError(f"against={MODEL!r}: give the path as ./{MODEL}")

@@ -104,8 +104,9 @@ def match_files(
     """
     if method not in METHODS:
         raise SettingsError(f"method={method!r}: must be one of {', '.join(METHODS)}")
-    if method != "dcdm" and model is not None:
-        raise SettingsError(f"model={str(model)!r}: goes with method dcdm, not with {method}")
+    for name, value in {"model": model, "steps": steps, "scaling": scaling}.items():
+        if method != "dcdm" and value is not None:
+            raise SettingsError(f"{name}={value}: goes with method dcdm, not with {method}")
     folder = None if out is None else _new_folder(Path(out), overwrite)
     inputs = _read(search, template, scene)
     started = time.perf_counter()

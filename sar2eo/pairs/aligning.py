@@ -105,6 +105,13 @@ def planned_cells(
                 stacklevel=2,
             )
             return [], facts
+    elif not any(one.sure for one in measured):
+        warnings.warn(
+            f"{scenes.sar[each.sar].href} and {scenes.eo[each.eo].href}: none of {len(measured)} local "
+            "shifts is sure: how well these pairs are registered is not known",
+            PairsWarning,
+            stacklevel=2,
+        )
     return [_plan(cell, settings.size, measured, drift) for cell in each.cells], facts
 
 

@@ -46,7 +46,8 @@ class EvaluateSettings:
         Pairs at most, spread evenly over the split.
     seed : int
     device, dtype : str
-    threads : int or None
+    threads, batch : int or None
+        None: all cores; as many images at a time as the device's memory holds.
     """
 
     split: Split = "test"
@@ -65,6 +66,7 @@ class EvaluateSettings:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.limit is not None and self.limit < 1):

@@ -185,6 +185,10 @@ class TrainRecipe:
     latents: str | None = None
     settings: TrainSettings = field(default_factory=TrainSettings)
 
+    def __post_init__(self) -> None:
+        if self.latents is not None and not self.settings.cache_latents:
+            raise SettingsError(f"latents={self.latents}: goes with cache_latents (--cache-latents)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VaeSettings(LoopSettings):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from sar2eo.card import Card
 from sar2eo.checkpoint import Checkpoint
 from sar2eo.datasets import Augmentation, PairsDataset, build_latent_cache, open_dataset
+from sar2eo.errors import TrainingWarning
 from sar2eo.network import encode_images
 from sar2eo.recipe import DataSettings, TrainRecipe, TrainSettings, checked
 from sar2eo.training.base import open_base
@@ -193,6 +195,14 @@ def _batches(
 
 def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> Card:
     """Fill the card of the result: what it was trained on, and how the base wants to be sampled."""
+    base = checkpoint.card
+    if base.training_data != Card.training_data and base.channels != pairs.channels:
+        warnings.warn(
+            f"the base was trained on {_told(base.channels)}, and goes on with {_told(pairs.channels)}: "
+            "pairs of its own polarisations would use what it knows",
+            TrainingWarning,
+            stacklevel=2,
+        )
     return dataclasses.replace(
         checkpoint.card,
         name=Path(recipe.out).resolve().name,
@@ -207,3 +217,7 @@ def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> C
         training_data=pairs.describe(),
         metrics={},
     )
+
+
+def _told(channels: Sequence[Sequence[str]]) -> str:
+    return ", ".join("+".join(names) for names in channels)

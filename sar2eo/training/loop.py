@@ -171,7 +171,7 @@ class _Run:
         if validation is not None and self.done > self._validated and self._due(settings.validate_every):
             self._validate(validation, recorder)  # for which a stop, or a failure, left no time
         while self.done < settings.steps:
-            values = self._step(self.done, list(islice(source, settings.accumulate)))
+            values = self._step(self.done, self._read(source, first))
             self.done += 1
             if recorder is not None:
                 recorder.scalars(self.done, "train", values)
@@ -190,6 +190,16 @@ class _Run:
                 self._save()
             if stopping:
                 raise KeyboardInterrupt
+
+    def _read(self, source: Iterator[Batch], first: int) -> list[Batch]:
+        """Return the batches of a step; if they cannot be read, the steps so far are not lost with them."""
+        try:
+            return list(islice(source, self._settings.accumulate))
+        except Exception:
+            # Other processes have read theirs, and would be waited for.
+            if self.done > first and self._accelerator.num_processes == 1:
+                self._save()
+            raise
 
     def _due(self, every: int) -> bool:
         return self.done == self._settings.steps or bool(every and self.done % every == 0)

@@ -33,17 +33,13 @@ def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
     PolarisationError
         If the SAR scene lacks one.
     RadiometryError
-        For another calibration; and, forced or not, for a card that does not ask for amplitude.
+        For another calibration.
 
     Warns
     -----
     FitWarning
         Where it would have been refused.
     """
-    if card.quantity not in ("dn", "amplitude"):
-        raise RadiometryError(
-            f"the matcher's card asks for {card.quantity}, and scenes are given to matchers as amplitude"
-        )
     _check_gsd(pair, card, force=force)
     sar = pair.sar
     names = sar.reader.polarisations
