@@ -6,6 +6,8 @@ layer for each variable of the result.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +103,7 @@ class TranslationGraph:
         if self.scaling is not None:
             return {(name, 0): np.asarray(self.scaling, np.float32)}
         if source is None:
-            return {(name, 0): (scaling_from_reader, plan, _SAMPLE_SEED)}
+            return {(name, 0): (_scaling_from_reader, plan, _SAMPLE_SEED)}
         shape = (len(self.plan.row_edges) - 1, len(self.plan.col_edges) - 1)
         order = np.random.Generator(np.random.Philox(_SAMPLE_SEED)).permutation(shape[0] * shape[1])
         layer: Layer = {}
@@ -172,15 +174,26 @@ def _chunk_sizes(size: int, chunk: int) -> tuple[int, ...]:
 # Tasks are flat: Dask makes an object of every nested list, of which a large scene has a hundred thousand.
 
 
+@contextmanager
+def _travelling() -> Iterator[None]:
+    """Free errors of their causes, whose classes may not travel between processes; the text says it all."""
+    try:
+        yield
+    except Sar2eoError as error:
+        error.__cause__ = error.__context__ = None
+        raise
+
+
+def _scaling_from_reader(plan: Plan, seed: int) -> Any:
+    with _travelling():
+        return scaling_from_reader(plan, seed)
+
+
 def _translate_batches(plan: Plan, divisors: Any, task: int, *read: Any) -> Any:
     """Translate a task's windows from chunks: row, column and values of each, in turn."""
     chunks = {(i, j): values for i, j, values in zip(read[::3], read[1::3], read[2::3], strict=True)}
-    try:
+    with _travelling():
         return translate_batches(plan, divisors, task, chunks)
-    except Sar2eoError as error:
-        # Its causes may be of classes that do not travel between processes; its text says it all.
-        error.__cause__ = error.__context__ = None
-        raise
 
 
 def _gather(plan: Plan, variable: str, row: int, col: int, height: int, width: int, *batches: Any) -> Any:

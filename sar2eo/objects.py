@@ -260,7 +260,7 @@ def _made(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
         from botocore import UNSIGNED
         from botocore.config import Config
     except ImportError as error:
-        raise OSError("s3:// needs boto3: pip install 'sar2eo[s3]'") from error
+        raise OSError("s3:// needs boto3, the extra s3: pip install boto3") from error
     core = botocore.session.get_session()
     session = boto3.Session(botocore_session=core, region_name=os.environ.get("AWS_REGION") or None)
     endpoint = _endpoint() or core.get_scoped_config().get("endpoint_url")

@@ -282,7 +282,9 @@ def _check_report(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
     jobs = [entry.job for entry in entries if entry.job is not None]
     outputs = {path.resolve() for job in jobs for path in job.outputs.paths}
     if report.resolve() in outputs | {(Path(recipe.out) / COLLECTION).resolve()}:
-        raise SettingsError(f"--report {report}: another output goes there; choose another name")
+        raise SettingsError(
+            f"--report {report}: another output goes there (a STAC item, say): choose another name"
+        )
     if report.resolve() in {path.resolve() for job in jobs for path in job.inputs}:
         raise SettingsError(f"--report {report} is the scene itself: give the report another name")
     if recipe.region.aoi is not None and report.resolve() == Path(recipe.region.aoi).resolve():

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 SCALING_PERCENTILE = 99.0
+_BRIGHTEST = 1e3  # amplitude; 60 dB
 _SAMPLES_PER_CHUNK = 2**18  # of 64 chunks: as many as `amplitude_percentiles` takes
 
 
@@ -124,7 +125,13 @@ Chunks = dict[tuple[int, int], npt.NDArray[Any]]
 
 
 def scaling_from_reader(plan: Plan, seed: int) -> FloatArray:
-    """Percentile of amplitude of the whole scene, shape (polarisation,)."""
+    """Percentile of amplitude of the whole scene, shape (polarisation,).
+
+    Raises
+    ------
+    RadiometryError
+        If a polarisation has no valid pixel, or there is no such dB.
+    """
     reader = plan.reader
     assert reader is not None  # noqa: S101  (the graph builder chooses by this)
 
@@ -133,6 +140,11 @@ def scaling_from_reader(plan: Plan, seed: int) -> FloatArray:
 
     with telemetry.timed("scaling_seconds"):
         found = amplitude_percentiles(read, plan.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
+    if plan.quantity == "db" and max(found) > _BRIGHTEST:
+        raise RadiometryError(
+            f"dB values of which the 99th percentile is {20 * np.log10(max(found)):.0f}, and no ground is so "
+            "bright: is --quantity right?"
+        )
     return np.asarray(found, np.float32)
 
 

@@ -228,6 +228,7 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(scene_file: Path, tmp_pat
         (["--model", "identity", "--bbox", "1,2,3,4"], 2, ["outside of the scene"]),
         (["--model", "identity", "--bbox", "1,2,3,4", "--window", "0,0,9,9"], 2, ["bbox and window"]),
         (["--model", "identity", "--batch", "many"], 2, ["--batch"]),
+        (["--model", "identity", "--quantity", "db"], 1, ["99th percentile is", "is --quantity right"]),
         (["--model", "identity", "--pol", "VV,VH"], 1, ["VV"]),
         (["--model", "identity", "--confidence", "c.tif"], 2, ["confidence"]),
         (["--model", "no/such/folder"], 1, ["no/such/folder"]),

@@ -242,8 +242,11 @@ def test_little_or_no_overlap_is_refused(scenes, tmp_path):
     for name, transform, words in (("away", away, "share room for"), ("gone", gone, "share no place")):
         moved = write_raster(tmp_path / f"{name}.tif", values, transform=transform, **profile)
         with pytest.raises(CoregistrationError, match=words):
-            coregister(scenes["eo"], moved, tmp_path / "out.tif", grid=GRID)
+            coregister(scenes["eo"], moved, tmp_path / "out.tif", grid=GRID, report=tmp_path / f"{name}.json")
     assert not (tmp_path / "out.tif").exists()
+    told = json.loads((tmp_path / "away.json").read_text())
+    assert not told["accepted"]
+    assert "share room for" in told["refusal"]
 
 
 def test_scenes_of_one_kind_and_other_slips_are_refused(scenes, tmp_path):

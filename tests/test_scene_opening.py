@@ -8,6 +8,7 @@ from sar2eo.errors import (
     GeoreferenceError,
     PolarisationError,
     RadiometryError,
+    RadiometryWarning,
     Sar2eoWarning,
     SceneError,
     SettingsError,
@@ -144,6 +145,9 @@ def test_given_polarisations_select_named_bands_and_name_others(tmp_path):
     np.testing.assert_array_equal(open_scene(by_band, polarisations=["VH"]).values, values[1:])
     np.testing.assert_array_equal(open_scene(by_band, polarisations=["VH", "VV"]).values, values[::-1])
     by_file = write_raster(tmp_path / "vv_vh.tif", values)
+    # Of other names the caller's word is taken, and that is told.
+    with pytest.warns(RadiometryWarning, match="says that it has VV,VH, and is read as HH,HV"):
+        assert open_scene(by_band, polarisations=["HH", "HV"]).band.values.tolist() == ["HH", "HV"]
     # A file name's order is a convention, and the caller's word is better.
     swapped = open_scene(by_file, polarisations=["VH", "VV"])
     np.testing.assert_array_equal(swapped.values, values)

@@ -194,6 +194,29 @@ def test_other_circumstances_are_told(tmp_path: Path) -> None:
         go(tmp_path / "run")
 
 
+def test_a_signal_on_the_last_step_stops_what_follows(tmp_path: Path) -> None:
+    settings = toy_settings()
+    accelerator = create_accelerator(settings)
+
+    def interrupt(counts: Any) -> None:
+        if counts["steps"] == settings.steps:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(
+            ToyTask(),
+            accelerator,
+            settings=settings,
+            batches=toy_batches(1),
+            validation=toy_validation,
+            out=tmp_path / "run",
+            identity=identity_of(settings, accelerator, data="points"),
+            progress=interrupt,
+        )
+    assert (tmp_path / "run/final").is_dir()  # nothing of it is lost
+    assert go(tmp_path / "run").begun_at == settings.steps
+
+
 def test_a_read_that_fails_loses_no_step(tmp_path: Path) -> None:
     go(tmp_path / "whole", save_every=0)
     settings, whole = toy_settings(save_every=0), toy_batches(1)

@@ -188,6 +188,20 @@ def test_validation_is_the_same_every_time_and_leaves_the_training_weights(base:
     assert set(first) == {"score", "squared_error", "variance", "psnr"}
 
 
+def test_dropout_depends_on_the_step_alone_and_not_on_what_was_drawn_before(base: Path) -> None:
+    def norm(dropout: float, disturbed: int) -> float:
+        torch.manual_seed(disturbed)
+        task = task_of(base, dropout=dropout)
+        phase = Phase("unet", task, create_accelerator(settings_of()), settings_of())
+        return float(phase.update(0, [some_batch()], [torch.Generator().manual_seed(0)])["grad_norm"])
+
+    assert norm(0.5, 1) == norm(0.5, 2)
+    assert norm(0.5, 1) != pytest.approx(norm(0.0, 1), rel=1e-3)
+    with torch.no_grad():  # nothing is left out of what is validated, and kept
+        found = [task_of(base, dropout=dropout).validate([some_batch(1)]) for dropout in (0.5, 0.0)]
+    assert found[0] == found[1]
+
+
 def test_gradient_checkpointing_changes_no_gradient(base: Path) -> None:
     norms = []
     for checkpointing in (False, True):

@@ -42,6 +42,7 @@ _HELP = {
     "loss": "Likelihood, the same with the release's weight, or squared error.",
     "prediction_type": "[default: as the base says]",
     **LOOP_HELP,
+    "dropout": "Share of values left out in residual blocks, against learning by heart.",
     "gain_jitter": "Largest random change of the SAR's brightness, a share.",
     "gradient_checkpointing": "Less memory, a third more time.",
     "cache_latents": "Encode fixed crops once, before training.",

@@ -128,6 +128,9 @@ class TrainSettings(LoopSettings):
         None: as the base's card says.
     gain_jitter : float
         The SAR is multiplied by a random factor of up to ``1 +- gain_jitter`` before clipping.
+    dropout : float
+        Share of the values in the U-Net's residual blocks that are left out at each step, against learning
+        few pairs by heart.
     gradient_checkpointing : bool
     cache_latents : bool
         Encode the images once, before training.
@@ -144,6 +147,7 @@ class TrainSettings(LoopSettings):
     lr: float = 3e-5
     crop: int = 512
     gain_jitter: float = 0.0
+    dropout: float = 0.0
     ema: float = 0.9999
     gradient_checkpointing: bool = False
     cache_latents: bool = False
@@ -154,6 +158,8 @@ class TrainSettings(LoopSettings):
         super().__post_init__()
         if not 0 <= self.gain_jitter < 1:
             raise SettingsError(f"gain_jitter={self.gain_jitter:g}: must be from 0 to below 1")
+        if not 0 <= self.dropout < 1:
+            raise SettingsError(f"dropout={self.dropout:g}: must be from 0 to below 1")
         if self.crops < 1 or (self.lora is not None and self.lora < 1):
             raise SettingsError(f"crops={self.crops}, lora={self.lora}: must be at least 1")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sar2eo.errors import PolarisationError, SceneError
+import warnings
+
+from sar2eo.errors import PolarisationError, RadiometryWarning, SceneError
 from sar2eo.radiometry import POLARISATIONS
 from sar2eo.scene.handles import shown
 from sar2eo.scene.raster import Band, Raster
@@ -29,6 +31,11 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
         If it looks like an optical image.
     PolarisationError
         If names are missing, or do not fit the number of bands.
+
+    Warns
+    -----
+    RadiometryWarning
+        If the file gives other names than the caller.
     """
     bands, names, count = raster.bands, raster.names, len(raster.bands)
     if count > _MOST:
@@ -46,6 +53,13 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
             raise PolarisationError(
                 f"{shown(raster.path)}: --pol {','.join(wanted)} names {len(wanted)} polarisations, "
                 f"and the file has {count} bands{known}"
+            )
+        if names is not None:
+            warnings.warn(
+                f"{shown(raster.path)}: says that it has {','.join(names)}, and is read as "
+                f"{','.join(wanted)}, as --pol says",
+                RadiometryWarning,
+                stacklevel=2,
             )
         return bands, wanted
     if names is not None:

@@ -119,6 +119,8 @@ def run_loop(
                 folder.publish("final", lambda path: task.export(path, run.result()))
                 folder.finish(settings.steps)
         accelerator.wait_for_everyone()
+    if stop.wanted:
+        raise KeyboardInterrupt  # it came too late to stop this, and what follows is not to begin
     return Outcome(final, begun_at, time.monotonic() - start, run.metrics)
 
 

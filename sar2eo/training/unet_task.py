@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from sar2eo.card import Card
@@ -59,6 +60,9 @@ class UNetTask:
         self._unet: UNet2DConditionModel = checkpoint.unet.requires_grad_(True)
         if settings.lora is not None:
             add_adapters(self._unet, settings.lora, settings.seed)
+        for module in self._unet.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.dropout.p = settings.dropout
         if settings.gradient_checkpointing:
             self._unet.enable_gradient_checkpointing()
         self._unet.to(device, memory_format=torch.channels_last)
@@ -99,6 +103,9 @@ class UNetTask:
         sar, eo, valid = self._latents(batch)
         drawn = torch.randn(eo.shape, generator=generator)
         chosen = torch.randint(TRAIN_TIMESTEPS, (len(eo),), generator=generator)
+        if self._settings.dropout:
+            # It draws from the global generators, which a resumed run must find as they would have been.
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         noise, timesteps = (values.to(self._device, non_blocking=True) for values in (drawn, chosen))
         loss, error, variance = self._losses(sar, eo, valid, noise, timesteps)
         return loss, {"squared_error": error, "variance": variance}

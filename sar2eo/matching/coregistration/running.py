@@ -117,12 +117,14 @@ def coregister(
     # Refused now what could not be written in the end.
     needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = tie_cells(pair, settings.grid, settings.points)
+    facts = {**_facts(pair, settings, finder, len(cells)), "disk_bytes": needed}
     if len(cells) < LEAST[settings.transform]:
-        raise CoregistrationError(
+        refusal = (
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
             f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
         )
-    facts = {**_facts(pair, settings, finder, len(cells)), "disk_bytes": needed}
+        _tell(None if dry_run else told, {**facts, "accepted": False, "refusal": refusal})
+        raise CoregistrationError(refusal)
     if dry_run:
         return facts
     if not settings.force:
@@ -139,11 +141,15 @@ def coregister(
             _write(pair, settings, evidence.transform, facts, target, work, progress)
             facts["out"] = str(target)
         facts |= _spent(started)
-        if told is not None:
-            write_atomically(told, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+        _tell(told, facts)
         if evidence.refusal is not None:
             raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
     return facts
+
+
+def _tell(report: Path | None, facts: dict[str, Any]) -> None:
+    if report is not None:
+        write_atomically(report, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
 
 
 def result_paths(out: Path) -> tuple[Path, Path, Path]:
