@@ -162,10 +162,13 @@ def batches(
     )
     with _scripts_hidden():
         iterator = iter(loader)  # which starts the workers
-    for found in iterator:
-        if isinstance(found, Sar2eoError):
-            raise found
-        yield found
+    try:
+        for found in iterator:
+            if isinstance(found, Sar2eoError):
+                raise found
+            yield found
+    finally:
+        del iterator  # which ends them: an error that is kept keeps this frame, and they ignore signals
 
 
 def _collate_or_error(samples: Sequence[dict[str, Any] | Sar2eoError]) -> Batch | Sar2eoError:
