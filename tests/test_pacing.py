@@ -72,4 +72,4 @@ def test_windows_in_flight_do_not_grow_with_the_scene(
     options = {"tile": 64, "overlap": 16, "batch": 1, "scaling": (255.0,), "block": (64, 128)}
     sar2eo.write_cog(sar2eo.translate(scene, "identity", **options), tmp_path / "eo.tif")
     assert len(most) == 41 * 4
-    assert max(most) <= 4 * 4 + 8
+    assert max(most) <= 4 * 4 + 16  # 164 without pacing; how many exactly is a matter of timing
