@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Literal
 
 import rasterio
 import rasterio.shutil
-from rasterio.errors import NotGeoreferencedWarning
 
 from sar2eo.durable import refuse, sync_file, sync_folder
 from sar2eo.errors import OutputError, one_line
 from sar2eo.grid import Grid
 from sar2eo.journal import Journal
 from sar2eo.layers import BLOCK, LAYERS, Layer, mosaic
+from sar2eo.quiet import unplaced_is_fine
 from sar2eo.recipe import Compression
 from sar2eo.windows import Window
 
@@ -161,9 +160,7 @@ def validate(path: Path) -> None:
     """
     from rio_cogeo.cogeo import cog_validate
 
-    with warnings.catch_warnings():
-        # A result without georeference is one that the user asked for.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with unplaced_is_fine():  # if the user allows scenes without a CRS
         valid, errors, remarks = cog_validate(str(path), strict=True, quiet=True)
     # The decimation of overviews is told by their width, and a single column does not get narrower; a raster
     # or an overview that is as wide as its tiles is taken for one in strips, which GDAL never writes.

@@ -16,7 +16,7 @@ from shapely.geometry.polygon import orient
 
 from sar2eo.errors import GeoreferenceError
 from sar2eo.grid import Grid
-from sar2eo.scene.handles import warning_filters
+from sar2eo.quiet import unplaced_is_fine
 
 __all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
 
@@ -43,8 +43,7 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
     """
     cell = Affine.scale(grid.shape[1] / valid.shape[1], grid.shape[0] / valid.shape[0])
     # In pixels of `valid` first, so that sizes are counted in pixels whatever the CRS is.
-    # Rasterio silences a warning about its own image in memory, by a filter of the whole process.
-    with warning_filters:
+    with unplaced_is_fine():
         outlines = list(rasterio.features.shapes(valid.astype(np.uint8), mask=valid, connectivity=4))
     islands = [shape(outline) for outline, _ in outlines]
     if not islands:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader, MemoryFile
 
 from sar2eo.durable import write_atomically
+from sar2eo.quiet import unplaced_is_fine
 
 __all__ = ["quicklook", "valid_pixels"]
 
@@ -38,12 +35,12 @@ def quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
     OutputError
         If the PNG cannot be written.
     """
-    with _unplaced_is_fine(), rasterio.open(cog) as raster:
+    with unplaced_is_fine(), rasterio.open(cog) as raster:
         shape = _small_shape(raster, longest)
         rgb = raster.read((1, 2, 3), out_shape=(3, *shape), resampling=Resampling.average)
         alpha = raster.dataset_mask(out_shape=shape)
         said = raster.tags().get("synthetic")
-    with MemoryFile(ext=".png") as memory, _unplaced_is_fine():
+    with MemoryFile(ext=".png") as memory, unplaced_is_fine():
         layout = {"driver": "PNG", "dtype": "uint8", "count": 4, "height": shape[0], "width": shape[1]}
         layout |= {} if said is None else {"DESCRIPTION": f"synthetic={said}"}
         with memory.open(**layout) as picture:
@@ -66,16 +63,8 @@ def valid_pixels(cog: Path, longest: int = 1024) -> npt.NDArray[np.bool_]:
     ndarray of bool, shape (row, col)
         Of the same extent as the COG.
     """
-    with _unplaced_is_fine(), rasterio.open(cog) as raster:
+    with unplaced_is_fine(), rasterio.open(cog) as raster:
         return np.asarray(raster.dataset_mask(out_shape=_small_shape(raster, longest)) > 0)
-
-
-@contextmanager
-def _unplaced_is_fine() -> Iterator[None]:
-    """Say nothing of a lack of georeference: a PNG has none, and for a COG the user asked for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
 
 
 def _small_shape(raster: DatasetReader, longest: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from sar2eo.errors import SettingsError
 from sar2eo.grid import Grid
+from sar2eo.quiet import unplaced_is_fine
 from sar2eo.recipe import RegionSettings
 from sar2eo.vectors import read_vectors
 from sar2eo.windows import Window
@@ -216,6 +217,7 @@ def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
 def _masked(block: npt.NDArray[Any], area: Any, place: Grid, fill: Any) -> npt.NDArray[Any]:
     from rasterio.features import geometry_mask
 
-    outside = geometry_mask([area], place.shape, place.affine)
+    with unplaced_is_fine():
+        outside = geometry_mask([area], place.shape, place.affine)
     masked: npt.NDArray[Any] = np.where(outside, block.dtype.type(fill), block)
     return masked

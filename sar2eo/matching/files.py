@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +19,7 @@ from sar2eo.grid import Grid
 from sar2eo.hub import BUNDLED
 from sar2eo.matching.aligner import StructuralAligner
 from sar2eo.matching.classical import Method, match
+from sar2eo.quiet import unplaced_is_fine
 from sar2eo.radiometry import to_amplitude
 
 __all__ = ["METHODS", "FileMethod", "match_files", "one_amplitude"]
@@ -214,14 +214,12 @@ def _read(search: str | Path, template: str | Path, options: dict[str, Any]) -> 
 def _read_template(path: Path) -> tuple[FloatArray, Grid]:
     """Read a template, shape (row, col, 3), 0 to 255, NaN where there is no data, and its grid."""
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
-                values, valid = file.read(), file.dataset_mask() > 0
-                grid = Grid.create(file.crs, file.transform, file.shape)
+        with unplaced_is_fine(), rasterio.open(path) as file:
+            values, valid = file.read(), file.dataset_mask() > 0
+            grid = Grid.create(file.crs, file.transform, file.shape)
     except (RasterioError, OSError) as error:
         raise SceneError(f"{path}: cannot be read: {one_line(error)}") from error
     if values.dtype != np.uint8 or len(values) not in (1, 3):

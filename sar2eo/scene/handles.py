@@ -6,7 +6,6 @@ import os
 import re
 import threading
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -14,15 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.errors import RasterioIOError
 from rasterio.session import DummySession, Session
 
 from sar2eo import web
 from sar2eo.errors import SceneError
 from sar2eo.objects import gdal_options
+from sar2eo.quiet import unplaced_is_fine
 from sar2eo.scene.plausibility import check_readable
 
-__all__ = ["gdal_path", "is_remote", "opened", "read_from", "shown", "warning_filters"]
+__all__ = ["gdal_path", "is_remote", "opened", "read_from", "shown"]
 
 T = TypeVar("T")
 
@@ -61,8 +61,6 @@ _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
 _versions: dict[str, str] = {}
 _lock = threading.Lock()
-warning_filters = threading.Lock()
-"""Held while warnings are set aside: their filters belong to the process, not to a thread."""
 
 
 def gdal_path(source: str | Path) -> str:
@@ -229,9 +227,8 @@ def _environment(path: str) -> AbstractContextManager[Any]:
 
 def _open(path: str) -> Any:
     try:
-        with warning_filters, warnings.catch_warnings():
-            # Whether a scene needs a georeference is decided by who opens it, with a better message.
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        # Whether a scene needs a georeference is decided by who opens it, with a better message.
+        with unplaced_is_fine():
             return rasterio.open(path, sharing=False)
     except RasterioIOError as error:
         reason = _line(error, path)

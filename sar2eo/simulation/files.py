@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from sar2eo.errors import OutputError
+from sar2eo.quiet import unplaced_is_fine
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene
@@ -77,10 +77,8 @@ def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
     there = [path for path in _paths(folder).values() if path.exists()]
     for path in there:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                with rasterio.open(path) as dataset:
-                    found = dataset.tags().get(SETTINGS_TAG, "not simulated")
+            with unplaced_is_fine(), rasterio.open(path) as dataset:
+                found = dataset.tags().get(SETTINGS_TAG, "not simulated")
         except rasterio.errors.RasterioError:
             found = "no raster"
         if found != settings_tag(settings):
