@@ -28,13 +28,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sar2eo._version import __version__
 from sar2eo.blocks import NAME, BlockWriter
 from sar2eo.durable import refuse, sync_folder, write_atomically
 from sar2eo.errors import JournalError
-from sar2eo.fingerprints import MANIFEST, canonical, differences
+from sar2eo.fingerprints import MANIFEST, canonical, differences, differs
 from sar2eo.locking import LOCK, acquire
 from sar2eo.windows import Window
 
@@ -48,6 +48,9 @@ _FINISHED = "finished"
 @dataclass
 class Journal:
     """The unfinished work of one run; made by `Journal.open`.
+
+    As a context it is removed in the end where that is success, or where there is nothing to keep; else it is
+    released.
 
     Attributes
     ----------
@@ -114,6 +117,35 @@ class Journal:
             journal.release()
             raise
         return journal
+
+    @classmethod
+    def resume(cls, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Journal:
+        """Go on with work of this fingerprint, or begin it, for a command with ``--overwrite``.
+
+        Parameters
+        ----------
+        folder, fingerprint
+            As of `open`.
+        overwrite : bool
+            Discard work that belongs to another fingerprint.
+
+        Raises
+        ------
+        JournalError, OutputError
+            As by `open`.
+        """
+        restart = overwrite and differs(folder, fingerprint)
+        return cls.open(folder, fingerprint, restart=restart, discards="--overwrite")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failed is None or not self.begun:
+                self.remove()
+        finally:
+            self.release()
 
     def _begin(
         self, fingerprint: Mapping[str, Any], restart: bool, discards: str, result: str | None

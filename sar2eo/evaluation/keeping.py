@@ -21,7 +21,6 @@ from safetensors.torch import load, save
 
 from sar2eo.durable import refuse, write_atomically
 from sar2eo.evaluation.sampling import Drawn
-from sar2eo.fingerprints import differs
 from sar2eo.journal import Journal
 
 __all__ = ["KeptImages", "keeping"]
@@ -101,12 +100,5 @@ def keeping(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> It
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         refuse(error, folder.parent)
-    restart = overwrite and differs(folder, fingerprint)
-    journal = Journal.open(folder, fingerprint, restart=restart, discards="--overwrite")
-    try:
+    with Journal.resume(folder, fingerprint, overwrite=overwrite) as journal:
         yield KeptImages(journal.blocks)
-        journal.remove()
-    finally:
-        if not journal.begun:
-            journal.remove()
-        journal.release()

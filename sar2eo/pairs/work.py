@@ -27,7 +27,7 @@ from typing import Any
 
 from sar2eo.durable import refuse, sync_folder, write_durably
 from sar2eo.errors import JournalError, OutputError
-from sar2eo.fingerprints import differences, differs
+from sar2eo.fingerprints import differences
 from sar2eo.journal import Journal
 from sar2eo.pairs.chips import checksum
 from sar2eo.pairs.index import chip_names
@@ -127,13 +127,10 @@ class Work:
             out.mkdir(exist_ok=True)
         except OSError as error:
             refuse(error, out.parent)
-        partial = out / _PARTIAL
-        restart = overwrite and differs(partial, fingerprint)
-        journal = Journal.open(partial, fingerprint, restart=restart, discards="--overwrite")
-        work = cls(out, journal)
+        work = cls(out, Journal.resume(out / _PARTIAL, fingerprint, overwrite=overwrite))
         if not work.publishing:
             for name in ("chips", "parts"):
-                (journal.blocks / name).mkdir(exist_ok=True)
+                (work.journal.blocks / name).mkdir(exist_ok=True)
         return work
 
     @staticmethod

@@ -21,7 +21,6 @@ from typing import Any
 from sar2eo._version import __version__
 from sar2eo.durable import refuse
 from sar2eo.errors import CoregistrationError
-from sar2eo.fingerprints import differs
 from sar2eo.journal import Journal
 from sar2eo.matching.coregistration.opening import ScenePair
 from sar2eo.matching.coregistration.ties import Finder
@@ -114,23 +113,17 @@ def working(target: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) ->
     OutputError
         If the folder cannot be written.
     """
-    folder = _folder(target)
-    restart = overwrite and differs(folder, fingerprint)
-    journal = Journal.open(folder, fingerprint, restart=restart, discards="--overwrite")
-    parts = journal.blocks / "parts"
-    try:
-        parts.mkdir(exist_ok=True)
-        yield Work(journal)
-        journal.remove()
-    except CoregistrationError:
-        journal.remove()
-        raise
-    finally:
-        with suppress(OSError):
-            parts.rmdir()  # without a tie point there is nothing to keep
-        if not journal.begun:
+    with Journal.resume(_folder(target), fingerprint, overwrite=overwrite) as journal:
+        parts = journal.blocks / "parts"
+        try:
+            parts.mkdir(exist_ok=True)
+            yield Work(journal)
+        except CoregistrationError:
             journal.remove()
-        journal.release()
+            raise
+        finally:
+            with suppress(OSError):
+                parts.rmdir()  # without a tie point there is nothing to keep
 
 
 def _folder(target: Path) -> Path:
