@@ -148,9 +148,12 @@ def test_a_patch_sees_24_pixels_and_invalid_ones_tell_nothing() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     batch = batch_of()
-    weights = {"l1": 2.0, "gradient": 0.5, "kl": 0.25}
+    weights = {"l1": 2.0, "gradient": 0.5, "texture": 0.125, "kl": 0.25}
     loss, facts = loss_of(task_of(**weights), batch)
-    errors = [2.0 * facts[f"{kind}_l1"] + 0.5 * facts[f"{kind}_gradient"] for kind in ("eo", "sar")]
+    errors = [
+        2.0 * facts[f"{kind}_l1"] + 0.5 * facts[f"{kind}_gradient"] + 0.125 * facts[f"{kind}_texture"]
+        for kind in ("eo", "sar")
+    ]
     assert loss.item() == pytest.approx((sum(errors) / 2 + 0.25 * facts["kl"]).item(), rel=1e-5)
     assert facts["posterior_std"].item() == pytest.approx(np.exp(-3), rel=0.1)
     again, _ = loss_of(task_of(**weights), batch)

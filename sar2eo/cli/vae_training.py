@@ -24,6 +24,7 @@ _HELP = {
     "l1": "Weight of the absolute error.",
     "l2": "Weight of the squared error.",
     "gradient": "Weight of the error of the image's gradient.",
+    "texture": "Weight of the error of how much detail there is.",
     "kl": "Weight of the latents' divergence from a standard normal.",
     "adversarial": "Weight of a patch discriminator; 0: none.",
     "adversarial_from": "Share of the steps after which it joins.",

@@ -214,10 +214,10 @@ class VaeSettings(LoopSettings):
     sar : float
         Share of the gradient that SAR images get, where EO images get 1: nobody decodes a SAR image, but
         its latents must tell what is there.
-    l1, l2, gradient, kl, adversarial : float
-        Weights of the absolute error, of the squared error, of the absolute error of the image's gradient,
-        of the divergence from a standard normal, and of a patch discriminator (a few thousandths of the
-        squared error's are plenty).
+    l1, l2, gradient, texture, kl, adversarial : float
+        Weights of the absolute error, of the squared error, of the absolute error of the image's gradient, of
+        that of the log power of its detail (see `sar2eo.training.texture`), of the divergence from a standard
+        normal, and of a patch discriminator (a few thousandths of the squared error's are plenty).
     adversarial_from : float
         Share of the steps after which the discriminator joins.
     decoder_only : bool
@@ -233,6 +233,7 @@ class VaeSettings(LoopSettings):
     l1: float = 1.0
     l2: float = 0.0
     gradient: float = 1.0
+    texture: float = 0.0
     kl: float = 1e-6
     adversarial: float = 0.0
     adversarial_from: float = 0.67
@@ -250,7 +251,7 @@ class VaeSettings(LoopSettings):
                 f"latent_channels={self.latent_channels}, widths={self.widths}, layers={self.layers}: must "
                 "be at least 1"
             )
-        for name in ("l1", "l2", "gradient", "kl", "adversarial"):
+        for name in ("l1", "l2", "gradient", "texture", "kl", "adversarial"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name}={getattr(self, name):g}: must not be negative")
         if not self.sar > 0:

@@ -24,6 +24,7 @@ from sar2eo.training.adversary import (
     only_where_valid,
 )
 from sar2eo.training.task import Batch, Facts
+from sar2eo.training.texture import BLOCK, texture_error
 from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error, squared_error
 from sar2eo.training.vae_measures import Moments, Tally
 
@@ -123,17 +124,22 @@ class VaeTask:
         self._last: tuple[Batch, Tensor] | None = None
 
     def check_shape(self, shape: tuple[int, int]) -> None:
-        """Refuse images whose sides, rows and columns, are not multiples of the factor.
+        """Refuse images whose sides, rows and columns, are no multiples of the factor, or too small.
 
         Raises
         ------
         SettingsError
-            If they are not.
+            If they are.
         """
         if any(side % self.factor for side in shape):
             raise SettingsError(
                 f"images of {shape[0]} x {shape[1]} pixels: the VAE is of factor {self.factor}, so sides "
                 "must be multiples of it; choose another crop"
+            )
+        if self._settings.texture and min(shape) < BLOCK:
+            raise SettingsError(
+                f"images of {shape[0]} x {shape[1]} pixels: texture is measured in blocks of {BLOCK}; "
+                "choose a larger crop, or texture=0"
             )
 
     def active(self, phase: str, step: int) -> bool:
@@ -155,6 +161,10 @@ class VaeTask:
             l2 = squared_error(*own)
             errors.append(settings.l1 * l1 + settings.l2 * l2 + settings.gradient * gradient)
             facts |= {f"{kind}_l1": l1.detach(), f"{kind}_gradient": gradient.detach()}
+            if settings.texture:
+                texture = texture_error(*own)
+                errors[-1] = errors[-1] + settings.texture * texture
+                facts[f"{kind}_texture"] = texture.detach()
         shares = [settings.sar if kind == "sar" else 1.0 for kind in self._kinds]
         error, kl = balanced(errors, shares), divergence(mean, log_variance, valid, images.shape[1])
         total = error + settings.kl * kl
