@@ -72,4 +72,6 @@ def test_windows_in_flight_do_not_grow_with_the_scene(
     options = {"tile": 64, "overlap": 16, "batch": 1, "scaling": (255.0,), "block": (64, 128)}
     sar2eo.write_cog(sar2eo.translate(scene, "identity", **options), tmp_path / "eo.tif")
     assert len(most) == 41 * 4
-    assert max(most) <= 4 * 4 + 16  # 164 without pacing; how many exactly is a matter of timing
+    # A window is done with when the last block that it reaches into is stored, and that is due with the window
+    # two rows below and two columns on, ten later; 16 may run ahead, and four threads let go a little later.
+    assert max(most) <= 10 + 16 + 4  # 164 without pacing
