@@ -6,7 +6,9 @@ client. Counters of the workers are collected from wherever they worked.
 
 from __future__ import annotations
 
+import os
 import resource
+import socket
 import sys
 import threading
 import warnings
@@ -133,16 +135,16 @@ def reset_telemetry() -> None:
 
 def collect_telemetry() -> dict[str, float]:
     """Sum the counters of this process and of all workers; of peak memory, the largest process."""
-    snapshots = [_process_snapshot()]
+    snapshots = dict([_process_snapshot()])  # a worker may be this process itself
     client = active_client()
     if client is not None:
         # A worker may be lost while it is asked; its counts then are, too.
         found = client.run(_process_snapshot, on_error="ignore")
-        snapshots += [snapshot for snapshot in found.values() if snapshot]
+        snapshots |= dict(filter(None, found.values()))
     total: Counter[str] = Counter()
-    for snapshot in snapshots:
+    for snapshot in snapshots.values():
         total.update(snapshot)
-    peak = max(snapshot["peak_rss_bytes"] for snapshot in snapshots)
+    peak = max(snapshot["peak_rss_bytes"] for snapshot in snapshots.values())
     return {**total, "peak_rss_bytes": peak}
 
 
@@ -192,5 +194,6 @@ def peak_rss_bytes() -> float:
     return float(found * (1 if sys.platform == "darwin" else 1024))  # kilobytes on Linux, bytes on macOS
 
 
-def _process_snapshot() -> dict[str, float]:
-    return {**telemetry.snapshot(), "peak_rss_bytes": peak_rss_bytes()}
+def _process_snapshot() -> tuple[tuple[str, int], dict[str, float]]:
+    """Return which process of which machine this is, and its counters."""
+    return (socket.gethostname(), os.getpid()), {**telemetry.snapshot(), "peak_rss_bytes": peak_rss_bytes()}

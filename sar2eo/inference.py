@@ -9,7 +9,6 @@ the graph by path and options.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -27,7 +26,8 @@ from sar2eo.graph import TranslationGraph
 from sar2eo.grid import Grid
 from sar2eo.models import BUNDLED, ModelSpec, resolve_model
 from sar2eo.radiometry import POLARISATIONS, Channels, default_channels
-from sar2eo.recipe import TranslateSettings, checked
+from sar2eo.recipe import TranslateSettings
+from sar2eo.recipe.tables import changed
 from sar2eo.scene import reader_of, settled, window_in
 from sar2eo.tasks import Plan
 from sar2eo.windows import Lattice, Window
@@ -99,7 +99,7 @@ def translate(
     """
     if not isinstance(scene, xr.DataArray):
         raise SceneError(f"{type(scene).__name__} is not a scene: open it with sar2eo.open_scene first")
-    settings = checked(dataclasses.replace(settings or TranslateSettings(), **options))
+    settings = changed(settings or TranslateSettings(), options)
     if settings.tile > _LARGEST_TILE:
         raise SettingsError(f"tile={settings.tile}: must be at most {_LARGEST_TILE}")
     spec = model if isinstance(model, ModelSpec) else spec_of(model, settings)
@@ -107,6 +107,9 @@ def translate(
     scene = settled(scene)
     _check_gsd(whole, spec.card, force=settings.force)
     plan = _plan(scene, whole, region, spec, settings)
+    if isinstance(settings.scaling, dict):
+        calibration = str(scene.attrs.get("calibration") or "unknown")
+        _check_scaled(settings.scaling, plan.quantity, calibration, force=settings.force)
     scaling = _fixed_scaling(settings, spec.card, plan)
     token = tokenize(_identity(scene, plan), scaling, block)
     arrays = TranslationGraph(plan, scene, scaling, block, token).arrays()
@@ -267,18 +270,32 @@ def _check_radiometry(card: Card | None, calibration: str, *, force: bool) -> No
         )
 
 
+def _check_scaled(scaling: dict[str, Any], quantity: str, calibration: str, *, force: bool) -> None:
+    """Refuse digital numbers' amplitude for physical values, and that of another calibration."""
+    theirs = scaling.get("quantity", quantity), scaling.get("calibration", "unknown")
+    known = "unknown" not in (theirs[1], calibration)
+    if (theirs[0] == "dn") != (quantity == "dn") or (known and theirs[1] != calibration):
+        _misfit(
+            f"the scaling is that of a scene of {theirs[0]} (calibration: {theirs[1]}), and this is one of "
+            f"{quantity} ({calibration})",
+            RadiometryError,
+            force=force,
+        )
+
+
 def _fixed_scaling(settings: TranslateSettings, card: Card | None, plan: Plan) -> tuple[float, ...] | None:
     scaling, names = settings.scaling, plan.polarisations
     if scaling is None:
         return None if card is None or card.scaling == "p99" else (float(card.scaling),) * len(names)
     if isinstance(scaling, dict):
+        said = [name for name in scaling if name not in ("quantity", "calibration")]
         missing = [name for name in names if name not in scaling]
         if missing:
             raise SettingsError(
-                f"scaling of {', '.join(scaling)}: the model takes {', '.join(names)}, and "
+                f"scaling of {', '.join(said)}: the model takes {', '.join(names)}, and "
                 f"{', '.join(missing)} is not among them"
             )
-        values = tuple(scaling[name] for name in names)
+        values = tuple(float(scaling[name]) for name in names)
     else:
         values = scaling
     if len(values) not in (1, len(names)) or not all(0 < v < np.inf for v in values):
@@ -329,6 +346,7 @@ def _provenance(scene: xr.DataArray, plan: Plan, settings: TranslateSettings) ->
         "model_parameters": spec.parameters,
         "input": plan.reader.identity() if plan.reader is not None else {"dask": tokenize(scene.data)},
         "quantity": plan.quantity,
+        "calibration": scene.attrs.get("calibration"),
         "polarisations": list(plan.polarisations),
         "tile": settings.tile,
         "overlap": settings.overlap,

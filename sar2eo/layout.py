@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ __all__ = [
     "checkpoint_files",
     "count_parameters",
     "describe_files",
+    "file_sha256",
+    "files_sha256",
     "folder_sha256",
     "read_json",
     "refuse_pickle",
@@ -177,12 +179,19 @@ def folder_sha256(folder: Path) -> str:
     It is the sha256 of the text that ``sha256sum`` prints for `checkpoint_files`, named relative to the
     folder; other files in the folder (a README) do not count.
     """
-    lines = []
-    for path in checkpoint_files(folder):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
+    return files_sha256(folder, checkpoint_files(folder))
+
+
+def files_sha256(folder: Path, paths: Iterable[Path]) -> str:
+    """Hash files in a folder, by their names in it: the sha256 of what ``sha256sum`` prints for them."""
+    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def vae_facts(config: Mapping[str, Any]) -> VaeFacts:

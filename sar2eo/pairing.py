@@ -95,8 +95,8 @@ def build_pairs(
     >>> import sar2eo
     >>> pairs = sar2eo.build_pairs("sar/", "eo/", "pairs", align="shift")  # doctest: +SKIP
     """
-    settings = changed(PairsSettings, settings or PairsSettings(), changes)
-    scene = changed(SceneSettings, scene or SceneSettings(), {})
+    settings = changed(settings or PairsSettings(), changes)
+    scene = changed(scene or SceneSettings(), {})
     if scene.resolution is not None:
         raise SettingsError(
             f"scene.resolution={scene.resolution:g}: the pixel size of chips is a setting of the pairs"

@@ -162,6 +162,7 @@ def report_of(
         "windows": {"total": windows, **counted, "resumed": max(0, windows - sum(counted.values()))},
         "scaling": {
             "quantity": attrs.get("quantity"),
+            "calibration": attrs.get("calibration"),
             "polarisations": attrs.get("polarisations"),
             "p99": None if divisors is None else [float(d) for d in divisors],
         },

@@ -8,8 +8,9 @@ constant factor, so digital numbers and calibrated amplitude of one scene agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -55,6 +56,8 @@ POLARISATIONS: tuple[str, ...] = get_args(Polarisation)
 FloatArray = npt.NDArray[np.float32]
 
 _READERS = 4
+_STRATA, _SAMPLED_PX = 16, 256
+_ENOUGH = 1 << 22  # valid pixels, of some 64 windows: a quarter of what a sample of a full scene holds
 
 
 def to_amplitude(values: npt.ArrayLike, quantity: str) -> FloatArray:
@@ -195,7 +198,7 @@ def to_eo_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:
 
 
 def sample_windows(
-    shape: tuple[int, int], *, seed: int = 2025, strata: int = 16, size: int = 256
+    shape: tuple[int, int], *, seed: int = 2025, strata: int = _STRATA, size: int = _SAMPLED_PX
 ) -> list[Window]:
     """Draw one window from every cell of a regular partition of a scene.
 
@@ -255,13 +258,17 @@ def amplitude_percentiles(
         If a polarisation has no valid pixel, or its percentile is not positive.
     """
     values = _valid_samples(read, sample_windows(shape, seed=seed))
+    for windows in _more_windows(shape, seed):
+        # Two windows do not speak for a scene. Such bands are nearly empty: more of them fits into memory.
+        few = [band for band, v in enumerate(values) if v.size < _ENOUGH]
+        if not few:
+            break
+        for band, found in zip(few, _valid_samples(partial(_bands, read, few), windows), strict=True):
+            values[band] = found
     empty = [band for band, v in enumerate(values) if v.size == 0]
     if empty:
-        # The sample fell into holes: these bands are nearly empty, so all of them fits into memory.
-        rows = (Window(r, 0, min(512, shape[0] - r), shape[1]) for r in range(0, shape[0], 512))
-        for band, found in zip(
-            empty, _valid_samples(lambda window: read(window)[empty], list(rows)), strict=True
-        ):
+        rows = [Window(r, 0, min(512, shape[0] - r), shape[1]) for r in range(0, shape[0], 512)]
+        for band, found in zip(empty, _valid_samples(partial(_bands, read, empty), rows), strict=True):
             values[band] = found
     if any(v.size == 0 for v in values):
         raise RadiometryError("the scene has no valid pixel: is --nodata right?")
@@ -290,6 +297,18 @@ def percentiles_of(values: Sequence[FloatArray], *, percentile: float = 99.0) ->
             "scene cannot be scaled: is --quantity right, or is the scene empty?"
         )
     return found
+
+
+def _more_windows(shape: tuple[int, int], seed: int) -> Iterator[list[Window]]:
+    """Yield finer samples than that of `sample_windows`, until one is all of the scene."""
+    for strata in (2 * _STRATA, 4 * _STRATA):
+        if max(shape) <= strata // 2 * _SAMPLED_PX:
+            return
+        yield sample_windows(shape, seed=seed, strata=strata)
+
+
+def _bands(read: Callable[[Window], FloatArray], bands: list[int], window: Window) -> FloatArray:
+    return read(window)[bands]
 
 
 def _valid_samples(read: Callable[[Window], FloatArray], windows: list[Window]) -> list[FloatArray]:

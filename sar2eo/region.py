@@ -27,6 +27,7 @@ from sar2eo.windows import Window
 __all__ = ["clip_to", "cut", "read_area"]
 
 _PARTS = 1000  # of the longest side of a grid: of these lengths, an area's edges are brought to another CRS
+_LOOKED_AT = 1 << 24  # pixels around an area that may lie between their centres
 _LOOKS = 33  # along either axis of a grid
 _POLE = 90 + 1e-6
 _MARGIN = 0.25  # around a grid, of its own sides
@@ -65,6 +66,11 @@ def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.Dat
         if not area.area:
             raise SettingsError(f"--aoi {region.aoi}: none of its polygons touches the scene")
         window = grid.window_of(area.bounds)
+        if window.height * window.width <= _LOOKED_AT and _outside(area, grid.crop(window)).all():
+            raise SettingsError(
+                f"--aoi {region.aoi}: no pixel has its centre in the polygons, which are smaller "
+                "than pixels or thinner"
+            )
     elif region.bbox is not None:
         west, south, east, north = region.bbox
         try:
@@ -215,9 +221,14 @@ def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
 
 
 def _masked(block: npt.NDArray[Any], area: Any, place: Grid, fill: Any) -> npt.NDArray[Any]:
+    masked: npt.NDArray[Any] = np.where(_outside(area, place), block.dtype.type(fill), block)
+    return masked
+
+
+def _outside(area: Any, place: Grid) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a grid have their centre outside of an area."""
     from rasterio.features import geometry_mask
 
     with unplaced_is_fine():
-        outside = geometry_mask([area], place.shape, place.affine)
-    masked: npt.NDArray[Any] = np.where(outside, block.dtype.type(fill), block)
-    return masked
+        outside: npt.NDArray[np.bool_] = geometry_mask([area], place.shape, place.affine)
+    return outside

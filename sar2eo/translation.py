@@ -159,7 +159,7 @@ def shared_paths(jobs: Sequence[Job], spec: ModelSpec, tmp: Path | None = None) 
     return list(dict.fromkeys([*model, *folders, *scenes, *space]))
 
 
-def scaling_of(text: str) -> tuple[float, ...] | dict[str, float]:
+def scaling_of(text: str) -> tuple[float, ...] | dict[str, float | str]:
     """Read ``--scaling-from``: a number, numbers with commas, or the report of another run.
 
     Raises
@@ -174,8 +174,9 @@ def scaling_of(text: str) -> tuple[float, ...] | dict[str, float]:
     try:
         report = json.loads(Path(text).read_text(encoding="utf-8"))
         if "scenes" not in report:
-            names, values = (report["scaling"][key] for key in ("polarisations", "p99"))
-            return {name: float(value) for name, value in zip(names, values, strict=True)}
+            said = report["scaling"]
+            by_name = {name: float(v) for name, v in zip(said["polarisations"], said["p99"], strict=True)}
+            return by_name | {name: str(said[name]) for name in ("quantity", "calibration") if said.get(name)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"

@@ -161,7 +161,7 @@ def _refused(url: str, status: int, reason: str) -> OSError:
         return PermissionError(
             f"{name}: refused ({status} {reason}): may you read it, is a signature too old?"
         )
-    return OSError(f"{name}: the server answers {status} {reason}, after {RETRIES} retries")
+    return OSError(f"{name}: the server answers {status} {reason}")
 
 
 def _broken(url: str, error: Exception) -> OSError:

@@ -75,6 +75,26 @@ def test_declared_nodata_is_not_valid(scene: xr.DataArray) -> None:
         np.testing.assert_allclose(found.amplitude_divisor, expected.amplitude_divisor, rtol=0.02)
 
 
+def test_declared_scale_and_offset_are_applied(tmp_path: Path) -> None:
+    stored = amplitude((96, 128), 5).astype("uint16") + 100
+    path = tmp_path / "scaled_vv.tif"
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint16", "height": 96, "width": 128, "nodata": 100}
+    place = {"crs": "EPSG:32611", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 4e6)}
+    with rasterio.open(path, "w", **profile, **place) as raster:
+        raster.write(stored)
+        raster.scales, raster.offsets = (0.5,), (-50.0,)
+    expected = sar2eo.translate(sar2eo.open_scene(path, quantity="amplitude"), "identity", **SMALL).compute()
+    for opened in (rioxarray.open_rasterio(path), rioxarray.open_rasterio(path, mask_and_scale=True)):
+        scene = opened.assign_coords(band=["VV"]).assign_attrs(quantity="amplitude")
+        found = sar2eo.translate(scene, "identity", **SMALL).compute()
+        np.testing.assert_allclose(found.amplitude_divisor, expected.amplitude_divisor, rtol=1e-6)
+        np.testing.assert_array_equal(found.eo, expected.eo)
+        np.testing.assert_array_equal(found.valid, expected.valid)
+    for attrs, words in (({"scale_factor": "much"}, "no number"), ({"scales": (1.0, 2.0)}, "mask_and_scale")):
+        with pytest.raises(SceneError, match=words):
+            sar2eo.translate(scene.assign_attrs(attrs), "identity", **SMALL)
+
+
 def test_nodata_that_no_value_can_have_is_none(scene: xr.DataArray) -> None:
     bytes_ = scene.fillna(0).astype("uint8").assign_attrs(_FillValue=-9999)
     assert sar2eo.translate(bytes_, "identity", **SMALL).valid.all()

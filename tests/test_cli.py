@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from click.testing import CliRunner, Result
 from scenes import amplitude, write_scene
 
 from sar2eo.cli import cli
+from sar2eo.errors import FitWarning
 
 SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
 
@@ -45,7 +48,12 @@ def test_translate_writes_the_image_the_report_and_the_picture(scene_file: Path,
     told = json.loads(report.read_text())
     assert told["grid"]["shape"] == [400, 500]
     assert set(told["windows"]) == {"total", "translated", "skipped", "resumed"}
-    assert told["scaling"] == {"quantity": "dn", "polarisations": ["VV"], "p99": [255.0]}
+    assert told["scaling"] == {
+        "quantity": "dn",
+        "calibration": "none",
+        "polarisations": ["VV"],
+        "p99": [255.0],
+    }
     assert {"total", "open", "load", "read", "model", "blend", "assemble"} <= set(told["seconds"])
     assert told["megapixels"] == pytest.approx(0.2)
     assert told["peak_rss_bytes"] > 1e7
@@ -103,6 +111,15 @@ def test_an_area_of_interest_masks_what_is_outside(scene_file: Path, tmp_path: P
         np.testing.assert_array_equal(raster.read(1)[inside], expected[inside])
 
 
+def test_an_area_without_the_centre_of_a_pixel_is_refused(scene_file: Path, tmp_path: Path) -> None:
+    ring = [[500011, 3999981], [500013, 3999981], [500013, 3999983], [500011, 3999981]]
+    area = area_of(tmp_path / "area.geojson", ring)
+    done = run("translate", scene_file, "--out", tmp_path / "a.tif", *SMALL, "--aoi", area)
+    assert done.exit_code == 2
+    assert "no pixel has its centre in the polygons" in done.stderr
+    assert not (tmp_path / "a.tif").exists()
+
+
 def test_several_scenes_go_to_a_folder_and_a_failing_one_stops_nobody(
     scene_file: Path, tmp_path: Path
 ) -> None:
@@ -126,9 +143,11 @@ def test_a_report_never_replaces_the_scene(tmp_path: Path) -> None:
     assert scene.read_bytes() == before
 
 
-def area_of(path: Path) -> Path:
+TRIANGLE = [[500100, 3999900], [500400, 3999900], [500400, 3999600], [500100, 3999900]]
+
+
+def area_of(path: Path, ring: list[list[float]] = TRIANGLE) -> Path:
     """Write an area of interest within the scenes of `write_scene`."""
-    ring = [[500100, 3999900], [500400, 3999900], [500400, 3999600], [500100, 3999900]]
     crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32611"}}
     feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
     path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]}))
@@ -201,13 +220,26 @@ def test_the_scaling_of_a_report_goes_by_polarisation(tmp_path: Path) -> None:
     assert run("translate", other, "--out", out, *small, *again, report).exit_code == 0
     assert json.loads(report.read_text())["scaling"] == {
         "quantity": "dn",
+        "calibration": "none",
         "polarisations": ["VH", "VV"],
         "p99": [told["VH"], told["VV"]],
     }
+    again = (*again, tmp_path / "kept.json")
+    shutil.copy(report, again[-1])
     single = write_scene(tmp_path / "single.tif", both[:1], names=("HH",))
-    refused = run("translate", single, "--out", out, *small, *again, report)
+    refused = run("translate", single, "--out", out, *small, *again)
     assert refused.exit_code == 2
     assert "HH is not among them" in refused.stderr
+    calibrated = ("--quantity", "amplitude", "--calibration", "sigma0")
+    refused = run("translate", first, "--out", out, *small, *calibrated, *again)
+    assert refused.exit_code == 1, refused.stderr
+    assert "the scaling is that of a scene of dn" in refused.stderr
+    assert "of amplitude (sigma0)" in refused.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", FitWarning)
+        forced = run("translate", first, "--out", out, *small, *calibrated, "--force", *again)
+    assert forced.exit_code == 0, forced.output
+    assert "Warning: the scaling is that of a scene of dn" in forced.stderr
 
 
 def test_dry_run_says_what_it_takes_and_writes_nothing(scene_file: Path, tmp_path: Path) -> None:

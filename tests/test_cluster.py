@@ -13,7 +13,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster, get_client
 
-from sar2eo import cluster, computing
+from sar2eo import cluster, computing, telemetry
 from sar2eo.errors import ClusterError, SettingsError
 
 
@@ -54,6 +54,18 @@ def test_a_joined_cluster_is_used_and_stays(joined: str, tmp_path: Path) -> None
     for _ in range(2):
         with cluster.running(scheduler=joined):
             assert get_client().submit(sum, [1, 2]).result() == 3
+
+
+def test_a_worker_within_this_process_is_counted_once(joined: str) -> None:
+    with cluster.running(scheduler=joined):
+        computing.reset_telemetry()
+        telemetry.add("windows_translated", 9)
+        assert computing.collect_telemetry()["windows_translated"] == 9
+    with cluster.running(workers=1):
+        computing.reset_telemetry()
+        telemetry.add("windows_translated", 2)
+        get_client().run(telemetry.add, "windows_translated", 5)
+        assert computing.collect_telemetry()["windows_translated"] == 7
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 2, "scheduler": "tcp://127.0.0.1:1"}])

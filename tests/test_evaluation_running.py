@@ -276,7 +276,7 @@ def test_what_needs_networks_or_training_pairs_is_left_out(pairs: Path, tmp_path
         ({"upper_bound": True}, SettingsError, "neither a VAE"),
         ({"metrics": ("psmr",)}, SettingsError, "psmr"),
         ({"samples": 0}, SettingsError, "at least 1"),
-        ({"sample": 2}, SettingsError, "unknown settings sample; known are"),
+        ({"sample": 2}, SettingsError, "unknown sample; known are"),
         ({"split": "val", "data": "no/pairs"}, PairsError, "no/pairs"),
         ({"lpips_weights": "a.pth", "metrics": ("lpips",)}, SettingsError, "safetensors"),
     ],

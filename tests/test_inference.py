@@ -22,6 +22,19 @@ def scaled(values: np.ndarray, divisor: float = 255.0) -> np.ndarray:
     return np.repeat(np.clip(np.rint(values / divisor * 255), 0, 255), 3, axis=0).astype(np.uint8)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bogus": 1}, "unknown bogus; known are tile"),
+        ({"tile": None}, "tile=None: must be int"),
+        ({"seed": "3"}, "seed='3'"),
+    ],
+)
+def test_settings_that_are_none_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        sar2eo.translate(scene_array(amplitude((20, 20), 1)), "identity", **options)
+
+
 @given(
     shape=st.tuples(st.integers(1, 130), st.integers(1, 130)),
     tile=st.sampled_from([16, 32, 48, 64]),

@@ -72,6 +72,6 @@ def test_windows_in_flight_do_not_grow_with_the_scene(
     options = {"tile": 64, "overlap": 16, "batch": 1, "scaling": (255.0,), "block": (64, 128)}
     sar2eo.write_cog(sar2eo.translate(scene, "identity", **options), tmp_path / "eo.tif")
     assert len(most) == 41 * 4
-    # A window is done with when the last block that it reaches into is stored, and that is due with the window
-    # two rows below and two columns on, ten later; 16 may run ahead, and four threads let go a little later.
+    # A window is done with when the last block that it reaches into is stored, and that is due with a window
+    # that is ten later: two rows below, two columns on. 16 run ahead, and four threads let go a little later.
     assert max(most) <= 10 + 16 + 4  # 164 without pacing

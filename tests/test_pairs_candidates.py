@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scene_fixtures import speckle, write_raster, write_safe
 
 from sar2eo.errors import PairsError
-from sar2eo.grid import Grid
 from sar2eo.pairs.candidates import find_candidates
 from sar2eo.pairs.footprints import SceneFootprint, scene_footprint, scene_valid
 from sar2eo.pairs.optical import open_eo
@@ -185,5 +184,3 @@ def test_real_scenes_meet_as_they_should(real_data):
     )
     assert [(c.sar, c.eo) for c in found] == [(0, 0), (0, 1), (1, 1), (1, 0), (2, 2)]
     assert [round(c.day_gap) for c in found] == [3, 3, 3, 3, 33]
-    grid = Grid.create("EPSG:4326", Affine.identity(), (1, 1))
-    assert all(shapely.box(*grid.bounds).disjoint(c.overlap) for c in found)

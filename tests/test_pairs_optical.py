@@ -495,6 +495,18 @@ def test_a_product_of_sentinel2(tmp_path, given):
     assert [s.href for s in expand_sources([str(path)], "eo")] == [str(path)]
 
 
+def test_metadata_that_are_no_numbers_are_told_and_a_time_that_is_none_is_left_out(tmp_path):
+    path = write_sentinel2(tmp_path, reflectance(3), np.full((30, 40), 4, np.uint8))
+    metadata = path / "MTD_MSIL2A.xml"
+    text = metadata.read_text()
+    for number in ("none", "0"):
+        metadata.write_text(text.replace('"none">10000<', f'"none">{number}<'))
+        with pytest.raises(SceneError, match="metadata hold no number"):
+            open_eo(path, eo_range=RANGE)
+    metadata.write_text(text.replace("2022-03-04T05:06:07.024Z", "soon"))
+    assert open_eo(path, eo_range=RANGE).datetime is None
+
+
 def test_products_go_to_their_role(tmp_path):
     sentinel1, _ = write_safe(tmp_path)
     sentinel2 = write_sentinel2(tmp_path, reflectance(3), np.full((30, 40), 4, np.uint8))

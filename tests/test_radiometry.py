@@ -89,6 +89,19 @@ def test_percentile_is_within_one_percent_of_exact_on_a_large_uneven_scene() -> 
     assert found[0] == pytest.approx(np.nanpercentile(scene, 99), rel=0.01)
 
 
+def test_percentile_is_within_one_percent_where_a_small_part_is_valid() -> None:
+    # As `gdalwarp -cutline` leaves an area of a larger scene: few windows of a coarse sample fall into it.
+    draw = np.random.default_rng(7)
+    level = np.repeat(np.repeat(draw.lognormal(3, 0.6, (12, 12)), 80, 0), 80, 1).astype(np.float32)
+    for row, col in ((3000, 4100), (5111, 700), (1900, 2850)):
+        scene = np.full((2, 7000, 6000), np.nan, np.float32)
+        scene[0, row : row + 960, col : col + 960] = level * np.sqrt(draw.gamma(4.4, 1 / 4.4, level.shape))
+        scene[1] = 7
+        found = amplitude_percentiles(lambda w, scene=scene: scene[:, *w.slices], scene.shape[1:])
+        assert found[0] == pytest.approx(np.nanpercentile(scene[0], 99), rel=0.01)
+        assert found[1] == 7
+
+
 def test_a_scene_that_is_nearly_empty_is_searched_whole() -> None:
     scene = np.full((1, 9000, 4200), np.nan, np.float32)
     scene[0, 8888, 4000:4010] = np.arange(1, 11)

@@ -288,12 +288,49 @@ def test_quantity_in_doubt_is_asked_for(tmp_path):
         ("gamma0-rtc_vv_power.tif", {}, "intensity", "gamma0"),
         ("power_plant_vv.tif", {"UNITS": "amplitude"}, "amplitude", None),
         ("S1A_IW_20200203T135241_DVP_RTC30_G_gpuned_6A2B_VV.tif", {}, "intensity", "rtc"),
+        ("amplitude_vv.tif", {"UNITS": "intensity"}, "intensity", None),
     ],
 )
 def test_quantity_and_calibration_as_metadata_say(tmp_path, file_name, tags, quantity, calibration):
     values = speckle((20, 30), dtype="float32", scale=0.3)
     scene = open_scene(write_raster(tmp_path / file_name, values, tags=tags))
     assert (scene.attrs["quantity"], scene.attrs.get("calibration")) == (quantity, calibration)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "description"),
+    [("vv.tif", "Intensity_VV_db"), ("amp_db_vv.tif", None), ("dB_power_rtc_vv.tif", None)],
+)
+def test_decibels_say_how_a_number_is_written_whatever_it_is_of(tmp_path, file_name, description):
+    names = None if description is None else [description]
+    path = write_raster(tmp_path / file_name, decibels((20, 30)), names=names)
+    assert open_scene(path, polarisations="VV").attrs["quantity"] == "db"
+
+
+@pytest.mark.parametrize(
+    ("file_name", "tags"),
+    [
+        ("s1a-iw-grd-vv-20201107t135241-20201107t135306-035143-041a16-001.tiff", {}),
+        ("S1A_IW_GRDH_1SDV_20201107T135241_20201107T135306_035143_041A16_322B_VV.tif", {}),
+        ("vv.tif", {"TIFFTAG_IMAGEDESCRIPTION": "Sentinel-1A IW GRD HR L1"}),
+    ],
+)
+def test_a_grd_measurement_has_no_data_where_it_is_0(tmp_path, file_name, tags):
+    values = speckle((20, 30))
+    values[:4] = 0
+    scene = open_scene(write_raster(tmp_path / file_name, values, tags=tags), polarisations="VV")
+    assert np.isnan(scene.values[0, :4]).all()
+    np.testing.assert_array_equal(scene.values[0, 4:], values[4:])
+    # What a file says itself is believed, and floating point may hold a 0 of its own.
+    said = open_scene(write_raster(tmp_path / file_name, values, tags=tags, nodata=65535), polarisations="VV")
+    assert (said.values[0, :4] == 0).all()
+    floats = write_raster(tmp_path / file_name, values.astype("float32"), tags=tags)
+    assert (open_scene(floats, polarisations="VV", quantity="amplitude").values[0, :4] == 0).all()
+
+
+def test_a_question_mark_is_part_of_a_local_files_name(tmp_path):
+    path = write_raster(tmp_path / "what?x_vv.tif", speckle((20, 30)))
+    assert open_scene(path).attrs["polarisations"] == ("VV",)
 
 
 def test_a_plants_power_is_no_intensity(tmp_path):
@@ -335,6 +372,19 @@ def test_metadata_that_values_contradict_are_not_believed(tmp_path):
         ("s1b-iw-grd-vv-20190304t050607-20190304t050632-015205-01c6f5-001.tif", {},
          ("2019-03-04T05:06:07Z", "Sentinel-1B", None)),
         ("vv_20190304t050607.tif", {"PLATFORM": "capella-2"}, (None, "capella-2", None)),
+        (
+            "S1A_IW_GRDH_1SDV_20201107T135241_20201107T135306_035143_041A16_322B_vv.tif",
+            {"A_ORBIT_FILE": "S1B_OPER_AUX_POEORB_OPOD_20201127T121633_V20201106T225942.EOF"},
+            ("2020-11-07T13:52:41Z", "Sentinel-1A", None),
+        ),
+        (
+            "vv.tif",
+            {
+                "A_ORBIT_FILE": "S1A_OPER_AUX_POEORB_OPOD_20201127T121633_V20201106T225942.EOF",
+                "ACQUISITION_DATETIME": "2020-11-07T13:52:41Z",
+            },
+            ("2020-11-07T13:52:41Z", None, None),
+        ),
     ],
 )  # fmt: skip
 def test_acquisition(tmp_path, file_name, tags, expected):

@@ -1,4 +1,5 @@
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -45,6 +46,20 @@ def test_a_zip_holds_the_same_scene(product, tmp_path, top, backslashes):
     assert attributes_of(zipped)["scene_grid"] == attributes_of(plain)["scene_grid"]
     np.testing.assert_array_equal(zipped.values, plain.values)
     assert zipped.data.name == open_scene(archive, calibrate="sigma0").data.name
+
+
+def test_what_macos_leaves_beside_files_is_no_measurement(product, tmp_path):
+    folder, _ = product
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
+    for file in list(copy.glob("measurement/*")):
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    np.testing.assert_array_equal(open_scene(copy).values, open_scene(folder).values)
+    archive = zip_safe(copy, tmp_path / "a.zip")
+    with zipfile.ZipFile(archive, "a") as members:
+        for name in members.namelist():
+            members.writestr(f"__MACOSX/{name}", b"\0\5\x16\7")
+    np.testing.assert_array_equal(open_scene(archive).values, open_scene(folder).values)
 
 
 def test_the_manifest_stands_for_its_folder(product):

@@ -98,6 +98,21 @@ def test_quantity_nodata_and_calibration_of_the_item(files):
     assert np.isfinite(scene.values).sum() == values.size - 1
 
 
+def test_the_digital_number_0_of_a_grd_item_is_nodata(files):
+    values = speckle((20, 30))
+    values[:3] = 0
+    write_raster(files / "data/iw-vv.tif", values)
+    vv = {"vv": {"href": "data/iw-vv.tif", "type": TIFF, "roles": ["data"]}}
+    scene = open_scene(write_item(files, vv, **{"sar:product_type": "GRD"}))
+    assert np.isnan(scene.values[0, :3]).all()
+    assert np.isfinite(scene.values[0, 3:]).all()
+    assert (open_scene(write_item(files, vv)).values[0, :3] == 0).all()
+    # Calibrated since, and so of another type: what 0 is there, nobody knows.
+    write_raster(files / "data/iw-vv.tif", values.astype("float32"))
+    scene = open_scene(write_item(files, vv, **{"sar:product_type": "GRD"}), quantity="amplitude")
+    assert (scene.values[0, :3] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

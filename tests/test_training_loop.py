@@ -324,6 +324,21 @@ def test_a_signal_saves_a_state_first(tmp_path: Path, number: signal.Signals) ->
     assert_same(tensors(tmp_path / "cut", 6), tensors(tmp_path / "whole", 6))
 
 
+def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
+    found: list[Any] = []
+
+    class Stopped(ToyTask):
+        def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> Any:
+            if step == 2 and phase == "line":
+                os.kill(os.getpid(), signal.SIGTERM)
+                found.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
+            return super().loss(phase, batch, step, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "cut", task=Stopped(), save_every=0)
+    assert found == [signal.default_int_handler, signal.SIG_DFL]
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_state(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 4: the loss of line is nan"):
         go(tmp_path / "run", task=ToyTask(spoil_at=3))

@@ -11,7 +11,7 @@ import click
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option, numbers, taking_several
-from sar2eo.cli.progress import ProgressLine, say
+from sar2eo.cli.progress import say, staged
 from sar2eo.recipe import ConfidenceRecipe, ConfidenceSettings
 
 __all__ = ["confidence_all", "confidence_command"]
@@ -63,18 +63,7 @@ def confidence_all(recipe: ConfidenceRecipe, *, dry_run: bool) -> None:
         plan = {"picture": recipe.out} if recipe.pair else plan_confidence(scenes=recipe.scenes, **given)
         click.echo("\n".join(lines(plan)))
         return
-
-    def text(counts: Mapping[str, float], _: float) -> str:
-        return f"{stage}: {counts['done']:.0f} of {counts['total']:.0f} windows"
-
-    stage = ""
-    with ProgressLine(text) as line:
-
-        def progress(name: str, done: int, total: int) -> None:
-            nonlocal stage
-            stage = name
-            line({"done": done, "total": total})
-
+    with staged(" windows") as progress:
         if recipe.pair:
             window = recipe.window or ()
             say(picture_confidence(pair=recipe.pair, window=window, progress=progress, **given))

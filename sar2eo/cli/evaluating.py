@@ -11,7 +11,7 @@ import click
 from sar2eo.cli.describing import lines
 from sar2eo.cli.flags import data_options, recipe_from_flags, recipe_options, settings_options
 from sar2eo.cli.options import debug_option, taking_several
-from sar2eo.cli.progress import ProgressLine, say
+from sar2eo.cli.progress import say, staged
 from sar2eo.recipe import EvaluateRecipe, EvaluateSettings
 
 __all__ = ["evaluate_all", "evaluate_command"]
@@ -75,18 +75,7 @@ def evaluate_all(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
         return
     resume = ": run the same command again to go on where it stopped"
     click.get_current_context().meta["sar2eo.resume"] = resume
-    stage = ""
-
-    def text(counts: Mapping[str, float], _: float) -> str:
-        return f"{stage}: {counts['done']:.0f} of {counts['total']:.0f}"
-
-    with ProgressLine(text) as line:
-
-        def progress(name: str, done: int, total: int) -> None:
-            nonlocal stage
-            stage = name
-            line({"done": done, "total": total})
-
+    with staged() as progress:
         results = evaluate(**given, progress=progress)
     say(_summary(recipe.out, results))
 

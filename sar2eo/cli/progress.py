@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-__all__ = ["ProgressLine", "clock", "say"]
+__all__ = ["ProgressLine", "clock", "say", "staged"]
 
 
 def say(text: object, *, err: bool = False) -> None:
@@ -75,6 +75,24 @@ class ProgressLine:
         self.told = now
         text = self.text(counts, now - self.start)
         self._write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
+
+
+@contextmanager
+def staged(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
+    """Give what says on a line what is being done, how many are done, and how many there are."""
+    stage = ""
+
+    def text(counts: Mapping[str, float], _: float) -> str:
+        return f"{stage}: {counts['done']:.0f} of {counts['total']:.0f}{unit}"
+
+    with ProgressLine(text) as line:
+
+        def progress(name: str, done: int, total: int) -> None:
+            nonlocal stage
+            stage = name
+            line({"done": done, "total": total})
+
+        yield progress
 
 
 def clock(seconds: float) -> str:

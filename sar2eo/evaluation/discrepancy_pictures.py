@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from sar2eo.evaluation.areas import GROUPS, UNCHANGED, roc_curve
 from sar2eo.evaluation.object_scores import Truth, enlarged
+from sar2eo.evaluation.pictures import limits
 from sar2eo.evaluation.variance_maps import ScenePair, VarianceMaps
 from sar2eo.models import ModelSpec
 from sar2eo.radiometry import FloatArray
@@ -144,14 +145,14 @@ def _case_sheet(cases: list[Case], timestep: int) -> Figure:
         figsize=(_TILE_INCHES * len(titles) + 0.4, _TILE_INCHES * len(cases) + 0.3), layout="constrained"
     )
     axes = figure.subplots(len(cases), len(titles), squeeze=False)
-    limits = [_limits([getattr(case, name) for case in cases]) for name in ("forced", "sampled")]
+    ranges = [limits([getattr(case, name) for case in cases]) for name in ("forced", "sampled")]
     for row, case in zip(axes, cases, strict=True):
         row[0].set_ylabel(case.state)
         for axis, image in ((row[0], case.sar), (row[1], case.eo), (row[4], case.eo)):
             axis.imshow(_rgb(image), interpolation="nearest")
         shown = [
             axis.imshow(image, vmin=low, vmax=high, cmap="magma", interpolation="nearest")
-            for axis, image, (low, high) in zip(row[2:4], (case.forced, case.sampled), limits, strict=True)
+            for axis, image, (low, high) in zip(row[2:4], (case.forced, case.sampled), ranges, strict=True)
         ]
         for axis in row[2:]:
             axis.contour(case.outline, levels=[0.5], colors="cyan", linewidths=0.8)
@@ -171,7 +172,7 @@ def pair_picture(pair: ScenePair, maps: VarianceMaps, spec: ModelSpec) -> bytes:
         _logarithm(found, maps, spec.factor, pair.valid.shape)
         for found in (maps.surprise(timestep), maps.sampled)
     )
-    most = max(map(abs, _limits([surprise])))
+    most = max(map(abs, limits([surprise])))
     rows, cols = pair.valid.shape
     figure = Figure(figsize=(10, 10 * rows / cols + 1.5), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -185,7 +186,7 @@ def pair_picture(pair: ScenePair, maps: VarianceMaps, spec: ModelSpec) -> bytes:
             -sampled,
             "log10 of 1 / variance",
             "viridis",
-            _limits([-sampled]),
+            limits([-sampled]),
         ),
         (
             axes[1, 1],
@@ -253,12 +254,6 @@ def _calibration_curves(tables: dict[str, Any]) -> Figure:
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize="small")
     return figure
-
-
-def _limits(maps: list[npt.NDArray[Any]]) -> tuple[float, float]:
-    values = np.concatenate([each[np.isfinite(each)] for each in maps])
-    low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
-    return float(low), float(max(high, low + 1e-3))
 
 
 def _rgb(image: FloatArray) -> FloatArray:

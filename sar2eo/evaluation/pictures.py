@@ -11,7 +11,9 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-__all__ = ["Case", "Pictures", "draw_pictures"]
+from sar2eo.evaluation.object_scores import enlarged
+
+__all__ = ["Case", "Pictures", "draw_pictures", "limits"]
 
 _TILE_INCHES, _DPI = 2.2, 120
 _SHEET_DPI = 120
@@ -145,15 +147,13 @@ def _sheet(
         figsize=(_TILE_INCHES * width + 0.9, _TILE_INCHES * len(rows) + 0.3), layout="constrained"
     )
     axes = figure.subplots(len(rows), width, squeeze=False)
-    limits = (0.0, 1.0) if maps is None else _limits(maps)
+    low, high = (0.0, 1.0) if maps is None else limits(maps)
     shown = None
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
             axes[r, c].imshow(image, interpolation="nearest")
         if maps is not None:
-            shown = axes[r, -1].imshow(
-                maps[r], vmin=limits[0], vmax=limits[1], cmap="viridis", interpolation="nearest"
-            )
+            shown = axes[r, -1].imshow(maps[r], vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
         axes[r, 0].set_ylabel(labels[r])
     for c, title in enumerate([*columns, "confidence"][:width]):
         axes[0, c].set_title(title)
@@ -164,7 +164,8 @@ def _sheet(
     return figure
 
 
-def _limits(maps: list[npt.NDArray[np.float32]]) -> tuple[float, float]:
+def limits(maps: list[npt.NDArray[np.float32]]) -> tuple[float, float]:
+    """Return the range of values to draw maps in, of any shapes: all but one per cent at either end."""
     values = np.concatenate([each[np.isfinite(each)] for each in maps])
     if not values.size:
         return 0.0, 1.0
@@ -177,9 +178,8 @@ def _confidence_map(variance: Tensor | None, case: Case, factor: int) -> npt.NDA
     valid = case.valid.numpy()
     if variance is None:
         return np.full(valid.shape, np.nan, dtype=np.float32)
-    logarithm = -np.log10(variance.numpy())
-    full = logarithm.repeat(factor, axis=0).repeat(factor, axis=1)[: valid.shape[0], : valid.shape[1]]
-    return np.where(valid, full, np.float32(np.nan))
+    logarithm = enlarged(-np.log10(variance.numpy()), factor, valid.shape)
+    return np.where(valid, logarithm, np.float32(np.nan))
 
 
 def _rgb(image: Tensor, valid: Tensor) -> npt.NDArray[np.float32]:

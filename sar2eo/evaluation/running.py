@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sar2eo.datasets import Batch, PairsDataset, collate
-from sar2eo.errors import SettingsError
 from sar2eo.evaluation import baselines
 from sar2eo.evaluation.calibration import Shuffle, calibration_table
 from sar2eo.evaluation.judging import Judge
@@ -24,6 +23,7 @@ from sar2eo.evaluation.report import Case, Pictures, write_report
 from sar2eo.evaluation.requests import MODEL, SWEPT_PAIRS, Request, evenly, prepare
 from sar2eo.evaluation.sampling import Drawn, ModelImages
 from sar2eo.recipe import DataSettings, EvaluateSettings, checked
+from sar2eo.recipe.tables import changed
 from sar2eo.translator import DiffusionTranslator
 
 __all__ = ["evaluate", "plan_evaluation", "torch_threads"]
@@ -93,7 +93,7 @@ def evaluate(
     EvaluationWarning
         If something could not be measured for lack of a network or of training pairs.
     """
-    settings = checked(_changed(settings or EvaluateSettings(), changes))
+    settings = changed(settings or EvaluateSettings(), changes)
     request = prepare(model, data, out, settings, overwrite=overwrite)
     facts = request.facts()  # looks at all files
     with (
@@ -310,11 +310,3 @@ def _case(
         variance=None if variance is None else variance[0],
         forced_variance=None if forced is None else forced.variance[0],
     )
-
-
-def _changed(settings: EvaluateSettings, changes: dict[str, Any]) -> EvaluateSettings:
-    known = {field.name for field in dataclasses.fields(EvaluateSettings)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise SettingsError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    return dataclasses.replace(settings, **changes)

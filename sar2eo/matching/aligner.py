@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sar2eo.matching.classical import match
+from sar2eo.matching.classical import Match, Method, match
 from sar2eo.matching.descriptor import FloatArray
 from sar2eo.matching.drift import SceneDrift, fit_drift
 from sar2eo.pairs.alignment import Aligner, Displacement, LocalShift
@@ -42,8 +42,11 @@ class StructuralAligner:
         """Find the shift of one neighbourhood; not sure at the very edge of the search, either."""
         found = match(sar, eo, method="structure", radius_px=self.radius_px)
         inside = max(abs(found.rows), abs(found.cols)) <= self.radius_px - 1
-        sure = inside and found.score >= self.min_score and found.ratio >= self.min_ratio
-        return LocalShift(found.rows, found.cols, found.score, sure)
+        return LocalShift(found.rows, found.cols, found.score, inside and self.carries(found, "structure"))
+
+    def carries(self, found: Match, method: Method) -> bool:
+        """Whether a match is sure: far above its rival and, where it is structure's, alike enough."""
+        return found.ratio >= self.min_ratio and (method != "structure" or found.score >= self.min_score)
 
     def drift(self, displacements: Sequence[Displacement]) -> SceneDrift | None:
         """Fit the drift of one scene pair; None where the evidence is too thin."""

@@ -18,7 +18,7 @@ from scipy import fft, ndimage, signal
 from sar2eo.errors import SettingsError
 from sar2eo.matching.descriptor import FloatArray, describe, smoothed
 
-__all__ = ["METHODS", "Match", "Method", "match", "structure_within"]
+__all__ = ["METHODS", "Match", "Method", "match", "structure_within", "vertex"]
 
 Method = Literal["structure", "phase", "ncc"]
 """Edges by orientation, phases of the spectrum, or grey values."""
@@ -291,12 +291,12 @@ def _peak(surface: FloatArray, origin: tuple[int, int]) -> Match:
     rivals = filled == ndimage.maximum_filter(filled, 3)
     rivals[tuple(slice(max(t - _APART + 1, 0), t + _APART) for t in top)] = False
     rival = float(filled[rivals & known].max(initial=base))
-    place = [float(t) + _vertex(filled.take(top[1 - i], 1 - i), int(t)) for i, t in enumerate(top)]
+    place = [float(t) + vertex(filled.take(top[1 - i], 1 - i), int(t)) for i, t in enumerate(top)]
     ratio = (score - base) / max(rival - base, noise, 1e-6)
     return Match(origin[0] + place[0], origin[1] + place[1], score, ratio, surface, origin)
 
 
-def _vertex(line: FloatArray, top: int) -> float:
+def vertex(line: FloatArray, top: int) -> float:
     """Return how far from its highest sample a line's parabola peaks, at most half a sample."""
     if not 0 < top < len(line) - 1:
         return 0.0

@@ -150,8 +150,7 @@ def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict
     found = match(one_amplitude(inputs.amplitude), inputs.template, method=method, radius_px=radius)
     limits = StructuralAligner()
     least = limits.min_score if method == "structure" else None
-    sure = found.ratio >= limits.min_ratio and (least is None or found.score >= least)
-    matched = bool(sure and np.isfinite([found.rows, found.cols]).all())
+    matched = limits.carries(found, method)
     answer = {
         "matched": matched,
         "shift": [found.rows, found.cols] if matched else None,

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from sar2eo.errors import PairsError, PairsWarning, SceneError, SettingsError
+from sar2eo.errors import PairsError, PairsWarning, SceneError
 from sar2eo.pairs.bands import SCENE_CLASSES, BandText, CloudRule, choose_cloud, choose_rgb
 from sar2eo.pairs.clouds import CloudReader
 from sar2eo.pairs.items import BandAsset, CloudAsset, eo_assets, item_facts, sentinel2_platform
 from sar2eo.pairs.reflectance import Coding, coding_of_item, coding_of_tags
 from sar2eo.pairs.sentinel2 import is_sentinel2, open_sentinel2
 from sar2eo.scene.handles import gdal_path, opened
-from sar2eo.scene.metadata import Facts, iso_datetime, read_facts
+from sar2eo.scene.metadata import Facts, iso_datetime, known_datetime, read_facts
 from sar2eo.scene.raster import Band, Raster, RasterReader, open_raster
 from sar2eo.scene.stac import is_stac, read_item
 
@@ -215,12 +215,8 @@ def _facts(name: str, tags: Mapping[str, str]) -> Facts:
     if product:
         return Facts(datetime=iso_datetime(product[2].upper()), platform=f"Sentinel-2{product[1].upper()}")
     said = read_facts(name, tags)
-    time, stamp = said.datetime, _TIMESTAMP.search(name)
-    if time is None and stamp:
-        try:
-            time = iso_datetime(stamp[1].upper())
-        except SettingsError:
-            time = None
+    stamp = _TIMESTAMP.search(name)
+    time = said.datetime or known_datetime(stamp and stamp[1].upper())
     return Facts(datetime=time, platform=sentinel2_platform(said.platform))
 
 

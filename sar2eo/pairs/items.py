@@ -12,9 +12,8 @@ from typing import Any
 
 import pystac
 
-from sar2eo.errors import SettingsError
 from sar2eo.pairs.bands import COLOURS, CloudRule, cloud_rule, colour_of, telling
-from sar2eo.scene.metadata import Facts, iso_datetime, polarisation_words
+from sar2eo.scene.metadata import Facts, known_datetime, polarisation_words
 from sar2eo.scene.stac import local_path
 
 __all__ = ["BandAsset", "CloudAsset", "EoAssets", "eo_assets", "item_facts", "sentinel2_platform"]
@@ -25,6 +24,7 @@ _MEDIA = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "application/x-hd
 _MASK = CloudRule("nonzero")
 _PROBABILITY = re.compile(r"(?<![a-z])cld(?![a-z])", re.I)
 _SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2")
+_FIELDS = ("raster:scale", "raster:offset", "nodata")
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,7 @@ def eo_assets(item: pystac.Item) -> EoAssets | None:
 def item_facts(item: pystac.Item) -> Facts:
     """Return when and by what an EO item was acquired."""
     time = item.datetime or item.properties.get("start_datetime")
-    try:
-        acquired = iso_datetime(time) if time else None
-    except SettingsError:
-        acquired = None
-    return Facts(datetime=acquired, platform=sentinel2_platform(item.properties.get("platform")))
+    return Facts(datetime=known_datetime(time), platform=sentinel2_platform(item.properties.get("platform")))
 
 
 def sentinel2_platform(name: str | None) -> str | None:
@@ -166,16 +162,12 @@ def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
 def _listed(asset: pystac.Asset) -> list[dict[str, Any]]:
     """Gather what is said of each band, from all lists of bands there are."""
     lists = [asset.extra_fields.get(name) or [] for name in ("bands", "eo:bands", "raster:bands")]
-    whole = {name: asset.extra_fields[name] for name in _fields("raster:") if name in asset.extra_fields}
+    whole = {name: asset.extra_fields[name] for name in _FIELDS if name in asset.extra_fields}
     merged: list[dict[str, Any]] = [{**whole} for _ in range(max(map(len, lists)))]
     for said in lists:
         for band, more in zip(merged, said, strict=False):
             band |= more
     return merged or ([whole] if whole else [])
-
-
-def _fields(prefix: str) -> list[str]:
-    return [*(f"{prefix}{name}" for name in ("scale", "offset")), "nodata"]
 
 
 def _colour_of(said: dict[str, Any]) -> str | None:

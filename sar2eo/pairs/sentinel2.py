@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from sar2eo.errors import SceneError
 from sar2eo.pairs.reflectance import REFLECTANCE_1, Coding
-from sar2eo.scene.metadata import Facts, iso_datetime
+from sar2eo.scene.metadata import Facts, known_datetime
 
 __all__ = ["Sentinel2Product", "is_sentinel2", "open_sentinel2"]
 
@@ -81,10 +81,14 @@ def open_sentinel2(path: Path) -> Sentinel2Product:
     missing = [band for band, file in zip(_BANDS, bands, strict=True) if file is None]
     if missing:
         raise SceneError(f"{path}: no image of {', '.join(missing)} at 10 m: is the product complete?")
+    try:
+        codings = tuple(_coding(metadata, band) for band in _BANDS)
+    except (ValueError, ZeroDivisionError) as error:
+        raise SceneError(f"{path}: its metadata hold no number where one is due ({error})") from error
     return Sentinel2Product(
         bands=tuple(str(file) for file in bands),
         classes=_file(files, r"_SCL_20m\.jp2$"),
-        codings=tuple(_coding(metadata, band) for band in _BANDS),
+        codings=codings,
         facts=_facts(metadata),
     )
 
@@ -107,6 +111,4 @@ def _coding(metadata: ElementTree.Element, band: str) -> Coding:
 
 def _facts(metadata: ElementTree.Element) -> Facts:
     time = metadata.findtext(".//PRODUCT_START_TIME") or metadata.findtext(".//DATATAKE_SENSING_START")
-    return Facts(
-        datetime=iso_datetime(time) if time else None, platform=metadata.findtext(".//SPACECRAFT_NAME")
-    )
+    return Facts(datetime=known_datetime(time), platform=metadata.findtext(".//SPACECRAFT_NAME"))

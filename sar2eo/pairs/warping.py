@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from sar2eo.errors import PairsError
 from sar2eo.grid import Grid
+from sar2eo.pairs.shifting import read_padded
 from sar2eo.scene.geolocation import AffineMapping
 from sar2eo.scene.reader import FloatArray, SceneReader
 from sar2eo.scene.warping import WarpedReader
@@ -16,7 +15,7 @@ __all__ = ["coinciding_window", "read_onto"]
 _SAME_PIXEL = 0.01
 
 
-def read_onto(reader: SceneReader, grid: Grid) -> FloatArray:
+def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> FloatArray:
     """Read what lies under a grid.
 
     Parameters
@@ -40,15 +39,9 @@ def read_onto(reader: SceneReader, grid: Grid) -> FloatArray:
         raise PairsError(f"transform={grid.transform}: a grid to read onto must be north-up")
     window = coinciding_window(reader.grid, grid)
     if window is None:
-        # Values are averaged as they are, which is how intensities are.
         mapping = AffineMapping(reader.grid, str(grid.crs))
-        return WarpedReader(reader, mapping, grid, "intensity").read(grid.window)
-    out = np.full((reader.shape[0], *grid.shape), np.nan, dtype=np.float32)
-    part = window.intersection(reader.grid.window)
-    if part is not None:
-        rows, cols = part.shifted(-window.row, -window.col).slices
-        out[:, rows, cols] = reader.read(part)
-    return out
+        return WarpedReader(reader, mapping, grid, quantity).read(grid.window)
+    return read_padded(reader, window)
 
 
 def coinciding_window(source: Grid, target: Grid) -> Window | None:

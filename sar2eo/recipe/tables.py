@@ -110,8 +110,7 @@ def checked(record: Record) -> Record:
     hints = get_type_hints(type(record))
     for name, hint in hints.items():
         value = getattr(record, name)
-        if value is not None:
-            _converted(hint, list(value) if isinstance(value, tuple) else value, name)
+        _converted(hint, list(value) if isinstance(value, tuple) else value, name)
     return record
 
 
@@ -172,12 +171,14 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-def changed(kind: type[Record], given: Record, changes: dict[str, Any]) -> Record:
-    """Return settings with changes, with the types that a recipe would give them: 30 days are 30.0."""
+def changed(given: Record, changes: dict[str, Any]) -> Record:
+    """Return settings with changes, with the types that a recipe would give them: 30 days are 30.0.
+
+    Raises
+    ------
+    SettingsError
+        For a field that there is not, or a value that it may not have.
+    """
     values = {**dataclasses.asdict(given), **changes}  # type: ignore[call-overload]
-    table = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if value is not None
-    }
-    return from_table(kind, table, "settings")
+    table = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return from_table(type(given), table, "settings")

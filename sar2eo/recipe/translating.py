@@ -30,8 +30,9 @@ class TranslateSettings:
     samples : int
         Draws whose mean is the result.
     scaling : tuple of float, dict or None
-        Amplitude that becomes 1, for each polarisation in the order the model takes them, or by its name;
-        None: as the card says, by default the 99th percentile of the whole scene.
+        Amplitude that becomes 1, for each polarisation in the order the model takes them, or by its name,
+        then also with the ``quantity`` and ``calibration`` of the scene it is of, which the scene's have to
+        fit; None: as the card says, by default the 99th percentile of the whole scene.
     device, dtype : str
         "auto", or as torch spells them.
     batch : int or None
@@ -52,7 +53,7 @@ class TranslateSettings:
     sampler: Sampler | None = None
     seed: int = 2025
     samples: int = 1
-    scaling: tuple[float, ...] | dict[str, float] | None = None
+    scaling: tuple[float, ...] | dict[str, float | str] | None = None
     device: str = "auto"
     dtype: str = "auto"
     batch: int | None = None
@@ -60,6 +61,14 @@ class TranslateSettings:
     threads: int | None = None
     revision: str | None = None
     force: bool = False
+
+    def __post_init__(self) -> None:
+        by_name = self.scaling if isinstance(self.scaling, dict) else {}
+        for name, value in by_name.items():
+            if isinstance(value, str) != (name in ("quantity", "calibration")):
+                raise SettingsError(
+                    f"scaling.{name}={value!r}: must be float, or text of quantity and calibration"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

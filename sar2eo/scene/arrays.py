@@ -27,15 +27,16 @@ def settled(scene: xr.DataArray) -> xr.DataArray:
     Returns
     -------
     DataArray
-        NaN where the array declares nodata (``scene.rio.nodata``), the amplitude of complex samples, and
-        all bands in one chunk. What a reader is under is returned as it is.
+        NaN where the array declares nodata (``scene.rio.nodata``), the amplitude of complex samples, values
+        by the scale and offset that its attrs declare, and all bands in one chunk. What a reader is under is
+        returned as it is.
 
     Raises
     ------
     RadiometryError
         If the quantity is missing or unknown, or complex samples are not said to be amplitude.
     SceneError
-        If attrs["datetime"] is no time.
+        If attrs["datetime"] is no time, or scale and offset are no numbers or differ between bands.
     """
     quantity, acquired = scene.attrs.get("quantity"), scene.attrs.get("datetime")
     if quantity not in QUANTITIES:
@@ -63,7 +64,30 @@ def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
                 f"complex samples, and attrs['quantity']={quantity!r}: their magnitude is amplitude"
             )
         scene = scene.copy(data=abs(scene.data))
+    scene = _unpacked(scene)
     return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
+
+
+def _unpacked(scene: xr.DataArray) -> xr.DataArray:
+    """Apply the scale and the offset that GDAL's metadata declare, as `open_scene` does.
+
+    rioxarray leaves them as attributes where it does not apply them (``mask_and_scale=False``, its default).
+    """
+    if "scales" in scene.attrs or "offsets" in scene.attrs:
+        raise SceneError(
+            "the scene's bands differ in scale or offset, by its attrs: open it with mask_and_scale=True, or "
+            "by sar2eo.open_scene"
+        )
+    try:
+        scale = float(scene.attrs.get("scale_factor", 1))
+        offset = float(scene.attrs.get("add_offset", 0))
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"the scene's scale or offset is no number: {one_line(error, 200)}") from error
+    if (scale, offset) == (1.0, 0.0):
+        return scene
+    kept = {name: said for name, said in scene.attrs.items() if name not in ("scale_factor", "add_offset")}
+    values: xr.DataArray = scene.astype(np.float64) * scale + offset
+    return values.astype(np.float32).assign_attrs(kept)
 
 
 def _nodata(scene: xr.DataArray) -> Any:

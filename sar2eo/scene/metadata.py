@@ -16,6 +16,7 @@ from sar2eo.radiometry import POLARISATIONS
 
 __all__ = [
     "Facts",
+    "is_grd",
     "iso_datetime",
     "known_datetime",
     "polarisation_names",
@@ -26,6 +27,11 @@ __all__ = [
 # Sentinel-1 product names: https://sentiwiki.copernicus.eu/web/s1-products (naming convention).
 _SENTINEL1 = re.compile(r"(?<![A-Za-z0-9])S1([A-D])[_-]", re.I)
 _TIMESTAMP = re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)", re.I)
+# Of a product, or of one of its measurements; names of orbit files and noise tables begin like them.
+_PRODUCT = re.compile(r"(?<![A-Za-z0-9])S1[A-D][_-](?:IW|EW|WV|S\d)", re.I)
+_GRD = re.compile(r"(?<![A-Za-z0-9])S1[A-D][_-](?:IW|EW|S\d)[_-]GRD", re.I)
+# The TIFFTAG_IMAGEDESCRIPTION of a measurement: ``Sentinel-1A IW GRD HR L1``.
+_GRD_DESCRIPTION = re.compile(r"Sentinel-1[A-D] \w+ GRD\b")
 # ASF's terrain-corrected products, ``..._RTC30_G_gpuned_...``: gamma0 or sigma0; power, amplitude or dB.
 _ASF_RTC = re.compile(r"_RTC\d\d_[A-Z]_[gs]([pad])[uw][nf][ec][dm]_", re.I)
 
@@ -39,6 +45,7 @@ _QUANTITY_WORDS = {
     "power": "intensity",
     "dn": "dn",
 }
+_DECIBEL = {"db", "decibel", "decibels"}
 _CALIBRATION_WORDS = {
     "rtc": "rtc",
     "s1rtc": "rtc",
@@ -140,18 +147,22 @@ def read_facts(
 ) -> Facts:
     """Gather what a file says about itself.
 
-    A product's name, in a tag or as the file's own, goes before TIFFTAG_DATETIME, which is often
+    A product's name, as the file's own or in a tag, goes before TIFFTAG_DATETIME, which is often
     the time at which the file was written.
     """
-    names = [*tags.values(), file_name]
-    product = next((name for name in names if _SENTINEL1.search(name)), "")
+    names = [file_name, *tags.values()]
+    products = [name for name in names if _PRODUCT.search(name)]
+    missions = [name for name in names if _SENTINEL1.search(name) and "_OPER_" not in name]
+    product = next(iter(products + missions), "")
     words = _words(file_name)
     if not _CALIBRATION_WORDS.keys() & set(words):
         words = [word for word in words if word != "power"]  # a plant's, or a line's
     words += [word for description in descriptions for word in _words(description or "")]
     calibration = _first(_words(_tag(tags, _CALIBRATION_TAGS) or "") + words, _CALIBRATION_WORDS)
     quantity = _first(_words(" ".join(u or "" for u in units)), _QUANTITY_WORDS)
-    quantity = quantity or _first(_words(_tag(tags, _QUANTITY_TAGS) or "") + words, _QUANTITY_WORDS)
+    quantity = quantity or _first(_words(_tag(tags, _QUANTITY_TAGS) or ""), _QUANTITY_WORDS)
+    # ``Intensity_VV_db``: how the numbers are written, after what they are of.
+    quantity = quantity or ("db" if _DECIBEL & set(words) else _first(words, _QUANTITY_WORDS))
     asf = _ASF_RTC.search(file_name)
     if asf:
         calibration = "rtc"
@@ -164,6 +175,12 @@ def read_facts(
         orbit_direction=_orbit_direction(_tag(tags, _ORBIT_TAGS)),
         terrain_corrected=True if calibration == "rtc" else None,
     )
+
+
+def is_grd(file_name: str, tags: Mapping[str, str]) -> bool:
+    """Tell whether a file is a Sentinel-1 GRD measurement or made of one, by its name or its description."""
+    said = _tag(tags, ("tifftag_imagedescription",)) or ""
+    return bool(_GRD.search(file_name) or _GRD_DESCRIPTION.match(said))
 
 
 def iso_datetime(text: str | datetime) -> str:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping as MappingABC
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime as Datetime
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from sar2eo.scene.placement import Placement, place
 from sar2eo.scene.plausibility import check_readable
 from sar2eo.scene.polarisations import choose_bands
 from sar2eo.scene.quantity import certain_quantity
-from sar2eo.scene.raster import GroundControl, Raster, RasterReader, open_raster
+from sar2eo.scene.raster import GroundControl, Raster, RasterReader, open_raster, with_nodata
 from sar2eo.scene.reader import SceneReader
 from sar2eo.scene.sentinel1 import is_safe, open_safe
-from sar2eo.scene.stac import is_stac, open_item, select_assets
+from sar2eo.scene.stac import ItemAssets, is_stac, open_item, select_assets
 
 __all__ = ["Source", "open_scene", "parse_source", "shown_source"]
 
@@ -210,7 +210,7 @@ def _open(
     if is_stac(source):
         item = open_item(source)
         chosen = select_assets(item.files, names, source)
-        found = _open_files(chosen, names, nodata, declared=item.nodata)
+        found = _open_files(chosen, names, nodata, item)
         return _Opened(found.reader, found.control, item.facts.over(found.facts), found.kind, shown(source))
     raster = open_raster(path, names=len(names or ()), nodata=nodata)
     bands, chosen_names = choose_bands(raster, names)
@@ -231,14 +231,16 @@ def _open_files(
     files: dict[tuple[str, ...], str],
     wanted: tuple[str, ...] | None,
     nodata: float | None,
-    declared: float | None = None,
+    item: ItemAssets | None = None,
 ) -> _Opened:
     """Open files that are known to hold certain polarisations, as one scene."""
     parts = []
     for names, file in files.items():
         raster = open_raster(file, names=len(names), nodata=nodata)
-        if declared is not None and all(band.nodata is None for band in raster.bands):
-            raster = open_raster(file, names=len(names), nodata=declared)
+        if item is not None and item.nodata is not None:
+            raster = replace(raster, bands=with_nodata(raster.bands, item.nodata))
+        elif item is not None and item.grd and raster.kind == "unsigned":
+            raster = replace(raster, bands=with_nodata(raster.bands, 0.0))
         bands, chosen = choose_bands(raster, names)
         kept = [i for i, name in enumerate(chosen) if wanted is None or name in wanted]
         parts.append((raster, tuple(bands[i] for i in kept), tuple(chosen[i] for i in kept)))

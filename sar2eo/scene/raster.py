@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,12 +16,12 @@ from sar2eo.grid import Grid
 from sar2eo.scene.blocks import Planes, read_blocks
 from sar2eo.scene.handles import gdal_path, is_remote, opened, read_from, shown
 from sar2eo.scene.identity import digest, file_identity, files_identity
-from sar2eo.scene.metadata import Facts, polarisation_names, polarisation_words, read_facts
+from sar2eo.scene.metadata import Facts, is_grd, polarisation_names, polarisation_words, read_facts
 from sar2eo.scene.plausibility import check_size
 from sar2eo.scene.reader import FloatArray, SceneReader
 from sar2eo.windows import Window
 
-__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster"]
+__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster", "with_nodata"]
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,13 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
             raise SceneError(f"{shown(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}")
         check_size(dataset, path)
         files = tuple(files_identity(dataset.files or [path], known))
-        file_name = PurePosixPath(path.partition("?")[0]).name
+        file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
         found, by_band, indexes = _band_names(dataset, file_name, names)
         stamp = digest(files)
         bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
         kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
+        if kind == "unsigned" and is_grd(file_name, dataset.tags()):
+            bands = with_nodata(bands, 0.0)
         grid, control = _georeference(dataset)
         roles = {role.name for role in dataset.colorinterp}
         facts = read_facts(
@@ -278,6 +281,12 @@ def _band(dataset: Any, path: str, stamp: str, index: int, indexes: list[int], n
         scale=float(dataset.scales[index - 1]),
         offset=float(dataset.offsets[index - 1]),
     )
+
+
+def with_nodata(bands: Sequence[Band], nodata: float) -> tuple[Band, ...]:
+    """Return bands whose nodata value is that one, where their file does not say what is valid."""
+    silent = all(band.nodata is None and not band.masked for band in bands)
+    return tuple(replace(band, nodata=nodata) for band in bands) if silent else tuple(bands)
 
 
 def _kind(dtypes: list[str], bands: tuple[Band, ...]) -> str:

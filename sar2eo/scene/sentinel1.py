@@ -32,7 +32,8 @@ Array = npt.NDArray[np.float64]
 CALIBRATED = {"sigma0": "sigmaNought", "beta0": "betaNought", "gamma0": "gamma"}
 """Calibrations that the annotation allows, and the vectors they take."""
 
-_MEASUREMENT = re.compile(r"(?:^|/)measurement/([^/]+)\.tiff?$", re.I)
+# Not what macOS leaves beside files on other systems' disks (``._name``), and in zips (``__MACOSX/``).
+_MEASUREMENT = re.compile(r"^(?!__MACOSX/)(?:.*/)?measurement/([^/.][^/]*)\.tiff?$", re.I)
 
 
 @dataclass(frozen=True, eq=False)

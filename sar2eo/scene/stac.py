@@ -38,12 +38,15 @@ class ItemAssets:
         Polarisations, in order, to hrefs: one key per asset, one or several names each.
     nodata : float or None
         What the item declares, for files that do not.
+    grd : bool
+        Whether it is a ground range product as it was measured, in which DN 0 is nodata.
     facts : Facts
         Of the acquisition and the values.
     """
 
     files: dict[tuple[str, ...], str]
     nodata: float | None
+    grd: bool
     facts: Facts
 
 
@@ -142,7 +145,8 @@ def _assets(item: pystac.Item, source: str) -> ItemAssets:
         )
     bands = [band for asset in used for band in _raster_bands(asset)]
     nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
-    return ItemAssets(files, nodata.pop() if len(nodata) == 1 else None, _facts(item, bands))
+    declared = nodata.pop() if len(nodata) == 1 else None
+    return ItemAssets(files, declared, _product_type(item) == "GRD", _facts(item, bands))
 
 
 def select_assets(
@@ -206,7 +210,7 @@ def local_path(href: str) -> str:
 def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
     properties = item.properties
     units = {str(band.get("unit", "")).lower() for band in bands}
-    is_rtc = str(properties.get("sar:product_type", "")).upper() == "RTC"
+    is_rtc = _product_type(item) == "RTC"
     return Facts(
         quantity="db" if units == {"db"} else None,
         calibration="rtc" if is_rtc else None,
@@ -215,6 +219,10 @@ def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
         orbit_direction=properties.get("sat:orbit_state"),
         terrain_corrected=True if is_rtc else None,
     )
+
+
+def _product_type(item: pystac.Item) -> str:
+    return str(item.properties.get("sar:product_type", "")).upper()
 
 
 def _platform(name: str | None) -> str | None:

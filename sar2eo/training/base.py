@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,7 @@ from typing import NamedTuple
 from sar2eo.card import CARD_NAME, Card
 from sar2eo.checkpoint import Checkpoint, load_checkpoint
 from sar2eo.diffusion import schedule_config
-from sar2eo.layout import folder_sha256, wants_prompt
+from sar2eo.layout import files_sha256, folder_sha256, wants_prompt
 from sar2eo.network import adapt_unet
 from sar2eo.pretrained import embed_prompt, find_base, pretrained_schedule, pretrained_unet, pretrained_vae
 
@@ -66,9 +65,5 @@ def open_base(base: str | Path, revision: str | None = None) -> Base:
 
 def parts_sha256(folder: Path, parts: Iterable[str]) -> str:
     """Hash the files of some parts of a checkpoint, such as its ``vae/``."""
-    state = hashlib.sha256()
-    for path in sorted(path for part in parts for path in (folder / part).glob("*") if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        state.update(f"{digest}  {path.relative_to(folder).as_posix()}\n".encode())
-    return state.hexdigest()
+    found = (path for part in parts for path in (folder / part).glob("*") if path.is_file())
+    return files_sha256(folder, sorted(found))

@@ -18,6 +18,7 @@ from sar2eo.datasets import Augmentation, PairsDataset, build_latent_cache, open
 from sar2eo.errors import TrainingWarning
 from sar2eo.network import encode_images
 from sar2eo.recipe import DataSettings, TrainRecipe, TrainSettings, checked
+from sar2eo.recipe.tables import changed
 from sar2eo.training.base import open_base
 from sar2eo.training.feeding import training_batches
 from sar2eo.training.hardware import create_accelerator
@@ -26,7 +27,6 @@ from sar2eo.training.preparing import (
     Preparation,
     checked_identity,
     chosen_data,
-    chosen_settings,
     open_held_out,
 )
 from sar2eo.training.task import Batch
@@ -95,7 +95,7 @@ def train(
         out=str(out),
         revision=revision,
         latents=None if latents is None else str(latents),
-        settings=chosen_settings(settings or TrainSettings(), changes),
+        settings=changed(settings or TrainSettings(), changes),
     )
     return run_training(recipe, progress=progress).final
 

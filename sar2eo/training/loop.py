@@ -291,6 +291,7 @@ def _stop_signals() -> Iterator[_Stop]:
     def wish(number: int, _: Any) -> None:
         stop.wanted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

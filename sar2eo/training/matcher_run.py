@@ -20,6 +20,7 @@ from sar2eo.matching.dcdm.losses import WINDOW
 from sar2eo.matching.dcdm.network import MatchingDenoiser
 from sar2eo.pretrained import pretrained_vae
 from sar2eo.recipe import DataSettings, MatcherRecipe, MatcherSettings, checked
+from sar2eo.recipe.tables import changed
 from sar2eo.training.feeding import training_batches
 from sar2eo.training.hardware import create_accelerator
 from sar2eo.training.loop import Outcome, Progress
@@ -29,7 +30,6 @@ from sar2eo.training.preparing import (
     Preparation,
     checked_identity,
     chosen_data,
-    chosen_settings,
     open_held_out,
 )
 
@@ -85,7 +85,7 @@ def train_matcher(
         out=str(out),
         vae=str(vae),
         base=None if base is None else str(base),
-        settings=chosen_settings(settings or MatcherSettings(), changes),
+        settings=changed(settings or MatcherSettings(), changes),
     )
     return run_matcher_training(recipe, progress=progress).final
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,17 +11,16 @@ from typing import Any, Generic, TypeVar
 from accelerate import Accelerator
 
 from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
-from sar2eo.errors import PairsError, SettingsError, TrainingWarning
+from sar2eo.errors import PairsError, TrainingWarning
 from sar2eo.recipe import DataSettings, LoopSettings, MatcherRecipe, TrainRecipe, VaeRecipe
 from sar2eo.training.feeding import validation_batches
 from sar2eo.training.folder import RunFolder
 from sar2eo.training.loop import Outcome, Progress, identity_of, run_loop
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["Preparation", "checked_identity", "chosen_data", "chosen_settings", "open_held_out"]
+__all__ = ["Preparation", "checked_identity", "chosen_data", "open_held_out"]
 
 TaskKind = TypeVar("TaskKind", bound=Task)
-Settings = TypeVar("Settings", bound=LoopSettings)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,17 +114,3 @@ def checked_identity(
 def chosen_data(data: DataSettings | str | Path) -> DataSettings:
     """Return which pairs; a path is a folder of `sar2eo.build_pairs`."""
     return data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
-
-
-def chosen_settings(settings: Settings, changes: dict[str, Any]) -> Settings:
-    """Return settings with some fields changed.
-
-    Raises
-    ------
-    SettingsError
-        For a field that there is not.
-    """
-    try:
-        return dataclasses.replace(settings, **changes)
-    except TypeError as error:
-        raise SettingsError(f"settings: {error}") from error

@@ -12,7 +12,6 @@ holds the sha256 of every other file, so what a crash or a full disk leaves is n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from sar2eo.durable import refuse, sync_file, sync_folder, write_atomically
 from sar2eo.errors import CheckpointError, OutputError, TrainingError, TrainingWarning
+from sar2eo.layout import file_sha256
 
 __all__ = ["State", "States"]
 
@@ -136,7 +136,7 @@ def _write(state: State, folder: Path) -> None:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(plain, path)
         sync_file(path)
-        digests[path.name] = _sha256(path)
+        digests[path.name] = file_sha256(path)
     facts = {"step": state.step, "sha256": digests, "facts": state.facts}
     write_atomically(folder / _FACTS, (json.dumps(facts, indent=2) + "\n").encode())
 
@@ -145,7 +145,7 @@ def _read(folder: Path) -> State:
     raw = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     tensors = {}
     for name, digest in raw["sha256"].items():
-        if _sha256(folder / name) != digest:
+        if file_sha256(folder / name) != digest:
             raise CheckpointError(f"{name} is not what was written")
         # Copied: the library maps the file, which a later save may delete.
         tensors[Path(name).stem] = {key: value.clone() for key, value in load_file(folder / name).items()}
@@ -155,8 +155,3 @@ def _read(folder: Path) -> State:
 def _step(folder: Path) -> int:
     number = folder.name.removeprefix("step-")
     return int(number) if number.isdecimal() else -1
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import numpy as np
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.pretrained import pretrained_vae
 from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings, checked
+from sar2eo.recipe.tables import changed
 from sar2eo.training.base import parts_sha256
 from sar2eo.training.feeding import training_batches
 from sar2eo.training.hardware import create_accelerator
@@ -19,7 +20,6 @@ from sar2eo.training.preparing import (
     Preparation,
     checked_identity,
     chosen_data,
-    chosen_settings,
     open_held_out,
 )
 from sar2eo.training.task import Batch
@@ -71,7 +71,7 @@ def train_vae(
         data=chosen_data(data),
         out=str(out),
         base=None if base is None else str(base),
-        settings=chosen_settings(settings or VaeSettings(), changes),
+        settings=changed(settings or VaeSettings(), changes),
     )
     return run_vae_training(recipe, progress=progress).final
 

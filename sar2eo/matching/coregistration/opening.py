@@ -20,16 +20,13 @@ from sar2eo.pairs.footprints import scene_footprint
 from sar2eo.pairs.optical import EoScene, open_eo
 from sar2eo.pairs.planning import on_grid
 from sar2eo.pairs.scenes import SarScene, open_sar
-from sar2eo.pairs.shifting import read_padded
 from sar2eo.pairs.sources import Source
-from sar2eo.pairs.warping import coinciding_window
+from sar2eo.pairs.warping import read_onto
 from sar2eo.radiometry import to_amplitude
 from sar2eo.recipe import PairsSettings, SceneSettings
-from sar2eo.scene.geolocation import AffineMapping
 from sar2eo.scene.handles import gdal_path
 from sar2eo.scene.raster import open_raster
 from sar2eo.scene.stac import is_stac
-from sar2eo.scene.warping import WarpedReader
 
 __all__ = ["OpticalView", "RadarView", "ScenePair", "open_pair", "tie_cells"]
 
@@ -64,13 +61,8 @@ class RadarView:
 
         A copy where pixels coincide, else interpolated in intensity; `grid` may reach past the scene.
         """
-        reader, quantity = self.scene.reader, self.scene.quantity
-        window = coinciding_window(reader.grid, grid)
-        if window is not None:
-            values = read_padded(reader, window)
-        else:
-            mapping = AffineMapping(reader.grid, str(grid.crs))
-            values = WarpedReader(reader, mapping, grid, quantity).read(grid.window)
+        quantity = self.scene.quantity
+        values = read_onto(self.scene.reader, grid, quantity)
         amplitude = to_amplitude(values, quantity) / np.asarray(self.divisors, np.float32)[:, None, None]
         return amplitude if self.bands is None else amplitude[list(self.bands)]
 

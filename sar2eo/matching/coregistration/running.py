@@ -101,8 +101,8 @@ def coregister(
     >>> done["quality"]["after"]["rmse_px"]  # doctest: +SKIP
     """
     started = time.perf_counter()
-    settings = changed(CoregisterSettings, settings or CoregisterSettings(), changes)
-    scene = changed(SceneSettings, scene or SceneSettings(), {})
+    settings = changed(settings or CoregisterSettings(), changes)
+    scene = changed(scene or SceneSettings(), {})
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, told = Path(out), None if report is None else Path(report)

@@ -71,14 +71,10 @@ class ClassicalFinder:
 
     def find(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
         """See `Finder`; polarisations count alike."""
-        limits = StructuralAligner()
         found = match(sar.mean(axis=0), eo, method=self.method, radius_px=self.radius)
         rows, cols = found.rows - self.radius, found.cols - self.radius
         inside = max(abs(rows), abs(cols)) <= self.radius - 1
-        sure = inside and found.ratio >= limits.min_ratio
-        if self.method == "structure":
-            sure = sure and found.score >= limits.min_score
-        return LocalShift(rows, cols, found.score, bool(sure))
+        return LocalShift(rows, cols, found.score, inside and StructuralAligner().carries(found, self.method))
 
     def facts(self) -> dict[str, Any]:
         """See `Finder`."""

@@ -5,7 +5,6 @@ Nothing here loads torch before a match is asked for; each process loads the wei
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import lru_cache
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import CheckpointError, PolarisationError, SettingsError
+from sar2eo.layout import files_sha256
 from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
 from sar2eo.matching.drift import SceneDrift, fit_drift
 from sar2eo.pairs.alignment import Aligner, Displacement, LocalShift
@@ -46,13 +46,7 @@ def folder_of(model: str | Path) -> tuple[Path, MatcherCard]:
 
 def matcher_sha256(folder: Path) -> str:
     """Hash a matcher's files, by their names in the folder."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
-    lines = []
-    for path in found:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return files_sha256(folder, sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES))
 
 
 @lru_cache(maxsize=2)

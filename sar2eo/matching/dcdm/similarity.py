@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sar2eo.matching.classical import vertex
+
 __all__ = ["Correlation", "correlate", "match_probability", "subpixel_peak", "to_pixels"]
 
 FloatArray = npt.NDArray[np.float32]
@@ -156,13 +158,4 @@ def subpixel_peak(surface: FloatArray) -> tuple[float, float]:
     surface : ndarray of float32, shape (n, m)
     """
     row, col = (int(i) for i in np.unravel_index(int(np.argmax(surface)), surface.shape))
-    return row + _vertex(surface[:, col], row), col + _vertex(surface[row], col)
-
-
-def _vertex(line: FloatArray, top: int) -> float:
-    """Return how far from its highest sample a line's parabola peaks, at most half a sample."""
-    if not 0 < top < len(line) - 1:
-        return 0.0
-    left, middle, right = (float(value) for value in line[top - 1 : top + 2])
-    bend = left - 2 * middle + right
-    return 0.5 * (left - right) / bend if bend < 0 else 0.0
+    return row + vertex(surface[:, col], row), col + vertex(surface[row], col)
