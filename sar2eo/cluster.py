@@ -110,7 +110,7 @@ def _started(workers: int) -> Iterator[None]:
     with (
         _kept(environment),  # a nanny sets them in this process, too
         dask.config.set(settings),
-        _quiet("asyncio"),
+        _quiet(),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=_THREADS_PER_WORKER,
@@ -141,9 +141,9 @@ def _kept(names: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(logger: str) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep back what an interrupted client's tasks have to say, which is nothing to the user."""
-    log = logging.getLogger(logger)
+    log = logging.getLogger("asyncio")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:

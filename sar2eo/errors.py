@@ -29,6 +29,8 @@ A message names the value, what is allowed, and the likely slip, on one line.
 
 from __future__ import annotations
 
+import warnings
+
 __all__ = [
     "CheckpointError",
     "ClusterError",
@@ -50,6 +52,7 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "TrainingWarning",
+    "misfit",
     "one_line",
 ]
 
@@ -142,6 +145,24 @@ class TrainingWarning(Sar2eoWarning):
 
 class EvaluationWarning(Sar2eoWarning):
     """Something cannot be measured (a network or the training split is missing), or not as it was meant."""
+
+
+def misfit(message: str, error: type[SceneError], *, verb: str, force: bool) -> None:
+    """Refuse a scene that does not fit a model, or warn where its use is forced.
+
+    Parameters
+    ----------
+    message : str
+    error : type of SceneError
+    verb : str
+        What force does all the same, say "translates".
+    force : bool
+        Give a `FitWarning` instead, which points three calls up: at the caller of the function whose check
+        found it.
+    """
+    if not force:
+        raise error(f"{message} (--force {verb} all the same)")
+    warnings.warn(message, FitWarning, stacklevel=4)
 
 
 def one_line(error: object, most: int | None = None) -> str:

@@ -13,6 +13,7 @@ MANIFEST = "manifest.json"
 """The file of a journal that holds the fingerprint of its work."""
 
 _NAMED = 5
+_LONGEST = 60
 
 
 def canonical(fingerprint: Mapping[str, Any]) -> str:
@@ -50,6 +51,6 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _short(leaves: Mapping[str, str], key: str, longest: int = 60) -> str:
+def _short(leaves: Mapping[str, str], key: str) -> str:
     text = leaves.get(key, "(nothing)")
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

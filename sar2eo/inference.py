@@ -10,7 +10,7 @@ the graph by path and options.
 from __future__ import annotations
 
 import json
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from dask.base import tokenize
 from sar2eo._version import __version__
 from sar2eo.attributes import attributes_of, to_attributes
 from sar2eo.card import Card
-from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
+from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, misfit
 from sar2eo.graph import TranslationGraph
 from sar2eo.grid import Grid
 from sar2eo.models import BUNDLED, ModelSpec, resolve_model
-from sar2eo.radiometry import POLARISATIONS, Channels, default_channels
+from sar2eo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
 from sar2eo.recipe import TranslateSettings
 from sar2eo.recipe.tables import changed
 from sar2eo.scene import reader_of, settled, window_in
@@ -53,6 +53,8 @@ _REPORTED = (
     "compile",
     "threads",
 )
+
+_misfit = partial(misfit, verb="translates")
 
 
 def translate(
@@ -190,12 +192,6 @@ def _check_gsd(grid: Grid, card: Card | None, *, force: bool) -> None:
         )
 
 
-def _misfit(message: str, error: type[SceneError], *, force: bool) -> None:
-    if not force:
-        raise error(f"{message} (--force translates all the same)")
-    warnings.warn(message, FitWarning, stacklevel=4)
-
-
 def _plan(
     scene: xr.DataArray, whole: Grid, region: Window, spec: ModelSpec, settings: TranslateSettings
 ) -> Plan:
@@ -248,14 +244,9 @@ def _choose(found: tuple[str, ...], card: Card | None, *, force: bool) -> tuple[
         PolarisationError,
         force=force,
     )
-    used = {name: _nearest(name, found) for name in card.polarisations}
+    used = {name: nearest_polarisation(name, found) for name in card.polarisations}
     channels = tuple(tuple(used[name] for name in names) for names in card.channels)
     return tuple(dict.fromkeys(used.values())), channels
-
-
-def _nearest(wanted: str, found: tuple[str, ...]) -> str:
-    """Return the polarisation itself, else one of its kind (co or cross), else any."""
-    return min(found, key=lambda name: (name != wanted, (name[0] == name[1]) != (wanted[0] == wanted[1])))
 
 
 def _check_radiometry(card: Card | None, calibration: str, *, force: bool) -> None:

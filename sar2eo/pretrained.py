@@ -90,8 +90,8 @@ def pretrained_schedule(folder: Path) -> dict[str, Any]:
     return read_json(folder / SCHEDULER_CONFIG)
 
 
-def embed_prompt(folder: Path, prompt: str = PROMPT) -> Tensor:
-    """Embed a prompt with the base's text encoder, tokenised without padding.
+def embed_prompt(folder: Path) -> Tensor:
+    """Embed `PROMPT` with the base's text encoder, tokenised without padding.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def embed_prompt(folder: Path, prompt: str = PROMPT) -> Tensor:
             logging.enable_progress_bar()
     if info["missing_keys"]:
         raise CheckpointError(f"{folder}: the text encoder lacks {sorted(info['missing_keys'])[0]}")
-    tokens = tokenizer(prompt, padding=False, truncation=True, return_tensors="pt").input_ids
+    tokens = tokenizer(PROMPT, padding=False, truncation=True, return_tensors="pt").input_ids
     with torch.inference_mode():
         embedded: Tensor = encoder.float().eval()(tokens).last_hidden_state
     return embedded.clone()

@@ -30,6 +30,7 @@ __all__ = [
     "amplitude_percentiles",
     "default_channels",
     "fill_invalid",
+    "nearest_polarisation",
     "percentiles_of",
     "sample_windows",
     "to_amplitude",
@@ -118,6 +119,12 @@ def default_channels(polarisations: Sequence[str]) -> Channels:
     if len(names) == 1:
         return (names,) * 3
     return tuple((name,) for name in names)
+
+
+def nearest_polarisation(wanted: str, names: Sequence[str]) -> str:
+    """Return the polarisation itself, else the first of its kind (co or cross) in `names`, else the first."""
+    crossed = wanted[0] != wanted[1]
+    return min(names, key=lambda name: (name != wanted, (name[0] != name[1]) != crossed))
 
 
 def to_model_range(

@@ -54,6 +54,12 @@ class Window(NamedTuple):
         """Return the window moved down by `rows` and right by `cols`."""
         return Window(self.row + rows, self.col + cols, self.height, self.width)
 
+    def tiles(self, height: int, width: int) -> Iterator[Window]:
+        """Yield the parts of at most this size that the window falls into, from its corner, row by row."""
+        for row in range(self.row, self.stop_row, height):
+            for col in range(self.col, self.stop_col, width):
+                yield Window(row, col, min(height, self.stop_row - row), min(width, self.stop_col - col))
+
 
 def axis_origins(size: int, tile: int, overlap: int, factor: int) -> tuple[int, ...]:
     """First pixels of the windows along one axis.

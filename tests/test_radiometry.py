@@ -10,6 +10,7 @@ from sar2eo.errors import PolarisationError, RadiometryError
 from sar2eo.radiometry import (
     amplitude_percentiles,
     default_channels,
+    nearest_polarisation,
     sample_windows,
     to_amplitude,
     to_eo_bytes,
@@ -45,6 +46,19 @@ def test_model_range_by_hand() -> None:
     np.testing.assert_allclose(found[0, 0], [-1, 0, 1, 1])
     np.testing.assert_allclose(found[1, 0], [-1, 1, 0, -0.5])
     np.testing.assert_allclose(found[2, 0], [-1, 0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "expected"),
+    [
+        ("VH", ("VV", "HV", "VH"), "VH"),
+        ("VH", ("VV", "HV", "HH"), "HV"),
+        ("VV", ("HV", "HH"), "HH"),
+        ("VV", ("VH", "HV"), "VH"),
+    ],
+)
+def test_the_nearest_polarisation_is_of_its_kind(wanted: str, names: tuple[str, ...], expected: str) -> None:
+    assert nearest_polarisation(wanted, names) == expected
 
 
 def test_channels_of_the_paper() -> None:

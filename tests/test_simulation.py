@@ -116,7 +116,7 @@ def test_every_seed_and_shape_makes_a_sound_pair(size, seed, gsd_m, nodata_edges
 
 
 def test_masks_of_truth_are_disjoint_and_cover_every_object(pair):
-    masks = [pair.sar_only, pair.eo_only, pair.changed_fields, pair.unchanged]
+    masks = [pair.mask(state) for state in ObjectState]
     assert all(mask.any() for mask in masks)
     assert not any((a & b).any() for a, b in combinations(masks, 2))
     np.testing.assert_array_equal(np.any(masks, axis=0), pair.label > 0)
@@ -146,9 +146,10 @@ def test_without_discrepancies_both_sensors_see_the_same_objects(pair):
     np.testing.assert_array_equal(same.label, pair.label)
     # Only what changed looks different: the SAR lacks no ship, and the EO shows the SAR's crops.
     differs = (same.eo != pair.eo).any(axis=0)
-    assert differs[pair.changed_fields].mean() > 0.9
+    assert differs[pair.mask(ObjectState.CHANGED)].mean() > 0.9
     assert not differs[pair.mask(ObjectState.UNCHANGED, kinds=(ObjectKind.FIELD,))].any()
-    assert np.median(same.backscatter[0][pair.eo_only]) > 2 * np.median(pair.backscatter[0][pair.eo_only])
+    missed = pair.mask(ObjectState.EO_ONLY)
+    assert np.median(same.backscatter[0][missed]) > 2 * np.median(pair.backscatter[0][missed])
 
 
 def test_objects_lie_on_their_ground_where_both_sensors_have_data(pair):
@@ -394,8 +395,8 @@ def test_written_eo_and_truth_read_back(pair, tmp_path):
         tags = dataset.tags()
     np.testing.assert_array_equal(cover, pair.land_cover)
     np.testing.assert_array_equal(number, pair.label)
-    np.testing.assert_array_equal(state == ObjectState.SAR_ONLY, pair.sar_only)
-    np.testing.assert_array_equal(state == ObjectState.EO_ONLY, pair.eo_only)
+    for one in (ObjectState.SAR_ONLY, ObjectState.EO_ONLY):
+        np.testing.assert_array_equal(state == one, pair.mask(one))
     np.testing.assert_array_equal(kind > 0, pair.label > 0)
     assert "1 ship" in tags["ObjectKind"]
     assert "6 field" in tags["LandCover"]

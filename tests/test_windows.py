@@ -56,6 +56,24 @@ def test_batches_partition_the_windows_in_order(lattice: Lattice, size: int) -> 
     assert together == list(range(len(lattice)))
 
 
+@given(
+    st.builds(Window, *[st.integers(-40, 40)] * 2, *[st.integers(1, 40)] * 2),
+    st.integers(1, 50),
+    st.integers(1, 50),
+)
+def test_tiles_partition_a_window(window: Window, height: int, width: int) -> None:
+    tiles = list(window.tiles(height, width))
+    covered = np.zeros((window.height, window.width), int)
+    for tile in tiles:
+        assert 0 < tile.height <= height
+        assert 0 < tile.width <= width
+        assert tile.intersection(window) == tile
+        covered[tile.shifted(-window.row, -window.col).slices] += 1
+    assert (covered == 1).all()
+    assert tiles == sorted(tiles)
+    assert tiles[0][:2] == window[:2]
+
+
 def test_origins_by_hand() -> None:
     assert axis_origins(1000, 512, 64, 8) == (0, 448, 488)
     assert axis_origins(1001, 512, 64, 8) == (0, 448, 496)

@@ -12,7 +12,7 @@ import click
 
 from sar2eo.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
 from sar2eo.cli.describing import lines
-from sar2eo.cli.options import debug_option, names_option
+from sar2eo.cli.options import debug_option, polarisations_option
 from sar2eo.cli.progress import say
 from sar2eo.errors import CheckpointError, OutputError
 from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
@@ -24,7 +24,7 @@ _CARD_OPTIONS = [
     click.option("--name", help="Short name of the model."),
     click.option("--quantity", type=click.Choice(QUANTITIES), help="Of the SAR it is trained on."),
     click.option("--calibration", type=click.Choice(CALIBRATIONS), help="Of the SAR it is trained on."),
-    names_option("--pol", "polarisations", help="Polarisations it takes."),
+    polarisations_option("--pol", help="Polarisations it takes."),
     click.option("--gsd", "gsd_m", type=float, help="Ground sample distance in true ground metres."),
     click.option("--prediction-type", type=click.Choice(PREDICTION_TYPES), help="What the U-Net predicts."),
     click.option("--sampler", type=click.Choice(SAMPLERS), help="Default sampler."),

@@ -12,8 +12,8 @@ from sar2eo.radiometry import CALIBRATIONS, QUANTITIES
 
 __all__ = [
     "debug_option",
-    "names_option",
     "numbers",
+    "polarisations_option",
     "scene_options",
     "scene_options_except",
     "taken",
@@ -77,9 +77,9 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return None if value is None else tuple(part.strip().upper() for part in value.split(","))
 
 
-def names_option(flag: str, field: str, help: str) -> Decorator:  # noqa: A002  (click's own name)
-    """Return an option that takes names with commas between them."""
-    return click.option(flag, field, metavar="VV,VH", callback=_names, help=help)
+def polarisations_option(flag: str, help: str) -> Decorator:  # noqa: A002  (click's own name)
+    """Return an option that takes polarisations with commas between them."""
+    return click.option(flag, "polarisations", metavar="VV,VH", callback=_names, help=help)
 
 
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -109,8 +109,8 @@ def scene_options_except(*fields: str) -> Decorator:
 
 
 _SCENE_OPTIONS: dict[str, Decorator] = {
-    "polarisations": names_option(
-        "--pol", "polarisations", help="Of the bands in order, or which of a product's to take."
+    "polarisations": polarisations_option(
+        "--pol", help="Of the bands in order, or which of a product's to take."
     ),
     "quantity": click.option("--quantity", type=click.Choice(QUANTITIES), help="What the values are."),
     "calibration": click.option(

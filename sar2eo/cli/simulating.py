@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sar2eo.cli.options import debug_option, names_option, numbers
+from sar2eo.cli.options import debug_option, numbers, polarisations_option
 from sar2eo.cli.progress import say
 from sar2eo.recipe import SimulateRecipe
 
@@ -18,7 +18,7 @@ __all__ = ["simulate", "simulate_files"]
 @click.option("--out", required=True, metavar="DIR", help="Folder of sar.tif, eo.tif and truth.tif.")
 @click.option("--size", type=int, default=2048, show_default=True, help="Rows and columns, in pixels.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the landscape and the speckle.")
-@names_option("--polarisations", "polarisations", help="Bands of the SAR scene; VH if not given.")
+@polarisations_option("--polarisations", help="Bands of the SAR scene; VH if not given.")
 @click.option("--shift", type=numbers("ROWS,COLS"), default=(0.0, 0.0), help="Of the SAR against the EO.")
 @click.option(
     "--discrepancies/--no-discrepancies",

@@ -78,13 +78,14 @@ class BuiltPairs(PairsDataset):
             raise PairsError(
                 f"{folder}: its SAR scenes have no polarisation in common: build pairs of scenes that have"
             )
+        calibrations = {row.calibration or "none" for row in self.rows}
         super().__init__(
             [row.id for row in self.rows],
             size=(int(table["height"].min()), int(table["width"].min())),
             polarisations=shared,
             # Whatever chips hold, networks see amplitude.
             quantity="dn" if {row.quantity for row in self.rows} == {"dn"} else "amplitude",
-            calibration=_common([row.calibration or "none" for row in self.rows], "none"),
+            calibration=calibrations.pop() if len(calibrations) == 1 else "none",
             gsd_m=_gsd_m(table),
             augmentation=augmentation or Augmentation(centre=True),
         )
@@ -214,10 +215,6 @@ def _row(record: dict[str, Any]) -> _Row:
             "amplitude for each polarisation"
         )
     return row
-
-
-def _common(values: list[str], otherwise: str) -> str:
-    return values[0] if len(set(values)) == 1 else otherwise
 
 
 def _gsd_m(table: Any) -> float:

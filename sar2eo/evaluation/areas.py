@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BOOTSTRAPS", "GROUPS", "UNCHANGED", "compare_groups", "roc_area", "roc_curve"]
+__all__ = ["BOOTSTRAPS", "GROUPS", "UNCHANGED", "compare_groups", "roc_curve"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -25,19 +25,6 @@ GROUPS = (
 """Kinds of objects, and how they can differ between the dates; each is held against those unchanged."""
 
 CONTRAST = "sar contrast"
-
-
-def roc_area(changed: npt.ArrayLike, unchanged: npt.ArrayLike) -> float:
-    """Return the probability that a changed object scores above an unchanged one; ties count half.
-
-    The area under the ROC curve (Hanley and McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747).
-
-    Parameters
-    ----------
-    changed, unchanged : array_like, shape (N,), (M,)
-        Scores, at least one of each.
-    """
-    return float(_wins(changed, unchanged).mean())
 
 
 def roc_curve(changed: npt.ArrayLike, unchanged: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -116,7 +103,11 @@ def _compare(
 
 
 def _wins(changed: npt.ArrayLike, unchanged: npt.ArrayLike) -> FloatArray:
-    """Return 1 where a changed object scores above an unchanged one, 1/2 where they tie; shape (N, M)."""
+    """Return 1 where a changed object scores above an unchanged one, 1/2 where they tie; shape (N, M).
+
+    Their mean is the area under the ROC curve (Hanley and McNeil 1982,
+    https://doi.org/10.1148/radiology.143.1.7063747).
+    """
     found, wrong = (np.asarray(scores, dtype=np.float64) for scores in (changed, unchanged))
     return np.asarray((found[:, None] > wrong) + 0.5 * (found[:, None] == wrong))
 

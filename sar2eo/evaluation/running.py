@@ -268,9 +268,9 @@ class _Evaluation:
         self.progress(stage, len(indices), len(indices))
 
 
-def best_median_worst(ranked: list[dict[str, Any]], each: int = 3) -> dict[str, list[dict[str, Any]]]:
-    """Take a few from the start, the middle and the end of a ranking, none twice."""
-    each = min(each, max(1, len(ranked) // 3))
+def best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Take up to three from the start, the middle and the end of a ranking, none twice."""
+    each = min(3, max(1, len(ranked) // 3))
     middle = max(each, (len(ranked) - each) // 2)
     parts = {
         "best": ranked[:each],

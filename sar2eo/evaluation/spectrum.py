@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OctavePowers", "octave_coherence", "octave_count", "octave_powers", "octave_ratios"]
+__all__ = ["OctavePowers", "octave_count", "octave_powers"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -87,22 +87,6 @@ def octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.Ar
         summed(np.abs(spectra[1]) ** 2),
         summed((spectra[0] * spectra[1].conj()).real),
     )
-
-
-def octave_ratios(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.ArrayLike) -> FloatArray:
-    """Power of the prediction over that of the truth, for each octave from the finest on.
-
-    Parameters as in `octave_powers`.
-    """
-    return octave_powers(prediction, truth, valid).ratios
-
-
-def octave_coherence(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.ArrayLike) -> FloatArray:
-    """Correlation of prediction and truth, for each octave from the finest on.
-
-    Parameters as in `octave_powers`.
-    """
-    return octave_powers(prediction, truth, valid).coherence
 
 
 def octave_count(height: int, width: int) -> int:

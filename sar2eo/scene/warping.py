@@ -7,6 +7,7 @@ A window therefore sees the same coordinates, and the same arithmetic, whatever 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, hypot, log10
@@ -21,7 +22,7 @@ from sar2eo.scene.geolocation import Mapping, check_whole
 from sar2eo.scene.reader import FloatArray, SceneReader
 from sar2eo.windows import Window
 
-__all__ = ["WarpedReader", "target_grid"]
+__all__ = ["WarpedReader", "halves", "target_grid"]
 
 Array = npt.NDArray[np.float64]
 
@@ -159,20 +160,13 @@ class WarpedReader(SceneReader):
         """Read a window; see `SceneReader.read`."""
         factors = self.factors
         out = np.full((len(self.polarisations), window.height, window.width), np.nan, dtype=np.float32)
-        for top in range(0, window.height, _TILE):
-            for left in range(0, window.width, _TILE):
-                part = Window(
-                    window.row + top,
-                    window.col + left,
-                    min(_TILE, window.height - top),
-                    min(_TILE, window.width - left),
-                )
-                rows, cols = self.source_pixels(part)
-                # From pixel corners to the centres of (averaged) pixels. The rounding to 2^-16 pixel
-                # lets a pixel that falls on a source pixel be that pixel.
-                rows = np.rint((rows / factors[0] - 0.5) * _SNAP) / _SNAP
-                cols = np.rint((cols / factors[1] - 0.5) * _SNAP) / _SNAP
-                self._fill(out[:, top : top + part.height, left : left + part.width], rows, cols, factors)
+        for part in window.tiles(_TILE, _TILE):
+            rows, cols = self.source_pixels(part)
+            # From pixel corners to the centres of (averaged) pixels. The rounding to 2^-16 pixel
+            # lets a pixel that falls on a source pixel be that pixel.
+            rows = np.rint((rows / factors[0] - 0.5) * _SNAP) / _SNAP
+            cols = np.rint((cols / factors[1] - 0.5) * _SNAP) / _SNAP
+            self._fill(out[:, *part.shifted(-window.row, -window.col).slices], rows, cols, factors)
         return out
 
     def identity(self) -> dict[str, Any]:
@@ -212,14 +206,7 @@ class WarpedReader(SceneReader):
         stop_col = min(size[1], floor(cols[inside].max()) + 2)
         box = Window(top, left, stop_row - top, stop_col - left)
         if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
-            axis = int(rows.shape[1] > rows.shape[0])
-            pieces = zip(
-                np.array_split(out, 2, axis + 1),
-                np.array_split(rows, 2, axis),
-                np.array_split(cols, 2, axis),
-                strict=True,
-            )
-            for piece in pieces:
+            for piece in halves(out, rows, cols):
                 self._fill(*piece, factors)
             return
         power = self._averaged(box, factors)
@@ -234,12 +221,8 @@ class WarpedReader(SceneReader):
         out = np.empty((len(self.polarisations), box.height, box.width))
         wide = max(1, min(box.width, _SOURCE_PIXELS // (down * across)))
         high = max(1, _SOURCE_PIXELS // (down * across * wide))
-        for top in range(0, box.height, high):
-            for left in range(0, box.width, wide):
-                part = Window(
-                    box.row + top, box.col + left, min(high, box.height - top), min(wide, box.width - left)
-                )
-                out[:, top : top + part.height, left : left + part.width] = self._block_means(part, factors)
+        for part in box.tiles(high, wide):
+            out[:, *part.shifted(-box.row, -box.col).slices] = self._block_means(part, factors)
         return out
 
     def _block_means(self, part: Window, factors: tuple[int, int]) -> Array:
@@ -257,6 +240,17 @@ class WarpedReader(SceneReader):
         there[:, : here.height, : here.width] = 1.0
         enough = count >= 0.5 * _block_sums(there, factors)
         return np.where(enough, total / np.maximum(count, 1.0), np.nan)
+
+
+def halves(out: FloatArray, rows: Array, cols: Array) -> Iterator[tuple[FloatArray, Array, Array]]:
+    """Split a tile, shape (band, row, col), and the source places of its pixels along the longer side."""
+    axis = int(rows.shape[1] > rows.shape[0])
+    return zip(
+        np.array_split(out, 2, axis + 1),
+        np.array_split(rows, 2, axis),
+        np.array_split(cols, 2, axis),
+        strict=True,
+    )
 
 
 def _block_sums(values: Array, factors: tuple[int, int]) -> Array:

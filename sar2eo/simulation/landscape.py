@@ -56,8 +56,6 @@ class Landscape:
         A rough field, mean 0 and standard deviation 1.
     moisture : ndarray of float32
         A smooth field, mean 0 and standard deviation 1: high where vegetation is lush.
-    harbour : Harbour or None
-        The port.
     """
 
     cover: npt.NDArray[np.uint8]
@@ -68,7 +66,6 @@ class Landscape:
     building_m: FloatArray
     texture: FloatArray
     moisture: FloatArray
-    harbour: Harbour | None
 
     def of_kind(self, *kinds: DistrictKind) -> npt.NDArray[np.bool_]:
         """Return the mask of districts of the given kinds."""
@@ -92,7 +89,7 @@ def make_landscape(settings: SimulationSettings) -> Landscape:
     _draw_waters(settings, terrain, districts, harbour, cover)
     _draw_roads(settings, terrain, districts, cover)
     building[cover != LandCover.BUILDING] = 0
-    return Landscape(cover, terrain, districts, parcels, lot, building, texture, moisture, harbour)
+    return Landscape(cover, terrain, districts, parcels, lot, building, texture, moisture)
 
 
 def _lots(settings: SimulationSettings, districts: Districts, parcels: Parcels) -> npt.NDArray[np.uint16]:

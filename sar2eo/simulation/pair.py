@@ -82,26 +82,6 @@ class SimulatedPair(SimulatedScene):
         mask: BoolArray = np.array(chosen)[self.label]
         return mask
 
-    @property
-    def sar_only(self) -> BoolArray:
-        """Ships and vehicles that only the SAR saw."""
-        return self.mask(ObjectState.SAR_ONLY)
-
-    @property
-    def eo_only(self) -> BoolArray:
-        """Ships and vehicles that only the EO saw."""
-        return self.mask(ObjectState.EO_ONLY)
-
-    @property
-    def changed_fields(self) -> BoolArray:
-        """Fields with another crop at each date."""
-        return self.mask(ObjectState.CHANGED)
-
-    @property
-    def unchanged(self) -> BoolArray:
-        """Objects of the same kinds that did not change, as many as did."""
-        return self.mask(ObjectState.UNCHANGED)
-
 
 def simulate_pair(settings: SimulationSettings) -> SimulatedPair:
     """Simulate a SAR and an EO scene of one place, a few days apart, with known truth.

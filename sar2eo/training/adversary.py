@@ -34,16 +34,11 @@ class PatchDiscriminator(nn.Module):
     Group normalisation, for images of one batch are not to know each other; patches far smaller than an
     image, for it is texture that a reconstruction lacks; and a first look at full resolution, for without
     one the checks that an upsampling decoder draws pass for texture.
-
-    Parameters
-    ----------
-    channels : int
-        Of the images.
     """
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, _WIDTHS[0], 3, padding=1)]
+        layers: list[nn.Module] = [nn.Conv2d(3, _WIDTHS[0], 3, padding=1)]
         for before, width in itertools.pairwise(_WIDTHS):
             layers += [
                 nn.LeakyReLU(0.2),
@@ -54,7 +49,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images of shape (B, C, H, W), at least 16 pixels a side; a map of scores, (B, 1, h, w)."""
+        """Score images of shape (B, 3, H, W), at least 16 pixels a side; a map of scores, (B, 1, h, w)."""
         scores: Tensor = self.layers(images)
         return scores
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+from functools import partial
 
-from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError
+from sar2eo.errors import PolarisationError, RadiometryError, SceneError, misfit
 from sar2eo.matching.coregistration.opening import ScenePair
 from sar2eo.matching.dcdm.card import MatcherCard
 from sar2eo.pairs.scenes import SarScene
+from sar2eo.radiometry import nearest_polarisation
 
 __all__ = ["bands_for", "check_fit"]
+
+_misfit = partial(misfit, verb="matches")
 
 
 def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
@@ -62,17 +65,9 @@ def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
 
 
 def bands_for(sar: SarScene, card: MatcherCard) -> tuple[int, ...]:
-    """Return the numbers of the bands that a matcher is given: its polarisations, or those nearest to them.
-
-    Nearest is one of the same kind (co or cross), else any.
-    """
+    """Return the numbers of the bands that a matcher is given: its polarisations, or the nearest ones."""
     names = sar.reader.polarisations
-
-    def nearest(wanted: str) -> str:
-        crossed = wanted[0] != wanted[1]
-        return min(names, key=lambda name: (name != wanted, (name[0] != name[1]) != crossed))
-
-    return tuple(names.index(nearest(wanted)) for wanted in card.polarisations)
+    return tuple(names.index(nearest_polarisation(wanted, names)) for wanted in card.polarisations)
 
 
 def _check_gsd(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
@@ -96,9 +91,3 @@ def _check_gsd(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
             SceneError,
             force=force,
         )
-
-
-def _misfit(message: str, error: type[SceneError], *, force: bool) -> None:
-    if not force:
-        raise error(f"{message} (--force matches all the same)")
-    warnings.warn(message, FitWarning, stacklevel=4)

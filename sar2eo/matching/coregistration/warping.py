@@ -18,7 +18,7 @@ from sar2eo.radiometry import to_amplitude
 from sar2eo.scene.geolocation import AffineMapping, Mapping
 from sar2eo.scene.identity import digest
 from sar2eo.scene.reader import FloatArray, SceneReader
-from sar2eo.scene.warping import WarpedReader
+from sar2eo.scene.warping import WarpedReader, halves
 from sar2eo.windows import Window
 
 __all__ = ["MovedMapping", "MovedReader", "lanczos_at", "moved_mapping"]
@@ -134,19 +134,16 @@ class MovedReader(SceneReader):
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""
         out = np.full((len(self.nearest), window.height, window.width), np.nan, dtype=np.float32)
-        for top in range(0, window.height, _TILE):
-            for left in range(0, window.width, _TILE):
-                height, width = min(_TILE, window.height - top), min(_TILE, window.width - left)
-                part = Window(window.row + top, window.col + left, height, width)
-                tile = out[:, top : top + height, left : left + width]
-                rows, cols = self._placed.source_pixels(part)
-                if not all(self.nearest):
-                    if self._placed.factors == (1, 1):
-                        self._fill(tile, rows, cols)
-                    else:
-                        tile[:] = self._placed.read(part)
-                if any(self.nearest):
-                    self._fill_nearest(tile, rows, cols)
+        for part in window.tiles(_TILE, _TILE):
+            tile = out[:, *part.shifted(-window.row, -window.col).slices]
+            rows, cols = self._placed.source_pixels(part)
+            if not all(self.nearest):
+                if self._placed.factors == (1, 1):
+                    self._fill(tile, rows, cols)
+                else:
+                    tile[:] = self._placed.read(part)
+            if any(self.nearest):
+                self._fill_nearest(tile, rows, cols)
         return out
 
     def identity(self) -> dict[str, Any]:
@@ -162,7 +159,7 @@ class MovedReader(SceneReader):
         top, left = floor(row.min()) - LOBES, floor(col.min()) - LOBES
         box = Window(top, left, floor(row.max()) + LOBES + 2 - top, floor(col.max()) + LOBES + 2 - left)
         if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
-            for piece in _halves(out, rows, cols):
+            for piece in halves(out, rows, cols):
                 self._fill(*piece)
             return
         values = read_padded(self.source, box)
@@ -179,7 +176,7 @@ class MovedReader(SceneReader):
         row, col = np.floor(rows[inside]).astype(np.int64), np.floor(cols[inside]).astype(np.int64)
         box = Window(int(row.min()), int(col.min()), int(np.ptp(row)) + 1, int(np.ptp(col)) + 1)
         if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
-            for piece in _halves(out, rows, cols):
+            for piece in halves(out, rows, cols):
                 self._fill_nearest(*piece)
             return
         values = read_padded(self.source, box)
@@ -190,17 +187,6 @@ class MovedReader(SceneReader):
         height, width = self.source.shape[1:]
         with np.errstate(invalid="ignore"):
             return np.asarray((rows >= 0) & (rows < height) & (cols >= 0) & (cols < width))
-
-
-def _halves(out: FloatArray, rows: Array, cols: Array) -> Any:
-    """Split a tile along its longer side."""
-    axis = int(rows.shape[1] > rows.shape[0])
-    return zip(
-        np.array_split(out, 2, axis + 1),
-        np.array_split(rows, 2, axis),
-        np.array_split(cols, 2, axis),
-        strict=True,
-    )
 
 
 @lru_cache(maxsize=1)

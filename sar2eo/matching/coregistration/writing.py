@@ -159,9 +159,7 @@ def _write_plain(
 def _blocks(grid: Grid, bands: int) -> Iterator[Window]:
     """Partition a grid into blocks of whole tiles."""
     wide = _BLOCK * max(1, _TASK_VALUES // (_BLOCK * _BLOCK * bands))
-    for row in range(0, grid.shape[0], _BLOCK):
-        for col in range(0, grid.shape[1], wide):
-            yield Window(row, col, min(_BLOCK, grid.shape[0] - row), min(wide, grid.shape[1] - col))
+    return grid.window.tiles(_BLOCK, wide)
 
 
 def _profile(layout: Layout, grid: Grid) -> dict[str, Any]:
