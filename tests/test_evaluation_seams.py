@@ -120,6 +120,6 @@ def test_the_bundled_model_leaves_no_seams_on_a_whole_scene(
         found = measure_seams(file.read(), file.dataset_mask() > 0, Lattice(file.shape, 512, 64, 8))
     record_property("seams", str(found))
     assert found.border_ratio == pytest.approx(1, abs=0.02)
-    # Two samples of a texture that radar does not determine are averaged in an overlap; a quarter of its
-    # amplitude would be lost there if they were independent. Two per cent are.
+    # Two textures are averaged in an overlap: a third of their power would be lost there if they were
+    # independent. The noise that windows share leaves all but a twentieth.
     assert found.texture_ratio >= 0.95
