@@ -28,6 +28,7 @@ from sar2eo.models import BUNDLED, ModelSpec, resolve_model
 from sar2eo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
 from sar2eo.recipe import TranslateSettings
 from sar2eo.recipe.tables import changed
+from sar2eo.recipe.translating import SCALED_AS
 from sar2eo.scene import reader_of, settled, window_in
 from sar2eo.tasks import Plan
 from sar2eo.windows import Lattice, Window
@@ -279,7 +280,7 @@ def _fixed_scaling(settings: TranslateSettings, card: Card | None, plan: Plan) -
     if scaling is None:
         return None if card is None or card.scaling == "p99" else (float(card.scaling),) * len(names)
     if isinstance(scaling, dict):
-        said = [name for name in scaling if name not in ("quantity", "calibration")]
+        said = [name for name in scaling if name not in SCALED_AS]
         missing = [name for name in names if name not in scaling]
         if missing:
             raise SettingsError(

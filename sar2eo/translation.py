@@ -19,6 +19,7 @@ from sar2eo.objects import is_object
 from sar2eo.outputs import Outputs
 from sar2eo.provenance import result_fingerprint
 from sar2eo.recipe import TranslateRecipe
+from sar2eo.recipe.translating import SCALED_AS
 from sar2eo.region import clip_to, cut
 from sar2eo.scene import open_scene, parse_source
 from sar2eo.scene.handles import gdal_path
@@ -176,7 +177,7 @@ def scaling_of(text: str) -> tuple[float, ...] | dict[str, float | str]:
         if "scenes" not in report:
             said = report["scaling"]
             by_name = {name: float(v) for name, v in zip(said["polarisations"], said["p99"], strict=True)}
-            return by_name | {name: str(said[name]) for name in ("quantity", "calibration") if said.get(name)}
+            return by_name | {name: str(said[name]) for name in SCALED_AS if said.get(name)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"

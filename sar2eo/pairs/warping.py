@@ -24,6 +24,9 @@ def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> F
         Of values that may be averaged, NaN where there is no data.
     grid : Grid
         North-up; may reach past the scene.
+    quantity : str, optional (default: "intensity")
+        Of the values: where pixels do not coincide they are averaged as intensity, which by default is how
+        they are taken.
 
     Returns
     -------

@@ -9,10 +9,20 @@ from sar2eo.card import Sampler
 from sar2eo.errors import SettingsError
 from sar2eo.radiometry import Calibration, Quantity
 
-__all__ = ["Compression", "RegionSettings", "SceneSettings", "TranslateRecipe", "TranslateSettings"]
+__all__ = [
+    "SCALED_AS",
+    "Compression",
+    "RegionSettings",
+    "SceneSettings",
+    "TranslateRecipe",
+    "TranslateSettings",
+]
 
 Compression = Literal["deflate", "zstd", "jpeg", "webp"]
 """Compression of COGs; jpeg and webp lose detail of the EO image."""
+
+SCALED_AS = ("quantity", "calibration")
+"""What a scaling by polarisation may say besides, of the scene it is of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +75,7 @@ class TranslateSettings:
     def __post_init__(self) -> None:
         by_name = self.scaling if isinstance(self.scaling, dict) else {}
         for name, value in by_name.items():
-            if isinstance(value, str) != (name in ("quantity", "calibration")):
+            if isinstance(value, str) != (name in SCALED_AS):
                 raise SettingsError(
                     f"scaling.{name}={value!r}: must be float, or text of quantity and calibration"
                 )
