@@ -71,10 +71,11 @@ def translate(
     Parameters
     ----------
     scene : DataArray, dims (band, y, x)
-        As `sar2eo.open_scene` returns it, or a slice or a function of that. A slice keeps its place in
-        the whole scene: windows, noise and scaling are those of the whole, and so are the pixels. (A
-        slice of a function, say of ``2 * scene``, keeps windows and noise only: nothing outside of it
-        is known, so scaling and borders are its own. Slice the result instead.)
+        As `sar2eo.open_scene` returns it, or a slice or a function of that. A slice, in whatever
+        chunks, keeps its place in the whole scene: windows, noise and scaling are those of the whole,
+        and so are the pixels. (A slice of a function, say of ``2 * scene``, keeps windows and noise
+        only: nothing outside of it is known, so scaling and borders are its own. Slice the result
+        instead.)
     model : str, Path or ModelSpec
         "bundled", "identity", a checkpoint folder, or a hub id.
     settings : TranslateSettings, optional

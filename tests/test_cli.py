@@ -88,6 +88,37 @@ def test_regions_are_parts_of_the_whole(scene_file: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(read(tmp_path / "b.tif"), read(whole)[:, 100:200, 200:300])
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        (0, 0, 1024, 90),
+        (1024, 0, 176, 90),
+        (0, 0, 1100, 90),
+        (0, 0, 1000, 80),
+        (8, 8, 1100, 80),
+        (0, 0, 1200, 90),
+    ],
+)
+def test_regions_may_take_chunks_whole(tmp_path: Path, window: tuple[int, int, int, int]) -> None:
+    """The README's own window began and ended on chunks, of 1024 pixels, and was an error."""
+    values = amplitude((1200, 90), 5)
+    values[:, 1100:] = 255
+    scene, row, col, height, width = write_scene(tmp_path / "scene.tif", values), *window
+    west, north = 500_000 + 10 * col, 4_000_000 - 10 * row
+    box = (west, north - 10 * height, west + 10 * width, north)
+    regions = {
+        "whole": (),
+        "window": ("--window", ",".join(map(str, window))),
+        "box": ("--bbox", ",".join(map(str, box)), "--bbox-crs", "EPSG:32611"),
+    }
+    for name, region in regions.items():
+        done = run("translate", scene, "--out", tmp_path / f"{name}.tif", *SMALL[:-2], *region)
+        assert done.exit_code == 0, done.output
+    whole = read(tmp_path / "whole.tif")[:, row : row + height, col : col + width]
+    for name in ("window", "box"):
+        np.testing.assert_array_equal(read(tmp_path / f"{name}.tif"), whole)
+
+
 def test_an_area_of_interest_masks_what_is_outside(scene_file: Path, tmp_path: Path) -> None:
     from pyproj import Transformer
 

@@ -77,7 +77,7 @@ def test_regions_equal_the_whole_up_to_their_border(
 ) -> None:
     top, bottom, left, right = place
     where = {"y": slice(top, bottom), "x": slice(left, right)}
-    scene = sar2eo.open_scene(scene_file).isel(where)
+    scene = sar2eo.open_scene(scene_file).chunk(y=100, x=110).isel(where)  # the first place is a chunk
     part = sar2eo.translate(scene, checkpoint, **OPTIONS).compute()
     xr.testing.assert_equal(
         part[["eo", "valid", "confidence"]], whole[["eo", "valid", "confidence"]].isel(where)

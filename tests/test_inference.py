@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scenes import amplitude, holes, scene_array, write_scene
 
@@ -15,6 +15,7 @@ from sar2eo.errors import PolarisationError, RadiometryError, SceneError, Settin
 from sar2eo.graph import count_windows
 from sar2eo.models import IdentityTranslator, resolve_model
 from sar2eo.radiometry import fill_invalid
+from sar2eo.scene import lazy
 
 
 def scaled(values: np.ndarray, divisor: float = 255.0) -> np.ndarray:
@@ -110,6 +111,59 @@ def test_a_slice_of_the_result_the_result_of_a_slice_and_the_whole_agree(
         np.testing.assert_array_equal(whole[name].isel(where).values, of_slice[name].values)
         np.testing.assert_array_equal(whole[name].compute().isel(where).values, of_slice[name].values)
     assert float(of_slice.amplitude_divisor[0]) == float(whole.amplitude_divisor[0])
+
+
+CHUNKED = {"tile": 64, "overlap": 16, "block": (96, 96)}
+
+
+@pytest.fixture(scope="module")
+def chunked(tmp_path_factory: pytest.TempPathFactory) -> tuple[xr.DataArray, xr.Dataset]:
+    """A scene in chunks of 64 pixels, bright in a corner, and the whole of its translation."""
+    values, valid = amplitude((200, 270), 6), np.ones((200, 270), bool)
+    values[:, 130:, 200:] = np.minimum(255, 3 * values[:, 130:, 200:])
+    valid[:70, 90:140] = False
+    path = write_scene(tmp_path_factory.mktemp("scenes") / "scene.tif", values, valid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lazy, "_CHUNK", 64)
+        scene = sar2eo.open_scene(path)
+    assert scene.chunks == ((1,), (64, 64, 64, 8), (64, 64, 64, 64, 14))
+    return scene, sar2eo.translate(scene, "identity", **CHUNKED).compute(scheduler="sync")
+
+
+def slices(chunks: tuple[int, ...]) -> st.SearchStrategy[slice]:
+    """Slices along an axis, of which many begin and end where chunks do."""
+    size = sum(chunks)
+    place = st.sampled_from([0, *np.cumsum(chunks).tolist()]) | st.integers(0, size)
+    return st.lists(place, min_size=2, max_size=2, unique=True).map(lambda ends: slice(*sorted(ends)))
+
+
+def check_slices(chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject) -> None:
+    part, whole = chunked
+    for _ in range(data.draw(st.integers(1, 4), "steps")):
+        if data.draw(st.booleans(), "slice"):
+            where = {name: data.draw(slices(part.chunksizes[name]), name) for name in ("y", "x")}
+            part, whole = part.isel(where), whole.isel(where)
+        else:
+            part = part.chunk({name: data.draw(st.integers(20, 130), name) for name in ("y", "x")})
+    found = sar2eo.translate(part, "identity", **CHUNKED).compute(scheduler="sync")
+    xr.testing.assert_equal(found, whole)
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_slices_in_any_chunks_are_that_part_of_the_whole(
+    chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject
+) -> None:
+    check_slices(chunked, data)
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+def test_very_many_slices_in_any_chunks_are_that_part_of_the_whole(
+    chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject
+) -> None:
+    check_slices(chunked, data)
 
 
 def test_only_needed_batches_run_and_empty_windows_never_reach_the_model(scene_file: Path) -> None:

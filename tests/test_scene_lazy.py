@@ -1,3 +1,4 @@
+import copy
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,29 @@ def test_selecting_by_coordinates_keeps_the_anchor(scene):
     assert attributes_of(part)["scene_grid"] == attributes_of(scene)["scene_grid"]
 
 
+def assigned(scene):
+    scene[:, 3, 4] = 5
+    return scene
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda s: s.isel(y=slice(0, 1024), x=slice(1024, None)),
+        lambda s: s.chunk(band=1, y=100, x=-1),
+        lambda s: s.chunk(y=100, x=300).isel(y=slice(100, 300), x=slice(-400, -100)).chunk(x=7),
+        lambda s: copy.deepcopy(s.isel(y=slice(0, 1024))),
+        lambda s: pickle.loads(pickle.dumps(s.chunk(y=64).isel(y=slice(64, 128)))),  # noqa: S301
+    ],
+)
+def test_a_place_is_kept_on_chunk_borders_in_other_chunks_and_in_copies(scene, same):
+    part = same(scene)
+    reader, window = reader_of(part)
+    np.testing.assert_array_equal(part.values, reader.read(window))
+    np.testing.assert_array_equal(part.y, scene.y.values[window.slices[0]])
+    np.testing.assert_array_equal(part.x, scene.x.values[window.slices[1]])
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -90,6 +114,10 @@ def test_selecting_by_coordinates_keeps_the_anchor(scene):
         lambda s: s.shift(x=1),
         lambda s: s.roll(y=3, roll_coords=False),
         lambda s: s.where(s > 3),
+        lambda s: s.chunk(y=64).where(s > 3),
+        lambda s: assigned(s.chunk(y=64)),
+        lambda s: assigned(s.chunk(y=64)).isel(x=slice(0, 20)),
+        lambda s: pickle.loads(pickle.dumps(assigned(s.chunk(y=64)))),  # noqa: S301
         lambda s: s.isel(y=slice(0, 0)),
         lambda s: s.isel(y=slice(0, 20), x=slice(0, 20)).compute(),
         lambda s: s.isel(y=slice(0, 20), x=slice(0, 20)).persist(),

@@ -28,8 +28,8 @@ def settled(scene: xr.DataArray) -> xr.DataArray:
     -------
     DataArray
         NaN where the array declares nodata (``scene.rio.nodata``), the amplitude of complex samples, values
-        by the scale and offset that its attrs declare, and all bands in one chunk. What a reader is under is
-        returned as it is.
+        by the scale and offset that its attrs declare, and all bands in one chunk. What a reader is under
+        keeps its values.
 
     Raises
     ------
@@ -51,7 +51,8 @@ def settled(scene: xr.DataArray) -> xr.DataArray:
         raise SceneError(
             f"the scene's attrs['datetime']={acquired!r}: must be ISO 8601 text, as 2020-11-07T13:52:41Z"
         )
-    return scene if reader_of(scene) is not None else _values(scene, str(quantity))
+    scene = scene if reader_of(scene) is not None else _values(scene, str(quantity))
+    return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
 
 
 def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
@@ -64,8 +65,7 @@ def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
                 f"complex samples, and attrs['quantity']={quantity!r}: their magnitude is amplitude"
             )
         scene = scene.copy(data=abs(scene.data))
-    scene = _unpacked(scene)
-    return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
+    return _unpacked(scene)
 
 
 def _unpacked(scene: xr.DataArray) -> xr.DataArray:

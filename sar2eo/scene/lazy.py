@@ -1,9 +1,8 @@
-"""A reader as a lazy DataArray, and the way back from a slice of it to the reader."""
+"""A reader as a lazy DataArray, whose slices know the reader and their place in it."""
 
 from __future__ import annotations
 
 from math import isnan
-from operator import getitem
 from typing import Any
 
 import dask.array as da
@@ -11,9 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import rioxarray  # noqa: F401 (registers .rio)
 import xarray as xr
-from dask._task_spec import Task
-from dask.array import chunk
-from dask.highlevelgraph import HighLevelGraph
 
 from sar2eo.attributes import attributes_of, to_attributes
 from sar2eo.grid import Grid
@@ -25,7 +21,60 @@ __all__ = ["describe_scene", "lazy_scene", "reader_of", "window_in"]
 
 _PREFIX = "scene-"
 _CHUNK = 1024
-_SLICING = (getitem, chunk.getitem)
+
+
+class PlacedArray(da.Array):
+    """Pixels that are those of a window of a reader, as a Dask array that knows both.
+
+    Its slices along rows and columns know their own window, and so do other chunks and copies of it. All
+    else that is made of it is a plain Dask array: its pixels may be others. What is assigned to changes its
+    name, and has no place any more.
+    """
+
+    _placed: tuple[str, SceneReader, Window] | None = None
+
+    @classmethod
+    def create(cls, array: da.Array, reader: SceneReader, window: Window) -> PlacedArray:
+        """Make one of a Dask array whose pixels are those of the window."""
+        placed = cls(array.dask, array.name, array.chunks, meta=array)
+        placed._placed = (array.name, reader, window)
+        return placed
+
+    @property
+    def place(self) -> tuple[SceneReader, Window] | None:
+        """The reader, and the window of it."""
+        if self._placed is None or self._placed[0] != self.name:
+            return None
+        return self._placed[1:]
+
+    def __getitem__(self, index: Any) -> da.Array:
+        """Slice; with step 1 and of all bands, the place is kept."""
+        return self._moved(da.Array.__getitem__(self, index), index if isinstance(index, tuple) else (index,))
+
+    def rechunk(self, *args: Any, **kwargs: Any) -> da.Array:
+        """Return the same pixels in other chunks, at the same place."""
+        return self._moved(da.Array.rechunk(self, *args, **kwargs))
+
+    def copy(self) -> da.Array:
+        """Return the same array, at the same place."""
+        return self._moved(da.Array.copy(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = da.Array.copy(self)
+        return plain.__reduce__() if self.place is None else (PlacedArray.create, (plain, *self.place))
+
+    def _moved(self, array: da.Array, index: tuple[Any, ...] = ()) -> da.Array:
+        """Give what was made of this array the place that an index of slices leads to, if there is one."""
+        if self.place is None or not all(isinstance(part, slice) for part in index):
+            return array
+        index += (slice(None),) * (3 - len(index))
+        taken = [range(size)[part] for size, part in zip(self.shape, index, strict=True)]
+        if len(taken[0]) < self.shape[0] or any(r != range(r.start, r.start + len(r)) for r in taken):
+            return array
+        reader, window = self.place
+        _, rows, cols = taken
+        at = Window(window.row + rows.start, window.col + cols.start, len(rows), len(cols))
+        return PlacedArray.create(array, reader, at)
 
 
 def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
@@ -54,7 +103,7 @@ def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
     )
     y, x = _centres(reader.grid)
     scene = xr.DataArray(
-        block,
+        PlacedArray.create(block, reader, reader.grid.window),
         dims=("band", "y", "x"),
         coords={"band": list(reader.polarisations), "y": y, "x": x},
         name="sar",
@@ -69,7 +118,7 @@ def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     Parameters
     ----------
     scene : DataArray
-        What `open_scene` returned, or a slice of it along y and x with step 1.
+        What `open_scene` returned, or a slice of it along y and x with step 1, in any chunks.
 
     Returns
     -------
@@ -77,22 +126,10 @@ def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
         None for anything that was computed, reordered, given other coordinates, or subset along
         bands: then its values are not those of a window of the reader.
     """
-    graph = getattr(scene.data, "dask", None)
-    if not isinstance(graph, HighLevelGraph) or scene.dims != ("band", "y", "x"):
+    place = scene.data.place if isinstance(scene.data, PlacedArray) else None
+    if place is None or scene.dims != ("band", "y", "x") or 0 in scene.shape:
         return None
-    source = next((name for name in graph.layers if str(name).startswith("original-" + _PREFIX)), None)
-    if source is None:
-        return None
-    array_name = source.removeprefix("original-")
-    rest = [name for name in graph.layers if name not in (source, array_name)]
-    reader = graph[source]
-    if not isinstance(reader, SceneReader) or not all(name.startswith("getitem-") for name in rest):
-        return None
-    corner = _corner(graph, (scene.data.name, 0, 0, 0), array_name, _chunk_shape(reader))
-    if corner is None or 0 in scene.shape or scene.shape[0] != reader.shape[0]:
-        return None
-    window = Window(*corner, *scene.shape[1:])
-    return (reader, window) if _lies_at(scene, reader, window) else None
+    return place if _lies_at(scene, *place) else None
 
 
 def window_in(scene: xr.DataArray, grid: Grid) -> Window | None:
@@ -179,32 +216,6 @@ def _centres(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
     rows, cols = grid.shape
     row, col = np.arange(rows, dtype=np.float64) + 0.5, np.arange(cols, dtype=np.float64) + 0.5
     return np.asarray(e * row + f), np.asarray(a * col + c)
-
-
-def _corner(
-    graph: HighLevelGraph, key: Any, whole: str, chunk_shape: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Place of a block's first element in the whole scene, if it was only ever sliced with step 1.
-
-    The whole scene's own layer is not looked into: that would write out all its tasks, a second for every
-    ten thousand chunks.
-    """
-    corner = [0, 0, 0]
-    while key[0] != whole:
-        task = graph[key]
-        if not isinstance(task, Task) or len(task.args) < 2:
-            return None
-        key = getattr(task.args[0], "key", None)
-        index = getattr(task.args[1], "value", task.args[1])
-        if not (isinstance(key, tuple) and len(key) == 4 and task.func in _SLICING):
-            return None
-        if not isinstance(index, tuple) or len(index) != 3:
-            return None
-        if not all(isinstance(part, slice) and part.step in (None, 1) for part in index):
-            return None
-        corner = [at + (part.start or 0) for at, part in zip(corner, index, strict=True)]
-    band, row, col = corner
-    return None if band else (row + key[2] * chunk_shape[0], col + key[3] * chunk_shape[1])
 
 
 def _lies_at(scene: xr.DataArray, reader: SceneReader, window: Window) -> bool:
