@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sar2eo.datasets import Augmentation, collate, open_dataset
-from sar2eo.evaluation.matches import figures
-from sar2eo.matching.dcdm.examining import Weights
+from sar2eo.evaluation.matchers import figures
+from sar2eo.matching.dcdm.evidence import Weights
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.planting import plant
-from sar2eo.recipe import DataSettings
+from sar2eo.matching.dcdm.templates import plant
+from sar2eo.settings import DataSettings
 
 AT_ONCE = 8
 LEARNED = Weights(pixels=1.0, structure=0.0)

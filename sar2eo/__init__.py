@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 from sar2eo._version import __version__
 
 if TYPE_CHECKING:
-    from sar2eo.evaluation.matches import evaluate_matcher
-    from sar2eo.evaluation.running import evaluate
-    from sar2eo.grid import Grid
-    from sar2eo.inference import translate
-    from sar2eo.matching.coregistration.running import coregister
+    from sar2eo.coregistration.registration import coregister
+    from sar2eo.evaluation.matchers import evaluate_matcher
+    from sar2eo.evaluation.translators import evaluate
+    from sar2eo.geo.grid import Grid
     from sar2eo.matching.dcdm.matcher import match_dcdm
-    from sar2eo.pairing import build_pairs
-    from sar2eo.recipe import TranslateSettings
-    from sar2eo.scene import describe_scene, open_scene
-    from sar2eo.training.fine_tuning import train
+    from sar2eo.pairs.builder import build_pairs
+    from sar2eo.scenes import describe_scene, open_scene
+    from sar2eo.settings import TranslateSettings
     from sar2eo.training.matcher_run import train_matcher
+    from sar2eo.training.unet_run import train
     from sar2eo.training.vae_run import train_vae
-    from sar2eo.writing import write_cog
+    from sar2eo.translation.dataset import translate
+    from sar2eo.translation.writer import write_cog
 
 __all__ = [
     "Grid",
@@ -52,20 +52,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Grid": "grid",
-    "TranslateSettings": "recipe",
-    "build_pairs": "pairing",
-    "coregister": "matching.coregistration.running",
-    "describe_scene": "scene",
-    "evaluate": "evaluation.running",
-    "evaluate_matcher": "evaluation.matches",
+    "Grid": "geo.grid",
+    "TranslateSettings": "settings",
+    "build_pairs": "pairs.builder",
+    "coregister": "coregistration.registration",
+    "describe_scene": "scenes",
+    "evaluate": "evaluation.translators",
+    "evaluate_matcher": "evaluation.matchers",
     "match_dcdm": "matching.dcdm.matcher",
-    "open_scene": "scene",
-    "train": "training.fine_tuning",
+    "open_scene": "scenes",
+    "train": "training.unet_run",
     "train_matcher": "training.matcher_run",
     "train_vae": "training.vae_run",
-    "translate": "inference",
-    "write_cog": "writing",
+    "translate": "translation.dataset",
+    "write_cog": "translation.writer",
 }
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import xarray as xr
 
-from sar2eo.grid import Grid
-from sar2eo.inference import place_of, translate
-from sar2eo.models import BUNDLED, ModelSpec
-from sar2eo.writing import write_cog
+from sar2eo.geo.grid import Grid
+from sar2eo.model.spec import BUNDLED, ModelSpec
+from sar2eo.translation.dataset import place_of, translate
+from sar2eo.translation.writer import write_cog
 
 __all__ = ["DatasetAccessor", "SceneAccessor"]
 

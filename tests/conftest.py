@@ -40,9 +40,11 @@ def checkpoint(request: pytest.FixtureRequest) -> Path:
     import hashlib
 
     import torch
-    from model_fixtures import trained_checkpoint
+    from support.model_fixtures import trained_checkpoint
 
-    sources = [Path(__file__).parent / "model_fixtures.py"]
-    sources += [Path(__file__).parents[1] / "sar2eo" / f"{name}.py" for name in ("network", "diffusion")]
+    sources = [Path(__file__).parent / "support" / "model_fixtures.py"]
+    sources += [
+        Path(__file__).parents[1] / "sar2eo/model" / f"{name}.py" for name in ("network", "diffusion")
+    ]
     state = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + torch.__version__.encode())
     return trained_checkpoint(request.config.cache.mkdir(f"checkpoint-{state.hexdigest()[:12]}"))

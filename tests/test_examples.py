@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
-from dataset_fixtures import built_pairs
-from dcdm_fixtures import untrained_matcher
 from PIL import Image
+from support.dataset_fixtures import built_pairs
+from support.dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
 from sar2eo.errors import SettingsError
-from sar2eo.recipe import apply_overrides, read_recipe, stages_of
+from sar2eo.settings import apply_overrides, read_recipe, stages_of
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "pipelines").glob("*.toml"))

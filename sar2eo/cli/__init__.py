@@ -22,20 +22,20 @@ from sar2eo.errors import Sar2eoError, Sar2eoWarning, one_line
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
-    "build-pairs": ("pairing", "build_pairs_command", "Cut SAR and EO scenes into paired chips."),
-    "confidence": ("confidence", "confidence_command", "Test whether a model's variance finds changes."),
-    "coregister": ("coregistering", "coregister_command", "Move a scene to where it lies on another one."),
-    "evaluate-matcher": ("match_evaluating", "evaluate_matcher_command", "Measure what a matcher is worth."),
-    "evaluate": ("evaluating", "evaluate_command", "Measure what a model is worth on pairs."),
-    "info": ("describing", "info", "Show what a SAR scene is and how it will be read."),
-    "match": ("matching", "match_command", "Find an optical image in a SAR image."),
-    "model": ("modelling", "model", "Make, import and describe checkpoints."),
-    "run": ("recipes", "run", "Run a recipe, a TOML file."),
-    "simulate": ("simulating", "simulate", "Simulate a pair of SAR and EO scenes with known truth."),
-    "train-matcher": ("matcher_training", "train_matcher_command", "Train a matcher on pairs."),
-    "train-vae": ("vae_training", "train_vae_command", "Train a VAE on the images of pairs."),
-    "train": ("training", "train_command", "Fine-tune a model on pairs of SAR and EO images."),
-    "translate": ("translating", "translate_command", "Translate SAR scenes into EO images (COGs)."),
+    "build-pairs": ("build_pairs", "build_pairs_command", "Cut SAR and EO scenes into paired chips."),
+    "confidence": ("evaluate", "confidence_command", "Test whether a model's variance finds changes."),
+    "coregister": ("coregister", "coregister_command", "Move a scene to where it lies on another one."),
+    "evaluate-matcher": ("evaluate", "evaluate_matcher_command", "Measure what a matcher is worth."),
+    "evaluate": ("evaluate", "evaluate_command", "Measure what a model is worth on pairs."),
+    "info": ("info", "info", "Show what a SAR scene is and how it will be read."),
+    "match": ("match", "match_command", "Find an optical image in a SAR image."),
+    "model": ("model", "model", "Make, import and describe checkpoints."),
+    "run": ("run", "run", "Run a recipe, a TOML file."),
+    "simulate": ("simulate", "simulate", "Simulate a pair of SAR and EO scenes with known truth."),
+    "train-matcher": ("train", "train_matcher_command", "Train a matcher on pairs."),
+    "train-vae": ("train", "train_vae_command", "Train a VAE on the images of pairs."),
+    "train": ("train", "train_command", "Fine-tune a model on pairs of SAR and EO images."),
+    "translate": ("translate", "translate_command", "Translate SAR scenes into EO images (COGs)."),
 }
 _INTERRUPTED = 130
 

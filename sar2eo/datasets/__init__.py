@@ -3,8 +3,8 @@
 from sar2eo.datasets.augmentation import Augmentation
 from sar2eo.datasets.latents import CachedLatents, build_latent_cache
 from sar2eo.datasets.loading import Batch, Order, batches, collate
-from sar2eo.datasets.opening import open_dataset
 from sar2eo.datasets.pairs import PairsDataset
+from sar2eo.datasets.registry import open_dataset
 
 __all__ = [
     "Augmentation",

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.datasets.draws import Purpose, permutation, uniform
+from sar2eo.datasets.loading import Purpose, permutation, uniform
 from sar2eo.errors import SettingsError
 
 __all__ = ["ORIENTATIONS", "Augmentation", "Place", "orient"]

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.datasets.augmentation import Augmentation
-from sar2eo.datasets.pairs import Pair, PairsDataset
-from sar2eo.datasets.rasters import raster
+from sar2eo.datasets.pairs import Pair, PairsDataset, raster
 from sar2eo.errors import PairsError
-from sar2eo.grid import Grid
+from sar2eo.geo.grid import Grid
 
 __all__ = ["BuiltPairs"]
 

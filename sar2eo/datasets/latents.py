@@ -18,15 +18,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation
 from sar2eo.datasets.loading import Samples
 from sar2eo.datasets.pairs import PairsDataset
-from sar2eo.durable import write_atomically
 from sar2eo.errors import PairsError, SettingsError
+from sar2eo.model.network import pooled_validity
+from sar2eo.store.atomic import write_atomically
 
-__all__ = ["CachedLatents", "build_latent_cache", "pooled_validity"]
+__all__ = ["CachedLatents", "build_latent_cache"]
 
 _MANIFEST = "latents.json"
 _VERSION = 2
@@ -190,21 +190,6 @@ def build_latent_cache(
             shard = _encoded(fixed, images, encode, batch, factor, dtype)
             write_atomically(path, save(shard))
     return CachedLatents(folder)
-
-
-def pooled_validity(valid: Tensor, factor: int) -> Tensor:
-    """Return which latent pixels are of valid pixels alone.
-
-    Parameters
-    ----------
-    valid : Tensor, shape (B, 1, H, W)
-        0 or 1.
-
-    Returns
-    -------
-    Tensor, shape (B, 1, H / factor, W / factor)
-    """
-    return 1 - max_pool2d(1 - valid, factor)
 
 
 def _encoded(

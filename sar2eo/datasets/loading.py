@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sar2eo.datasets.draws import Purpose, permutation
 from sar2eo.errors import PairsError, Sar2eoError, SettingsError
 
-__all__ = ["Batch", "Order", "Samples", "batches", "collate"]
+__all__ = ["Batch", "Order", "Purpose", "Samples", "batches", "collate", "permutation", "uniform"]
 
 Batch = dict[str, Any]
 """Tensors with a leading axis of images, and lists of everything else."""
@@ -222,3 +222,42 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
         else:
             batch[key] = values
     return batch
+
+
+_WORD = 2**64
+
+
+class Purpose(IntEnum):
+    """What is drawn; each has a stream of its own under one seed."""
+
+    ORDER = 1
+    AUGMENTATION = 2
+    CROPS = 3
+    SPLIT = 4
+    GAIN = 5
+
+
+def uniform(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.float64]:
+    """Draw `count` numbers in [0, 1) that belong to (seed, purpose, epoch, index).
+
+    Raises
+    ------
+    SettingsError
+        If one of them is not 0 to 2**64 - 1.
+    """
+    words = _words(seed, purpose, epoch, index, count)
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.intp]:
+    """Return 0 ... count - 1 in an order that belongs to (seed, purpose, epoch, index)."""
+    return np.argsort(_words(seed, purpose, epoch, index, count), kind="stable")
+
+
+def _words(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.uint64]:
+    for name, value in {"seed": seed, "epoch": epoch, "index": index}.items():
+        if not 0 <= value < _WORD:
+            raise SettingsError(f"{name}={value}: must be 0 to 2**64 - 1")
+    # The lower half of the counter is left to the run of words.
+    counter = (epoch << 128) + (index << 192)
+    return np.random.Philox(key=seed + _WORD * purpose, counter=counter).random_raw(count)

@@ -9,20 +9,20 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sar2eo.card import InputCard
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
 from sar2eo.datasets.loading import Samples
 from sar2eo.errors import PairsError
-from sar2eo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
+from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
+from sar2eo.model.card import InputCard
 
-__all__ = ["Pair", "PairsDataset"]
+__all__ = ["Pair", "PairsDataset", "Raster", "picture", "raster"]
 
 _HELD_BYTES = 512 * 2**20
 _SAMPLED_FILES, _SAMPLED_BYTES = 32, 65536
@@ -87,11 +87,11 @@ class PairsDataset(Samples):
     polarisations : sequence of str
         Of the SAR images, in the order of their bands.
     quantity, calibration : str
-        What a model trained on them should be told (see `sar2eo.radiometry`).
+        What a model trained on them should be told (see `sar2eo.geo.radiometry`).
     gsd_m : float or None
         Ground sample distance in true ground metres.
     scaling : {"p99"} or float
-        Amplitude that becomes 1, as a card says it (see `sar2eo.card.InputCard`).
+        Amplitude that becomes 1, as a card says it (see `sar2eo.model.card.InputCard`).
     augmentation : Augmentation
 
     Attributes
@@ -294,3 +294,62 @@ def _stat_size(path: Path) -> int:
 def _tensor(values: FloatArray, place: Place) -> Tensor:
     # A copy: turned views have negative strides, and repeated channels share memory.
     return torch.from_numpy(np.array(orient(values, place.orientation), order="C"))
+
+
+class Raster(NamedTuple):
+    """Values of shape (band, row, col), and where they are, of shape (row, col)."""
+
+    values: npt.NDArray[Any]
+    valid: npt.NDArray[np.bool_]
+
+
+def raster(path: Path) -> Raster:
+    """Read a GeoTIFF with its mask; a scale and an offset are applied.
+
+    Raises
+    ------
+    PairsError
+        If it cannot be read.
+    """
+    import rasterio
+    from rasterio.errors import RasterioError
+
+    # A chip has no sidecar files, and looking for some lists a folder of thousands each time.
+    environment = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
+    try:
+        with environment, rasterio.open(path) as file:
+            values, valid = file.read(), file.dataset_mask() > 0
+            scales, offsets = file.scales, file.offsets
+    except (RasterioError, OSError) as error:
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_line(error)})") from error
+    if any(scale != 1 for scale in scales) or any(offsets):
+        values = values * _by_band(scales) + _by_band(offsets)
+    if values.dtype.kind == "f":
+        valid &= np.isfinite(values).all(axis=0)
+    return Raster(values, valid)
+
+
+def picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
+    """Read a PNG or JPEG as shape (band, row, col), of Pillow's `mode` (L or RGB).
+
+    Raises
+    ------
+    PairsError
+        If it cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            values = np.asarray(file.convert(mode))
+    except (UnidentifiedImageError, OSError) as error:
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_line(error)})") from error
+    return np.moveaxis(np.atleast_3d(values), -1, 0)
+
+
+def _by_band(numbers: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    return np.asarray(numbers, np.float32)[:, None, None]
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

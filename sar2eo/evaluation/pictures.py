@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sar2eo.evaluation.object_scores import enlarged
+from sar2eo.evaluation.confidence.objects import enlarged
 
 __all__ = ["Case", "Pictures", "draw_pictures", "limits"]
 

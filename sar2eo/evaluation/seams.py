@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.feather import axis_spans
-from sar2eo.windows import Lattice
+from sar2eo.geo.blending import axis_spans
+from sar2eo.geo.windows import Lattice
 
 __all__ = ["Seams", "measure_disagreement", "measure_seams"]
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
-from sar2eo.pairs.alignment import Displacement
+from sar2eo.matching.shifts import Displacement
 
 __all__ = ["SceneDrift", "fit_drift", "predicted_shifts"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,20 +15,21 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
-from sar2eo.durable import refuse
-from sar2eo.grid import Grid
-from sar2eo.pairs.cells import Cell
-from sar2eo.pairs.scenes import SarScene
-from sar2eo.pairs.shifting import read_shifted
+from sar2eo.geo.chip_lattice import Cell
+from sar2eo.geo.grid import Grid
+from sar2eo.scenes.resampler import read_shifted
+from sar2eo.scenes.sar_scene import SarScene
+from sar2eo.store.atomic import refuse
+from sar2eo.store.fingerprint import checksum
 
-__all__ = ["ChipPair", "Eo", "checksum", "cut_pair", "write_pair"]
+__all__ = ["ChipPair", "Eo", "cut_pair", "write_pair"]
 
 BoolArray = npt.NDArray[np.bool_]
 _BLOCK = 512
 
 
 class Eo(Protocol):
-    """What is needed of an EO scene (`sar2eo.pairs.optical.EoScene`)."""
+    """What is needed of an EO scene (`sar2eo.scenes.optical.EoScene`)."""
 
     def read_onto(self, grid: Grid) -> Any:
         """Return rgb uint8 (3, row, col), valid bool (row, col), cloud bool (row, col) or None."""
@@ -177,11 +177,6 @@ def write_pair(
             refuse(error, path.parent, len(data))
         checksums.append(checksum(data))
     return checksums[0], checksums[1]
-
-
-def checksum(data: bytes) -> str:
-    """Return the CRC-32 of a file's bytes as eight hexadecimal digits."""
-    return f"{zlib.crc32(data):08x}"
 
 
 def _encoded(

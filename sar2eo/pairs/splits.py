@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from pyproj import Transformer
+from scipy.spatial import cKDTree
 
-from sar2eo.pairs.distances import Chips, near, smallest_distance
-from sar2eo.recipe import PairsSettings
+from sar2eo.settings import PairsSettings
 
-__all__ = ["SPLITS", "Assignment", "assign", "block_names", "split_of"]
+__all__ = ["SPLITS", "Assignment", "Chips", "assign", "block_names", "near", "smallest_distance", "split_of"]
 
 SPLITS = ("train", "val", "test")
 BLOCK_CRS = "EPSG:6933"
@@ -145,3 +148,135 @@ def _audit(
         "test": settings.test,
         "seed": settings.seed,
     }
+
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+_EARTH_M = 6_371_008.8
+_PLANE_M = 50_000.0
+# Chips that share less of their area than this touch: a lattice is not exact to the last digit.
+_TOUCHING = 1e-3
+# Pairs of chips that are measured at once, or little more: about 1 kB each.
+_AT_ONCE = 500_000
+
+
+@dataclass(frozen=True, eq=False)
+class Chips:
+    """Quadrilaterals on the ellipsoid.
+
+    Parameters
+    ----------
+    corners : ndarray of float64, shape (chip, 4, 2)
+        Longitude and latitude in degrees, in order around the chip.
+    """
+
+    corners: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def __getitem__(self, chosen: npt.NDArray[np.integer] | BoolArray) -> Chips:
+        return Chips(self.corners[chosen])
+
+    @cached_property
+    def distinct(self) -> tuple[Chips, npt.NDArray[np.intp]]:
+        """Chips of different corners, and which of them each chip is; of many dates, one place is left."""
+        flat, which = np.unique(self.corners.reshape(len(self), -1), axis=0, return_inverse=True)
+        return Chips(flat.reshape(-1, *self.corners.shape[1:])), which.reshape(-1)
+
+    @cached_property
+    def points(self) -> FloatArray:
+        """Corners in Earth-centred metres, shape (chip, 4, 3)."""
+        to_earth = Transformer.from_crs("EPSG:4326", "EPSG:4978", always_xy=True)
+        lon, lat = self.corners[..., 0], self.corners[..., 1]
+        return np.stack(to_earth.transform(lon, lat, np.zeros_like(lon)), axis=-1)
+
+    @cached_property
+    def centres(self) -> FloatArray:
+        """Means of the corners in Earth-centred metres, shape (chip, 3)."""
+        return np.asarray(self.points.mean(axis=1))
+
+    @cached_property
+    def radius(self) -> float:
+        """Largest distance of a corner from its chip's centre, in metres; 0 without chips."""
+        offsets = self.points - self.centres[:, None]
+        return float(np.linalg.norm(offsets, axis=-1).max(initial=0.0))
+
+    @cached_property
+    def tree(self) -> cKDTree:
+        """Index of the centres."""
+        return cKDTree(self.centres)
+
+
+def near(chips: Chips, others: Chips, metres: float) -> BoolArray:
+    """Tell which chips are nearer than `metres` to one of the others, or share ground with it.
+
+    Returns
+    -------
+    ndarray of bool, shape (chip,)
+    """
+    if not len(chips) or not len(others):
+        return np.zeros(len(chips), dtype=bool)
+    (ours, which), (theirs, _) = chips.distinct, others.distinct
+    found = np.zeros(len(ours), dtype=bool)
+    for left, right in _pairs(ours, theirs, metres + ours.radius + theirs.radius):
+        distance, shared = _measured(ours, theirs, left, right)
+        found[left[(distance < metres) | (shared > _TOUCHING)]] = True
+    return np.asarray(found[which])
+
+
+def smallest_distance(chips: Chips, others: Chips) -> float | None:
+    """Return the smallest distance in metres between one set of chips and another; None if one is empty."""
+    if not len(chips) or not len(others):
+        return None
+    (ours, _), (theirs, _) = chips.distinct, others.distinct
+    nearest, index = theirs.tree.query(ours.centres)
+    best = int(nearest.argmin())
+    bound, _ = _measured(ours, theirs, np.array([best]), np.array([int(index[best])]))
+    # No pair with centres farther apart than this can be nearer than the pair just measured.
+    pairs = _pairs(ours, theirs, float(bound[0]) + ours.radius + theirs.radius + 1.0)
+    return min(float(_measured(ours, theirs, left, right)[0].min()) for left, right in pairs)
+
+
+def _pairs(
+    chips: Chips, others: Chips, metres: float
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
+    """Yield pairs of chips and others, as indexes, with centres no farther apart than `metres`."""
+    counts = others.tree.query_ball_point(chips.centres, metres, return_length=True)
+    runs = np.cumsum(counts) // _AT_ONCE
+    for run in np.split(np.arange(len(chips)), np.flatnonzero(np.diff(runs)) + 1):
+        if counts[run].any():
+            lists = others.tree.query_ball_point(chips.centres[run], metres)
+            right = np.array([at for found in lists for at in found], dtype=np.intp)
+            yield np.repeat(run, counts[run]), right
+
+
+def _measured(
+    chips: Chips, others: Chips, left: npt.NDArray[np.intp], right: npt.NDArray[np.intp]
+) -> tuple[FloatArray, FloatArray]:
+    """Distances in metres of pairs of chips, and the share of the smaller one that both cover."""
+    origin = chips.centres[left]
+    up = origin / np.linalg.norm(origin, axis=-1, keepdims=True)
+    # Any two directions across `up` will do: distances do not care where east is.
+    helper = np.where(np.abs(up[:, 2:]) < 0.9, [[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]])
+    east = np.cross(helper, up)
+    east /= np.linalg.norm(east, axis=-1, keepdims=True)
+    north = np.cross(up, east)
+
+    def flat(points: FloatArray) -> npt.NDArray[np.object_]:
+        offsets = points - origin[:, None]
+        plane = np.stack([(offsets * east[:, None]).sum(-1), (offsets * north[:, None]).sum(-1)], axis=-1)
+        polygons: npt.NDArray[np.object_] = shapely.polygons(plane)
+        return polygons
+
+    ours, theirs = flat(chips.points[left]), flat(others.points[right])
+    distance = shapely.distance(ours, theirs)
+    smaller = np.minimum(shapely.area(ours), shapely.area(theirs))
+    shared = np.where(distance == 0, shapely.area(shapely.intersection(ours, theirs)) / smaller, 0.0)
+    far = distance > _PLANE_M
+    if far.any():
+        ends = chips.points[left[far]][:, :, None] - others.points[right[far]][:, None]
+        chord = np.linalg.norm(ends, axis=-1).min(axis=(1, 2))
+        distance[far] = 2 * _EARTH_M * np.arcsin(np.minimum(chord / (2 * _EARTH_M), 1.0))
+    return distance, shared

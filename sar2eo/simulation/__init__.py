@@ -5,13 +5,7 @@ the SAR is shifted against the EO are all known. The pictures resemble Sentinel-
 they are simple models of what a sensor sees, not radiative transfer.
 """
 
-from sar2eo.simulation.files import (
-    SETTINGS_TAG,
-    make_folder,
-    simulated_before,
-    write_pair,
-    write_scene,
-)
+from sar2eo.simulation.files import SETTINGS_TAG, make_folder, simulated_before, write_pair, write_scene
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene, simulate_pair, simulate_scene

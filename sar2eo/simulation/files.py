@@ -14,7 +14,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from sar2eo.errors import OutputError
-from sar2eo.quiet import unplaced_is_fine
+from sar2eo.geo.raster_warnings import unplaced_is_fine
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 
-from sar2eo.grid import Grid
+from sar2eo.geo.grid import Grid
 from sar2eo.simulation.landscape import Landscape, make_landscape
 from sar2eo.simulation.objects import ObjectKind, Objects, ObjectState, PlantedObject, plant_objects
 from sar2eo.simulation.optics import render_eo

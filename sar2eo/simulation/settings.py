@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from sar2eo.errors import PolarisationError, SettingsError
-from sar2eo.radiometry import POLARISATIONS
+from sar2eo.geo.radiometry import POLARISATIONS
 
 __all__ = ["MARGIN", "MAX_SHIFT", "SimulationSettings"]
 

@@ -22,11 +22,11 @@ import torch
 from accelerate import Accelerator
 
 from sar2eo.errors import TrainingError
-from sar2eo.recipe import LoopSettings
-from sar2eo.training.folder import Recorder, RunFolder, record
-from sar2eo.training.hardware import environment_of
-from sar2eo.training.phases import Phase
-from sar2eo.training.state import State, States
+from sar2eo.settings import LoopSettings
+from sar2eo.training.accelerator import environment_of
+from sar2eo.training.phase import Phase
+from sar2eo.training.run_folder import Recorder, RunFolder, record
+from sar2eo.training.states import State, States
 from sar2eo.training.task import Batch, Task
 
 __all__ = ["Outcome", "Progress", "identity_of", "run_loop"]
@@ -75,14 +75,14 @@ def run_loop(
     ----------
     task : Task
     accelerator : Accelerator
-        From `sar2eo.training.hardware.create_accelerator`.
+        From `sar2eo.training.accelerator.create_accelerator`.
     settings : LoopSettings
     batches : callable
         Of first and last step (excluded) to this process's batches, ``settings.accumulate`` for each step.
     validation : callable or None
         Returns the validation batches, the same every time.
     out : Path
-        Run folder (see `sar2eo.training.folder`).
+        Run folder (see `sar2eo.training.run_folder`).
     identity : mapping
         From `identity_of`.
     progress : callable or None

@@ -10,28 +10,22 @@ from typing import Any
 import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
-from sar2eo.diffusion import schedule_config
 from sar2eo.errors import SettingsError, TrainingWarning
-from sar2eo.hub import find_folder
-from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher, values_sha256
-from sar2eo.matching.dcdm.examining import pixel_multiple
+from sar2eo.matching.dcdm.evidence import pixel_multiple
 from sar2eo.matching.dcdm.losses import WINDOW
+from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
 from sar2eo.matching.dcdm.network import MatchingDenoiser
-from sar2eo.pretrained import pretrained_vae
-from sar2eo.recipe import DataSettings, MatcherRecipe, MatcherSettings, checked
-from sar2eo.recipe.tables import changed
-from sar2eo.training.feeding import training_batches
-from sar2eo.training.hardware import create_accelerator
+from sar2eo.model.diffusion import schedule_config
+from sar2eo.model.hub import find_folder
+from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, checked
+from sar2eo.settings.toml import changed
+from sar2eo.training.accelerator import create_accelerator
 from sar2eo.training.loop import Outcome, Progress
-from sar2eo.training.matcher_calibration import calibrate_matcher
 from sar2eo.training.matcher_task import MatcherTask
-from sar2eo.training.preparing import (
-    Preparation,
-    checked_identity,
-    chosen_data,
-    open_held_out,
-)
+from sar2eo.training.matcher_threshold import calibrate_matcher
+from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 
 __all__ = ["prepare_matcher_training", "run_matcher_training", "train_matcher"]
 

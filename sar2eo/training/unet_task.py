@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from sar2eo.card import Card
-from sar2eo.checkpoint import Checkpoint, save_checkpoint
-from sar2eo.datasets.latents import pooled_validity
-from sar2eo.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
 from sar2eo.errors import SettingsError
-from sar2eo.layout import TRAIN_TIMESTEPS
-from sar2eo.network import decode_latents, encode_images, split_prediction, variance_of
-from sar2eo.recipe import TrainSettings
-from sar2eo.training.adapters import add_adapters, plain_unet
-from sar2eo.training.pictures import contact_sheet
-from sar2eo.training.task import Batch, Facts
+from sar2eo.model.card import Card
+from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
+from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.model.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
+from sar2eo.model.network import decode_latents, encode_images, pooled_validity, split_prediction, variance_of
+from sar2eo.model.weights import create_empty
+from sar2eo.settings import TrainSettings
+from sar2eo.training.task import Batch, Facts, contact_sheet
 
-__all__ = ["UNetTask"]
+__all__ = ["UNetTask", "add_adapters", "plain_unet"]
 
 VALIDATION_TIMESTEPS = (50, 250, 500, 750, 950)
 _SAMPLED_PAIRS, _SAMPLED_STEPS = 4, 10
@@ -224,3 +224,49 @@ def _psnr(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     count = valid.sum(dim=(1, 2, 3)) * truth.shape[1]
     mean = error[count > 0] / count[count > 0]
     return -10 * mean.clamp(min=1e-10).log10()
+
+
+_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+_WHOLE = ("conv_in", "conv_out")  # they hold what the base lacks: the SAR's channels and the variance
+
+
+def add_adapters(unet: UNet2DConditionModel, rank: int, seed: int) -> None:
+    """Freeze a U-Net but for adapters of its attention, and its first and last convolution, in place.
+
+    Parameters
+    ----------
+    unet : UNet2DConditionModel
+    rank : int
+        Of the adapters; they are scaled by 1, and start without effect.
+    seed : int
+        Of their first values.
+
+    Raises
+    ------
+    SettingsError
+        If it has no attention to adapt.
+    """
+    names = {name for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
+    if not any(name.endswith(tuple(_TARGETS)) for name in names):
+        raise SettingsError(f"lora={rank}: the base's U-Net has no attention to adapt; train it whole")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_TARGETS), unet)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith(_WHOLE))
+
+
+def plain_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return a U-Net of its own with the same weights on the CPU, adapters merged into them."""
+    weights = {
+        name.replace(".base_layer.", "."): tensor.detach().cpu().clone()
+        for name, tensor in unet.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, module in unet.named_modules():
+        if isinstance(module, Linear):
+            delta: Tensor = module.get_delta_weight("default")
+            weights[f"{name}.weight"] += delta.detach().cpu()
+    plain: UNet2DConditionModel = create_empty(UNet2DConditionModel, unet.config)
+    plain.load_state_dict(weights, assign=True)
+    return plain

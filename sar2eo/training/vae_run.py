@@ -9,20 +9,14 @@ from typing import Any
 import numpy as np
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
-from sar2eo.pretrained import pretrained_vae
-from sar2eo.recipe import DataSettings, VaeRecipe, VaeSettings, checked
-from sar2eo.recipe.tables import changed
-from sar2eo.training.base import parts_sha256
-from sar2eo.training.feeding import training_batches
-from sar2eo.training.hardware import create_accelerator
+from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, checked
+from sar2eo.settings.toml import changed
+from sar2eo.training.accelerator import create_accelerator
 from sar2eo.training.loop import Outcome, Progress
-from sar2eo.training.preparing import (
-    Preparation,
-    checked_identity,
-    chosen_data,
-    open_held_out,
-)
+from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
+from sar2eo.training.unet_run import parts_sha256
 from sar2eo.training.vae_task import VaeTask
 
 __all__ = ["prepare_vae_training", "run_vae_training", "train_vae"]

@@ -12,21 +12,27 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sar2eo.checkpoint import write_part
 from sar2eo.errors import SettingsError
-from sar2eo.layout import vae_facts, write_json
-from sar2eo.network import Vae, create_autoencoder, raw_latents
-from sar2eo.recipe import VaeSettings
-from sar2eo.training.adversary import (
-    PatchDiscriminator,
-    discriminator_loss,
-    generator_loss,
-    only_where_valid,
-)
+from sar2eo.model.checkpoint import write_part
+from sar2eo.model.checkpoint_files import vae_facts, write_json
+from sar2eo.model.network import Vae, create_autoencoder, raw_latents
+from sar2eo.settings import VaeSettings
 from sar2eo.training.task import Batch, Facts
-from sar2eo.training.texture import BLOCK, texture_error
-from sar2eo.training.vae_losses import absolute_error, balanced, divergence, gradient_error, squared_error
-from sar2eo.training.vae_measures import Moments, Tally
+from sar2eo.training.vae_losses import (
+    BLOCK,
+    Moments,
+    PatchDiscriminator,
+    Tally,
+    absolute_error,
+    balanced,
+    discriminator_loss,
+    divergence,
+    generator_loss,
+    gradient_error,
+    only_where_valid,
+    squared_error,
+    texture_error,
+)
 
 __all__ = ["NOTES", "VaeNetwork", "VaeTask"]
 
@@ -246,7 +252,7 @@ class VaeTask:
         """Write ``vae/`` in diffusers' layout, its latents measured, and ``vae.json`` with the figures.
 
         The mean and standard deviation of each latent channel of EO images (of SAR images, where only
-        those are trained on) go into the configuration, by which `sar2eo.network.encode_images` scales
+        those are trained on) go into the configuration, by which `sar2eo.model.network.encode_images` scales
         latents: it is EO latents that are noised and denoised, and SAR latents differ in both. What is
         scaled already stays so where the encoder is kept.
         """

@@ -7,9 +7,10 @@ import threading
 import time
 from typing import Any
 
-from sar2eo import telemetry
-from sar2eo.models import ModelSpec, Translation, resolve_model
-from sar2eo.radiometry import to_eo_bytes
+from sar2eo.compute import counters
+from sar2eo.geo.radiometry import to_eo_bytes
+from sar2eo.model.interface import Translation
+from sar2eo.model.spec import ModelSpec, resolve_model
 
 _DEVICE = threading.Lock()
 
@@ -31,7 +32,7 @@ class Sleeper:
         self._seconds = seconds
 
     def translate(self, sar, origins):
-        with _DEVICE, telemetry.timed("model_seconds"):
+        with _DEVICE, counters.timed("model_seconds"):
             until = time.perf_counter() + self._seconds * len(sar)
             eo = to_eo_bytes(sar)
             time.sleep(max(0.0, until - time.perf_counter()))

@@ -7,7 +7,7 @@ from measuring import Baseline
 from rasterio.windows import Window
 
 import sar2eo
-from sar2eo import cluster
+from sar2eo.compute import cluster
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
 
 SIZE, CHIP = 2048, 256

@@ -4,8 +4,8 @@ from functools import partial
 
 from measuring import Baseline, python, run
 
-from sar2eo.bases import init_checkpoint
-from sar2eo.compiling import CACHE_VARIABLE
+from sar2eo.model.compile_cache import CACHE_VARIABLE
+from sar2eo.model.creation import init_checkpoint
 
 ROUNDS = 3
 FEWER = 0.6  # most of what is left is Python's and torch's own start
@@ -13,7 +13,7 @@ FEWER = 0.6  # most of what is left is Python's and torch's own start
 PROGRAM = """
 import sys, warnings
 import numpy as np
-from sar2eo.models import resolve_model
+from sar2eo.model.spec import resolve_model
 
 warnings.simplefilter("ignore")
 spec = resolve_model(sys.argv[1], compile=sys.argv[2] == "compiled", device="cpu", dtype="float32", steps=2)

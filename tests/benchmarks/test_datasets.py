@@ -4,13 +4,13 @@ import itertools
 
 import rasterio
 import torch
-from dataset_fixtures import built_pairs
 from measuring import Baseline
+from support.dataset_fixtures import built_pairs
 
 from sar2eo.datasets import Augmentation, build_latent_cache, open_dataset
 from sar2eo.datasets.pairs import _Held
-from sar2eo.network import create_vae
-from sar2eo.recipe import DataSettings
+from sar2eo.model.network import create_vae
+from sar2eo.settings import DataSettings
 
 PAIRS, ENCODED, SIDE = 64, 4, 256
 

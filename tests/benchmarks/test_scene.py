@@ -4,7 +4,7 @@ import rasterio
 from material import swath
 from measuring import Baseline
 
-from sar2eo.scene import open_scene
+from sar2eo.scenes import open_scene
 
 ROWS, COLS = 17_000, 26_000
 

@@ -13,12 +13,12 @@ from measuring import Ratio
 from stand_in import stand_in
 
 import sar2eo
-from sar2eo import archive
-from sar2eo.cluster import running
-from sar2eo.computing import collect_telemetry
-from sar2eo.outputs import Outputs
-from sar2eo.recipe import TranslateRecipe, TranslateSettings
-from sar2eo.writing import WriteSettings, Writing
+from sar2eo.compute.cluster import running
+from sar2eo.compute.dask_run import collect_telemetry
+from sar2eo.results.files import Outputs
+from sar2eo.settings import TranslateRecipe, TranslateSettings
+from sar2eo.translation import archive
+from sar2eo.translation.writer import WriteSettings, Writing
 
 WINDOWS_A_SECOND = 20
 BUSY = 0.95

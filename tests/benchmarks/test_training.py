@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from dataset_fixtures import built_pairs
 from measuring import Baseline
+from support.dataset_fixtures import built_pairs
 
-from sar2eo.bases import init_checkpoint
-from sar2eo.recipe import DataSettings, TrainRecipe, TrainSettings
-from sar2eo.training.fine_tuning import prepare_training
-from sar2eo.training.phases import Phase
+from sar2eo.model.creation import init_checkpoint
+from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings
+from sar2eo.training.phase import Phase
+from sar2eo.training.unet_run import prepare_training
 
 pytestmark = pytest.mark.benchmark_only
 

@@ -11,12 +11,12 @@ from measuring import Baseline, cpu_features, matrix_products
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sar2eo.card import Card
-from sar2eo.checkpoint import Checkpoint, save_checkpoint
-from sar2eo.diffusion import create_scheduler, sample, schedule_config
-from sar2eo.models import resolve_model
-from sar2eo.network import create_vae
-from sar2eo.translator import DiffusionTranslator
+from sar2eo.model.card import Card
+from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
+from sar2eo.model.diffusion import create_scheduler, sample, schedule_config
+from sar2eo.model.network import create_vae
+from sar2eo.model.spec import resolve_model
+from sar2eo.model.translator import DiffusionTranslator
 
 ARCHITECTURE = {
     "sample_size": 64,

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import CheckpointError, PolarisationError, SettingsError
-from sar2eo.layout import files_sha256
-from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
+from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
 from sar2eo.matching.drift import SceneDrift, fit_drift
-from sar2eo.pairs.alignment import Aligner, Displacement, LocalShift
+from sar2eo.matching.shifts import Aligner, Displacement, LocalShift
+from sar2eo.model.checkpoint_files import files_sha256
 
 __all__ = ["DcdmAligner", "find_learned", "folder_of", "matcher_sha256"]
 
@@ -159,7 +159,7 @@ class DcdmAligner:
         return self._card.fits_gsd(*sizes_m)
 
     def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
-        """Find the shift of the middle of a neighbourhood; see `sar2eo.pairs.alignment.Aligner`."""
+        """Find the shift of the middle of a neighbourhood; see `sar2eo.matching.shifts.Aligner`."""
         if sar.ndim != 3 or len(sar) != len(self.polarisations):
             raise PolarisationError(
                 f"sar of shape {sar.shape}: the matcher wants {', '.join(self.polarisations)}"

@@ -20,10 +20,11 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from sar2eo.checkpoint import refuse_existing, whole_folder, write_pipeline
-from sar2eo.diffusion import schedule_config
 from sar2eo.errors import CheckpointError
-from sar2eo.layout import (
+from sar2eo.matching.dcdm.matcher_card import MATCHER_CARD_NAME, MatcherCard
+from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.model.checkpoint import refuse_existing, whole_folder, write_pipeline
+from sar2eo.model.checkpoint_files import (
     CONFIG,
     SCHEDULER_CONFIG,
     WEIGHTS,
@@ -31,10 +32,9 @@ from sar2eo.layout import (
     refuse_pickle,
     vae_facts,
 )
-from sar2eo.matching.dcdm.card import MATCHER_CARD_NAME, MatcherCard
-from sar2eo.matching.dcdm.network import MatchingDenoiser
-from sar2eo.network import Vae, vae_class
-from sar2eo.weights import check_weights, create_empty, disk_dtype, fill, narrow
+from sar2eo.model.diffusion import schedule_config
+from sar2eo.model.network import Vae, vae_class
+from sar2eo.model.weights import check_weights, create_empty, disk_dtype, fill, narrow
 
 __all__ = [
     "MatcherCheckpoint",
@@ -58,7 +58,7 @@ class MatcherCheckpoint:
     vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
         Frozen; of factor 8 in earnest, any in tests.
     schedule : dict
-        Noise schedule of training, as `sar2eo.diffusion.schedule_config` returns it.
+        Noise schedule of training, as `sar2eo.model.diffusion.schedule_config` returns it.
     card : MatcherCard
     """
 

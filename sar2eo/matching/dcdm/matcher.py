@@ -12,12 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sar2eo.device import default_threads, resolve_device
+from sar2eo.compute.device import default_threads, resolve_device
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.matching.dcdm.card import MatcherCard, matcher_folder
+from sar2eo.geo.radiometry import fill_invalid, to_eo_bytes, to_model_range
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, check_files, load_matcher
-from sar2eo.matching.dcdm.examining import Evidence, Images, Weights, examine, pixel_multiple
-from sar2eo.radiometry import fill_invalid, to_eo_bytes, to_model_range
+from sar2eo.matching.dcdm.evidence import Evidence, Images, Weights, examine, pixel_multiple
+from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
 
 __all__ = ["DcdmMatch", "Matcher", "match_dcdm"]
 
@@ -38,7 +38,7 @@ class DcdmMatch:
         (rows, cols): what the template shows at pixel (r, c) is found in the search image at
         (r + rows, c + cols). None where it cannot be matched.
     score : float
-        Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.similarity.match_probability`).
+        Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.evidence.match_probability`).
     threshold : float
         Of the matcher's card.
     surface : ndarray of float32, shape (H - h + 1, W - w + 1)
@@ -99,7 +99,7 @@ class Matcher:
         return load_matcher(self.folder, device=self.device)
 
     def evidence(self, images: Images, *, steps: int | None = None, seed: int = 2025) -> Evidence:
-        """Examine a batch (see `sar2eo.matching.dcdm.examining.examine`); one at a time per matcher."""
+        """Examine a batch (see `sar2eo.matching.dcdm.evidence.examine`); one at a time per matcher."""
         with self._lock:
             if self.device == "cpu" and torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)

@@ -25,9 +25,8 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sar2eo.datasets.latents import pooled_validity
-from sar2eo.matching.dcdm.attention import RegionAttention
-from sar2eo.matching.dcdm.calibration import CalibratedAttention
+from sar2eo.matching.dcdm.attention import CalibratedAttention, RegionAttention
+from sar2eo.model.network import pooled_validity
 
 __all__ = ["FEATURE_SCALE", "REGION", "Denoised", "MatchingDenoiser", "SearchContext"]
 
@@ -150,7 +149,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         template_features, search_features : Tensor
             See `features`.
         sharpness, none : Tensor
-            What turns correlations into probabilities; see `sar2eo.matching.dcdm.similarity`.
+            What turns correlations into probabilities; see `sar2eo.matching.dcdm.evidence`.
         """
         denoised = self.denoise(noisy, optical, self.encode_search(search, search_valid), timesteps)
         compared = self.features(denoised.clean), self.features(search)

@@ -1,0 +1,1 @@
+"""Where work runs: clusters, Dask runs, devices, counters."""

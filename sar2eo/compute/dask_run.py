@@ -1,0 +1,265 @@
+"""Graphs on Dask's scheduler in force: run to their end, watched, counted, and told of.
+
+Which scheduler that is, is the caller's choice: threads of this process, or the cluster of an active
+client. Counters of the workers are collected from wherever they worked.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dask.array as da
+import dask.config
+from dask.base import compute_as_if_collection, get_scheduler
+from dask.core import get_dependencies
+
+from sar2eo.compute import counters
+from sar2eo.errors import ClusterError, Sar2eoWarning
+
+__all__ = [
+    "Progress",
+    "WorkerLostError",
+    "active_client",
+    "collect_telemetry",
+    "compute_keys",
+    "paced",
+    "peak_rss_bytes",
+    "reporting",
+    "reset_telemetry",
+]
+
+Progress = Callable[[Mapping[str, float]], None]
+
+_PROGRESS_SECONDS = 1.0
+_WATCH_SECONDS = 0.5
+_LONELY_SECONDS = 60.0
+# A graph of 100,000 windows weighs 14 MB, all of it tasks: Dask's advice against data in graphs is no help.
+_GRAPH_LIMIT = {"distributed.admin.large-graph-warning-threshold": "1GB"}
+
+
+class WorkerLostError(Exception):
+    """A worker of the cluster died, or left, while a graph ran."""
+
+
+def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: bool = False) -> list[Any]:
+    """Run a graph on the scheduler in force.
+
+    Parameters
+    ----------
+    graph : mapping
+        Keys to tasks.
+    keys : list
+        What is wanted.
+    stop_on_loss : bool, optional (default: False)
+        Give up when a worker is lost, for a caller that knows better than Dask what is to be redone: Dask
+        redoes all whose results the worker held, also of tasks that were done for their effect.
+
+    Returns
+    -------
+    list
+        The values of the keys, in order.
+
+    Raises
+    ------
+    ClusterError
+        If a cluster has lost all its workers for a minute, or a task took several with it.
+    WorkerLostError
+        If asked to.
+    """
+    client = active_client()
+    if client is None:
+        return list(compute_as_if_collection(da.Array, graph, keys))
+    from distributed import CancelledError, KilledWorker
+
+    there = set(client.nthreads())
+    with dask.config.set(_GRAPH_LIMIT):
+        futures = client.get(graph, keys, sync=False)
+    stop = threading.Event()
+    reasons: list[Exception] = []
+
+    def watch() -> None:
+        lonely = 0.0
+        while not stop.wait(_WATCH_SECONDS):
+            now = set(client.nthreads())
+            lonely = 0.0 if now else lonely + _WATCH_SECONDS
+            if lonely >= _LONELY_SECONDS:
+                reasons.append(_lonely())
+            elif stop_on_loss and now and there - now:
+                reasons.append(WorkerLostError(", ".join(sorted(there - now))))
+            there.update(now)
+            if reasons:
+                # Not cancelled: the scheduler's cancelling trips over gates, which nobody wants.
+                for future in futures:
+                    future.release()
+                return
+
+    thread = threading.Thread(target=watch, name="sar2eo-watch", daemon=True)
+    thread.start()
+    try:
+        return list(client.gather(futures))
+    except CancelledError as error:
+        if reasons:
+            raise reasons[0] from error
+        raise
+    except KilledWorker as error:
+        raise ClusterError(
+            f"workers died {error.allowed_failures + 1} times at one task (out of memory?): see their logs, "
+            "then run the same command again to go on"
+        ) from error
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _lonely() -> ClusterError:
+    return ClusterError(
+        f"the cluster has had no workers for {_LONELY_SECONDS:.0f} s: start some, then run the same "
+        "command again to go on"
+    )
+
+
+def reset_telemetry() -> None:
+    """Set the counters to zero, here and on the workers of an active client."""
+    counters.reset()
+    client = active_client()
+    if client is not None:
+        client.run(counters.reset, on_error="ignore")
+
+
+def collect_telemetry() -> dict[str, float]:
+    """Sum the counters of this process and of all workers; of peak memory, the largest process."""
+    snapshots = dict([_process_snapshot()])  # a worker may be this process itself
+    client = active_client()
+    if client is not None:
+        # A worker may be lost while it is asked; its counts then are, too.
+        found = client.run(_process_snapshot, on_error="ignore")
+        snapshots |= dict(filter(None, found.values()))
+    total: Counter[str] = Counter()
+    for snapshot in snapshots.values():
+        total.update(snapshot)
+    peak = max(snapshot["peak_rss_bytes"] for snapshot in snapshots.values())
+    return {**total, "peak_rss_bytes": peak}
+
+
+@contextmanager
+def reporting(progress: Progress | None, counts: Mapping[str, float]) -> Iterator[None]:
+    """Call `progress` with the counters about once a second while the block runs, and once after."""
+    if progress is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def tell() -> None:
+        try:
+            progress({**counts, **collect_telemetry()})
+        except Exception as error:
+            # Hours of work are not to fail for the sake of a progress line.
+            warnings.warn(f"progress is not reported any more: {error}", Sar2eoWarning, stacklevel=2)
+            stop.set()
+
+    def keep_telling() -> None:
+        while not stop.wait(_PROGRESS_SECONDS):
+            tell()
+
+    thread = threading.Thread(target=keep_telling, name="sar2eo-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended = stop.is_set()
+        stop.set()
+        thread.join()
+        if not ended:
+            tell()
+
+
+def active_client() -> Any:
+    """Return the client that Dask would use now, without importing distributed where nobody did."""
+    if "distributed" not in sys.modules:
+        return None
+    client = getattr(get_scheduler(cls=da.Array), "__self__", None)
+    return client if isinstance(client, sys.modules["distributed"].Client) else None
+
+
+def peak_rss_bytes() -> float:
+    """Return the most memory that this process has held."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(found * (1 if sys.platform == "darwin" else 1024))  # kilobytes on Linux, bytes on macOS
+
+
+def _process_snapshot() -> tuple[tuple[str, int], dict[str, float]]:
+    """Return which process of which machine this is, and its counters."""
+    return (socket.gethostname(), os.getpid()), {**counters.snapshot(), "peak_rss_bytes": peak_rss_bytes()}
+
+
+Graph = dict[Any, Any]
+
+
+def paced(
+    graph: Mapping[Any, Any], stores: Sequence[Any], is_batch: Callable[[Any], bool], lead: int
+) -> Graph:
+    """Let batches wait for blocks that were due `lead` batches earlier.
+
+    Parameters
+    ----------
+    graph : mapping
+        Keys to tasks; batches are plain tuples.
+    stores : sequence of key
+        Tasks that store a block.
+    is_batch : callable
+        Whether a key is a batch's: a pair of a name and a number.
+    lead : int
+        Batches that may run ahead of the last block they complete, at least 1.
+
+    Returns
+    -------
+    dict
+        The same graph with more dependencies: none points forward, so there is no cycle.
+    """
+    result = dict(graph)
+    batches = sorted(key for key in result if is_batch(key))
+    position = {key: number for number, key in enumerate(batches)}
+    due: dict[int, list[Any]] = {}
+    for store in stores:
+        under = _batches_under(result, store, position)
+        due.setdefault(max((position[key] for key in under), default=0), []).append(store)
+    gate: Any = None
+    for turn, key in enumerate(batches):
+        if turn - lead in due:
+            earlier = due[turn - lead] if gate is None else [gate, *due[turn - lead]]
+            gate = (f"gate-{key[0]}", turn)
+            result[gate] = (_gate, earlier)
+        if gate is not None:
+            result[key] = (_after, gate, *result[key])
+    return result
+
+
+def _batches_under(graph: Graph, key: Any, position: Mapping[Any, int]) -> set[Any]:
+    """Return the batches that a task needs, looking through whatever lies between."""
+    found: set[Any] = set()
+    seen, todo = {key}, [key]
+    while todo:
+        for below in get_dependencies(graph, todo.pop()) - seen:
+            seen.add(below)
+            if below in position:
+                found.add(below)
+            else:
+                todo.append(below)
+    return found
+
+
+def _gate(_: Any) -> None:
+    return None
+
+
+def _after(_: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)

@@ -1,0 +1,267 @@
+"""`coregister`: two scenes in, one of them moved onto the other, or the reason why it cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sar2eo._version import __version__
+from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
+from sar2eo.coregistration.acceptance import LEAST, Evidence, weigh
+from sar2eo.coregistration.band_layout import layout_of
+from sar2eo.coregistration.moved_reader import MovedReader, moved_mapping
+from sar2eo.coregistration.output import (
+    geojson_of,
+    needed_bytes,
+    quiver_picture,
+    tie_rows,
+    versions,
+    write_moved,
+)
+from sar2eo.coregistration.scene_pair import ScenePair, check_fit, open_pair, tie_cells
+from sar2eo.coregistration.tie_points import Finder, finder_of, measure_ties
+from sar2eo.coregistration.transforms import MovingTransform
+from sar2eo.coregistration.work_folder import Work, fingerprint_of, is_publishing, working
+from sar2eo.errors import CoregistrationError, OutputError, SettingsError
+from sar2eo.matching.dcdm.aligner import folder_of
+from sar2eo.matching.shifts import Displacement
+from sar2eo.results.cog import check_space, check_target, publish
+from sar2eo.scenes.sar_scene import SarScene
+from sar2eo.settings import CoregisterSettings, SceneSettings
+from sar2eo.settings.toml import changed
+from sar2eo.store.atomic import write_atomically
+
+__all__ = ["coregister", "result_paths"]
+
+
+def coregister(
+    reference: str | Path,
+    moving: str | Path,
+    out: str | Path,
+    *,
+    settings: CoregisterSettings | None = None,
+    scene: SceneSettings | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    report: str | Path | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Move one of two scenes, a SAR and an optical one, to where it lies on the other.
+
+    Templates on a lattice over the overlap are matched on Dask's scheduler in force, a transform is fitted to
+    those that agree, and the moving scene is read through it on the reference's grid, so that equal pixels
+    show equal places. Beside `out` come the tie points with their residuals, ``<stem>_ties.geojson``, and a
+    picture of them, ``<stem>_ties.png``. Tie points are kept in ``<out>.partial`` until all is done: the same
+    call goes on where one was interrupted.
+
+    Parameters
+    ----------
+    reference, moving : path
+        What `sar2eo.open_scene` opens, or an optical raster, Sentinel-2 product or STAC item. They may differ
+        in CRS and pixel size.
+    out : path
+        COG, with bands, type, nodata and tags of the moving file.
+    settings : CoregisterSettings, optional
+    scene : SceneSettings, optional
+        How the SAR scene is opened.
+    overwrite : bool, optional (default: False)
+    dry_run : bool, optional (default: False)
+        Open the scenes, count tie points, and write nothing.
+    report : path, optional
+        JSON file of what was found; written also where the evidence is too thin.
+    progress : callable, optional
+        Called about once a second with counters: ties_total, ties_resumed, ties_done, then blocks_total,
+        blocks_done.
+    **changes
+        Fields of `settings` to change, as in ``transform="affine"``.
+
+    Returns
+    -------
+    dict
+        The report, as JSON values: ``transform``; ``ties``, counts; ``quality``, RMSE in pixels and metres
+        before and after, of tie points against fits that did not see them; ``points``, each of them.
+
+    Raises
+    ------
+    CoregistrationError
+        If the scenes share too little, or the evidence is too thin; nothing but the report is written.
+    SettingsError
+        For settings that do not go together, two scenes of one kind, or a result that would replace one.
+    SceneError, CheckpointError, OutputError
+        If something cannot be read or written, is not what a matcher was trained on, or does not fit on the
+        disk; before any tie point.
+    JournalError
+        If unfinished work of another call is there.
+
+    Examples
+    --------
+    >>> import sar2eo
+    >>> done = sar2eo.coregister("eo.tif", "sar.tif", "sar_on_eo.tif")  # doctest: +SKIP
+    >>> done["quality"]["after"]["rmse_px"]  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    settings = changed(settings or CoregisterSettings(), changes)
+    scene = changed(scene or SceneSettings(), {})
+    if scene.resolution is not None or scene.allow_ungeoreferenced:
+        raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
+    target, told = Path(out), None if report is None else Path(report)
+    _check_inputs(target, told, (str(reference), str(moving)))
+    _check_targets(target, told, overwrite=overwrite or dry_run)
+    finder = finder_of(settings)
+    pair = open_pair(
+        str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
+    )
+    if settings.matcher is not None:
+        check_fit(pair, folder_of(settings.matcher)[1], force=settings.force)
+    # Refused now what could not be written in the end.
+    needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
+    cells = tie_cells(pair, settings.grid, settings.points)
+    facts = {**_facts(pair, settings, finder, len(cells)), "disk_bytes": needed}
+    if len(cells) < LEAST[settings.transform]:
+        refusal = (
+            f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
+            f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
+        )
+        _tell(None if dry_run else told, {**facts, "accepted": False, "refusal": refusal})
+        raise CoregistrationError(refusal)
+    if dry_run:
+        return facts
+    if not settings.force:
+        check_space([(target.absolute().parent, needed)], elsewhere="--out")
+    reset_telemetry()
+    with working(target, fingerprint_of(pair, scene, settings, finder), overwrite=overwrite) as work:
+        # Again, now that nobody else writes here: another run may just have ended.
+        _check_targets(target, told, overwrite=overwrite)
+        ties = measure_ties(pair, cells, settings, finder, work.store, progress)
+        lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
+        evidence = weigh(ties, lattice, settings, finder.radius)
+        facts |= _found(pair, len(cells), ties, evidence)
+        if evidence.refusal is None and evidence.transform is not None:
+            _write(pair, settings, evidence.transform, facts, target, work, progress)
+            facts["out"] = str(target)
+        facts |= _spent(started)
+        _tell(told, facts)
+        if evidence.refusal is not None:
+            raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
+    return facts
+
+
+def _tell(report: Path | None, facts: dict[str, Any]) -> None:
+    if report is not None:
+        write_atomically(report, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+
+
+def result_paths(out: Path) -> tuple[Path, Path, Path]:
+    """Return the files that come of a coregistration: GeoJSON, picture, COG."""
+    return out.with_name(f"{out.stem}_ties.geojson"), out.with_name(f"{out.stem}_ties.png"), out
+
+
+def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> None:
+    """Refuse to replace a scene by what comes of it."""
+    parts = [part.split("=")[-1] for scene in scenes for part in (scene, *scene.split(","))]
+    inputs = {Path(part).resolve() for part in parts}
+    for path in (*result_paths(out), *([] if report is None else [report])):
+        if path.resolve() in inputs:
+            raise SettingsError(f"{path} is one of the scenes: give the result another name")
+
+
+def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
+    overwrite = overwrite or is_publishing(out)
+    check_target(out, overwrite)
+    for path in result_paths(out)[:2]:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists: pass --overwrite to replace it")
+    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
+        raise OutputError(f"--report {report}: is a folder, or there is none to write it into")
+
+
+def _facts(pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells: int) -> dict[str, Any]:
+    """Say what will be done, as JSON values."""
+    grid = pair.grid
+    roles = ("sar", "eo") if isinstance(pair.reference, SarScene) else ("eo", "sar")
+    return {
+        "software": f"sar2eo {__version__}",
+        "versions": versions(learned=settings.method == "dcdm"),
+        "reference": {"href": pair.reference.href, "kind": roles[0]},
+        "moving": {"href": pair.moving.href, "kind": roles[1]},
+        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
+        "settings": dataclasses.asdict(settings),
+        "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},
+        "ties": {"templates": cells},
+    }
+
+
+def _spent(started: float) -> dict[str, Any]:
+    """Say what it took, as JSON values."""
+    counters = collect_telemetry()
+    return {
+        "ties_resumed": int(counters.get("ties_resumed", 0)),
+        "seconds": {
+            "total": round(time.perf_counter() - started, 3),
+            **{name: round(counters.get(f"{name}_seconds", 0.0), 3) for name in ("tie", "warp")},
+        },
+        "peak_rss_bytes": int(counters["peak_rss_bytes"]),
+    }
+
+
+def _found(pair: ScenePair, cells: int, ties: list[Displacement], evidence: Evidence) -> dict[str, Any]:
+    """Say what the tie points told, as JSON values."""
+    across, down = pair.grid.ground_sample_distance_m()
+    size = down, across
+    transform = evidence.transform
+    return {
+        "accepted": evidence.refusal is None,
+        "refusal": evidence.refusal,
+        "ties": {
+            "templates": cells,
+            "measured": len(ties),
+            "sure": len(evidence.at),
+            "agree": int(evidence.inlier.sum()),
+            "spread": round(evidence.spread, 4),
+        },
+        "transform": None if transform is None else transform.facts(),
+        "pixel_m": [round(down, 4), round(across, 4)],
+        "quality": evidence.quality(size),
+        "points": tie_rows(ties, evidence, size),
+    }
+
+
+def _write(
+    pair: ScenePair,
+    settings: CoregisterSettings,
+    transform: MovingTransform,
+    facts: dict[str, Any],
+    target: Path,
+    work: Work,
+    progress: Progress | None,
+) -> None:
+    """Make all files beside the target, then publish them, the COG last."""
+    source, layout = layout_of(pair.moving)
+    is_sar = isinstance(pair.moving, SarScene)
+    quantity = pair.moving.quantity if isinstance(pair.moving, SarScene) else None
+    mapping = moved_mapping(pair.moving.reader, pair.grid, transform)
+    reader = MovedReader(source, mapping, pair.grid, quantity, layout.nearest)
+    tags = {
+        "TIFFTAG_SOFTWARE": facts["software"],
+        "COREGISTERED_TO": facts["reference"]["href"],
+        "COREGISTERED_FROM": facts["moving"]["href"],
+        "COREGISTRATION": json.dumps({name: facts[name] for name in ("transform", "ties", "quality")}),
+    }
+    # Of amplitude, intensities are averaged.
+    overviews = "RMS" if is_sar and quantity in ("dn", "amplitude") else "AVERAGE"
+    overviews = "NEAREST" if any(layout.nearest) else overviews
+    with work.assembling() as folder:
+        moved = write_moved(
+            reader, layout, pair.grid, folder, tags=tags, overviews=overviews, progress=progress
+        )
+        made = folder / "ties.geojson", folder / "ties.png", moved
+        made[0].write_bytes(geojson_of(facts["points"], pair.grid))
+        quiver_picture(facts["points"], pair.grid, settings.grid, made[1])
+        work.journal.begin_publishing()
+        publish(list(zip(made, result_paths(target), strict=True)))

@@ -1,0 +1,330 @@
+"""The two scenes of a coregistration: which is SAR and which optical, and where both have data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+import xarray as xr
+
+from sar2eo.errors import (
+    CoregistrationError,
+    GeoreferenceError,
+    PairsError,
+    PolarisationError,
+    RadiometryError,
+    SceneError,
+    SettingsError,
+    misfit,
+)
+from sar2eo.geo.chip_lattice import Cell, on_grid, outlines
+from sar2eo.geo.grid import Grid
+from sar2eo.geo.radiometry import nearest_polarisation, to_amplitude
+from sar2eo.matching.dcdm.matcher_card import MatcherCard
+from sar2eo.scenes.extent import scene_footprint
+from sar2eo.scenes.gdal import gdal_path
+from sar2eo.scenes.optical import EoScene, open_eo
+from sar2eo.scenes.raster import open_raster
+from sar2eo.scenes.resampler import read_onto
+from sar2eo.scenes.sar_scene import SarScene, open_sar
+from sar2eo.scenes.sources import Source
+from sar2eo.scenes.stac_input import is_stac
+from sar2eo.settings import PairsSettings, SceneSettings
+
+__all__ = ["OpticalView", "RadarView", "ScenePair", "bands_for", "check_fit", "open_pair", "tie_cells"]
+
+FloatArray = npt.NDArray[np.float32]
+Scene = SarScene | EoScene
+
+# Of a template's area, in both scenes; what has less is no place for a tie point.
+LEAST_VALID = 0.5
+# Outlines come from decimated reads: pixels decide about cells that have so much of what they need.
+_COARSE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class RadarView:
+    """A SAR scene, read onto any grid for matching.
+
+    Parameters
+    ----------
+    scene : SarScene
+    divisors : tuple of float
+        Amplitude of each polarisation that counts as 1.
+    bands : tuple of int, optional
+        Which of the polarisations are read, in order; by default all.
+    """
+
+    scene: SarScene
+    divisors: tuple[float, ...]
+    bands: tuple[int, ...] | None = None
+
+    def read(self, grid: Grid) -> FloatArray:
+        """Return amplitude over the divisors, (polarisation, row, col); NaN where there is no data.
+
+        A copy where pixels coincide, else interpolated in intensity; `grid` may reach past the scene.
+        """
+        quantity = self.scene.quantity
+        values = read_onto(self.scene.reader, grid, quantity)
+        amplitude = to_amplitude(values, quantity) / np.asarray(self.divisors, np.float32)[:, None, None]
+        return amplitude if self.bands is None else amplitude[list(self.bands)]
+
+
+@dataclass(frozen=True, eq=False)
+class OpticalView:
+    """An optical scene, read onto any grid for matching.
+
+    Parameters
+    ----------
+    scene : EoScene
+    """
+
+    scene: EoScene
+
+    def read(self, grid: Grid) -> FloatArray:
+        """Return red, green and blue from 0 to 255, (row, col, 3); NaN where there is no data, or cloud."""
+        patch = self.scene.read_onto(grid)
+        clear = patch.valid if patch.cloud is None else patch.valid & ~patch.cloud
+        image = np.moveaxis(patch.rgb, 0, -1).astype(np.float32)
+        image[~clear] = np.nan
+        return image
+
+
+@dataclass(frozen=True, eq=False)
+class ScenePair:
+    """Two scenes, one SAR and one optical.
+
+    Parameters
+    ----------
+    reference, moving : SarScene or EoScene
+    overlap : Polygon or MultiPolygon
+        Where both have data, in the CRS of the reference's grid.
+    """
+
+    reference: Scene
+    moving: Scene
+    overlap: Any
+
+    @property
+    def sar(self) -> SarScene:
+        """The SAR one."""
+        return self.reference if isinstance(self.reference, SarScene) else self.moving  # type: ignore[return-value]
+
+    @property
+    def eo(self) -> EoScene:
+        """The optical one."""
+        return self.reference if isinstance(self.reference, EoScene) else self.moving  # type: ignore[return-value]
+
+    @property
+    def grid(self) -> Grid:
+        """The reference's."""
+        return self.reference.grid
+
+
+def open_pair(
+    reference: str, moving: str, *, scene: SceneSettings, eo_range: tuple[float, float]
+) -> ScenePair:
+    """Open two scenes, find out what they are, and where they meet.
+
+    What names polarisations is SAR; what has red, green and blue is optical; anything else is opened as
+    SAR.
+
+    Raises
+    ------
+    SceneError
+        If one cannot be opened, or is neither.
+    SettingsError
+        If both are SAR, or both optical: thresholds are known for SAR against optical alone.
+    GeoreferenceError
+        If the reference is not north-up.
+    CoregistrationError
+        If they share no place.
+    """
+    (first, first_outline), (second, second_outline) = (
+        _opened(href, scene, eo_range, own_grid=href == reference) for href in (reference, moving)
+    )
+    if isinstance(first, SarScene) == isinstance(second, SarScene):
+        kind = "SAR" if isinstance(first, SarScene) else "optical"
+        raise SettingsError(
+            f"{reference} and {moving} are both {kind}: one must be SAR and the other optical, which is what "
+            "the matchers' thresholds were measured on (name a SAR scene's bands with --pol)"
+        )
+    if not first.grid.north_up:
+        raise GeoreferenceError(f"{reference}: its grid is not north-up: warp it first, or let it be moved")
+    areas = [
+        scene_footprint(Source(one.href), outline).area
+        for one, outline in ((first, first_outline), (second, second_outline))
+    ]
+    shared = shapely.intersection(*areas)
+    if shared.area == 0:
+        places = " and ".join(
+            "no data" if area.is_empty else ", ".join(f"{v:.4f}" for v in area.bounds) for area in areas
+        )
+        raise CoregistrationError(
+            f"{reference} and {moving} share no place (west, south, east, north: {places}): is a CRS wrong?"
+        )
+    return ScenePair(first, second, on_grid(shared, first.grid))
+
+
+def _opened(
+    href: str, scene: SceneSettings, eo_range: tuple[float, float], *, own_grid: bool
+) -> tuple[Scene, EoScene | xr.DataArray]:
+    """Open a scene as what it is, and as what `scene_footprint` takes."""
+    refused = None
+    if not _names_polarisations(href):
+        try:
+            found = open_eo(href, eo_range=eo_range)
+            return found, found
+        except (PairsError, SceneError) as error:
+            refused = error
+    try:
+        sar, array = open_sar(href, PairsSettings(), scene)
+    except SceneError as error:
+        if refused is None or str(refused) == str(error) or not _is_there(href):
+            raise
+        raise SceneError(f"{href}: neither optical ({refused}) nor SAR ({error})") from error
+    if (
+        own_grid
+        and scene.crs is None
+        and str(array.attrs["geolocation"]).startswith("warped from a geographic")
+    ):
+        return open_sar(href, PairsSettings(), dataclasses.replace(scene, crs="source"))
+    return sar, array
+
+
+def _names_polarisations(href: str) -> bool:
+    """Whether a plain raster's bands, tags or name say polarisations."""
+    path = gdal_path(href)
+    if is_stac(href) or path.endswith(".zip") or not (path.startswith("/vsi") or Path(path).is_file()):
+        return False
+    try:
+        return open_raster(path).names is not None
+    except SceneError:
+        return False
+
+
+def _is_there(href: str) -> bool:
+    return gdal_path(href).startswith("/vsi") or Path(href.partition("#")[0]).exists()
+
+
+def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
+    """Lay a lattice of templates over the overlap.
+
+    Parameters
+    ----------
+    pair : ScenePair
+    side : int
+        Of a template, and distance of neighbours, in pixels of the reference.
+    most : int
+        Templates at the most, spread evenly.
+
+    Returns
+    -------
+    list of Cell
+        Those of which about half may be valid, row by row; none where the overlap is smaller than one.
+    """
+    grid = pair.grid
+    box = grid.window_of(pair.overlap.bounds)
+    down, across = box.height // side, box.width // side
+    top, left = box.row + (box.height - down * side) // 2, box.col + (box.width - across * side) // 2
+    cells = [Cell(i, j, top + i * side, left + j * side) for i in range(down) for j in range(across)]
+    if not cells:
+        return []
+    boxes = outlines(cells, grid, side)
+    shares = shapely.area(shapely.intersection(pair.overlap, boxes)) / shapely.area(boxes)
+    found = [cell for cell, share in zip(cells, shares, strict=True) if share > _COARSE * LEAST_VALID]
+    return _spread(found, most)
+
+
+def _spread(cells: Sequence[Cell], most: int) -> list[Cell]:
+    if len(cells) <= most:
+        return list(cells)
+    return [cells[at] for at in np.linspace(0, len(cells) - 1, most).round().astype(int)]
+
+
+_misfit = partial(misfit, verb="matches")
+
+
+def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
+    """Refuse scenes that a matcher's card does not fit.
+
+    Compared are what it was trained on and the reference's pixels, which both scenes are read onto; the
+    moving scene's, which may be smaller, not larger; polarisations; and for a scaling that is fixed,
+    calibration.
+
+    Parameters
+    ----------
+    pair : ScenePair
+    card : MatcherCard
+    force : bool
+        Warn instead.
+
+    Raises
+    ------
+    SceneError
+        For other ground sample distances.
+    PolarisationError
+        If the SAR scene lacks one.
+    RadiometryError
+        For another calibration.
+
+    Warns
+    -----
+    FitWarning
+        Where it would have been refused.
+    """
+    _check_gsd(pair, card, force=force)
+    sar = pair.sar
+    names = sar.reader.polarisations
+    if not set(card.polarisations) <= set(names):
+        _misfit(
+            f"{sar.href}: has {', '.join(names)}, and the matcher was trained on "
+            f"{', '.join(card.polarisations)}: name its bands with --pol",
+            PolarisationError,
+            force=force,
+        )
+    calibration = sar.calibration or "unknown"
+    # A scaling by the scene's own percentile does not care about the calibration's factor.
+    if card.scaling != "p99" and card.calibration != calibration:
+        _misfit(
+            f"{sar.href}: its calibration is {calibration}, and the matcher's fixed scaling is for "
+            f"{card.calibration}: name it with --calibration",
+            RadiometryError,
+            force=force,
+        )
+
+
+def bands_for(sar: SarScene, card: MatcherCard) -> tuple[int, ...]:
+    """Return the numbers of the bands that a matcher is given: its polarisations, or the nearest ones."""
+    names = sar.reader.polarisations
+    return tuple(names.index(nearest_polarisation(wanted, names)) for wanted in card.polarisations)
+
+
+def _check_gsd(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
+    if card.gsd_m is None:
+        return
+    trained = f"and the matcher was trained at {card.gsd_m:g} m"
+    ground = pair.grid.ground_sample_distance_m()
+    if not card.fits_gsd(*ground):
+        _misfit(
+            f"{pair.reference.href}: the reference's pixels are {ground[0]:.3g} x {ground[1]:.3g} m on the "
+            f"ground, {trained}: resample it, let the other scene be the reference, or match by structure",
+            SceneError,
+            force=force,
+        )
+        return
+    ground = pair.moving.grid.ground_sample_distance_m()
+    if not card.fits_gsd(max(card.gsd_m, *ground)):  # smaller ones are read at the reference's
+        _misfit(
+            f"{pair.moving.href}: its pixels are {ground[0]:.3g} x {ground[1]:.3g} m on the ground, "
+            f"{trained}: it shows less than that; match by structure",
+            SceneError,
+            force=force,
+        )

@@ -1,0 +1,1 @@
+"""The study of what a model's variance knows of changes."""

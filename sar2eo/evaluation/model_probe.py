@@ -1,0 +1,242 @@
+"""Looking inside a model: its VAE, its variance at a known noise, its estimates on the way."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sar2eo.datasets import Batch
+from sar2eo.model.checkpoint import Checkpoint
+from sar2eo.model.diffusion import add_noise, create_scheduler, sample, training_target
+from sar2eo.model.interface import Translator
+from sar2eo.model.network import decode_latents, encode_images, split_prediction, variance_of
+from sar2eo.model.noise import scene_noise
+from sar2eo.model.spec import ModelSpec
+
+__all__ = ["Drawn", "Forced", "ModelImages", "Probe", "padded"]
+
+
+class Forced(NamedTuple):
+    """What the U-Net says of the noised truth, at latent resolution, shape (B, h, w).
+
+    Parameters
+    ----------
+    variance : Tensor of float32
+    error : Tensor of float32
+        Squared error of the prediction, mean over the latent's channels.
+    valid : Tensor of bool
+        Where every pixel under the latent pixel is valid.
+    """
+
+    variance: Tensor
+    error: Tensor
+    valid: Tensor
+
+
+class Probe:
+    """A checkpoint, looked at from inside.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        In memory, as the translator holds it.
+    spec : ModelSpec
+        How it is sampled.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+        self.checkpoint = checkpoint
+        self.spec = spec
+        self.card = checkpoint.card
+        self._multiple = checkpoint.pixel_multiple
+        # One that knows all timesteps, whichever sampler is in use.
+        self._schedule: Any = self._scheduler("ddim", "trailing")
+        self._schedule.set_timesteps(1000)
+
+    @torch.inference_mode()
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Encode and decode the truth by the VAE, in float32; shape (B, 3, H, W), in [-1, 1]."""
+        height, width = batch["eo"].shape[2:]
+        decoded = [self._decode(self._encode(eo[None])) for eo in batch["eo"]]
+        return torch.cat(decoded)[..., :height, :width]
+
+    @torch.inference_mode()
+    def teacher_forced(self, batch: Batch, timestep: int | None = None) -> Forced:
+        """Predict from the noised truth (C-DiffSET, Fig. 7).
+
+        Variance and error are then of one and the same thing. The noise of a pair is that of its
+        draw 0.
+
+        Parameters
+        ----------
+        batch : dict
+            "sar" and "eo", shape (B, 3, H, W), "valid" and "index".
+        timestep : int, optional
+            0 to 999; by default the card's timestep of confidence.
+        """
+        timestep = self.card.confidence_timestep if timestep is None else timestep
+        factor = self.spec.factor
+        rows, cols = (-(-side // factor) for side in batch["eo"].shape[2:])
+        alpha_bar = self._schedule.alphas_cumprod[[timestep]].to(self.spec.device)
+        variances, errors = [], []
+        for sar, eo, index in zip(batch["sar"], batch["eo"], batch["index"], strict=True):
+            latents = self._encode(eo[None])
+            noise = self._noise(index, latents.shape)
+            output = self._run(self._encode(sar[None]), add_noise(latents, noise, alpha_bar), timestep)
+            prediction, raw = split_prediction(output)
+            target = training_target(latents, noise, alpha_bar, self.card.prediction_type)
+            errors.append((target - prediction).square().mean(1)[:, :rows, :cols].cpu())
+            variances.append(variance_of(raw)[:, 0, :rows, :cols].cpu())
+        valid = functional.avg_pool2d(padded(batch["valid"], factor, value=0.0), factor)[:, 0] > 1 - 1e-6
+        return Forced(torch.cat(variances), torch.cat(errors), valid)
+
+    @torch.inference_mode()
+    def denoising(self, sar: Tensor, index: int, count: int = 8) -> tuple[list[int], Tensor]:
+        """Follow the estimate of the clean image through a draw (C-DiffSET, Fig. 8).
+
+        Parameters
+        ----------
+        sar : Tensor, shape (3, H, W)
+        index : int
+            Of the pair, whose draw 0 is followed.
+        count : int
+            Timesteps to show, from the first to the last.
+
+        Returns
+        -------
+        timesteps : list of int
+        images : Tensor, shape (timesteps, 3, H, W), in [-1, 1]
+        """
+        sar_latents = self._encode(sar[None])
+        clean: list[tuple[int, Tensor]] = []
+
+        def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
+            output = self._run(sar_latents, latents, int(timestep))
+            prediction, _ = split_prediction(output)
+            estimate = self._schedule.step(prediction, timestep.cpu(), latents, return_dict=False)[1]
+            clean.append((int(timestep), estimate))
+            return output
+
+        noise = self._noise(index, sar_latents.shape)
+        scheduler = self._scheduler(self.spec.sampler, self.spec.spacing)
+        spec = self.spec
+        sample(denoise, noise, scheduler, spec.steps, self.card.confidence_timestep, spec.temperature)
+        shown = np.unique(np.linspace(0, len(clean) - 1, min(count, len(clean))).round().astype(int))
+        images = torch.cat([self._decode(clean[i][1]) for i in shown])
+        return [clean[i][0] for i in shown], images[..., : sar.shape[1], : sar.shape[2]]
+
+    def _scheduler(self, sampler: str, spacing: str) -> Any:
+        return create_scheduler(sampler, spacing, self.card.prediction_type, self.checkpoint.schedule)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        whole = padded(images, self._multiple).to(self.spec.device)
+        return encode_images(self.checkpoint.vae, whole)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return decode_latents(self.checkpoint.vae, latents).clamp(-1, 1).cpu()
+
+    def _noise(self, index: int, shape: torch.Size) -> Tensor:
+        row, col = (pixel // self.spec.factor for pixel in noise_origin(index))
+        _, channels, height, width = shape
+        drawn = scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
+        return torch.from_numpy(drawn)[None].to(self.spec.device)
+
+    def _run(self, sar_latents: Tensor, latents: Tensor, timestep: int) -> Tensor:
+        inputs = torch.cat([sar_latents, latents], dim=1).to(getattr(torch, self.spec.dtype))
+        steps = torch.full((len(inputs),), timestep, device=inputs.device)
+        prompt = self.checkpoint.prompt_embeds
+        output: Tensor = self.checkpoint.unet(inputs, steps, encoder_hidden_states=prompt, return_dict=False)[
+            0
+        ]
+        return output
+
+
+PITCH_PX = 2**20
+"""Pixels between pairs, and between draws of one, in the plane of scene-anchored noise."""
+
+
+class Drawn(NamedTuple):
+    """What a model draws for a batch.
+
+    Parameters
+    ----------
+    eo : Tensor of float32, shape (B, 3, H, W)
+        In [-1, 1], in the levels of bytes.
+    variance : Tensor of float32, shape (B, h, w), or None
+        At latent resolution, the padding included.
+    seconds : float
+        Wall time for the batch.
+    """
+
+    eo: Tensor
+    variance: Tensor | None
+    seconds: float
+
+
+class ModelImages:
+    """Translates batches of pairs.
+
+    The noise of a pair depends on its index in the data set, the number of the draw and the seed
+    alone: not on which other pairs are evaluated, or in which order.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        Of a single sample.
+    translator : Translator, optional
+        By default the spec's.
+    """
+
+    def __init__(self, spec: ModelSpec, translator: Translator | None = None) -> None:
+        self.spec = spec
+        self.translator = translator or spec.load()
+
+    def with_steps(self, steps: int) -> ModelImages:
+        """Return the same model with another number of steps."""
+        return ModelImages(self.spec, self.translator.with_steps(steps))
+
+    def draw(self, batch: Batch, number: int = 0) -> Drawn:
+        """Draw images for a batch of samples.
+
+        Parameters
+        ----------
+        batch : dict
+            "sar", shape (B, 3, H, W) of any size, and "index".
+        number : int
+            Which of several independent draws.
+        """
+        height, width = batch["sar"].shape[2:]
+        rows, cols = (-(-side // self.spec.factor) for side in (height, width))
+        sar = padded(batch["sar"], self.translator.multiple).numpy()
+        origins = [noise_origin(index, number) for index in batch["index"]]
+        start, images, variances = time.perf_counter(), [], []
+        for first in range(0, len(sar), self.spec.batch):
+            part = slice(first, first + self.spec.batch)
+            translation = self.translator.translate(sar[part], origins[part])
+            images.append(torch.from_numpy(translation.eo))
+            if translation.variance is not None:
+                variances.append(torch.from_numpy(translation.variance[..., :rows, :cols]))
+        seconds = time.perf_counter() - start
+        eo = torch.cat(images)[..., :height, :width].float() / 127.5 - 1
+        return Drawn(eo, torch.cat(variances) if variances else None, seconds)
+
+
+def noise_origin(index: int, number: int = 0) -> tuple[int, int]:
+    """Return the pixel of the noise plane where the noise of a pair's draw starts."""
+    return index * PITCH_PX, number * PITCH_PX
+
+
+def padded(images: Tensor, factor: int, *, value: float | None = None) -> Tensor:
+    """Pad images below and to the right to multiples of a factor, by reflection or with a value."""
+    height, width = images.shape[-2:]
+    margins = (0, -width % factor, 0, -height % factor)
+    if value is not None:
+        return functional.pad(images, margins, value=value)
+    # Reflection cannot reach further than the image.
+    mode = "reflect" if margins[1] < width and margins[3] < height else "replicate"
+    return functional.pad(images, margins, mode=mode)

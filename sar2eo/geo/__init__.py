@@ -1,0 +1,1 @@
+"""Grids, windows, blending, radiometry and footprints: values and arithmetic, no files."""

@@ -1,0 +1,148 @@
+"""The lattice of chip cells: fixed to the ground, snapped to each SAR scene's nearest pixel.
+
+The lattice starts at the origin of the CRS and steps by whole pixels of the scene. So scenes of one CRS
+and pixel size share it, whatever their corners are: the same place has the same cell in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, floor
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from pyproj import Transformer
+
+from sar2eo.geo.grid import Grid
+from sar2eo.geo.windows import Window
+
+__all__ = ["Cell", "cells_of", "corners_lonlat", "lattice_of", "on_grid", "outlines"]
+
+# A footprint is as coarse as the decimated read it comes from, so cells are let in that are short of what
+# they need by so much; their pixels decide.
+_COARSE = 0.5
+
+
+class Cell(NamedTuple):
+    """One cell of the lattice, and where it lies in one scene.
+
+    Parameters
+    ----------
+    i, j : int
+        Its place in the lattice: steps down and to the right of the CRS's origin.
+    row, col : int
+        Its first pixel in the scene's grid.
+    """
+
+    i: int
+    j: int
+    row: int
+    col: int
+
+    def window(self, size: int) -> Window:
+        """Return the pixels of the scene that the cell covers."""
+        return Window(self.row, self.col, size, size)
+
+
+def lattice_of(grid: Grid) -> str:
+    """Name the lattice of a north-up grid: scenes of equal names share their cells.
+
+    Pixel sizes that agree to six digits count as equal; over a scene that is a fraction of a pixel.
+    """
+    return f"{grid.crs} {grid.transform[0]:.6g} x {-grid.transform[4]:.6g}"
+
+
+def cells_of(grid: Grid, *, size: int, stride: int, within: Any = None, min_valid: float = 0.0) -> list[Cell]:
+    """List the cells that lie wholly on a scene's grid, row by row.
+
+    Parameters
+    ----------
+    grid : Grid
+        Of the scene, north-up.
+    size, stride : int
+        Side of a cell, and distance of neighbours, in pixels.
+    within : Polygon or MultiPolygon, optional
+        In the CRS of `grid`. Cells are left out that have less than half of `min_valid` of their area
+        in it (and all that have none): it is an outline from a decimated read.
+    min_valid : float, optional (default: 0)
+        Share of a cell that will have to be valid.
+
+    Returns
+    -------
+    list of Cell
+    """
+    a, _, c, _, e, f = grid.transform
+    # Place of the grid's first pixel from the origin, in pixels, downwards and to the right.
+    top, left = -f / -e, c / a
+    rows = _axis(top, grid.shape[0], size, stride)
+    cols = _axis(left, grid.shape[1], size, stride)
+    cells = [Cell(i, j, row, col) for i, row in rows for j, col in cols]
+    if within is None or not cells:
+        return cells
+    boxes = outlines(cells, grid, size)
+    shapely.prepare(within)
+    shares = np.zeros(len(cells))
+    touching = np.flatnonzero(shapely.intersects(within, boxes))
+    inside = shapely.contains_properly(within, boxes[touching])
+    shares[touching[inside]] = 1.0
+    partly = touching[~inside]
+    shares[partly] = shapely.area(shapely.intersection(within, boxes[partly])) / shapely.area(boxes[partly])
+    return [cell for cell, share in zip(cells, shares, strict=True) if share > _COARSE * min_valid]
+
+
+def _axis(origin: float, pixels: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """List the steps of the lattice along one axis, each with its first pixel in the scene, nearest to it."""
+    first, last = floor(origin / stride) - 1, ceil((origin + pixels) / stride) + 1
+    found = [(step, floor(step * stride - origin + 0.5)) for step in range(first, last + 1)]
+    return [(step, pixel) for step, pixel in found if 0 <= pixel <= pixels - size]
+
+
+def outlines(cells: Sequence[Cell], grid: Grid, size: int) -> npt.NDArray[Any]:
+    """Return the cells of a north-up grid as boxes in its CRS."""
+    a, _, c, _, e, f = grid.transform
+    rows, cols = np.array([(cell.row, cell.col) for cell in cells], dtype=np.float64).T
+    boxes: npt.NDArray[Any] = shapely.box(
+        a * cols + c, e * (rows + size) + f, a * (cols + size) + c, e * rows + f
+    )
+    return boxes
+
+
+def corners_lonlat(
+    crs: str, transforms: npt.NDArray[np.float64], shape: tuple[int, int]
+) -> npt.NDArray[np.float64]:
+    """Return the corners of chips on north-up grids of one CRS, in longitude and latitude.
+
+    Parameters
+    ----------
+    crs : str
+        Of the chips.
+    transforms : ndarray of float64, shape (chip, 6)
+        Affine coefficients a to f.
+    shape : tuple of int
+        Rows and columns of each chip.
+
+    Returns
+    -------
+    ndarray of float64, shape (chip, 4, 2)
+        Counter-clockwise from the lower left.
+    """
+    a, _, c, _, e, f = transforms.T
+    west, east, north, south = c, c + a * shape[1], f, f + e * shape[0]
+    x, y = np.stack([west, east, east, west], axis=1), np.stack([south, south, north, north], axis=1)
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
+    return np.stack([lon, lat], axis=-1)
+
+
+# Longer straight edges in degrees would be off on a projected grid.
+_EDGE_DEGREES = 0.05
+
+
+def on_grid(area: Any, grid: Grid) -> Any:
+    """Bring an area in longitude and latitude to the CRS of a grid."""
+    to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
+    dense = shapely.segmentize(area, _EDGE_DEGREES)
+    moved = shapely.transform(dense, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
+    # What was split at the antimeridian is whole again.
+    return shapely.union_all(shapely.make_valid(shapely.get_parts(moved)))

@@ -1,0 +1,146 @@
+"""The polygon of a scene's valid pixels, in its own CRS and in longitude and latitude."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio.features
+import shapely
+from affine import Affine
+from pyproj import Transformer
+from shapely.geometry import MultiPolygon, Polygon, box, shape
+from shapely.geometry.polygon import orient
+
+from sar2eo.errors import GeoreferenceError
+from sar2eo.geo.grid import Grid
+from sar2eo.geo.raster_warnings import unplaced_is_fine
+
+__all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
+
+# Straight edges of a projected footprint are curves on the globe: at least so many points a side.
+_POINTS_PER_SIDE = 20
+
+
+def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
+    """Outline the valid pixels of a scene.
+
+    Parameters
+    ----------
+    valid : ndarray of bool, shape (row, col)
+        Validity over the extent of `grid`, usually decimated (see `sar2eo.results.files.valid_pixels`).
+    grid : Grid
+        Of the scene.
+    smallest : int, optional (default: 16)
+        Holes and islands of fewer pixels of `valid` are left out; the largest island never is.
+
+    Returns
+    -------
+    Polygon or MultiPolygon
+        In the CRS of `grid`, accurate to about one pixel of `valid`. Empty where nothing is valid.
+    """
+    cell = Affine.scale(grid.shape[1] / valid.shape[1], grid.shape[0] / valid.shape[0])
+    # In pixels of `valid` first, so that sizes are counted in pixels whatever the CRS is.
+    with unplaced_is_fine():
+        outlines = list(rasterio.features.shapes(valid.astype(np.uint8), mask=valid, connectivity=4))
+    islands = [shape(outline) for outline, _ in outlines]
+    if not islands:
+        return Polygon()
+    largest = max(island.area for island in islands)
+    kept = [_without_small_holes(p, smallest) for p in islands if p.area >= min(smallest, largest)]
+    simple = shapely.make_valid(shapely.union_all(kept).simplify(0.75, preserve_topology=True))
+    placed = shapely.transform(
+        simple, lambda xy: np.column_stack((grid.affine @ cell) @ (xy[:, 0], xy[:, 1]))
+    )
+    return _multipolygon(placed)
+
+
+def _without_small_holes(polygon: Polygon, smallest: int) -> Polygon:
+    holes = [ring for ring in polygon.interiors if Polygon(ring).area >= smallest]
+    return Polygon(polygon.exterior, holes)
+
+
+def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
+    """Bring a polygon to longitude and latitude (WGS 84), as GeoJSON wants it.
+
+    Parameters
+    ----------
+    area : Polygon or MultiPolygon
+        In `crs`.
+    crs
+        Anything pyproj reads.
+
+    Returns
+    -------
+    Polygon or MultiPolygon
+        Split where it crosses the antimeridian, closed over a pole that it contains, exterior rings
+        counter-clockwise (RFC 7946, sections 3.1.6 and 3.1.9).
+
+    Raises
+    ------
+    GeoreferenceError
+        If part of the polygon has no longitude and latitude.
+    """
+    to_wgs84 = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    parts: list[Any] = []
+    for polygon in _polygons(area):
+        west, south, east, north = polygon.bounds
+        dense = polygon.segmentize(max(east - west, north - south) / _POINTS_PER_SIDE)
+        outer = _unwrapped(dense.exterior, to_wgs84)
+        middle = outer[:, 0].mean()
+        whole = shapely.make_valid(Polygon(outer))
+        for ring in dense.interiors:
+            hole = _unwrapped(ring, to_wgs84)
+            hole[:, 0] -= 360 * np.round((hole[:, 0].mean() - middle) / 360)
+            whole = whole.difference(shapely.make_valid(Polygon(hole)))
+        parts += _split(whole)
+    return _multipolygon(shapely.union_all(parts))
+
+
+def _unwrapped(ring: Any, to_wgs84: Transformer) -> npt.NDArray[np.float64]:
+    """Return a ring in longitude and latitude without jumps of 360 degrees, closed over a pole inside it."""
+    lon, lat = to_wgs84.transform(*np.asarray(ring.coords).T)
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+        raise GeoreferenceError("part of the scene has no longitude and latitude: is its CRS right?")
+    lon = np.unwrap(lon, period=360)
+    lonlat = np.column_stack([lon, lat])
+    if abs(lon[-1] - lon[0]) > 180:
+        pole = np.copysign(90, lat.mean())
+        lonlat = np.vstack([lonlat, [[lon[-1], pole], [lon[0], pole]]])
+    return lonlat
+
+
+def _split(area: Any) -> Iterator[Any]:
+    """Yield the parts of an area that lie between meridians of 180 degrees, each moved to -180 ... 180."""
+    west, _, east, _ = area.bounds
+    for turn in range(int(np.floor((west + 180) / 360)), int(np.floor((east + 180) / 360)) + 1):
+        part = area.intersection(box(360 * turn - 180, -90, 360 * turn + 180, 90))
+        yield shapely.transform(part, lambda xy, turn=turn: xy - [360 * turn, 0])
+
+
+def lonlat_bounds(area: Polygon | MultiPolygon) -> tuple[float, float, float, float]:
+    """Return west, south, east, north of an area in longitude and latitude.
+
+    Where it touches the antimeridian from both sides and not all longitudes lie between, west is larger
+    than east (RFC 7946, section 5.2).
+    """
+    west, south, east, north = area.bounds
+    if west == -180 and east == 180:
+        eastern = [p.bounds[0] for p in _polygons(area) if p.bounds[0] >= 0]
+        western = [p.bounds[2] for p in _polygons(area) if p.bounds[2] <= 0]
+        if len(eastern) + len(western) == len(_polygons(area)):
+            west, east = min(eastern), max(western)
+    return west, south, east, north
+
+
+def _polygons(area: Any) -> list[Polygon]:
+    return [part for part in shapely.get_parts(area, return_index=False) if part.geom_type == "Polygon"]
+
+
+def _multipolygon(area: Any) -> Polygon | MultiPolygon:
+    """Keep what has an area, with exterior rings counter-clockwise."""
+    flat = shapely.get_parts(shapely.get_parts(area))
+    polygons = [orient(part) for part in flat if part.geom_type == "Polygon" and part.area > 0]
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons) if polygons else Polygon()

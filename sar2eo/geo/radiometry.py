@@ -1,0 +1,342 @@
+"""SAR quantities to the model's range and back, and polarisations to three channels.
+
+What a checkpoint expects belongs to its weights and stands in its card. Here are the pieces: every
+quantity becomes amplitude, each polarisation is divided by one number for the whole scene, clipped
+to 0..1 and mapped to [-1, 1]. Dividing by the scene's own 99th percentile does not care about a
+constant factor, so digital numbers and calibrated amplitude of one scene agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo.errors import PolarisationError, RadiometryError
+from sar2eo.geo.windows import Window
+
+__all__ = [
+    "CALIBRATIONS",
+    "POLARISATIONS",
+    "QUANTITIES",
+    "Calibration",
+    "Channels",
+    "Polarisation",
+    "Quantity",
+    "amplitude_percentiles",
+    "default_channels",
+    "fill_invalid",
+    "nearest_polarisation",
+    "percentiles_of",
+    "sample_windows",
+    "to_amplitude",
+    "to_eo_bytes",
+    "to_model_range",
+]
+
+Quantity = Literal["dn", "amplitude", "intensity", "db"]
+"""What the values are: digital numbers proportional to amplitude, amplitude, power, or 10 log10 of power."""
+
+Calibration = Literal["none", "beta0", "sigma0", "gamma0", "rtc"]
+"""What they are calibrated to; rtc is radiometrically terrain-corrected gamma0."""
+
+Polarisation = Literal["HH", "HV", "VH", "VV"]
+"""Transmit, then receive."""
+
+Channels = tuple[tuple[str, ...], ...]
+"""Three channels, each the mean of the polarisations it names."""
+
+QUANTITIES: tuple[str, ...] = get_args(Quantity)
+CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
+POLARISATIONS: tuple[str, ...] = get_args(Polarisation)
+
+FloatArray = npt.NDArray[np.float32]
+
+_READERS = 4
+_STRATA, _SAMPLED_PX = 16, 256
+_ENOUGH = 1 << 22  # valid pixels, of some 64 windows: a quarter of what a sample of a full scene holds
+
+
+def to_amplitude(values: npt.ArrayLike, quantity: str) -> FloatArray:
+    """Convert SAR values to amplitude, linear and up to a constant factor.
+
+    Parameters
+    ----------
+    values : array_like
+        Values of any shape; NaN is nodata and stays NaN.
+    quantity : {"dn", "amplitude", "intensity", "db"}
+        What they are.
+
+    Returns
+    -------
+    ndarray of float32
+        Amplitude. Negative dn, amplitude or intensity (which noise subtraction leaves) become 0.
+
+    Raises
+    ------
+    RadiometryError
+        For another quantity.
+    """
+    array = np.asarray(values, dtype=np.float32)
+    match quantity:
+        case "dn" | "amplitude":
+            return np.maximum(array, np.float32(0))
+        case "intensity":
+            return np.sqrt(np.maximum(array, np.float32(0)))
+        case "db":
+            decades: FloatArray = np.power(np.float32(10), array * np.float32(0.05))
+            return decades
+        case _:
+            raise RadiometryError(f"quantity={quantity!r}: must be one of {', '.join(QUANTITIES)}")
+
+
+def default_channels(polarisations: Sequence[str]) -> Channels:
+    """Return the three model channels of a scene's polarisations.
+
+    One polarisation is repeated three times; four become HH, mean(HV, VH), VV (C-DiffSET, section
+    3.2); co and cross become co, cross, their mean; three stand for themselves.
+
+    Raises
+    ------
+    PolarisationError
+        For none, more than four, repeated or unknown polarisations.
+    """
+    names = tuple(polarisations)
+    if not 1 <= len(names) <= 4 or len(set(names)) != len(names) or not set(names) <= set(POLARISATIONS):
+        raise PolarisationError(
+            f"polarisations={','.join(names) or 'none'}: must be one to four different ones "
+            f"of {', '.join(POLARISATIONS)}"
+        )
+    if len(names) == 4:
+        return (("HH",), ("HV", "VH"), ("VV",))
+    if len(names) == 2:
+        first, second = sorted(names, key=lambda name: name[0] != name[1])
+        return ((first,), (second,), (first, second))
+    if len(names) == 1:
+        return (names,) * 3
+    return tuple((name,) for name in names)
+
+
+def nearest_polarisation(wanted: str, names: Sequence[str]) -> str:
+    """Return the polarisation itself, else the first of its kind (co or cross) in `names`, else the first."""
+    crossed = wanted[0] != wanted[1]
+    return min(names, key=lambda name: (name != wanted, (name[0] != name[1]) != crossed))
+
+
+def to_model_range(
+    amplitude: FloatArray, divisors: Sequence[float], polarisations: Sequence[str], channels: Channels
+) -> FloatArray:
+    """Scale amplitude to the model's range and mix polarisations into three channels.
+
+    Parameters
+    ----------
+    amplitude : ndarray of float32, shape (polarisation, row, col)
+        Without NaN.
+    divisors : sequence of float
+        One per polarisation, the amplitude that becomes 1; positive.
+    polarisations : sequence of str
+        Names of the first axis.
+    channels : tuple of tuple of str
+        What each channel averages, after scaling.
+
+    Returns
+    -------
+    ndarray of float32, shape (3, row, col)
+        In [-1, 1]; read-only where the channels are one polarisation repeated.
+    """
+    scaled = amplitude / np.asarray(divisors, dtype=np.float32)[:, None, None]
+    np.clip(scaled, 0, 1, out=scaled)
+    scaled *= np.float32(2)
+    scaled -= np.float32(1)
+    order = list(polarisations)
+    # Without copies where a channel is one polarisation, or all channels are the same.
+    mixed = {
+        names: scaled[order.index(names[0])]
+        if len(names) == 1
+        else np.mean([scaled[order.index(name)] for name in names], axis=0)
+        for names in channels
+    }
+    if len(mixed) == 1:
+        return np.broadcast_to(mixed[channels[0]], (len(channels), *scaled.shape[1:]))
+    return np.stack([mixed[names] for names in channels])
+
+
+def fill_invalid(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
+    """Give every invalid pixel the value of its nearest valid one.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (band, row, col)
+        Anything where invalid.
+    valid : ndarray of bool, shape (row, col)
+        With at least one valid pixel.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    # The nearest valid pixel of an invalid one is beside an invalid one: no need to look further around.
+    rows, cols = _around_invalid(valid, 0), _around_invalid(valid, 1)
+    nearest = distance_transform_edt(~valid[rows, cols], return_distances=False, return_indices=True)
+    filled = values.copy()
+    filled[:, rows, cols] = values[:, rows, cols][:, nearest[0], nearest[1]]
+    return filled
+
+
+def _around_invalid(valid: npt.NDArray[np.bool_], axis: int) -> slice:
+    """Return the part of an axis from one before the first invalid pixel to one after the last."""
+    places = np.flatnonzero(~valid.all(axis=1 - axis))
+    return slice(0, 0) if places.size == 0 else slice(max(0, int(places[0]) - 1), int(places[-1]) + 2)
+
+
+def to_eo_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:
+    """Map an image from [-1, 1] to bytes, ``(x + 1) / 2 * 255`` rounded to nearest and clipped."""
+    out = np.empty(image.shape, np.uint8)
+    scaled = np.empty(image.shape[1:], np.float32)
+    # Part by part: what lies between stays small.
+    for i, part in enumerate(image):
+        np.add(part, np.float32(1), out=scaled)
+        np.multiply(scaled, np.float32(127.5), out=scaled)
+        np.rint(scaled, out=scaled)
+        out[i] = np.clip(scaled, 0, 255, out=scaled)
+    return out
+
+
+def sample_windows(
+    shape: tuple[int, int], *, seed: int = 2025, strata: int = _STRATA, size: int = _SAMPLED_PX
+) -> list[Window]:
+    """Draw one window from every cell of a regular partition of a scene.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns of the scene.
+    seed : int
+        Of the places within the cells.
+    strata : int
+        Cells along each axis at the most; small scenes have fewer and are sampled whole.
+    size : int
+        Rows and columns of a window, less where the cell is smaller.
+    """
+    draw = np.random.Generator(np.random.Philox(seed))
+    edges = [np.linspace(0, n, min(strata, -(-n // size)) + 1).astype(int).tolist() for n in shape]
+    found = []
+    for top, bottom in zip(edges[0], edges[0][1:], strict=False):
+        for left, right in zip(edges[1], edges[1][1:], strict=False):
+            height, width = min(size, bottom - top), min(size, right - left)
+            row = int(draw.integers(top, bottom - height + 1))
+            col = int(draw.integers(left, right - width + 1))
+            found.append(Window(row, col, height, width))
+    return found
+
+
+def amplitude_percentiles(
+    read: Callable[[Window], FloatArray],
+    shape: tuple[int, int],
+    *,
+    percentile: float = 99.0,
+    seed: int = 2025,
+) -> tuple[float, ...]:
+    """Percentile of the valid amplitude of each polarisation, from full-resolution blocks.
+
+    Never from overviews: averaging overviews pull the high percentiles down.
+
+    Parameters
+    ----------
+    read : callable
+        Window to amplitude, shape (polarisation, row, col), NaN where there is no data.
+    shape : tuple of int
+        Rows and columns of the scene.
+    percentile : float
+        In percent.
+    seed : int
+        Of the sampled places.
+
+    Returns
+    -------
+    tuple of float
+        One per polarisation.
+
+    Raises
+    ------
+    RadiometryError
+        If a polarisation has no valid pixel, or its percentile is not positive.
+    """
+    values = _valid_samples(read, sample_windows(shape, seed=seed))
+    for windows in _more_windows(shape, seed):
+        # Two windows do not speak for a scene. Such bands are nearly empty: more of them fits into memory.
+        few = [band for band, v in enumerate(values) if v.size < _ENOUGH]
+        if not few:
+            break
+        for band, found in zip(few, _valid_samples(partial(_bands, read, few), windows), strict=True):
+            values[band] = found
+    empty = [band for band, v in enumerate(values) if v.size == 0]
+    if empty:
+        rows = [Window(r, 0, min(512, shape[0] - r), shape[1]) for r in range(0, shape[0], 512)]
+        for band, found in zip(empty, _valid_samples(partial(_bands, read, empty), rows), strict=True):
+            values[band] = found
+    if any(v.size == 0 for v in values):
+        raise RadiometryError("the scene has no valid pixel: is --nodata right?")
+    return percentiles_of(values, percentile=percentile)
+
+
+def percentiles_of(values: Sequence[FloatArray], *, percentile: float = 99.0) -> tuple[float, ...]:
+    """Percentile of a sample of each polarisation.
+
+    Parameters
+    ----------
+    values : sequence of ndarray of float32
+        Finite amplitudes, none of them empty; their order is lost.
+    percentile : float
+        In percent.
+
+    Raises
+    ------
+    RadiometryError
+        If one is not positive.
+    """
+    found = tuple(float(np.percentile(v, percentile, overwrite_input=True)) for v in values)
+    if not all(np.isfinite(p) and p > 0 for p in found):
+        raise RadiometryError(
+            f"the {percentile:g}th percentile of amplitude is {', '.join(f'{p:g}' for p in found)}, so the "
+            "scene cannot be scaled: is --quantity right, or is the scene empty?"
+        )
+    return found
+
+
+def _more_windows(shape: tuple[int, int], seed: int) -> Iterator[list[Window]]:
+    """Yield finer samples than that of `sample_windows`, until one is all of the scene."""
+    for strata in (2 * _STRATA, 4 * _STRATA):
+        if max(shape) <= strata // 2 * _SAMPLED_PX:
+            return
+        yield sample_windows(shape, seed=seed, strata=strata)
+
+
+def _bands(read: Callable[[Window], FloatArray], bands: list[int], window: Window) -> FloatArray:
+    return read(window)[bands]
+
+
+def _valid_samples(read: Callable[[Window], FloatArray], windows: list[Window]) -> list[FloatArray]:
+    """Return the finite values of every polarisation; reading waits and decodes, so in parallel."""
+
+    def valid(window: Window) -> list[FloatArray]:
+        return [values[np.isfinite(values)] for values in read(window)]
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        blocks = list(pool.map(valid, windows))
+    parts = [list(kept) for kept in zip(*blocks, strict=True)]
+    del blocks
+    return [_joined(kept) for kept in parts]
+
+
+def _joined(parts: list[FloatArray]) -> FloatArray:
+    """Join arrays and give up the parts one by one: a sample is large, and should not be held twice."""
+    joined = np.empty(sum(part.size for part in parts), np.float32)
+    end = joined.size
+    while parts:
+        part = parts.pop()
+        joined[end - part.size : end] = part
+        end -= part.size
+    return joined

@@ -1,0 +1,412 @@
+"""From latents to evidence: translate the template, compare it with every place, find the best.
+
+The same for a match, for validation and for the calibration of the threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sar2eo.errors import SettingsError
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, matching_scheduler
+from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised, MatchingDenoiser, SearchContext
+from sar2eo.matching.structure import structure_within, vertex
+from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.model.diffusion import set_timesteps
+from sar2eo.model.network import decode_latents, encode_images, pooled_validity
+from sar2eo.model.noise import scene_noise
+
+__all__ = [
+    "Correlation",
+    "Evidence",
+    "Found",
+    "Images",
+    "Weights",
+    "compare",
+    "correlate",
+    "examine",
+    "match_probability",
+    "pixel_multiple",
+    "subpixel_peak",
+    "to_pixels",
+    "translate_latents",
+]
+
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Images(NamedTuple):
+    """Templates and search images of a batch.
+
+    Parameters
+    ----------
+    template : Tensor, shape (B, 3, h, w)
+        Optical, in [-1, 1].
+    template_valid : Tensor, shape (B, 1, h, w)
+        0 or 1.
+    search : Tensor, shape (B, 3, H, W)
+        SAR, in [-1, 1].
+    search_valid : Tensor, shape (B, 1, H, W)
+    """
+
+    template: Tensor
+    template_valid: Tensor
+    search: Tensor
+    search_valid: Tensor
+
+
+class Weights(NamedTuple):
+    """What maps count against 1 for that of the learned features (own choice; from validation pairs)."""
+
+    pixels: float
+    structure: float
+
+
+class Found(NamedTuple):
+    """Where templates lie.
+
+    Parameters
+    ----------
+    shifts : ndarray of float64, shape (B, 2)
+        Row and column of the template's first pixel in the search image, in pixels.
+    scores : ndarray of float64, shape (B,)
+        Probability of the match, 0 to 1.
+    surface : ndarray of float32, shape (B, H - h + 1, W - w + 1)
+        Similarity at each place.
+    """
+
+    shifts: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    surface: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of a batch of matches before a place is chosen.
+
+    Parameters
+    ----------
+    last : Denoised
+        Of the last step.
+    translated : Tensor of float32, shape (B, 3, h, w)
+        The template in the SAR domain, in [-1, 1].
+    features : Correlation
+        Of latent features, a place every few pixels.
+    pixels : Correlation
+        Of the translated template's pixels and the search image's.
+    images : Images
+        What was examined.
+    step : int
+        Pixels from place to place of `features`.
+    sharpness, none : Tensor
+        As of `sar2eo.matching.dcdm.evidence.match_probability`.
+    """
+
+    last: Denoised
+    translated: Tensor
+    features: Correlation
+    pixels: Correlation
+    images: Images
+    step: int
+    sharpness: Tensor
+    none: Tensor
+
+    @cached_property
+    def learned(self) -> Tensor:
+        """The map of `features` at every pixel, of shape (B, H - h + 1, W - w + 1)."""
+        return to_pixels(self.features.surface, self.step)
+
+    @cached_property
+    def structure(self) -> Tensor:
+        """Agreement of the edges of the template, not translated, and the search image's.
+
+        Of the shape of `learned`; see `sar2eo.matching.structure.structure_within`; -1 where they share too
+        little.
+        """
+        return _structure(self.images)
+
+    def found(self, weights: Weights, within: tuple[int, int] | None = None) -> Found:
+        """Choose the best place of the sum of the maps.
+
+        Parameters
+        ----------
+        weights : Weights
+        within : tuple of int, optional
+            Places (rows, columns) that count, from the first; by default all.
+        """
+        evidence = self.learned + weights.pixels * self.pixels.surface
+        if weights.structure:
+            evidence = evidence + weights.structure * self.structure
+        rows, cols = within or evidence.shape[1:]
+        evidence = evidence[:, :rows, :cols]
+        maps = (evidence / (1 + sum(weights))).float().cpu().numpy()
+        shifts = np.array([subpixel_peak(one) for one in maps], np.float64)
+        places = torch.from_numpy(shifts).to(evidence.device)
+        scores = match_probability(evidence, places, self.sharpness, self.none, step=self.step)
+        return Found(shifts, scores.cpu().numpy(), maps)
+
+
+def pixel_multiple(factor: int) -> int:
+    """Return what sides of images must be multiples of: whole regions of latents."""
+    return REGION * factor
+
+
+def compare(
+    template_features: Tensor,
+    template_valid: Tensor,
+    search_features: Tensor,
+    search_valid: Tensor,
+    step: int,
+) -> Correlation:
+    """Correlate features; validity is of pixels, `step` of them for each feature along an axis."""
+    return correlate(
+        template_features,
+        pooled_validity(template_valid, step),
+        search_features,
+        pooled_validity(search_valid, step),
+    )
+
+
+def translate_latents(
+    network: MatchingDenoiser,
+    optical: Tensor,
+    context: SearchContext,
+    schedule: dict[str, object],
+    steps: int,
+    seed: int,
+) -> Denoised:
+    """Translate optical latents into the SAR domain in a few steps (DDIM, eta 0, of a predicted x0).
+
+    Parameters
+    ----------
+    network : MatchingDenoiser
+    optical : Tensor of float32, shape (B, C, h, w)
+    context : SearchContext
+    schedule : dict
+        As `sar2eo.model.diffusion.schedule_config` returns it.
+    steps : int
+        1 to 1000; the supplement takes 5 (section 2.2).
+    seed : int
+        Of the starting noise, which is the same for every template of a batch.
+
+    Raises
+    ------
+    SettingsError
+        For another number of steps.
+    """
+    if not 1 <= steps <= TRAIN_TIMESTEPS:
+        raise SettingsError(f"steps={steps}: must be 1 to {TRAIN_TIMESTEPS}")
+    scheduler = matching_scheduler(schedule)
+    set_timesteps(scheduler, steps)
+    bars = alpha_bars(schedule)
+    drawn = scene_noise(seed, range(optical.shape[2]), range(optical.shape[3]), optical.shape[1])
+    latents = torch.from_numpy(drawn).to(optical.device).expand_as(optical)
+    timesteps = scheduler.timesteps.tolist()
+    for timestep, after in zip(timesteps, [*timesteps[1:], None], strict=True):
+        times = torch.full((len(optical),), timestep, device=optical.device)
+        last = network.denoise(latents, optical, context, times)
+        if after is not None:
+            signal, sigma = bars[timestep].sqrt(), (1 - bars[timestep]).sqrt()
+            noise = (latents - signal * last.clean) / sigma
+            latents = bars[after].sqrt() * last.clean + (1 - bars[after]).sqrt() * noise
+    return last
+
+
+@torch.no_grad()
+def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: int) -> Evidence:
+    """Translate templates and compare them with every place of their search images.
+
+    Parameters
+    ----------
+    checkpoint : MatcherCheckpoint
+    images : Images
+        Sides multiples of `pixel_multiple`.
+    steps, seed : int
+        As of `translate_latents`.
+    """
+    network, vae, factor = checkpoint.denoiser, checkpoint.vae, checkpoint.factor
+    optical, search = encode_images(vae, images.template), encode_images(vae, images.search)
+    context = network.encode_search(search, pooled_validity(images.search_valid, factor))
+    last = translate_latents(network, optical, context, checkpoint.schedule, steps, seed)
+    step = factor // FEATURE_SCALE
+    features = compare(
+        network.features(last.clean),
+        images.template_valid,
+        network.features(search),
+        images.search_valid,
+        step,
+    )
+    translated = decode_latents(vae, last.clean).clamp(-1, 1)
+    # Polarisations count alike.
+    grey = [part.mean(dim=1, keepdim=True) for part in (translated, images.search)]
+    pixels = correlate(grey[0], images.template_valid, grey[1], images.search_valid)
+    level = network.sharpness.detach(), network.none.detach()
+    return Evidence(last, translated, features, pixels, images, step, *level)
+
+
+def _structure(images: Images) -> Tensor:
+    """Compare the edges of templates and search images, each as `sar2eo.matching.structure` does."""
+    template, template_valid, search, search_valid = (part.float().cpu().numpy() for part in images)
+    height, width = (a - b + 1 for a, b in zip(search.shape[-2:], template.shape[-2:], strict=True))
+    maps = np.full((len(search), height, width), -1, np.float32)
+    for index, found in enumerate(maps):
+        amplitude = _known(search[index].mean(axis=0, keepdims=True) + 1, search_valid[index, 0])
+        colour = _known(template[index], template_valid[index, 0])
+        if any(a < b for a, b in zip(amplitude.shape[1:], colour.shape[1:], strict=True)):
+            continue  # of the search image less is known than the template covers
+        surface = structure_within(amplitude[0], np.moveaxis(colour, 0, -1))[:height, :width]
+        found[: surface.shape[0], : surface.shape[1]] = np.nan_to_num(surface, nan=-1)
+    return torch.from_numpy(maps).to(images.search.device)
+
+
+def _known(image: FloatArray, valid: FloatArray) -> FloatArray:
+    """Return an image, NaN where it is not valid, without what was added at its end: that is no hole."""
+    rows, cols = (int(np.flatnonzero(valid.any(axis=1 - axis)).max(initial=0)) + 1 for axis in (0, 1))
+    return np.where(valid > 0, image, np.float32(np.nan))[:, :rows, :cols]
+
+
+_MIN_SHARED = 0.5  # of the template's valid pixels
+_NEAR = 2.0  # cells around a place that count as the place
+_FLAT = 1e-4  # of an image's usual power: what has less is flat, and correlates with nothing
+
+
+class Correlation(NamedTuple):
+    """A similarity map.
+
+    Parameters
+    ----------
+    surface : Tensor of float32, shape (B, H - h + 1, W - w + 1)
+        Correlation coefficient, -1 to 1, for each place of the template's first pixel in the search image.
+    known : Tensor of bool, of the same shape
+        Where enough is valid in both; elsewhere the surface is -1.
+    """
+
+    surface: Tensor
+    known: Tensor
+
+
+def correlate(template: Tensor, template_valid: Tensor, search: Tensor, search_valid: Tensor) -> Correlation:
+    """Correlate a template with every place of a search image in which it lies as a whole.
+
+    Of what is valid in both, each channel's mean is taken away; the channels share one norm.
+
+    Parameters
+    ----------
+    template : Tensor, shape (B, F, h, w)
+    template_valid : Tensor, shape (B, 1, h, w)
+        1 where valid, else 0.
+    search : Tensor, shape (B, F, H, W)
+    search_valid : Tensor, shape (B, 1, H, W)
+
+    Returns
+    -------
+    Correlation
+    """
+    size = search.shape[-2:]
+    places = tuple(whole - part + 1 for whole, part in zip(size, template.shape[-2:], strict=True))
+    m, n = template_valid.float(), search_valid.float()
+    # So the sums below lose fewer digits; the result does not depend on mean and scale.
+    f, g = _standardised(template.float(), m), _standardised(search.float(), n)
+
+    def spectrum(image: Tensor) -> Tensor:
+        found: Tensor = torch.fft.rfft2(image, s=size)
+        return found
+
+    def at_places(product: Tensor) -> Tensor:
+        found: Tensor = torch.fft.irfft2(product, s=size)
+        return found[..., : places[0], : places[1]]
+
+    M, N, F, G = spectrum(m).conj(), spectrum(n), spectrum(f).conj(), spectrum(g)
+    shared = at_places(M * N)[:, 0].round()
+    count = shared.clamp_min(1)
+    sum_f, sum_g = at_places(F * N), at_places(M * G)  # [B, F, ...]
+    product = at_places((F * G).sum(dim=1)) - (sum_f * sum_g).sum(dim=1) / count
+    power_f = at_places(spectrum((f * f).sum(dim=1)).conj() * N[:, 0]) - sum_f.square().sum(dim=1) / count
+    power_g = at_places(M[:, 0] * spectrum((g * g).sum(dim=1))) - sum_g.square().sum(dim=1) / count
+    least = _MIN_SHARED * m.sum(dim=(1, 2, 3)).clamp_min(2)[:, None, None]
+    flat = _FLAT * count
+    known = (shared >= least) & (power_f > flat) & (power_g > flat)
+    norm = torch.where(known, power_f * power_g, torch.ones_like(product)).sqrt()
+    surface = torch.where(known, product / norm, torch.full_like(product, -1.0)).clamp(-1, 1)
+    return Correlation(surface, known)
+
+
+def _standardised(image: Tensor, valid: Tensor) -> Tensor:
+    """Return an image whose valid pixels have channel means 0 and a common power 1; 0 elsewhere."""
+    total = valid.sum(dim=(2, 3), keepdim=True).clamp_min(1)
+    centred = (image - (image * valid).sum(dim=(2, 3), keepdim=True) / total) * valid
+    power = centred.square().sum(dim=(1, 2, 3), keepdim=True) / total
+    return centred / power.clamp_min(1e-12).sqrt()
+
+
+def match_probability(
+    surface: Tensor, places: Tensor, sharpness: Tensor, none: Tensor, *, step: int = 1
+) -> Tensor:
+    """Return how probable it is that templates lie where they were found, and nowhere else, or not at all.
+
+    A softmax over the places of the map and, as one more outcome, no match.
+
+    Parameters
+    ----------
+    surface : Tensor, shape (B, n, m)
+        Evidence for each place, in the units of `correlate`.
+    places : Tensor, shape (B, 2)
+        Row and column in the map; those within two cells count as the place.
+    sharpness, none : Tensor, scalars
+        Logarithm of the softmax's factor, and the correlation that stands for no match.
+    step : int
+        Places of the map along a cell of the one that these two were learnt on.
+
+    Returns
+    -------
+    Tensor of float64, shape (B,)
+        0 to 1.
+    """
+    factor = sharpness.double().exp()
+    rows, cols = (torch.arange(length, device=surface.device) for length in surface.shape[1:])
+    near_rows = (rows - places[:, :1]).abs() <= _NEAR * step
+    near_cols = (cols - places[:, 1:]).abs() <= _NEAR * step
+    near = near_rows[:, :, None] & near_cols[:, None]
+    logits = factor * surface.double()
+    here = logits.masked_fill(~near, -torch.inf).flatten(1).logsumexp(dim=1)
+    # A map with so many more places has so much more weight against the one that is no place.
+    level = (factor * none.double() + 2 * math.log(step)).expand(len(surface), 1)
+    return (here - torch.cat([logits.flatten(1), level], dim=1).logsumexp(dim=1)).exp()
+
+
+def to_pixels(surface: Tensor, step: int) -> Tensor:
+    """Interpolate a map with a place every `step` pixels to every pixel (bicubic), between its corners.
+
+    Parameters
+    ----------
+    surface : Tensor, shape (B, n, m)
+    step : int
+
+    Returns
+    -------
+    Tensor, shape (B, (n - 1) * step + 1, (m - 1) * step + 1)
+    """
+    size = [(length - 1) * step + 1 for length in surface.shape[1:]]
+    fine = functional.interpolate(surface[:, None], size=size, mode="bicubic", align_corners=True)
+    return fine[:, 0]
+
+
+def subpixel_peak(surface: FloatArray) -> tuple[float, float]:
+    """Return row and column of the highest place, to a fraction by a parabola along either axis.
+
+    Parameters
+    ----------
+    surface : ndarray of float32, shape (n, m)
+    """
+    row, col = (int(i) for i in np.unravel_index(int(np.argmax(surface)), surface.shape))
+    return row + vertex(surface[:, col], row), col + vertex(surface[row], col)

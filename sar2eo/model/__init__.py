@@ -1,0 +1,1 @@
+"""What a translator is, and the one of the package: C-DiffSET."""

@@ -1,0 +1,326 @@
+"""The C-DiffSET U-Net from a Stable-Diffusion U-Net, its two outputs, and the VAE's latents.
+
+The U-Net takes [SAR latent | noisy EO latent] along the channels, in this order, and returns the
+diffusion prediction and one more channel from which the variance comes (C-DiffSET, sections 3.2 and
+3.3, Eq. 2; the starting weights and the variance's range as in the authors' release).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import max_pool2d
+
+from sar2eo.errors import CheckpointError, SettingsError
+from sar2eo.model.checkpoint_files import vae_facts
+
+__all__ = [
+    "SIZES",
+    "VARIANCE_MAX",
+    "VARIANCE_MIN",
+    "Size",
+    "Vae",
+    "adapt_unet",
+    "add_variance_channel",
+    "create_autoencoder",
+    "create_unet",
+    "create_vae",
+    "decode_latents",
+    "double_input",
+    "encode_images",
+    "latent_multiple",
+    "pooled_validity",
+    "raw_latents",
+    "split_prediction",
+    "vae_class",
+    "variance_of",
+]
+
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
+
+Size = Literal["tiny", "small", "region"]
+"""Untrained architectures: tiny is for tests, small and region for one region on modest hardware."""
+
+SIZES: tuple[str, ...] = get_args(Size)
+
+VARIANCE_MIN, VARIANCE_MAX = 1e-6, 10.0
+
+_GROUPS_AT_MOST = 16
+_ATTENTION_HEAD_DIM = 32  # channels of a head, of blocks that attend
+
+_VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a raw 0 becomes variance 1
+
+
+def double_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Let a U-Net take [SAR latent | noisy EO latent]: C input channels become 2 C, in place.
+
+    The first convolution's weights are repeated and halved, so that two equal latents give the
+    activations that one gave.
+    """
+    old = unet.conv_in
+    new = _convolution_like(old, 2 * old.in_channels, old.out_channels)
+    weight = torch.cat([old.weight, old.weight], dim=1) / 2
+    new.load_state_dict({"weight": weight, "bias": old.bias})
+    unet.conv_in = new
+    unet.register_to_config(in_channels=new.in_channels)
+    return unet
+
+
+def add_variance_channel(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Add one output channel with zero weights and bias, in place: its variance starts at 1."""
+    old = unet.conv_out
+    new = _convolution_like(old, old.in_channels, old.out_channels + 1)
+    weight = torch.cat([old.weight, torch.zeros_like(old.weight[:1])])
+    bias = torch.cat([old.bias, torch.zeros_like(old.bias[:1])])
+    new.load_state_dict({"weight": weight, "bias": bias})
+    unet.conv_out = new
+    unet.register_to_config(out_channels=new.out_channels)
+    return unet
+
+
+def adapt_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Turn a latent diffusion U-Net (C channels in and out) into a C-DiffSET U-Net, in place.
+
+    Parameters
+    ----------
+    unet : UNet2DConditionModel
+        With as many channels in as out; 4 in Stable Diffusion.
+
+    Returns
+    -------
+    UNet2DConditionModel
+        The same, 2 C channels in and C + 1 out, which its configuration says, so that diffusers
+        reloads it as it is.
+
+    Raises
+    ------
+    CheckpointError
+        If input and output channels differ, as in a U-Net that is already adapted or made for
+        inpainting.
+    """
+    if unet.config.in_channels != unet.config.out_channels:
+        raise CheckpointError(
+            f"the base's U-Net has {unet.config.in_channels} channels in and {unet.config.out_channels} out: "
+            "must be equal (is it a text-to-image model, and not yet adapted?)"
+        )
+    return add_variance_channel(double_input(unet))
+
+
+def _convolution_like(old: nn.Conv2d, channels_in: int, channels_out: int) -> nn.Conv2d:
+    geometry: Any = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    return nn.Conv2d(channels_in, channels_out, **geometry, device=old.weight.device, dtype=old.weight.dtype)
+
+
+def split_prediction(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Split the U-Net's output into prediction and raw variance, in float32.
+
+    Parameters
+    ----------
+    output : Tensor, shape (B, C + 1, h, w)
+
+    Returns
+    -------
+    prediction : Tensor of float32, shape (B, C, h, w)
+    raw_variance : Tensor of float32, shape (B, 1, h, w)
+        For `variance_of`.
+    """
+    return output[:, :-1].float(), output[:, -1:].float()
+
+
+def variance_of(raw: Tensor) -> Tensor:
+    """Map the U-Net's last channel to a variance in [1e-6, 10]; 0 becomes 1."""
+    variance = functional.softplus(raw.float() + _VARIANCE_SHIFT) + VARIANCE_MIN
+    return variance.clamp(VARIANCE_MIN, VARIANCE_MAX)
+
+
+def encode_images(vae: Vae, images: Tensor) -> Tensor:
+    """Encode images to scaled latents: posterior mean, shifted and scaled as the VAE's configuration says.
+
+    Parameters
+    ----------
+    vae : Vae
+    images : Tensor, shape (B, 3, H, W)
+        In [-1, 1], in the VAE's dtype.
+
+    Returns
+    -------
+    Tensor of float32, shape (B, C, H / f, W / f)
+    """
+    latents = _by_image(lambda part: raw_latents(vae, part), images)
+    shift, scale = _latent_statistics(vae, latents.device)
+    return (latents.float() - shift) * scale
+
+
+def raw_latents(vae: Vae, images: Tensor) -> Tensor:
+    """Encode images to latents as the VAE has them, not scaled; parameters as in `encode_images`."""
+    encoded = vae.encode(images)
+    if isinstance(vae, AutoencoderKL):
+        latents: Tensor = encoded.latent_dist.mode()
+    else:
+        latents = encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent
+    return latents
+
+
+def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
+    """Decode scaled latents of float32, shape (B, C, h, w), to images of float32, (B, 3, H, W)."""
+    shift, scale = _latent_statistics(vae, latents.device)
+    raw = (latents / scale + shift).to(vae.dtype)
+    return _by_image(lambda part: vae.decode(part).sample, raw).float()
+
+
+def _by_image(apply: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Apply a network image by image on a CPU, where a batch takes twice the time.
+
+    Buffers of a batch at full resolution are so large that the allocator returns them to the system after
+    each layer, and gets them back page by page.
+    """
+    if batch.device.type != "cpu" or len(batch) < 2:
+        return apply(batch)
+    return torch.cat([apply(image) for image in batch.split(1)])
+
+
+def _latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return shift and scale of latents, broadcastable to (B, C, h, w), in diffusers' convention."""
+    config: Any = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [config.get("shift_factor") or 0.0], [1.0]
+    shift, spread = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    return shift, config.scaling_factor / spread
+
+
+def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
+    """Create an untrained C-DiffSET U-Net, which needs no prompt.
+
+    Parameters
+    ----------
+    size : {"tiny", "small", "region"}
+        About 1.2 M, 12 M and 16 M parameters; tiny and small are of convolutions alone, region attends
+        to itself at its two lower levels and takes latents whose sides are multiples of 4 (see
+        `latent_multiple`).
+    latent_channels : int
+        C of the VAE.
+    """
+    _check_size(size)
+    widths = {"tiny": (32, 64, 80), "small": (64, 128, 192, 256), "region": (128, 192, 288)}[size]
+    plain = 1 if size == "region" else len(widths)
+    attending = len(widths) - plain
+    unet = UNet2DConditionModel(
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * attending,
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("AttnUpBlock2D",) * attending + ("UpBlock2D",) * plain,
+        attention_head_dim=_ATTENTION_HEAD_DIM,
+        norm_num_groups=_norm_groups(widths),
+    )
+    return add_variance_channel(unet)
+
+
+def latent_multiple(config: Mapping[str, Any]) -> int:
+    """Return what the sides of latents must be multiples of, from a U-Net's configuration.
+
+    Other blocks are told what size to come back to; diffusers' AttnUpBlock2D doubles whatever was halved.
+    """
+    doubles = "AttnUpBlock2D" in config["up_block_types"]
+    return int(2 ** (len(config["block_out_channels"]) - 1)) if doubles else 1
+
+
+def vae_class(config: Mapping[str, Any]) -> Any:
+    """Return the class of diffusers that a VAE's configuration names; raises like `vae_facts`."""
+    kinds = {kind.__name__: kind for kind in get_args(Vae)}
+    return kinds[vae_facts(config).class_name]
+
+
+def create_vae(size: str) -> Vae:
+    """Create an untrained VAE: of factor 4 (tiny) or 8, with four latent channels or twelve (region)."""
+    _check_size(size)
+    if size == "region":
+        return create_autoencoder(12, (24, 48, 96, 192), architecture="dc")
+    return create_autoencoder(4, (16, 32, 48) if size == "tiny" else (32, 64, 96, 128))
+
+
+def create_autoencoder(
+    latent_channels: int, widths: Sequence[int], layers: int = 1, architecture: str = "kl"
+) -> Vae:
+    """Create an untrained VAE of convolutions alone, so that it takes images of any size.
+
+    Parameters
+    ----------
+    latent_channels : int
+    widths : sequence of int
+        Channels of each level; every level but one halves the resolution.
+    layers : int
+        Residual blocks per level of the encoder; the decoder of "kl" has one more.
+    architecture : {"kl", "dc"}
+        Stable Diffusion's, or that of deep-compression autoencoders (https://arxiv.org/abs/2410.10733):
+        shortcuts between space and channels, which learn several times faster, and no normalisation
+        over the image, so that a place looks the same in every tile.
+
+    Raises
+    ------
+    SettingsError
+        If widths or channels do not divide as the shortcuts of "dc" need.
+    """
+    if architecture == "dc":
+        return _create_dc(latent_channels, tuple(widths), layers)
+    return AutoencoderKL(
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        latent_channels=latent_channels,
+        norm_num_groups=_norm_groups(widths),
+        mid_block_add_attention=False,
+    )
+
+
+def _create_dc(latent_channels: int, widths: tuple[int, ...], layers: int) -> AutoencoderDC:
+    if widths[-1] % latent_channels or any(4 * fine % coarse for fine, coarse in pairwise(widths)):
+        raise SettingsError(
+            f"widths={widths}, latent_channels={latent_channels}: the shortcuts of a dc autoencoder need a "
+            "last width that is a multiple of the latent channels, and widths that divide 4 times the one "
+            "before (24, 48, 96, 192, say, with 12 channels)"
+        )
+    every = {"layers_per_block": (layers,) * len(widths), "qkv_multiscales": ((),) * len(widths)}
+    sides: dict[str, Any] = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {**every, "block_out_channels": widths}.items()
+    }
+    return AutoencoderDC(latent_channels=latent_channels, **sides)
+
+
+def _norm_groups(widths: Sequence[int]) -> int:
+    """Return how many groups a normalisation has: the most up to 16 that divide every width."""
+    common = math.gcd(*widths)
+    return max(groups for groups in range(1, _GROUPS_AT_MOST + 1) if common % groups == 0)
+
+
+def _check_size(size: str) -> None:
+    if size not in SIZES:
+        raise SettingsError(f"size={size!r}: must be one of {', '.join(SIZES)}")
+
+
+def pooled_validity(valid: Tensor, factor: int) -> Tensor:
+    """Return which latent pixels are of valid pixels alone.
+
+    Parameters
+    ----------
+    valid : Tensor, shape (B, 1, H, W)
+        0 or 1.
+
+    Returns
+    -------
+    Tensor, shape (B, 1, H / factor, W / factor)
+    """
+    return 1 - max_pool2d(1 - valid, factor)

@@ -1,0 +1,270 @@
+"""What a model is to the pipeline: a batch of SAR windows in, EO windows out.
+
+A `ModelSpec` names a model by path and options, so that it can stand in a graph, travel to other
+processes and be written to a fingerprint; each process loads the weights once, on first use. Nothing
+here needs torch until a model other than ``identity`` is resolved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sar2eo.compute import counters
+from sar2eo.compute.device import default_batch, default_threads, resolve_device, resolve_dtype
+from sar2eo.errors import SettingsError
+from sar2eo.model.card import SAMPLERS, Card
+from sar2eo.model.checkpoint_files import (
+    CONFIG,
+    TRAIN_TIMESTEPS,
+    count_parameters,
+    folder_sha256,
+    read_json,
+    vae_facts,
+)
+from sar2eo.model.compile_cache import use_compile_cache
+from sar2eo.model.hub import BUNDLED, find_folder
+from sar2eo.model.interface import IdentityTranslator, Translator
+
+__all__ = ["BUNDLED", "IDENTITY", "ModelSpec", "resolve_model", "resolve_spacing"]
+
+IDENTITY = "identity"
+"""Name of the diagnostic model that returns its own input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model by path and options: picklable, without weights.
+
+    Parameters
+    ----------
+    path : str
+        "identity", "bundled", or a local checkpoint folder.
+    sha256 : str
+        Of the folder's weights, configurations and card; of the text
+        "identity" for that.
+    parameters : int
+        Values in the weights of U-Net and VAE.
+    factor, latent_channels : int
+        The VAE's downsampling factor and channels.
+    card : Card or None
+        None for identity.
+    steps, sampler, spacing, seed, samples
+        How to sample; ``samples`` results of different noise are averaged.
+    device, dtype : str
+        Where and in which precision the networks run, resolved (never "auto").
+    batch : int
+        Windows per batch; smaller batches are padded to it.
+    compile : bool
+        Compile the U-Net.
+    threads : int
+        Torch threads on the CPU.
+    """
+
+    path: str
+    sha256: str
+    parameters: int
+    factor: int
+    latent_channels: int
+    card: Card | None
+    steps: int
+    sampler: str
+    spacing: str
+    seed: int
+    samples: int
+    device: str
+    dtype: str
+    batch: int
+    compile: bool
+    threads: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies for this process; meaningless for identity."""
+        return find_folder(self.path, allow=()) if self.path == BUNDLED else Path(self.path)
+
+    @property
+    def temperature(self) -> float:
+        """Factor on the noise that sampling starts from: the card's, with the card's own sampler and steps.
+
+        It makes up for what those lose, and would be too much for more steps: these take 1, as in the paper.
+        """
+        card = self.card
+        own = card is not None and (self.sampler, self.steps) == (card.sampler, card.steps)
+        return card.temperature if card is not None and own else 1.0
+
+    @property
+    def confidence(self) -> bool:
+        """Whether the model yields a variance."""
+        return self.card is not None
+
+    def load(self) -> Translator:
+        """Return the translator, loading the weights at most once per process.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder is broken, or is not the one that was resolved.
+        """
+        with _LOAD_LOCK:
+            key = repr(self)  # the card holds a dict, so a spec has no hash
+            if key not in _LOADED:
+                # Settings may change from call to call in a long session; weights are large.
+                while len(_LOADED) >= _LOADED_AT_MOST:
+                    _LOADED.popitem(last=False)
+                with counters.timed("load_seconds"):
+                    _LOADED[key] = self._make()
+            _LOADED.move_to_end(key)
+            return _LOADED[key]
+
+    def _make(self) -> Translator:
+        if self.card is None:
+            return IdentityTranslator(self.samples)
+        from sar2eo.model.translator import DiffusionTranslator
+
+        return DiffusionTranslator(self)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that changes pixels, as JSON values; the path does not."""
+        if self.card is None:
+            return {"sha256": self.sha256, "samples": self.samples}
+        names = ("sha256", "steps", "sampler", "spacing", "seed", "samples", "device", "dtype", "batch")
+        values = {name: getattr(self, name) for name in (*names, "compile", "threads")}
+        return values | {package: version(package) for package in ("torch", "diffusers")}
+
+
+_LOADED: OrderedDict[str, Translator] = OrderedDict()
+_LOADED_AT_MOST = 2
+_LOAD_LOCK = threading.Lock()
+
+
+def resolve_model(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    steps: int | None = None,
+    sampler: str | None = None,
+    seed: int = 2025,
+    samples: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch: int | None = None,
+    compile: bool = False,  # noqa: A002 (the name of torch's function and of the flag)
+    threads: int | None = None,
+) -> ModelSpec:
+    """Find a model and settle every option, without loading weights.
+
+    Parameters
+    ----------
+    model : str or Path
+        "bundled"; "identity"; a checkpoint folder; or, where no such path exists, an id "owner/name" on
+        the hub, of which only safetensors and JSON files are fetched.
+    revision : str or None
+        Of a hub id.
+    steps, sampler : int, str or None
+        None: the card's. (The spacing is the card's as far as `resolve_spacing` allows.)
+    seed : int
+        Of the noise.
+    samples : int
+        Results to average.
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+    dtype : str
+        "auto", "float32", "bfloat16" or "float16".
+    batch, threads : int or None
+        None: fixed by the device.
+    compile : bool
+        Compile the U-Net, or take it from the cache (`sar2eo.model.compile_cache.use_compile_cache`).
+
+    Raises
+    ------
+    SettingsError
+        For an option that is not allowed, a device that is not there, or a cache of compiled networks that
+        is not this user's own.
+    CheckpointError
+        If there is no such checkpoint, or it is broken.
+    """
+    counts = {"steps": steps, "samples": samples, "batch": batch, "threads": threads}
+    for name, value in counts.items():
+        if value is not None and not 1 <= value <= TRAIN_TIMESTEPS:
+            raise SettingsError(f"{name}={value}: must be 1 to {TRAIN_TIMESTEPS}")
+    if not 0 <= seed < 2**64:
+        raise SettingsError(f"seed={seed}: must be 0 to 2**64 - 1")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise SettingsError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
+    if str(model) == IDENTITY:
+        return _identity_spec(seed, samples, batch)
+    folder = find_folder(model, revision=revision, allow=["*.json", "*.safetensors"])
+    sha256 = folder_sha256(folder)
+    card = Card.read(folder)
+    vae = vae_facts(read_json(folder / "vae" / CONFIG))
+    place = resolve_device(device)
+    if compile:
+        use_compile_cache()  # of this process; those that work elsewhere have their own
+    steps, sampler = steps or card.steps, sampler or card.sampler
+    return ModelSpec(
+        path=BUNDLED if model == BUNDLED else str(folder.absolute()),
+        sha256=sha256,
+        parameters=sum(count_parameters(folder).values()),
+        factor=vae.factor,
+        latent_channels=vae.latent_channels,
+        card=card,
+        steps=steps,
+        sampler=sampler,
+        spacing=resolve_spacing(card.spacing, sampler, steps),
+        seed=seed,
+        samples=samples,
+        device=place,
+        dtype=resolve_dtype(dtype, place),
+        batch=batch or default_batch(place),
+        compile=compile,
+        threads=threads or default_threads(),
+    )
+
+
+def resolve_spacing(spacing: str, sampler: str, steps: int) -> str:
+    """Replace leading spacing by trailing where it would not start near pure noise.
+
+    Leading spacing starts at one timestep less than a whole number of intervals, which is far from
+    T for few steps (a single one starts at t = 1, so it would call pure noise almost clean), and for
+    numbers of steps that leave a large remainder.
+
+    Parameters
+    ----------
+    spacing : {"leading", "trailing"}
+        As asked for.
+    sampler : {"ddim", "dpm++"}
+        DPM-Solver++ takes one interval more than steps.
+    steps : int
+        1 to 1000.
+    """
+    intervals = steps if sampler == "ddim" else steps + 1
+    first = (intervals - 1) * (TRAIN_TIMESTEPS // intervals) + 1
+    sound = steps >= 10 and TRAIN_TIMESTEPS * 9 // 10 <= first < TRAIN_TIMESTEPS
+    return spacing if sound else "trailing"
+
+
+def _identity_spec(seed: int, samples: int, batch: int | None) -> ModelSpec:
+    return ModelSpec(
+        path=IDENTITY,
+        sha256=hashlib.sha256(IDENTITY.encode()).hexdigest(),
+        parameters=0,
+        factor=1,
+        latent_channels=3,
+        card=None,
+        steps=0,
+        sampler="none",
+        spacing="none",
+        seed=seed,
+        samples=samples,
+        device="cpu",
+        dtype="float32",
+        batch=batch or default_batch("cpu"),
+        compile=False,
+        threads=1,
+    )

@@ -1,0 +1,162 @@
+"""Networks from configurations and weights from safetensors, strictly: all that is due, nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sar2eo.errors import CheckpointError, SettingsError, one_line
+from sar2eo.model.checkpoint_files import CONFIG, tensor_headers
+
+__all__ = ["check_weights", "create_empty", "disk_dtype", "fill", "narrow", "read_tensors"]
+
+# Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
+# for hours, or fill the memory, before any shape is compared.
+_MOST_LAYERS = 64
+_LARGEST_SIZE = 1 << 16
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_ON_DISK = ("float16", "bfloat16", "float32")
+_STATISTICS = ("latents_mean", "latents_std")  # which not every VAE of diffusers has a word for
+
+
+def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
+    """Create a network of diffusers on the device "meta": its shapes without its values.
+
+    Raises
+    ------
+    CheckpointError
+        If the configuration makes no such network.
+    """
+    _check_sizes(model_class.__name__, config)
+    known = inspect.signature(model_class.__init__).parameters
+    extra = {name: config[name] for name in _STATISTICS if name in config and name not in known}
+    try:
+        with torch.device("meta"):
+            model = model_class.from_config({k: v for k, v in config.items() if k not in extra}).eval()
+        model.register_to_config(**extra)
+        return model
+    except Exception as error:  # a tampered value can raise anything inside the constructor
+        raise CheckpointError(
+            f"{model_class.__name__}: {CONFIG} makes no network: {one_line(error, 200)}"
+        ) from error
+
+
+def _check_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse numbers and lists in a configuration that no network has."""
+    for key, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        limit = _MOST_LAYERS if "layers" in key else _LARGEST_SIZE
+        sizes = [v for v in values if isinstance(v, int)]
+        if len(values) > _MOST_LAYERS and key not in _STATISTICS:
+            raise CheckpointError(
+                f"{name}: {CONFIG} says {key} with {len(values)} entries, at most {_MOST_LAYERS}"
+            )
+        if any(size > limit for size in sizes):
+            raise CheckpointError(f"{name}: {CONFIG} says {key}={max(sizes)}, must be at most {limit}")
+
+
+def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> None:
+    """Check the header of a safetensors file against a network.
+
+    Parameters
+    ----------
+    module : Module
+    path : Path
+    names : mapping or None
+        From the file's names to the network's; None: the same.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, unexpected, misshapen or of whole numbers, or the file is not a whole
+        safetensors file.
+    """
+    headers = tensor_headers(path)
+    shapes = {names[name] if names else name: header.shape for name, header in headers.items()}
+    state = module.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for problem, odd in {"lacks": wanted.keys() - shapes, "has unexpected": shapes.keys() - wanted}.items():
+        if odd:
+            raise CheckpointError(f"{path} {problem} {len(odd)} tensors, such as {min(odd)}")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise CheckpointError(f"{path}: {name} has shape {shapes[name]}, must be {shape} by {CONFIG}")
+    for name, header in headers.items():
+        if header.dtype not in _FLOATS and state[names[name] if names else name].is_floating_point():
+            raise CheckpointError(f"{path}: {name} holds {header.dtype}, must be one of {', '.join(_FLOATS)}")
+
+
+def fill(
+    module: nn.Module,
+    path: Path,
+    names: Mapping[str, str] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Give a network on the device "meta" its values, after `check_weights`."""
+    check_weights(module, path, names)
+    tensors = read_tensors(path, device=device, dtype=dtype)
+    module.load_state_dict(
+        {names[name] if names else name: tensor for name, tensor in tensors.items()}, assign=True
+    )
+
+
+def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Read a safetensors file into memory of its own.
+
+    The library would map the file, and a process that maps a file dies when someone writes over it.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is not finite, or not in this dtype: every pixel would be made of it.
+    """
+    tensors = {name: tensor.to(dtype, copy=True) for name, tensor in load_file(path, device=device).items()}
+    for name, tensor in tensors.items():
+        if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
+            raise CheckpointError(f"{path}: {name} holds values that are not finite in {dtype}")
+    return tensors
+
+
+def disk_dtype(name: str) -> torch.dtype:
+    """Return the dtype of weights on disk, one of float16, bfloat16 and float32.
+
+    Raises
+    ------
+    SettingsError
+        For another one.
+    """
+    if name not in _ON_DISK:
+        raise SettingsError(f"dtype={name!r}: must be one of {', '.join(_ON_DISK)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def narrow(modules: Iterable[nn.Module], dtype: torch.dtype, source: str | Path) -> None:
+    """Turn networks into what takes less room on disk.
+
+    Parameters
+    ----------
+    modules : iterable of Module
+    dtype : torch.dtype
+        From `disk_dtype`.
+    source : str or Path
+        Where they are from, for messages.
+
+    Raises
+    ------
+    CheckpointError
+        If a weight is too large for it.
+    """
+    for module in modules:
+        nn.Module.to(module, dtype)
+        if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
+            name = str(dtype).removeprefix("torch.")
+            raise CheckpointError(f"{source}: weights do not fit into {name}: try bfloat16")

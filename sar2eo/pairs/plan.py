@@ -1,0 +1,355 @@
+"""What a build starts from: scenes opened and outlined, which of them meet, and the cells to try."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime as Datetime
+from math import inf, isinf
+from pathlib import Path
+from typing import Any
+
+import shapely
+import xarray as xr
+
+from sar2eo.compute.dask_run import compute_keys
+from sar2eo.errors import PairsError, SettingsError
+from sar2eo.geo.chip_lattice import Cell, cells_of, on_grid
+from sar2eo.scenes import parse_source
+from sar2eo.scenes.extent import SceneFootprint, known_source, scene_footprint
+from sar2eo.scenes.identity import digest
+from sar2eo.scenes.metadata import iso_datetime
+from sar2eo.scenes.optical import EoScene, open_eo
+from sar2eo.scenes.sar_scene import SarScene, open_sar
+from sar2eo.scenes.sources import Source, expand_sources
+from sar2eo.settings import PairsSettings, SceneSettings
+from sar2eo.store.task_results import PartStore
+
+__all__ = ["Candidate", "Meeting", "Scenes", "find_candidates", "meetings", "open_scenes", "survey"]
+
+FORMAT = 1
+"""Of what is built: it rises when the same settings give other chips."""
+
+_OPENING = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """All scenes of a build, opened; no pixels were read.
+
+    Attributes
+    ----------
+    sar, eo : list
+        Scenes as chips are cut from them.
+    arrays : list of DataArray
+        The SAR scenes as `sar2eo.open_scene` returns them.
+    sources : tuple of list of Source
+        Of the SAR and of the EO scenes.
+    """
+
+    sar: list[SarScene]
+    eo: list[EoScene]
+    arrays: list[xr.DataArray]
+    sources: tuple[list[Source], list[Source]]
+
+    def fingerprint(self, settings: PairsSettings, scene: SceneSettings, aligner: Any) -> dict[str, Any]:
+        """Return all that the result depends on, as JSON values."""
+        is_record = dataclasses.is_dataclass(aligner) and not isinstance(aligner, type)
+        how = dataclasses.asdict(aligner) if is_record else {}
+        opened: tuple[Sequence[Any], ...] = self.arrays, self.eo
+        said = [
+            [_told(known_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
+            for sources, role in zip(self.sources, opened, strict=True)
+        ]
+        return {
+            "format": FORMAT,
+            "settings": dataclasses.asdict(settings),
+            "scene": dataclasses.asdict(scene),
+            "aligner": None if aligner is None else {"kind": type(aligner).__name__, **how},
+            "sar": [each.reader.identity() for each in self.sar],
+            "eo": [each.identity() for each in self.eo],
+            "acquired": {"sar": said[0], "eo": said[1]},
+            "radiometry": [[each.quantity, each.calibration, each.dtype] for each in self.sar],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Meeting:
+    """A scene pair, and the cells to try.
+
+    Attributes
+    ----------
+    sar, eo : int
+        Places of the scenes.
+    day_gap : float or None
+        Days between the acquisitions.
+    overlap : Polygon or MultiPolygon
+        Where both have data, in longitude and latitude.
+    within : Polygon or MultiPolygon
+        The same in the CRS of the SAR scene's grid.
+    cells : list of Cell
+    """
+
+    sar: int
+    eo: int
+    day_gap: float | None
+    overlap: Any
+    within: Any
+    cells: list[Cell]
+
+    @property
+    def label(self) -> str:
+        """Name of the scene pair in ids of chips and tasks."""
+        return f"s{self.sar:04d}e{self.eo:04d}"
+
+    @property
+    def sar_key(self) -> str:
+        """Name of the SAR scene in a graph."""
+        return f"scene-sar-{self.sar}"
+
+    @property
+    def eo_key(self) -> str:
+        """Name of the EO scene in a graph."""
+        return f"scene-eo-{self.eo}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Outlining:
+    """A scene to outline; an object, so that Dask does not look into the lazy array."""
+
+    name: str
+    source: Source
+    scene: Any
+
+    def run(self, store: PartStore | None) -> str:
+        area = scene_footprint(self.source, self.scene).area
+        text = str(shapely.to_wkb(area, hex=True))
+        if store is not None:
+            store.save(self.name, text)
+        return text
+
+
+def open_scenes(
+    sar: Sequence[str], eo: Sequence[str], settings: PairsSettings, scene: SceneSettings, out: Path
+) -> Scenes:
+    """Find and open all scenes.
+
+    Raises
+    ------
+    SettingsError
+        If a scene lies in the folder that is built, or options do not apply.
+    PairsError, SceneError
+        If there are none, or one cannot be opened.
+    """
+    # Sorted, so that ids and fingerprint do not depend on the order of arguments.
+    sources = _sorted(expand_sources(sar, "sar")), _sorted(expand_sources(eo, "eo"))
+    for source in (*sources[0], *sources[1]):
+        if Path(source.href).absolute().is_relative_to(out.absolute()):
+            raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
+    low, high = settings.eo_range
+    with ThreadPoolExecutor(_OPENING) as pool:
+        opened = list(pool.map(lambda source: open_sar(source.href, settings, scene), sources[0]))
+        optical = list(pool.map(lambda source: open_eo(source, eo_range=(low, high)), sources[1]))
+    return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
+
+
+def _sorted(sources: Sequence[Source]) -> list[Source]:
+    """Name local files so that workers, and who reads the index, find them; in order of these names."""
+    named = [dataclasses.replace(source, href=_absolute(source.href)) for source in sources]
+    return sorted(named, key=lambda source: source.href)
+
+
+def _told(source: Source) -> list[str | None]:
+    """Return what chips and index depend on of what tables, items and tags say, as JSON values."""
+    area = None if source.footprint is None else digest(shapely.to_wkb(source.footprint, hex=True))
+    return [source.datetime, source.platform, source.orbit_direction, area]
+
+
+def _absolute(href: str) -> str:
+    parsed = parse_source(href)
+    if isinstance(parsed, dict):
+        return ",".join(f"{name}={_absolute(file)}" for name, file in parsed.items())
+    # A STAC item of a collection is named by what follows the mark.
+    path, mark, name = href.partition("#")
+    return f"{Path(path).absolute()}{mark}{name}" if Path(path).exists() else href
+
+
+def survey(
+    scenes: Scenes, store: PartStore | None, known: dict[str, Any]
+) -> tuple[list[SceneFootprint], list[SceneFootprint]]:
+    """Outline all scenes, in parallel.
+
+    Parameters
+    ----------
+    scenes : Scenes
+    store : PartStore or None
+        Keeps what is found.
+    known : dict
+        What it kept earlier.
+
+    Returns
+    -------
+    tuple of list of SceneFootprint
+        Of the SAR and of the EO scenes.
+    """
+    tasks = [
+        _Outlining(f"outline-{role}-{at}", source, scene)
+        for role, sources, opened in (
+            ("sar", scenes.sources[0], scenes.arrays),
+            ("eo", scenes.sources[1], scenes.eo),
+        )
+        for at, (source, scene) in enumerate(zip(sources, opened, strict=True))
+    ]
+    todo = {task.name: (_Outlining.run, task, store) for task in tasks if task.name not in known}
+    found = {**known, **dict(zip(todo, compute_keys(todo, list(todo)), strict=True))}
+    footprints = []
+    for task in tasks:
+        area = shapely.from_wkb(found[task.name])
+        placed = scene_footprint(dataclasses.replace(task.source, footprint=area), task.scene)
+        footprints.append(placed)
+    return footprints[: len(scenes.sar)], footprints[len(scenes.sar) :]
+
+
+def meetings(
+    scenes: Scenes,
+    footprints: tuple[list[SceneFootprint], list[SceneFootprint]],
+    settings: PairsSettings,
+) -> list[Meeting]:
+    """Find the scene pairs that share a cell, and the cells of each.
+
+    Raises
+    ------
+    PairsError
+        If no scenes overlap closely enough in time.
+    """
+    found = find_candidates(*footprints, max_days=settings.max_days)
+    met = [_meeting(scenes, candidate, settings) for candidate in found]
+    return [each for each in met if each.cells]
+
+
+def _meeting(scenes: Scenes, candidate: Candidate, settings: PairsSettings) -> Meeting:
+    grid = scenes.sar[candidate.sar].grid
+    within = on_grid(candidate.overlap, grid)
+    cells = cells_of(
+        grid, size=settings.size, stride=settings.stride, within=within, min_valid=settings.min_valid
+    )
+    return Meeting(candidate.sar, candidate.eo, candidate.day_gap, candidate.overlap, within, cells)
+
+
+_SECONDS_PER_DAY = 86_400.0
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Two scenes to pair.
+
+    Parameters
+    ----------
+    sar, eo : int
+        Their places in the lists.
+    day_gap : float or None
+        Days between the acquisitions, never negative; None where one is not known.
+    overlap : Polygon or MultiPolygon
+        Where both have data, in longitude and latitude (EPSG:4326).
+    """
+
+    sar: int
+    eo: int
+    day_gap: float | None
+    overlap: Any
+
+
+def find_candidates(
+    sar: Sequence[SceneFootprint], eo: Sequence[SceneFootprint], *, max_days: float
+) -> list[Candidate]:
+    """Find the pairs of scenes that overlap and were taken within `max_days` of each other.
+
+    Parameters
+    ----------
+    sar, eo : sequence of SceneFootprint
+        Scenes; their areas are split at the antimeridian.
+    max_days : float
+        Largest gap in days; infinite: any, and times need not be known.
+
+    Returns
+    -------
+    list of Candidate
+        By SAR scene; for each, the smallest gap first (unknown ones last), then the larger overlap.
+
+    Raises
+    ------
+    PairsError
+        If a time is missing that is needed, or nothing is found: then it says whether place or time is to
+        blame, and how large the smallest gap is.
+    """
+    meetings = _meetings(sar, eo)
+    if not meetings:
+        raise PairsError(f"no EO scene overlaps a SAR scene: {_whereabouts(sar, eo)}")
+    if not isinf(max_days):
+        _check_times([*(sar[i] for i, _ in meetings), *(eo[j] for _, j in meetings)])
+    found = [
+        Candidate(i, j, _day_gap(sar[i], eo[j]), overlap) for (i, j), overlap in sorted(meetings.items())
+    ]
+    kept = [each for each in found if each.day_gap is None or each.day_gap <= max_days]
+    if not kept:
+        near = min(found, key=lambda each: each.day_gap or 0.0)
+        raise PairsError(
+            f"{len(found)} pairs of scenes overlap, none taken within max_days={max_days:g}: the closest are "
+            f"{near.day_gap:.1f} days apart ({sar[near.sar].source.href}, {eo[near.eo].source.href})"
+        )
+    return sorted(kept, key=lambda c: (c.sar, inf if c.day_gap is None else c.day_gap, -c.overlap.area, c.eo))
+
+
+def _meetings(sar: Sequence[SceneFootprint], eo: Sequence[SceneFootprint]) -> dict[tuple[int, int], Any]:
+    """Return the common area of every two scenes that have one."""
+    if not sar or not eo:
+        return {}
+    tree = shapely.STRtree([each.area for each in eo])
+    at_sar, at_eo = tree.query([each.area for each in sar], predicate="intersects")
+    found = {}
+    for i, j in zip(at_sar.tolist(), at_eo.tolist(), strict=True):
+        overlap = _polygons(shapely.intersection(sar[i].area, eo[j].area))
+        if not overlap.is_empty:
+            found[i, j] = overlap
+    return found
+
+
+def _polygons(area: Any) -> Any:
+    """Leave out what touches without an area."""
+    flat = shapely.get_parts(shapely.get_parts(area))
+    return shapely.union_all([part for part in flat if part.geom_type == "Polygon" and part.area > 0])
+
+
+def _day_gap(sar: SceneFootprint, eo: SceneFootprint) -> float | None:
+    if sar.source.datetime is None or eo.source.datetime is None:
+        return None
+    apart = _time(sar.source.datetime) - _time(eo.source.datetime)
+    return abs(apart.total_seconds()) / _SECONDS_PER_DAY
+
+
+def _time(text: str) -> Datetime:
+    return Datetime.fromisoformat(iso_datetime(text))
+
+
+def _check_times(scenes: Sequence[SceneFootprint]) -> None:
+    names = dict.fromkeys(each.source.href for each in scenes if each.source.datetime is None)
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise PairsError(
+            f"no acquisition time is known of {', '.join(list(names)[:_SHOWN])}{more}: give times in a table "
+            "of footprints, or --max-days inf to pair whatever the time"
+        )
+
+
+def _whereabouts(sar: Sequence[SceneFootprint], eo: Sequence[SceneFootprint]) -> str:
+    return f"SAR lies in {_bounds(sar)}, EO in {_bounds(eo)} (west, south, east, north)"
+
+
+def _bounds(scenes: Sequence[SceneFootprint]) -> str:
+    areas = [each.area for each in scenes if not each.area.is_empty]
+    if not areas:
+        return "no place (no valid pixels)"
+    return ", ".join(f"{value:.2f}" for value in shapely.total_bounds(areas))

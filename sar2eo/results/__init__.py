@@ -1,0 +1,1 @@
+"""Result files: COGs, STAC items, previews."""

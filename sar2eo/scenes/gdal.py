@@ -1,0 +1,317 @@
+"""GDAL handles: opened when first needed, used by one thread at a time, and bounded in number."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioIOError
+from rasterio.session import DummySession, Session
+
+from sar2eo.errors import SceneError
+from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.store import http
+from sar2eo.store.s3 import gdal_options
+
+__all__ = ["check_readable", "check_size", "gdal_path", "is_remote", "opened", "read_from", "shown"]
+
+T = TypeVar("T")
+
+IDLE_LIMIT = 32
+"""Handles that stay open, of all scenes together, while nobody reads."""
+
+RETRIES = 3
+"""Of opening and of reading over a network, beyond those of GDAL, which takes a transfer that ends early, or
+a connection that is dropped, for the file's own fault."""
+
+# https://gdal.org/en/stable/user/configoptions.html: no listing of the folder (there may be
+# thousands of files, or no right to list), patience with a server that hiccups, none with a dead one.
+REMOTE_OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_MAX_RETRY": http.RETRIES,
+    "GDAL_HTTP_RETRY_DELAY": http.DELAY_SECONDS,
+    "GDAL_HTTP_CONNECTTIMEOUT": http.CONNECT_SECONDS,
+    "GDAL_HTTP_LOW_SPEED_TIME": http.READ_SECONDS,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
+    "GDAL_HTTP_MULTIRANGE": "YES",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+}
+# GDAL keeps what it has read of a file, even if that was cut short; but not of one that is closed under this.
+_FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/", "GDAL_HTTP_MAX_RETRY": 0}
+
+_SCHEMES = {
+    "http": "/vsicurl/http://",
+    "https": "/vsicurl/https://",
+    "s3": "/vsis3/",
+    "gs": "/vsigs/",
+    "az": "/vsiaz/",
+    "file": "/",
+}
+_REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
+
+_idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
+_versions: dict[str, str] = {}
+_lock = threading.Lock()
+
+
+def gdal_path(source: str | Path) -> str:
+    """Turn a path or URL into what GDAL opens: ``s3://b/k`` becomes ``/vsis3/b/k``."""
+    text = str(source)
+    scheme, found, rest = text.partition("://")
+    if found and scheme.lower() in _SCHEMES:
+        return _SCHEMES[scheme.lower()] + (rest.lstrip("/") if scheme.lower() == "file" else rest)
+    return text
+
+
+def is_remote(path: str) -> bool:
+    """Whether GDAL reads this path over a network."""
+    return _REMOTE.search(path) is not None
+
+
+def shown(path: str) -> str:
+    """Name a path or URL to people: as a URL without its query, which in a signed one is a secret."""
+    if not is_remote(gdal_path(path)):
+        return path
+    for scheme, prefix in _SCHEMES.items():
+        if path.startswith(prefix) and scheme != "file":
+            path = f"{scheme}://{path.removeprefix(prefix)}"
+    return path.partition("?")[0] if path.startswith("http") else path
+
+
+@contextmanager
+def opened(path: str, version: str | None = None) -> Iterator[Any]:
+    """Open a raster for a moment.
+
+    Parameters
+    ----------
+    path : str
+        What GDAL opens.
+    version : str, optional
+        Of a remote one: tells whether what this process has read of it before is still so.
+
+    Raises
+    ------
+    SceneError
+        If GDAL cannot open it.
+    """
+    if version is not None and _versions.setdefault(path, version) != version:
+        _forget(path)
+        _versions[path] = version
+    with _environment(path):
+        check_readable(path)
+        dataset = _persistently(path, lambda: _open(path))
+        try:
+            yield dataset
+        finally:
+            dataset.close()
+
+
+def read_from(path: str, stamp: str, read: Callable[[Any], T]) -> T:
+    """Read from an open dataset that is lent to one thread; over a network again, if that fails.
+
+    Parameters
+    ----------
+    path : str
+        What GDAL opens.
+    stamp : str
+        Names the content, so that a file replaced under the same name is opened afresh.
+    read : callable
+        Takes the dataset; called again after a failure.
+
+    Raises
+    ------
+    SceneError
+        If GDAL cannot open or read it any more.
+    """
+
+    def attempt() -> T:
+        with _borrowed(path, stamp) as dataset:
+            return read(dataset)
+
+    return _persistently(path, attempt)
+
+
+@contextmanager
+def _borrowed(path: str, stamp: str) -> Iterator[Any]:
+    """Lend an open dataset to one thread; parameters and errors as of `read_from`."""
+    # The process is part of the key: a handle inherited through a fork shares its file position.
+    key = (path, stamp, os.getpid())
+    with _environment(path):
+        with _lock:
+            dataset = _idle[key].pop() if _idle.get(key) else None
+        if dataset is None:
+            check_readable(path)
+            dataset = _open(path)
+        try:
+            yield dataset
+        except RasterioIOError as error:
+            dataset.close()
+            reason = _line(error, path)
+            raise SceneError(f"{shown(path)}: cannot be read, is it damaged? ({reason})") from error
+        except BaseException:
+            dataset.close()
+            raise
+        with _lock:
+            _idle.setdefault(key, []).append(dataset)
+            _idle.move_to_end(key)
+            surplus = _surplus()
+    for each in surplus:
+        each.close()
+
+
+def _persistently(path: str, attempt: Callable[[], T]) -> T:
+    """Try again what fails over a network, a little later each time."""
+    for number in range(RETRIES if is_remote(path) else 0):
+        try:
+            return attempt()
+        except SceneError:
+            _forget(path)
+            time.sleep(http.DELAY_SECONDS * 2**number)
+    return attempt()
+
+
+def _forget(path: str) -> None:
+    """Close the idle handles of a path, and have GDAL forget what it has read there."""
+    with _lock:
+        mine = [key for key in _idle if key[0] == path and key[2] == os.getpid()]
+        closing = [each for key in mine for each in _idle.pop(key)]
+    for each in closing:
+        each.close()
+    with suppress(SceneError), _environment(path), rasterio.Env(DummySession(), **_FORGETTING):
+        _open(path).close()
+
+
+def _surplus() -> list[Any]:
+    """Take the handles used longest ago out of the idle ones, down to the limit."""
+    taken = []
+    while sum(map(len, _idle.values())) > IDLE_LIMIT:
+        oldest = next(iter(_idle))
+        taken.append(_idle[oldest].pop(0))
+        if not _idle[oldest]:
+            del _idle[oldest]
+    return taken
+
+
+class _Keys(Session):  # type: ignore[misc]  # which has no types
+    """Credentials as `sar2eo.store.s3` finds them, for GDAL."""
+
+    def get_credential_options(self) -> dict[str, str]:
+        try:
+            return gdal_options()
+        except OSError as error:
+            raise SceneError(str(error)) from error
+
+
+def _environment(path: str) -> AbstractContextManager[Any]:
+    # Without a session of ours, rasterio makes one of boto3's for each environment.
+    if not is_remote(path):
+        # Without an environment GDAL writes its warnings straight to the terminal.
+        local: AbstractContextManager[Any] = rasterio.Env(DummySession())
+        return local
+    # What the user sets for GDAL, in the environment or around the call, stays.
+    known = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
+    options = {name: value for name, value in REMOTE_OPTIONS.items() if name not in known}
+    session = _Keys() if "/vsis3/" in path else DummySession()
+    environment: AbstractContextManager[Any] = rasterio.Env(session, **options)
+    return environment
+
+
+def _open(path: str) -> Any:
+    try:
+        # Whether a scene needs a georeference is decided by who opens it, with a better message.
+        with unplaced_is_fine():
+            return rasterio.open(path, sharing=False)
+    except RasterioIOError as error:
+        reason = _line(error, path)
+        raise SceneError(f"{shown(path)}: GDAL cannot open it as a raster ({reason})") from error
+
+
+def _line(error: Exception, path: str) -> str:
+    """Put GDAL's message, and that of its cause, on one line."""
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    query = path.partition("?")[2]
+    text = " ".join("; ".join(map(str, causes)).split())
+    return text.replace(f"?{query}", "") if query else text
+
+
+# Far beyond any SAR scene (a strip once around the Earth at 10 m; a million square kilometres at 4 m), and
+# within what coordinates and windows can be counted for: more is a header that was damaged or made up.
+MAX_SIDE = 1 << 22
+MAX_PIXELS = 1 << 36
+# A block is decoded as one. Programs write a whole image as one strip, and then every window costs all of it.
+MAX_BLOCK_BYTES = 1 << 30
+
+
+def check_readable(path: str) -> None:
+    """Refuse what would block a reader for ever, or cannot be named to GDAL at all.
+
+    Parameters
+    ----------
+    path : str
+        As GDAL opens it; what does not exist may still be something that a driver knows.
+
+    Raises
+    ------
+    SceneError
+        For a pipe, a socket, a device or standard input, and for names that the system refuses.
+    """
+    if path.startswith("/vsistdin"):
+        raise SceneError(f"{path}: a scene is read in pieces and more than once, so not from standard input")
+    try:
+        path.encode()
+        kind = Path(path).stat().st_mode
+    except UnicodeEncodeError as error:
+        raise SceneError(
+            f"{path!r}: the name is not valid UTF-8, and GDAL takes no other: rename it"
+        ) from error
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # too long, a loop of links, no right to look, a null character
+        reason = getattr(error, "strerror", None) or error
+        raise SceneError(f"{path}: cannot be looked up ({reason})") from error
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+        raise SceneError(
+            f"{path}: neither a file nor a folder, but a pipe, a socket or a device: give a file"
+        )
+
+
+def check_size(dataset: Any, path: str) -> None:
+    """Refuse a raster of more pixels than can be meant, or in blocks that no memory should hold.
+
+    Parameters
+    ----------
+    dataset : DatasetReader
+        Open, with a band.
+    path : str
+        Names it in messages.
+
+    Raises
+    ------
+    SceneError
+    """
+    rows, cols = dataset.shape
+    if max(rows, cols) > MAX_SIDE or rows * cols > MAX_PIXELS:
+        raise SceneError(
+            f"{path}: its header claims {rows} x {cols} pixels, more than any SAR scene has (at most "
+            f"{MAX_SIDE} along a side and {MAX_PIXELS:.2g} in all): is the file damaged?"
+        )
+    high, wide = dataset.block_shapes[0]
+    size = high * wide * np.dtype(_NUMPY_NAMES.get(dataset.dtypes[0], dataset.dtypes[0])).itemsize
+    if size > MAX_BLOCK_BYTES:
+        raise SceneError(
+            f"{path}: stored in blocks of {high} x {wide} pixels, {size / 2**30:.1f} GiB each, and none can "
+            "be read in part: rewrite it with gdal_translate -co TILED=YES"
+        )
+
+
+_NUMPY_NAMES = {"complex_int16": "complex64"}  # which NumPy does not have

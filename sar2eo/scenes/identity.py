@@ -1,0 +1,186 @@
+"""What tells one input file from another: name, size, time, and a sample of its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from sar2eo.errors import SceneError
+from sar2eo.scenes.gdal import is_remote, opened, shown
+from sar2eo.store import http, s3
+
+__all__ = ["digest", "file_identity", "files_identity"]
+
+_SIDECAR = ".aux.xml"
+_ARRAY = (".zarray", "zarr.json")  # of Zarr, version 2 and 3: what GDAL names of an array
+_BLOCK_BYTES = 64 * 1024
+_BLOCKS = 16
+_GDAL_KEYS = (
+    "GDAL_HTTP_USERPWD",
+    "GDAL_HTTP_BEARER",
+    "GDAL_HTTP_HEADER",
+    "GDAL_HTTP_AUTH",
+    "GDAL_HTTP_COOKIE",
+)
+_ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
+
+
+def file_identity(path: str) -> dict[str, Any]:
+    """Identify one file: a local one in a few milliseconds, a remote one by one request.
+
+    Parameters
+    ----------
+    path : str
+        A path or URL as GDAL reads it; a member of an archive is identified by the archive.
+
+    Returns
+    -------
+    dict
+        Local: name, bytes, mtime_ns, and sha256 of up to 18 blocks of 64 KiB (the first, the last
+        and seeded ones between; all of a small file). Remote, by HTTP or from S3: href, bytes, and etag or
+        time of modification, or where the server tells neither, sha256 of the first 64 KiB (a second
+        request). Otherwise the path alone.
+
+    Raises
+    ------
+    SceneError
+        If a remote file is not there, refused, or cannot be reached.
+    """
+    archive = _ARCHIVE.match(path)
+    if archive:
+        return {**file_identity(archive[1]), "member": path.rpartition("/")[2]}
+    if path.startswith(("/vsicurl/http", "/vsis3/")):
+        return _remote_identity(path)
+    local = Path(path)
+    if is_remote(path) or not local.is_file():
+        return {"href": path}
+    if local.name in _ARRAY:
+        return _array_identity(local.parent)
+    status = local.stat()
+    sample = _sampled_sha256(local, status.st_size)
+    return {"name": local.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sample}
+
+
+def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Identify the files of a raster, each named once, overviews left out (they are never read).
+
+    GDAL tells of the files that a VRT names, and not of those that these are made of, and of a Zarr array's
+    chunks not at all: they are looked for here.
+
+    Of a local ``.aux.xml`` counts what is not a statistic, for whoever looks at a scene may leave some there.
+
+    Parameters
+    ----------
+    paths : iterable of str
+        As of `file_identity`.
+    known : mapping
+        Identities that need not be asked for again, by path.
+    """
+    chosen = dict.fromkeys(p for p in _all_files(paths) if not p.endswith(".ovr"))
+    sidecars = {path: _sidecar_identity(path) for path in chosen if path.endswith(_SIDECAR)}
+    found = (sidecars.get(path) or known.get(path) or file_identity(path) for path in chosen)
+    return [identity for path, identity in zip(chosen, found, strict=True) if sidecars.get(path) != {}]
+
+
+def _all_files(paths: Iterable[str]) -> list[str]:
+    """Return files, and those that VRTs among them name."""
+    found: dict[str, None] = {}
+    waiting = list(paths)
+    opened_by_caller = waiting[:1]
+    while waiting:
+        path = waiting.pop(0)
+        if path not in found:
+            found[path] = None
+            if path.endswith(".vrt") and path not in opened_by_caller:
+                with opened(path) as inner:
+                    waiting += inner.files
+    return list(found)
+
+
+def _array_identity(folder: Path) -> dict[str, Any]:
+    """Identify a Zarr array by the sizes and times of all of its chunks."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        status = path.stat()
+        found.append([str(path.relative_to(folder)), status.st_size, status.st_mtime_ns])
+    return {"name": folder.name, "files": len(found), "sha256": digest(found)}
+
+
+def _sidecar_identity(path: str) -> dict[str, Any] | None:
+    """Identify a local file of GDAL's metadata by what is no statistic: empty if there is nothing else."""
+    local = Path(path)
+    if is_remote(path) or not local.is_file():
+        return None
+    try:
+        root = ElementTree.parse(local).getroot()  # noqa: S314 (GDAL has read it already)
+    except (OSError, ElementTree.ParseError):
+        return None
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag == "Histograms" or child.get("key", "").startswith("STATISTICS_"):
+                parent.remove(child)
+    for parent in [*root.findall("PAMRasterBand"), root]:  # what that has emptied
+        for child in list(parent):
+            if not len(child) and not (child.text or "").strip():
+                parent.remove(child)
+    if not len(root):
+        return {}
+    return {
+        "name": local.name,
+        "sha256": digest(ElementTree.canonicalize(ElementTree.tostring(root), strip_text=True)),
+    }
+
+
+def digest(values: Any) -> str:
+    """Return a short hash of JSON values, the same in every process."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _sampled_sha256(path: Path, size: int) -> str:
+    starts = [0]
+    if size > (_BLOCKS + 2) * _BLOCK_BYTES:
+        draw = np.random.Generator(np.random.Philox(size))
+        inner = sorted(draw.integers(_BLOCK_BYTES, size - 2 * _BLOCK_BYTES, size=_BLOCKS).tolist())
+        starts = [0, *inner, size - _BLOCK_BYTES]
+        length = _BLOCK_BYTES
+    else:
+        length = size
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in starts:
+            file.seek(start)
+            found.update(file.read(length))
+    return found.hexdigest()
+
+
+def _remote_identity(path: str) -> dict[str, Any]:
+    url = shown(path)
+    try:
+        if s3.is_object(url):
+            found = s3.find(url)
+        else:
+            signed = path.removeprefix("/vsicurl/")
+            found = http.find(signed)
+            if found.etag is None and found.modified is None:
+                start = hashlib.sha256(http.beginning(signed, _BLOCK_BYTES)).hexdigest()
+                return {"href": url, "bytes": found.bytes, "sha256": start}
+    except PermissionError as error:
+        # What the user tells GDAL alone may be what it takes.
+        if any(name.startswith(_GDAL_KEYS) for name in os.environ):
+            return {"href": url}
+        raise SceneError(str(error)) from error
+    except OSError as error:
+        raise SceneError(str(error)) from error
+    # The query of a signed URL changes with every signature; the content is known by its tag.
+    if found.etag is not None:
+        return {"href": url, "bytes": found.bytes, "etag": found.etag}
+    return {"href": url, "bytes": found.bytes, "modified": found.modified}

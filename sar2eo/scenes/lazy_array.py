@@ -1,0 +1,319 @@
+"""A reader as a lazy DataArray, whose slices know the reader and their place in it."""
+
+from __future__ import annotations
+
+from math import isnan
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import rioxarray  # noqa: F401 (registers .rio)
+import xarray as xr
+
+from sar2eo.errors import RadiometryError, SceneError, SettingsError, one_line
+from sar2eo.geo.grid import Grid
+from sar2eo.geo.radiometry import QUANTITIES
+from sar2eo.geo.windows import Window
+from sar2eo.scenes.identity import digest
+from sar2eo.scenes.metadata import attributes_of, iso_datetime, to_attributes
+from sar2eo.scenes.reader import SceneReader
+
+__all__ = ["describe_scene", "lazy_scene", "reader_of", "settled", "window_in"]
+
+_PREFIX = "scene-"
+_CHUNK = 1024
+
+
+class PlacedArray(da.Array):
+    """Pixels that are those of a window of a reader, as a Dask array that knows both.
+
+    Its slices along rows and columns know their own window, and so do other chunks and copies of it. All
+    else that is made of it is a plain Dask array: its pixels may be others. What is assigned to changes its
+    name, and has no place any more.
+    """
+
+    _placed: tuple[str, SceneReader, Window] | None = None
+
+    @classmethod
+    def create(cls, array: da.Array, reader: SceneReader, window: Window) -> PlacedArray:
+        """Make one of a Dask array whose pixels are those of the window."""
+        placed = cls(array.dask, array.name, array.chunks, meta=array)
+        placed._placed = (array.name, reader, window)
+        return placed
+
+    @property
+    def place(self) -> tuple[SceneReader, Window] | None:
+        """The reader, and the window of it."""
+        if self._placed is None or self._placed[0] != self.name:
+            return None
+        return self._placed[1:]
+
+    def __getitem__(self, index: Any) -> da.Array:
+        """Slice; with step 1 and of all bands, the place is kept."""
+        return self._moved(da.Array.__getitem__(self, index), index if isinstance(index, tuple) else (index,))
+
+    def rechunk(self, *args: Any, **kwargs: Any) -> da.Array:
+        """Return the same pixels in other chunks, at the same place."""
+        return self._moved(da.Array.rechunk(self, *args, **kwargs))
+
+    def copy(self) -> da.Array:
+        """Return the same array, at the same place."""
+        return self._moved(da.Array.copy(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = da.Array.copy(self)
+        return plain.__reduce__() if self.place is None else (PlacedArray.create, (plain, *self.place))
+
+    def _moved(self, array: da.Array, index: tuple[Any, ...] = ()) -> da.Array:
+        """Give what was made of this array the place that an index of slices leads to, if there is one."""
+        if self.place is None or not all(isinstance(part, slice) for part in index):
+            return array
+        index += (slice(None),) * (3 - len(index))
+        taken = [range(size)[part] for size, part in zip(self.shape, index, strict=True)]
+        if len(taken[0]) < self.shape[0] or any(r != range(r.start, r.start + len(r)) for r in taken):
+            return array
+        reader, window = self.place
+        _, rows, cols = taken
+        at = Window(window.row + rows.start, window.col + cols.start, len(rows), len(cols))
+        return PlacedArray.create(array, reader, at)
+
+
+def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
+    """Wrap a reader as a DataArray that reads when computed.
+
+    Parameters
+    ----------
+    reader : SceneReader
+        Of the whole scene.
+    attrs : dict
+        Attributes; ``scene_grid`` is added (see `sar2eo.scenes.metadata`).
+
+    Returns
+    -------
+    DataArray
+        Dimensions band, y, x; float32; named "sar"; in chunks of about 1024 pixels on whole
+        storage blocks.
+    """
+    block = da.from_array(
+        reader,
+        chunks=(reader.shape[0], *_chunk_shape(reader)),
+        name=_PREFIX + digest(reader.identity()),
+        asarray=False,
+        meta=np.empty((0, 0, 0), dtype=np.float32),
+        inline_array=False,
+    )
+    y, x = _centres(reader.grid)
+    scene = xr.DataArray(
+        PlacedArray.create(block, reader, reader.grid.window),
+        dims=("band", "y", "x"),
+        coords={"band": list(reader.polarisations), "y": y, "x": x},
+        name="sar",
+        attrs=to_attributes({**attrs, "scene_grid": reader.grid}),
+    )
+    return scene if reader.grid.crs is None else scene.rio.write_crs(reader.grid.pyproj_crs.to_wkt())
+
+
+def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
+    """Find the reader under a scene, and where the scene lies in it.
+
+    Parameters
+    ----------
+    scene : DataArray
+        What `open_scene` returned, or a slice of it along y and x with step 1, in any chunks.
+
+    Returns
+    -------
+    tuple of SceneReader and Window, or None
+        None for anything that was computed, reordered, given other coordinates, or subset along
+        bands: then its values are not those of a window of the reader.
+    """
+    place = scene.data.place if isinstance(scene.data, PlacedArray) else None
+    if place is None or scene.dims != ("band", "y", "x") or 0 in scene.shape:
+        return None
+    return place if _lies_at(scene, *place) else None
+
+
+def window_in(scene: xr.DataArray, grid: Grid) -> Window | None:
+    """Find where an array lies in a grid, by its coordinates.
+
+    Parameters
+    ----------
+    scene : DataArray, dims (..., y, x)
+        Not empty.
+    grid : Grid
+        Of the whole scene.
+
+    Returns
+    -------
+    Window or None
+        None where the array is no part of the grid, pixel for pixel.
+    """
+    to_pixel = ~grid.affine
+    x, y = scene["x"].values, scene["y"].values
+    (left, top), (right, bottom) = to_pixel @ (x[0], y[0]), to_pixel @ (x[-1], y[-1])
+    window = Window(round(top - 0.5), round(left - 0.5), *scene.shape[-2:])
+    ends = (window.row + 0.5, window.col + 0.5, window.stop_row - 0.5, window.stop_col - 0.5)
+    off = max(abs(a - b) for a, b in zip(ends, (top, left, bottom, right), strict=True))
+    return window if off < 1e-2 and grid.window.intersection(window) == window else None
+
+
+def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
+    """Say what a scene is, as JSON values.
+
+    Parameters
+    ----------
+    scene : DataArray
+        From `open_scene`.
+
+    Returns
+    -------
+    dict
+        Source, grid (crs, transform, shape, bounds; of a slice, its own), true ground sample distance
+        in metres, polarisations, quantity, calibration, acquisition, geolocation and its residual,
+        storage block and chunk.
+    """
+    attrs = attributes_of(scene)
+    grid: Grid = attrs["scene_grid"]
+    found = reader_of(scene)
+    window = window_in(scene, grid)
+    grid = grid if window is None else grid.crop(window)
+    placed = grid.crs is not None
+    distance = grid.ground_sample_distance_m() if placed else None
+    return {
+        "source": attrs["source"],
+        "crs": grid.crs,
+        "transform": list(grid.transform),
+        "shape": list(grid.shape),
+        "bounds": list(grid.bounds),
+        "ground_sample_distance_m": [round(d, 3) for d in distance] if distance else None,
+        "polarisations": list(attrs["polarisations"]),
+        "quantity": attrs.get("quantity"),
+        "calibration": attrs.get("calibration"),
+        "datetime": attrs.get("datetime"),
+        "platform": attrs.get("platform"),
+        "orbit_direction": attrs.get("orbit_direction"),
+        "terrain_corrected": attrs.get("terrain_corrected"),
+        "geolocation": attrs.get("geolocation"),
+        "geolocation_rmse_m": _number(attrs.get("geolocation_rmse_m")),
+        "block_shape": list(found[0].block_shape) if found else None,
+        "chunk_shape": [sizes[0] for sizes in scene.chunks[1:]] if scene.chunks else None,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or isnan(value) else round(value, 3)
+
+
+def _chunk_shape(reader: SceneReader) -> tuple[int, int]:
+    """About 1024 x 1024, whole storage blocks where these are not larger than that."""
+    sides = []
+    for size, block in zip(reader.shape[1:], reader.block_shape, strict=True):
+        sides.append(min(size, _CHUNK if block >= _CHUNK else _CHUNK // block * block))
+    return sides[0], sides[1]
+
+
+def _centres(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    a, _, c, _, e, f = grid.transform
+    rows, cols = grid.shape
+    row, col = np.arange(rows, dtype=np.float64) + 0.5, np.arange(cols, dtype=np.float64) + 0.5
+    return np.asarray(e * row + f), np.asarray(a * col + c)
+
+
+def _lies_at(scene: xr.DataArray, reader: SceneReader, window: Window) -> bool:
+    """Whether the coordinates still are those of the window."""
+    y, x = _centres(reader.grid)
+    rows, cols = window.slices
+    expected = {"band": np.array(reader.polarisations), "y": y[rows], "x": x[cols]}
+    return all(
+        name in scene.coords and np.array_equal(scene[name].values, values)
+        for name, values in expected.items()
+    )
+
+
+def settled(scene: xr.DataArray) -> xr.DataArray:
+    """Check what an array says of itself, and bring its values into the form of `open_scene`.
+
+    Parameters
+    ----------
+    scene : DataArray, dims (band, y, x)
+        Of any type of number, with attrs["quantity"].
+
+    Returns
+    -------
+    DataArray
+        NaN where the array declares nodata (``scene.rio.nodata``), the amplitude of complex samples, values
+        by the scale and offset that its attrs declare, and all bands in one chunk. What a reader is under
+        keeps its values.
+
+    Raises
+    ------
+    RadiometryError
+        If the quantity is missing or unknown, or complex samples are not said to be amplitude.
+    SceneError
+        If attrs["datetime"] is no time, or scale and offset are no numbers or differ between bands.
+    """
+    quantity, acquired = scene.attrs.get("quantity"), scene.attrs.get("datetime")
+    if quantity not in QUANTITIES:
+        raise RadiometryError(
+            f"the scene's attrs['quantity']={quantity!r}: set it to one of {', '.join(QUANTITIES)}"
+        )
+    try:
+        known = acquired is None or (isinstance(acquired, str) and bool(iso_datetime(acquired)))
+    except SettingsError:
+        known = False
+    if not known:
+        raise SceneError(
+            f"the scene's attrs['datetime']={acquired!r}: must be ISO 8601 text, as 2020-11-07T13:52:41Z"
+        )
+    scene = scene if reader_of(scene) is not None else _values(scene, str(quantity))
+    return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
+
+
+def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
+    nodata = _nodata(scene)
+    if nodata is not None:
+        scene = scene.where(scene != nodata)
+    if scene.dtype.kind == "c":
+        if quantity != "amplitude":
+            raise RadiometryError(
+                f"complex samples, and attrs['quantity']={quantity!r}: their magnitude is amplitude"
+            )
+        scene = scene.copy(data=abs(scene.data))
+    return _unpacked(scene)
+
+
+def _unpacked(scene: xr.DataArray) -> xr.DataArray:
+    """Apply the scale and the offset that GDAL's metadata declare, as `open_scene` does.
+
+    rioxarray leaves them as attributes where it does not apply them (``mask_and_scale=False``, its default).
+    """
+    if "scales" in scene.attrs or "offsets" in scene.attrs:
+        raise SceneError(
+            "the scene's bands differ in scale or offset, by its attrs: open it with mask_and_scale=True, or "
+            "by sar2eo.open_scene"
+        )
+    try:
+        scale = float(scene.attrs.get("scale_factor", 1))
+        offset = float(scene.attrs.get("add_offset", 0))
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"the scene's scale or offset is no number: {one_line(error, 200)}") from error
+    if (scale, offset) == (1.0, 0.0):
+        return scene
+    kept = {name: said for name, said in scene.attrs.items() if name not in ("scale_factor", "add_offset")}
+    values: xr.DataArray = scene.astype(np.float64) * scale + offset
+    return values.astype(np.float32).assign_attrs(kept)
+
+
+def _nodata(scene: xr.DataArray) -> Any:
+    """Return the value that an array declares to mean nothing, as its values would have it, or None."""
+    try:
+        found = scene.rio.nodata
+        if found is None or np.isnan(found):
+            return None
+        with np.errstate(over="ignore"):  # 32 bits know no -1.8e308
+            return np.asarray(found).astype(scene.dtype) if scene.dtype.kind in "fc" else found
+    except OverflowError:  # of a type that the values no longer have: none of them is it
+        return None
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"the scene's nodata is no number: {one_line(error, 200)}") from error

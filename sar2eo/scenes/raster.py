@@ -1,0 +1,327 @@
+"""Any GDAL raster: what its header says, and a reader of its pixels in the frame they are stored in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo.errors import GeoreferenceError, SceneError
+from sar2eo.geo.grid import Grid
+from sar2eo.geo.windows import Window
+from sar2eo.scenes.gdal import check_size, gdal_path, is_remote, opened, read_from, shown
+from sar2eo.scenes.identity import digest, file_identity, files_identity
+from sar2eo.scenes.metadata import Facts, is_grd, polarisation_names, polarisation_words, read_facts
+from sar2eo.scenes.reader import FloatArray, SceneReader
+from sar2eo.scenes.remote_cache import Planes, read_blocks
+
+__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster", "with_nodata"]
+
+
+@dataclass(frozen=True)
+class GroundControl:
+    """Ground control points of an image.
+
+    Parameters
+    ----------
+    crs : str
+        Of the points.
+    points : tuple of tuple of float
+        Row, column (of pixel corners: the centre of the first pixel is 0.5, 0.5), x, y.
+    """
+
+    crs: str
+    points: tuple[tuple[float, float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Band:
+    """One polarisation in a file.
+
+    Parameters
+    ----------
+    path : str
+        As GDAL opens it.
+    stamp : str
+        Names the content of the file.
+    index : int
+        From 1.
+    nodata : float or None
+        Value, as stored, that means nodata.
+    masked : bool
+        Whether a mask or alpha band says which pixels are valid.
+    scale, offset : float
+        Value = stored value times scale, plus offset.
+    """
+
+    path: str
+    stamp: str
+    index: int
+    nodata: float | None = None
+    masked: bool = False
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Raster:
+    """What the header of a file says.
+
+    Parameters
+    ----------
+    path : str
+        As GDAL opens it.
+    bands : tuple of Band
+        Without an alpha band.
+    names : tuple of str or None
+        Polarisations of the bands, if known.
+    named_by_band : bool
+        Whether the bands carry the names; otherwise their order is a convention.
+    kind : {"unsigned", "signed", "float", "complex"}
+        What the pixels are stored as, after scale and offset.
+    grid : Grid
+        Its CRS is None where there is none.
+    ground_control : GroundControl or None
+        Where there are points and no CRS with a transform.
+    optical : bool
+        Whether red, green and blue are marked as such.
+    facts : Facts
+        From tags and names.
+    block_shape : tuple of int
+        Rows and columns.
+    files : list of dict
+        Identity of every file that belongs to it.
+    """
+
+    path: str
+    bands: tuple[Band, ...]
+    names: tuple[str, ...] | None
+    named_by_band: bool
+    kind: str
+    grid: Grid
+    ground_control: GroundControl | None
+    optical: bool
+    facts: Facts
+    block_shape: tuple[int, int]
+    files: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class RasterReader(SceneReader):
+    """Read polarisations from the files they are in, pixel for pixel.
+
+    Parameters
+    ----------
+    bands : tuple of Band
+        One per polarisation, all on one grid.
+    polarisations : tuple of str
+        Their names.
+    grid : Grid
+        Of all of them.
+    block_shape : tuple of int
+        Rows and columns.
+    files : tuple of dict
+        Identity of the files.
+    """
+
+    bands: tuple[Band, ...]
+    polarisations: tuple[str, ...]
+    grid: Grid
+    block_shape: tuple[int, int]
+    files: tuple[dict[str, Any], ...]
+
+    def read(self, window: Window) -> FloatArray:
+        """Read a window; see `SceneReader.read`."""
+        out = np.empty((len(self.bands), window.height, window.width), dtype=np.float32)
+        for path, stamp in dict.fromkeys((band.path, band.stamp) for band in self.bands):
+            at = [i for i, band in enumerate(self.bands) if band.path == path]
+            bands = [self.bands[i] for i in at]
+            stored, masks = self._stored(path, stamp, bands, window)
+            valid = iter(masks)
+            for i, values in zip(at, stored, strict=True):
+                band = self.bands[i]
+                out[i] = _decode(values, band, next(valid) if band.masked else None)
+        return out
+
+    def _stored(self, path: str, stamp: str, bands: list[Band], window: Window) -> Planes:
+        """Read bands of one file as they are stored, and the masks of those that have one."""
+        indexes = [band.index for band in bands]
+        masked = [band.index for band in bands if band.masked]
+
+        def read(window: Window) -> Planes:
+            place = ((window.row, window.stop_row), (window.col, window.stop_col))
+
+            def from_dataset(dataset: Any) -> Planes:
+                # Full resolution, always: overviews of SAR are averages of who knows what.
+                masks = [dataset.read_masks(index, window=place) > 0 for index in masked]
+                empty = np.empty((0, window.height, window.width), dtype=bool)
+                return dataset.read(indexes, window=place), np.stack(masks) if masks else empty
+
+            return read_from(path, stamp, from_dataset)
+
+        if not is_remote(path):
+            return read(window)
+        name = (path, stamp, *indexes, *masked)
+        return read_blocks(name, window, self.grid.shape, self.block_shape, read)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the files, and how their values are read."""
+        how = [[b.index, repr(b.nodata), b.masked, b.scale, b.offset] for b in self.bands]
+        return {
+            "files": list(self.files),
+            "bands": dict(zip(self.polarisations, how, strict=True)),
+            "grid": [self.grid.crs, list(self.grid.transform), list(self.grid.shape)],
+        }
+
+
+def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = None) -> Raster:
+    """Read the header of a GDAL raster.
+
+    Parameters
+    ----------
+    source : str or Path
+        A path or URL.
+    names : int
+        How many polarisations the caller names. If as many as there are bands, one marked as alpha
+        is a polarisation too (GDAL marks the fourth of four byte bands so, unless told otherwise).
+    nodata : float, optional
+        Replaces the nodata value of the file.
+
+    Raises
+    ------
+    SceneError
+        If GDAL cannot open it, it holds no pixels, or more of them than can be meant.
+    """
+    path = gdal_path(source)
+    # One request tells in words what GDAL's many would not: no such file, refused, not to be reached.
+    known = {path: file_identity(path)} if is_remote(path) else {}
+    with opened(path, digest(known) if known else None) as dataset:
+        if dataset.count == 0 or 0 in dataset.shape:
+            inner = dataset.subdatasets
+            hint = f": it holds several rasters, name one, such as {inner[0]}" if inner else ""
+            raise SceneError(f"{shown(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}")
+        check_size(dataset, path)
+        files = tuple(files_identity(dataset.files or [path], known))
+        file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
+        found, by_band, indexes = _band_names(dataset, file_name, names)
+        stamp = digest(files)
+        bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
+        kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
+        if kind == "unsigned" and is_grd(file_name, dataset.tags()):
+            bands = with_nodata(bands, 0.0)
+        grid, control = _georeference(dataset)
+        roles = {role.name for role in dataset.colorinterp}
+        facts = read_facts(
+            file_name,
+            dataset.tags(),
+            [dataset.descriptions[i - 1] for i in indexes],
+            [dataset.units[i - 1] for i in indexes],
+        )
+        return Raster(
+            path=path,
+            bands=bands,
+            names=found,
+            named_by_band=by_band,
+            kind=kind,
+            grid=grid,
+            ground_control=control,
+            optical={"red", "green", "blue"} <= roles,
+            facts=facts,
+            block_shape=tuple(dataset.block_shapes[0]),
+            files=files,
+        )
+
+
+def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ...] | None, bool, list[int]]:
+    """Polarisations, whether the bands say so, and the indexes of the bands that hold pixels."""
+
+    def named(indexes: list[int]) -> tuple[tuple[str, ...] | None, bool]:
+        descriptions = [dataset.descriptions[i - 1] for i in indexes]
+        return polarisation_names(descriptions, [dataset.tags(i) for i in indexes], dataset.tags(), file_name)
+
+    everything = list(dataset.indexes)
+    opaque = [i for i in everything if not _is_alpha(dataset, i)]
+    names, by_band = named(everything)
+    if given == len(everything) or by_band or not opaque:
+        return names, by_band, everything
+    telling = _polarised(dataset, opaque)
+    return (*named(telling), telling)
+
+
+def _polarised(dataset: Any, indexes: list[int]) -> list[int]:
+    """Leave out described bands that are no polarisation, beside some that are: VV, VH, angle."""
+    words = {i: polarisation_words(dataset.descriptions[i - 1] or "") for i in indexes}
+    found = [i for i in indexes if len(words[i]) == 1]
+    others = [i for i in indexes if not words[i]]
+    distinct = len({words[i][0] for i in found}) == len(found) == len(indexes) - len(others)
+    return found if found and distinct and all(dataset.descriptions[i - 1] for i in others) else indexes
+
+
+def _is_alpha(dataset: Any, index: int) -> bool:
+    """Tell whether a band is opacity: GDAL says so of the fourth of four byte bands, but a name may not."""
+    said = re.findall(r"[a-z]+", (dataset.descriptions[index - 1] or "").lower())
+    return dataset.colorinterp[index - 1].name == "alpha" and (not said or bool({"alpha", "mask"} & {*said}))
+
+
+def _band(dataset: Any, path: str, stamp: str, index: int, indexes: list[int], nodata: float | None) -> Band:
+    flags = {flag.name for flag in dataset.mask_flag_enums[index - 1]}
+    mask_is_pixels = "alpha" in flags and len(indexes) == dataset.count
+    return Band(
+        path=path,
+        stamp=stamp,
+        index=index,
+        nodata=dataset.nodatavals[index - 1] if nodata is None else nodata,
+        masked="per_dataset" in flags and not mask_is_pixels,
+        scale=float(dataset.scales[index - 1]),
+        offset=float(dataset.offsets[index - 1]),
+    )
+
+
+def with_nodata(bands: Sequence[Band], nodata: float) -> tuple[Band, ...]:
+    """Return bands whose nodata value is that one, where their file does not say what is valid."""
+    silent = all(band.nodata is None and not band.masked for band in bands)
+    return tuple(replace(band, nodata=nodata) for band in bands) if silent else tuple(bands)
+
+
+def _kind(dtypes: list[str], bands: tuple[Band, ...]) -> str:
+    if any("complex" in dtype for dtype in dtypes):
+        return "complex"
+    if any(dtype.startswith("float") for dtype in dtypes) or any(
+        b.scale != 1 or b.offset != 0 for b in bands
+    ):
+        return "float"
+    return "unsigned" if all(dtype.startswith("uint") for dtype in dtypes) else "signed"
+
+
+def _georeference(dataset: Any) -> tuple[Grid, GroundControl | None]:
+    points, points_crs = dataset.gcps
+    frame = Grid(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), dataset.shape)
+    try:
+        if points and points_crs and dataset.transform.is_identity:
+            crs = str(Grid.create(points_crs, dataset.transform, dataset.shape).crs)
+            return frame, GroundControl(crs, tuple((p.row, p.col, p.x, p.y) for p in points))
+        # A CRS without a transform places nothing, nor does a transform without a CRS.
+        if not dataset.crs or dataset.transform.is_identity:
+            return frame, None
+        return Grid.create(dataset.crs, dataset.transform, dataset.shape), None
+    except GeoreferenceError as error:
+        raise GeoreferenceError(f"{dataset.name}: {error}") from error
+
+
+def _decode(stored: npt.NDArray[Any], band: Band, valid: npt.NDArray[np.bool_] | None) -> FloatArray:
+    """Turn stored values into float32 with NaN, and complex samples into amplitude."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        missing = np.zeros(stored.shape, dtype=bool) if valid is None else ~valid
+        if band.nodata is not None:
+            missing |= stored == band.nodata
+        values = np.abs(stored) if np.iscomplexobj(stored) else stored
+        if band.scale != 1 or band.offset != 0:
+            values = values.astype(np.float64) * band.scale + band.offset
+        decoded = values.astype(np.float32)
+    decoded[missing | ~np.isfinite(decoded)] = np.nan
+    return decoded

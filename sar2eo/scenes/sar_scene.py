@@ -1,0 +1,145 @@
+"""SAR scenes as chips are cut from them: small values that a worker can be sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from sar2eo.errors import GeoreferenceError, PairsWarning, RadiometryError, SettingsError
+from sar2eo.geo.grid import Grid
+from sar2eo.geo.radiometry import amplitude_percentiles, to_amplitude
+from sar2eo.scenes import SceneReader, open_scene, reader_of
+from sar2eo.scenes.gdal import opened
+from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.raster import RasterReader
+from sar2eo.settings import PairsSettings, SceneSettings
+
+__all__ = ["SarScene", "open_sar"]
+
+# Integers that float32 holds exactly, so that what is read can be written back as it was.
+_EXACT = ("uint8", "int8", "uint16", "int16")
+
+
+@dataclass(frozen=True, eq=False)
+class SarScene:
+    """A SAR scene on the grid that chips are cut from.
+
+    Parameters
+    ----------
+    href : str
+        As it was given.
+    reader : SceneReader
+        Of its pixels.
+    dtype : str
+        What chips are stored as: the scene's own type where values are read as they are stored, else
+        float32.
+    quantity : str
+        What the values are.
+    calibration : str or None
+    """
+
+    href: str
+    reader: SceneReader
+    dtype: str
+    quantity: str
+    calibration: str | None
+
+    @property
+    def grid(self) -> Grid:
+        """Of the whole scene."""
+        return self.reader.grid
+
+    def percentiles(self) -> tuple[float, ...]:
+        """Read the 99th percentile of the whole scene's amplitude, for each polarisation.
+
+        Raises
+        ------
+        RadiometryError
+            If there is none that is positive.
+        """
+        try:
+            return amplitude_percentiles(
+                lambda window: to_amplitude(self.reader.read(window), self.quantity), self.grid.shape
+            )
+        except RadiometryError as error:
+            raise RadiometryError(f"{self.href}: {error}") from error
+
+
+def open_sar(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[SarScene, xr.DataArray]:
+    """Open a SAR scene for cutting.
+
+    Parameters
+    ----------
+    href : str
+        As `sar2eo.open_scene` takes it.
+    settings : PairsSettings
+        `resolution` is used.
+    scene : SceneSettings
+        How it is opened; without a resolution of its own.
+
+    Returns
+    -------
+    tuple of SarScene and DataArray
+        The latter as `sar2eo.open_scene` returns it.
+
+    Raises
+    ------
+    SceneError
+        As `sar2eo.open_scene` raises, and if there is no georeference.
+    SettingsError
+        If a resolution in metres is asked for on a grid that does not count in metres.
+
+    Warns
+    -----
+    PairsWarning
+        If the scene is not terrain-corrected: relief moves what it shows.
+    """
+    options = dataclasses.asdict(scene)
+    if settings.resolution != "native":
+        options["resolution"] = settings.resolution
+    array = open_scene(href, **options)
+    found = reader_of(array)
+    assert found is not None  # noqa: S101  (it was opened just now)
+    reader, attrs = found[0], attributes_of(array)
+    if reader.grid.crs is None:
+        raise GeoreferenceError(f"{href}: without a georeference it cannot be paired")
+    if settings.resolution != "native":
+        _check_metres(reader.grid, href)
+    if attrs.get("terrain_corrected") is False:
+        warnings.warn(
+            f"{href}: not terrain-corrected ({attrs['geolocation']}): relief moves what it shows by "
+            "up to its height, and no smooth alignment mends that; prefer a terrain-corrected product",
+            PairsWarning,
+            stacklevel=2,
+        )
+    opened_scene = SarScene(
+        href=href,
+        reader=reader,
+        dtype=_stored_dtype(reader),
+        quantity=attrs["quantity"],
+        calibration=attrs.get("calibration"),
+    )
+    return opened_scene, array
+
+
+def _check_metres(grid: Grid, href: str) -> None:
+    unit = grid.pyproj_crs.axis_info[0]
+    if unit.unit_conversion_factor != 1 or unit.unit_name != "metre":
+        raise SettingsError(
+            f"{href}: its grid counts in {unit.unit_name}, and --resolution in metres: give a --crs in metres"
+        )
+
+
+def _stored_dtype(reader: SceneReader) -> str:
+    """Type of the file's numbers, if the reader passes them on as they are and float32 holds them."""
+    if not isinstance(reader, RasterReader) or any(b.scale != 1 or b.offset != 0 for b in reader.bands):
+        return "float32"
+    found = set()
+    for band in reader.bands:
+        with opened(band.path) as dataset:
+            found.add(np.dtype(dataset.dtypes[band.index - 1]).name)
+    return found.pop() if len(found) == 1 and found <= set(_EXACT) else "float32"

@@ -1,0 +1,299 @@
+"""Scenes named in any way, as a list: files, folders, globs, STAC items and collections, footprint tables."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pystac
+import shapely
+from pyproj import CRS
+
+from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError, one_line
+from sar2eo.geo.footprint import to_lonlat
+from sar2eo.geo.vector_files import read_vectors
+from sar2eo.scenes.gdal import gdal_path, is_remote
+from sar2eo.scenes.metadata import iso_datetime
+from sar2eo.scenes.sar import parse_source
+from sar2eo.scenes.sentinel1 import is_safe
+from sar2eo.scenes.sentinel2 import is_sentinel2
+from sar2eo.scenes.stac_input import is_stac, open_item, read_item
+from sar2eo.scenes.stac_optical import eo_assets, item_facts
+
+__all__ = ["Role", "Source", "expand_sources", "matches", "scene_key"]
+
+Role = Literal["sar", "eo"]
+"""What the scenes are."""
+
+_RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+_TABLES = (".gpkg", ".parquet", ".geoparquet", ".geojson", ".json", ".fgb", ".shp")
+_HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scene that was not opened yet, and what is known of it so far.
+
+    Parameters
+    ----------
+    href : str
+        What `sar2eo.scenes.open_scene` or `sar2eo.scenes.optical.open_eo` opens.
+    datetime : str or None
+        Acquisition, ISO 8601, UTC.
+    platform, orbit_direction : str or None
+        As STAC or a table says.
+    footprint : shapely geometry or None
+        In longitude and latitude (EPSG:4326), split at the antimeridian.
+    """
+
+    href: str
+    datetime: str | None = None
+    platform: str | None = None
+    orbit_direction: str | None = None
+    footprint: Any = None
+
+
+def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
+    """List the scenes that paths name; no pixels are read.
+
+    Parameters
+    ----------
+    given : sequence of str
+        Rasters, Sentinel-1 and 2 products, URLs; folders (all rasters, and products of the role, in them
+        and in their folders, hidden ones left out); globs (``**`` for folders in folders); STAC items;
+        item collections (the items that have assets of this role); tables of footprints with a column
+        ``href``, and ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage,
+        GeoParquet or GeoJSON.
+        Relative hrefs start from the file that holds them.
+    role : {"sar", "eo"}
+        Which assets of STAC items count, and what messages say.
+
+    Returns
+    -------
+    list of Source
+        In the order given, sorted within folders and globs; each scene once, with all that is known of it.
+
+    Raises
+    ------
+    PairsError
+        If a path names nothing, or a table or collection cannot be read.
+    """
+    found: dict[str, Source] = {}
+    for text in given:
+        sources = list(_expand(str(text), role))
+        if not sources:
+            raise PairsError(f"{text}: no {role.upper()} scene there")
+        for source in sources:
+            key = scene_key(source.href)
+            found[key] = _merged(found[key], source) if key in found else source
+    if not found:
+        raise PairsError(f"no {role.upper()} scenes were given")
+    return list(found.values())
+
+
+def _expand(text: str, role: Role) -> Iterator[Source]:
+    local = _file(text)
+    if isinstance(parse_source(text), dict) or is_remote(gdal_path(text)):
+        yield from [_of_item(text, role)] if is_stac(text) else [Source(text)]
+    elif local.is_dir() and not _is_product(local):
+        yield from (Source(str(path)) for path in _in_folder(local, role))
+    elif local.exists():
+        yield from _in_file(text, local, role)
+    elif glob.has_magic(text):
+        for path in matches(text):
+            yield from _expand(path, role)
+    elif text.startswith("/vsi") or ":" in text:
+        yield Source(text)
+    else:
+        raise PairsError(f"{text}: no such file or folder")
+
+
+def matches(text: str) -> list[str]:
+    """Return what a glob matches, without files that belong to others; anything else is itself."""
+    if not glob.has_magic(text) or _file(text).exists() or is_remote(gdal_path(text)):
+        return [text]
+    # Path.glob knows no absolute patterns.
+    found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+    return [path for path in found if not _is_sidecar(Path(path))]
+
+
+def _in_folder(folder: Path, role: Role) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or _is_sidecar(path):
+            continue
+        if _is_product(path):
+            if is_sentinel2(path) == (role == "eo"):
+                yield path
+        elif path.is_dir():
+            yield from _in_folder(path, role)
+        elif path.suffix.lower() in _RASTERS:
+            yield path
+
+
+def _is_product(path: Path) -> bool:
+    """Whether a folder or zip is a product of Sentinel-1 or 2."""
+    return is_safe(path) or is_sentinel2(path)
+
+
+def _is_sidecar(path: Path) -> bool:
+    """Whether a file only belongs to another (mask, overviews, metadata, world file), or is unfinished."""
+    name = path.name.lower()
+    return ".partial" in {p.suffix for p in (path, *path.parents)} or name.endswith(
+        (".msk", ".ovr", ".aux.xml", ".tfw", ".prj", ".wld", ".md5", ".sha256")
+    )
+
+
+def _in_file(text: str, path: Path, role: Role) -> Iterator[Source]:
+    suffix = path.suffix.lower()
+    if suffix not in _TABLES:
+        yield Source(text)
+    elif suffix in (".json", ".geojson"):
+        yield from _in_json(text, path, role)
+    else:
+        yield from _in_table(path)
+
+
+def _in_json(text: str, path: Path, role: Role) -> Iterator[Source]:
+    if "#" in text:
+        yield _of_item(text, role)
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        kind = content["type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PairsError(f"{path}: neither STAC nor GeoJSON that can be read ({one_line(error)})") from error
+    if kind == "Feature":
+        yield _of_item(text, role)
+    elif kind != "FeatureCollection":
+        raise PairsError(f"{path}: a {kind}: give a STAC item, an item collection, or a table of footprints")
+    elif any("assets" in feature for feature in content.get("features", ())):
+        yield from _in_collection(text, path, role)
+    else:
+        yield from _in_table(path)
+
+
+def _in_collection(text: str, path: Path, role: Role) -> Iterator[Source]:
+    try:
+        names = [item.id for item in pystac.ItemCollection.from_file(str(path))]
+    except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
+        raise PairsError(f"{path}: an item collection that cannot be read ({one_line(error)})") from error
+    for name in names:
+        href = f"{text}#{name}"
+        if _fits(href, role):
+            yield _of_item(href, role)
+
+
+def _fits(href: str, role: Role) -> bool:
+    if role == "eo":
+        return eo_assets(read_item(href)) is not None
+    try:
+        open_item(href)
+    except SceneError:
+        return False
+    return True
+
+
+def _of_item(href: str, role: Role) -> Source:
+    item = read_item(href)
+    if role == "sar":
+        facts = open_item(href).facts
+    else:
+        if eo_assets(item) is None:
+            assets = ", ".join(item.assets) or "none"
+            raise PairsError(f"{href}: no EO asset (visual, or red, green and blue) among {assets}")
+        facts = item_facts(item)
+    area = shapely.from_geojson(json.dumps(item.geometry)) if item.geometry else None
+    placed = _area(area, "EPSG:4326")
+    return Source(href, facts.datetime, facts.platform, facts.orbit_direction, placed)
+
+
+def _in_table(path: Path) -> Iterator[Source]:
+    try:
+        table = read_vectors(path)
+    except SettingsError as error:
+        raise PairsError(str(error)) from error
+    if _HREF not in table.columns:
+        columns = ", ".join(map(str, table.columns))
+        raise PairsError(f"{path}: a table of footprints has a column {_HREF}, and this one has {columns}")
+    time = next((name for name in _TIMES if name in table.columns), None)
+    for number, row in enumerate(table.to_dict("records"), start=1):
+        href = row[_HREF]
+        if not isinstance(href, str) or not href:
+            raise PairsError(f"{path}: row {number} has no {_HREF}")
+        try:
+            yield Source(
+                _relative_to(href, path),
+                _time(row.get(time) if time else None),
+                _text(row.get("platform")),
+                _text(row.get("orbit_direction")),
+                _area(row[table.geometry.name], table.crs),
+            )
+        except (SettingsError, GeoreferenceError) as error:
+            raise PairsError(f"{path}: row {number}: {error}") from error
+
+
+def _relative_to(href: str, path: Path) -> str:
+    """Resolve an href against the folder of the file it stands in."""
+    pairs = parse_source(href)
+    if isinstance(pairs, dict):
+        return ",".join(f"{name}={_relative_to(file, path)}" for name, file in pairs.items())
+    if "://" in href or href.startswith("/") or gdal_path(href).startswith("/vsi"):
+        return href
+    return str(path.parent / href)
+
+
+def _area(area: Any, crs: Any) -> Any:
+    """Bring a polygon to longitude and latitude; None for what has no area."""
+    if area is None or area.geom_type not in ("Polygon", "MultiPolygon") or area.is_empty:
+        return None
+    parts = shapely.get_parts(area)
+    if CRS.from_user_input(crs).is_geographic:
+        # Wider than half the globe: drawn across the antimeridian, as if it were the long way round.
+        parts = [_unrolled(part) if part.bounds[2] - part.bounds[0] > 180 else part for part in parts]
+    return to_lonlat(shapely.multipolygons(shapely.get_parts(shapely.make_valid(parts))), crs)
+
+
+def _unrolled(polygon: Any) -> Any:
+    return shapely.transform(polygon, lambda xy: np.column_stack([xy[:, 0] % 360, xy[:, 1]]))
+
+
+def _time(value: Any) -> str | None:
+    if value is None or value != value:  # NaN and NaT are not equal to themselves
+        return None
+    return iso_datetime(value.to_pydatetime() if hasattr(value, "to_pydatetime") else str(value))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _file(href: str) -> Path:
+    """Return the file of an href, which may name an item in it."""
+    return Path(gdal_path(href).partition("#")[0] if is_stac(href) else gdal_path(href))
+
+
+def scene_key(href: str) -> str:
+    """Name a scene such that two spellings of one path are one."""
+    path = _file(href)
+    if not path.exists():
+        return href
+    real = path.resolve()
+    if _is_product(real) and not real.is_dir() and real.suffix.lower() != ".zip":
+        real = real.parent  # the manifest and its folder are one product
+    return f"{real}#{href.partition('#')[2]}"
+
+
+def _merged(known: Source, more: Source) -> Source:
+    """Keep what is known, and fill what is not from another mention of the same scene."""
+    return Source(
+        known.href,
+        known.datetime or more.datetime,
+        known.platform or more.platform,
+        known.orbit_direction or more.orbit_direction,
+        more.footprint if known.footprint is None else known.footprint,
+    )

@@ -1,0 +1,317 @@
+"""Rotated, geographic and GCP-only sources on one fixed north-up lattice per scene.
+
+The inverse map, from target pixels to source pixels, is evaluated on nodes every 32 target pixels,
+counted from the scene's first pixel, and interpolated between them from whole-scene pixel numbers.
+A window therefore sees the same coordinates, and the same arithmetic, whatever is read around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, floor, hypot, log10
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sar2eo.errors import GeoreferenceError, SettingsError
+from sar2eo.geo.grid import Grid
+from sar2eo.geo.windows import Window
+from sar2eo.scenes.geolocation import Mapping, check_whole
+from sar2eo.scenes.reader import FloatArray, SceneReader
+
+__all__ = ["WarpedReader", "halves", "target_grid"]
+
+Array = npt.NDArray[np.float64]
+
+NODE_STEP = 32
+"""Target pixels between nodes; a UTM grid over geographic pixels is off by under 1e-3 pixel between them."""
+
+_TILE = 512
+_SOURCE_PIXELS = 1 << 22
+_MAX_ZOOM = 1024
+_NEARLY = 1.05
+_SNAP = float(1 << 16)
+
+
+def target_grid(
+    mapping: Mapping,
+    shape: tuple[int, int],
+    crs: str,
+    resolution: tuple[float, float] | None = None,
+    corner: tuple[float, float] = (0.0, 0.0),
+) -> Grid:
+    """Choose the north-up grid that holds a whole source.
+
+    Parameters
+    ----------
+    mapping : Mapping
+        Of the source.
+    shape : tuple of int
+        Rows and columns of the source.
+    crs : str
+        That of the mapping.
+    resolution : tuple of float, optional
+        Pixel width and height in units of the CRS; by default square pixels of the area that source
+        pixels have there, to within 1 %.
+    corner : tuple of float
+        A point where four pixels meet. By default the origin, so that scenes of one zone and pixel
+        size align.
+
+    Returns
+    -------
+    Grid
+        The smallest that holds the source.
+
+    Raises
+    ------
+    GeoreferenceError
+        If the source does not fit into the CRS.
+    SettingsError
+        For pixels absurdly smaller or larger than those of the source.
+    """
+    rows, cols = shape
+    edge = np.linspace(0.0, 1.0, 65)
+    top, bottom = np.zeros_like(edge), np.ones_like(edge)
+    x, y = mapping.ground(
+        np.concatenate([top, bottom, edge, edge]) * rows, np.concatenate([edge, edge, top, bottom]) * cols
+    )
+    native = _native_size(mapping, shape)
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and native > 0):
+        raise GeoreferenceError(f"the scene does not fit into {crs}: give another with --crs")
+    check_whole(x, y, crs)
+    width, height = resolution or (native, native)
+    if not all(native / _MAX_ZOOM < size < native * _MAX_ZOOM for size in (width, height)):
+        raise SettingsError(
+            f"resolution={width:g},{height:g}: pixels of the scene measure {native:g} in {crs}: "
+            "is the resolution in units of that CRS?"
+        )
+    slack = 1e-6  # of a pixel: rounding must not add a row or column
+    across, up = (x - corner[0]) / width, (y - corner[1]) / height
+    left, upper = floor(across.min() + slack), ceil(up.max() - slack)
+    right, lower = ceil(across.max() - slack), floor(up.min() + slack)
+    transform = (width, 0.0, corner[0] + left * width, 0.0, -height, corner[1] + upper * height)
+    return Grid(crs, transform, (upper - lower, right - left))
+
+
+def _native_size(mapping: Mapping, shape: tuple[int, int]) -> float:
+    """Side of a square as large as a source pixel, from the middle half of the source."""
+    rows, cols = shape
+    r = np.array([0.25, 0.75, 0.5, 0.5]) * rows
+    c = np.array([0.5, 0.5, 0.25, 0.75]) * cols
+    x, y = mapping.ground(r, c)
+    with np.errstate(invalid="ignore"):
+        parallelogram = (x[1] - x[0]) * (y[3] - y[2]) - (x[3] - x[2]) * (y[1] - y[0])
+    area = abs(parallelogram) / (rows / 2 * cols / 2)
+    if not (np.isfinite(area) and area > 0):
+        return 0.0
+    size = float(np.sqrt(area))
+    # "10 m" pixels measure 10.07 m here and 9.99 m there: the roundest number within 1 % is meant.
+    rounded = (round(size, digits - floor(log10(size))) for digits in range(3))
+    return next(r for r in rounded if abs(r - size) <= 0.01 * size)
+
+
+@dataclass(frozen=True, eq=False)
+class WarpedReader(SceneReader):
+    """Read a source on another grid, bilinearly in intensity.
+
+    Where target pixels are at least twice as large as source pixels, to 5 %, source blocks of that
+    many pixels, counted from the first source pixel, are averaged first.
+
+    Parameters
+    ----------
+    source : SceneReader
+        In its own frame.
+    mapping : Mapping
+        From ground coordinates in the CRS of `grid` to the source.
+    grid : Grid
+        The target, north-up.
+    quantity : str
+        What the values are, so that averages are those of intensity.
+    """
+
+    source: SceneReader
+    mapping: Mapping
+    grid: Grid
+    quantity: str
+
+    block_shape = (_TILE, _TILE)
+
+    @property
+    def polarisations(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the source."""
+        return self.source.polarisations
+
+    @cached_property
+    def factors(self) -> tuple[int, int]:
+        """Source rows and columns that are averaged before interpolation."""
+        rows, cols = self.grid.shape
+        at = np.array([[rows / 2, cols / 2], [rows / 2 + 1, cols / 2], [rows / 2, cols / 2 + 1]])
+        a, _, c, _, e, f = self.grid.transform
+        r, k = self.mapping.pixels(a * at[:, 1] + c, e * at[:, 0] + f)
+        steps = (hypot(r[1] - r[0], r[2] - r[0]), hypot(k[1] - k[0], k[2] - k[0]))
+        # 20 m over "10 m" pixels that measure 10.1 on the ground are two of them still.
+        down, across = (max(1, floor(step * _NEARLY)) if np.isfinite(step) else 1 for step in steps)
+        return min(down, self.source.shape[1]), min(across, self.source.shape[2])
+
+    def read(self, window: Window) -> FloatArray:
+        """Read a window; see `SceneReader.read`."""
+        factors = self.factors
+        out = np.full((len(self.polarisations), window.height, window.width), np.nan, dtype=np.float32)
+        for part in window.tiles(_TILE, _TILE):
+            rows, cols = self.source_pixels(part)
+            # From pixel corners to the centres of (averaged) pixels. The rounding to 2^-16 pixel
+            # lets a pixel that falls on a source pixel be that pixel.
+            rows = np.rint((rows / factors[0] - 0.5) * _SNAP) / _SNAP
+            cols = np.rint((cols / factors[1] - 0.5) * _SNAP) / _SNAP
+            self._fill(out[:, *part.shifted(-window.row, -window.col).slices], rows, cols, factors)
+        return out
+
+    def identity(self) -> dict[str, Any]:
+        """Return the source's identity and what the warp depends on."""
+        target = [self.grid.crs, list(self.grid.transform), list(self.grid.shape)]
+        how = {"grid": target, "map": self.mapping.token(), "quantity": self.quantity, "nodes": NODE_STEP}
+        return {**self.source.identity(), "warp": how}
+
+    def source_pixels(self, window: Window) -> tuple[Array, Array]:
+        """Return source row and column, of pixel corners, of the centre of every target pixel of a window."""
+        i = np.arange(window.row // NODE_STEP, (window.stop_row - 1) // NODE_STEP + 2)
+        j = np.arange(window.col // NODE_STEP, (window.stop_col - 1) // NODE_STEP + 2)
+        a, _, c, _, e, f = self.grid.transform
+        y, x = np.meshgrid(e * (i * NODE_STEP + 0.5) + f, a * (j * NODE_STEP + 0.5) + c, indexing="ij")
+        row, col = np.arange(window.row, window.stop_row), np.arange(window.col, window.stop_col)
+        down, across = (row % NODE_STEP / NODE_STEP)[:, None], (col % NODE_STEP / NODE_STEP)[None, :]
+        at_row, at_col = row // NODE_STEP - i[0], col // NODE_STEP - j[0]
+
+        def between(nodes: Array) -> Array:
+            with np.errstate(invalid="ignore"):
+                rows = nodes[at_row] * (1 - down) + nodes[at_row + 1] * down  # (row, node column)
+                found: Array = rows[:, at_col] * (1 - across) + rows[:, at_col + 1] * across
+            return found
+
+        rows, cols = self.mapping.pixels(x, y)
+        return between(rows), between(cols)
+
+    def _fill(self, out: FloatArray, rows: Array, cols: Array, factors: tuple[int, int]) -> None:
+        """Interpolate at the given (averaged) source pixels, in pieces that need little of the source."""
+        size = tuple(-(-n // k) for n, k in zip(self.source.shape[1:], factors, strict=True))
+        with np.errstate(invalid="ignore"):
+            inside = (rows > -1) & (rows < size[0]) & (cols > -1) & (cols < size[1])
+        if not inside.any():
+            return
+        top, left = max(0, floor(rows[inside].min())), max(0, floor(cols[inside].min()))
+        stop_row = min(size[0], floor(rows[inside].max()) + 2)
+        stop_col = min(size[1], floor(cols[inside].max()) + 2)
+        box = Window(top, left, stop_row - top, stop_col - left)
+        if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
+            for piece in halves(out, rows, cols):
+                self._fill(*piece, factors)
+            return
+        power = self._averaged(box, factors)
+        found = _bilinear(power, rows[inside], cols[inside], box)
+        out[:, inside] = _from_intensity(found, self.quantity)
+
+    def _averaged(self, box: Window, factors: tuple[int, int]) -> Array:
+        """Mean intensity of source blocks, NaN where under half of a block is valid."""
+        down, across = factors
+        if factors == (1, 1):
+            return _to_intensity(self.source.read(box), self.quantity)
+        out = np.empty((len(self.polarisations), box.height, box.width))
+        wide = max(1, min(box.width, _SOURCE_PIXELS // (down * across)))
+        high = max(1, _SOURCE_PIXELS // (down * across * wide))
+        for part in box.tiles(high, wide):
+            out[:, *part.shifted(-box.row, -box.col).slices] = self._block_means(part, factors)
+        return out
+
+    def _block_means(self, part: Window, factors: tuple[int, int]) -> Array:
+        down, across = factors
+        full = Window(part.row * down, part.col * across, part.height * down, part.width * across)
+        here = full.intersection(self.source.grid.window)
+        assert here is not None  # noqa: S101 (blocks are counted over the source)
+        power = np.full((len(self.polarisations), full.height, full.width), np.nan)
+        power[:, : here.height, : here.width] = _to_intensity(self.source.read(here), self.quantity)
+        valid = np.isfinite(power)
+        power[~valid] = 0.0
+        total, count = _block_sums(power, factors), _block_sums(valid.astype(np.float64), factors)
+        # Blocks at the far edges hold fewer pixels.
+        there = np.zeros((1, full.height, full.width))
+        there[:, : here.height, : here.width] = 1.0
+        enough = count >= 0.5 * _block_sums(there, factors)
+        return np.where(enough, total / np.maximum(count, 1.0), np.nan)
+
+
+def halves(out: FloatArray, rows: Array, cols: Array) -> Iterator[tuple[FloatArray, Array, Array]]:
+    """Split a tile, shape (band, row, col), and the source places of its pixels along the longer side."""
+    axis = int(rows.shape[1] > rows.shape[0])
+    return zip(
+        np.array_split(out, 2, axis + 1),
+        np.array_split(rows, 2, axis),
+        np.array_split(cols, 2, axis),
+        strict=True,
+    )
+
+
+def _block_sums(values: Array, factors: tuple[int, int]) -> Array:
+    """Sum over blocks, adding one line after the other: in the same order for every block."""
+    down, across = factors
+    rows = values[:, ::down].copy()
+    for i in range(1, down):
+        rows += values[:, i::down]
+    sums = rows[:, :, ::across].copy()
+    for j in range(1, across):
+        sums += rows[:, :, j::across]
+    return sums
+
+
+def _bilinear(power: Array, rows: Array, cols: Array, box: Window) -> Array:
+    """Interpolate at points, from the valid ones of their four neighbours.
+
+    Parameters
+    ----------
+    power : ndarray, shape (band, row, col)
+        Of `box`, NaN where there is no data.
+    rows, cols : ndarray, shape (point,)
+        Numbers of pixel centres in the whole source.
+    box : Window
+        Where `power` lies in the source.
+
+    Returns
+    -------
+    ndarray, shape (band, point)
+        NaN where neighbours of under half of the weight are valid.
+    """
+    # Integer and fraction are taken in the whole source's frame: an offset would change the rounding.
+    row, col = np.floor(rows), np.floor(cols)
+    down, across = rows - row, cols - col
+    row, col = row.astype(np.int64) - box.row, col.astype(np.int64) - box.col
+    total = np.zeros((power.shape[0], rows.size))
+    weight = np.zeros_like(total)
+    for i, wi in ((0, 1 - down), (1, down)):
+        for j, wj in ((0, 1 - across), (1, across)):
+            there = (row + i >= 0) & (row + i < box.height) & (col + j >= 0) & (col + j < box.width)
+            values = power[:, np.where(there, row + i, 0), np.where(there, col + j, 0)]
+            w = np.where(np.isfinite(values) & there, wi * wj, 0.0)
+            total += np.where(w > 0, values, 0.0) * w
+            weight += w
+    return np.where(weight >= 0.5, total / np.maximum(weight, 0.5), np.nan)
+
+
+def _to_intensity(values: FloatArray, quantity: str) -> Array:
+    wide = values.astype(np.float64)
+    if quantity == "intensity":
+        return wide
+    if quantity == "db":
+        return np.asarray(np.power(10.0, wide / 10.0))
+    return np.square(np.maximum(wide, 0.0))
+
+
+def _from_intensity(power: Array, quantity: str) -> FloatArray:
+    if quantity == "db":
+        with np.errstate(divide="ignore"):
+            back = 10.0 * np.log10(power)
+        power = np.where(np.isfinite(back), back, np.nan)
+    elif quantity != "intensity":
+        power = np.sqrt(power)
+    return power.astype(np.float32)

@@ -1,0 +1,442 @@
+"""Finished blocks of a result, kept safe against a crash until the result is whole.
+
+A journal is a folder beside the output::
+
+    eo.tif.partial/
+        manifest.json                                what this work belongs to (the fingerprint)
+        lock                                         held by the one run that may write here
+        publishing                                   results may be of two runs: this one has begun to replace
+        finished                                     nothing here is needed any more
+        blocks-<fingerprint digest>/
+            eo.<row>.<col>.<height>.<width>.<crc32>.tif
+        assembled/                                   made anew by every run, never trusted
+
+(or a link of that name to such a folder in temporary space).
+
+A block counts once it bears its final name, and that name carries a checksum of its bytes: one rename
+commits both. Everything else in the folder is left over from an interruption, and is deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from rasterio.io import MemoryFile
+
+from sar2eo._version import __version__
+from sar2eo.errors import JournalError
+from sar2eo.geo.windows import Window
+from sar2eo.store.atomic import LOCK, acquire, refuse, sync_folder, write_atomically, write_durably
+from sar2eo.store.fingerprint import MANIFEST, canonical, differences, differs
+
+__all__ = ["NAME", "BlockWriter", "Journal"]
+
+_FORMAT = 1
+_PUBLISHING = "publishing"
+_FINISHED = "finished"
+
+
+@dataclass
+class Journal:
+    """The unfinished work of one run; made by `Journal.open`.
+
+    As a context it is removed in the end where that is success, or where there is nothing to keep; else it is
+    released.
+
+    Attributes
+    ----------
+    folder : Path
+        ``<output>.partial``.
+    blocks : Path
+        Folder of the blocks; its name depends on the fingerprint.
+    """
+
+    folder: Path
+    blocks: Path
+    _lock: int | None = field(repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        fingerprint: Mapping[str, Any],
+        *,
+        restart: bool = False,
+        discards: str = "--restart",
+        tmp: Path | None = None,
+        result: str | None = None,
+    ) -> Journal:
+        """Begin a journal, or go on with the one that is there, and lock it.
+
+        Parameters
+        ----------
+        folder : Path
+            Created if need be; its parent must exist.
+        fingerprint : mapping
+            All that the result depends on; nested mappings of JSON values.
+        restart : bool, optional (default: False)
+            Discard the work that is there.
+        discards : str, optional (default: "--restart")
+            What the user calls that, for messages.
+        tmp : Path, optional
+            Folder to keep it in, with a link in its own place; a journal that is there stays where it is.
+        result : str, optional
+            What the result will say of how it was made, for `clear`.
+
+        Raises
+        ------
+        JournalError
+            If the work that is there belongs to another fingerprint (the message names what differs),
+            is damaged or of another format, or another run is writing here.
+        OutputError
+            If the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            _make(folder, tmp)
+            lock = acquire(folder)
+        except OSError as error:
+            refuse(error, folder)
+        digest = hashlib.sha256(canonical(fingerprint).encode()).hexdigest()[:16]
+        journal = cls(folder, folder / f"blocks-{digest}", lock)
+        try:
+            journal._begin(fingerprint, restart, discards, result)
+        except OSError as error:
+            journal.release()
+            refuse(error, folder)
+        except BaseException:
+            journal.release()
+            raise
+        return journal
+
+    @classmethod
+    def resume(cls, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Journal:
+        """Go on with work of this fingerprint, or begin it, for a command with ``--overwrite``.
+
+        Parameters
+        ----------
+        folder, fingerprint
+            As of `open`.
+        overwrite : bool
+            Discard work that belongs to another fingerprint.
+
+        Raises
+        ------
+        JournalError, OutputError
+            As by `open`.
+        """
+        restart = overwrite and differs(folder, fingerprint)
+        return cls.open(folder, fingerprint, restart=restart, discards="--overwrite")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failed is None or not self.begun:
+                self.remove()
+        finally:
+            self.release()
+
+    def _begin(
+        self, fingerprint: Mapping[str, Any], restart: bool, discards: str, result: str | None
+    ) -> None:
+        manifest = self.folder / MANIFEST
+        old_blocks = list(self.folder.glob("blocks-*"))
+        if restart or (self.folder / _FINISHED).exists():
+            # Blocks go first: a crash in between leaves a valid journal with fewer of them.
+            for old in old_blocks:
+                shutil.rmtree(old)
+        elif self.publishing or any(any(old.iterdir()) for old in old_blocks):
+            _check_manifest(manifest, fingerprint, discards)
+        content = {"format": _FORMAT, "software": f"sar2eo {__version__}", "fingerprint": fingerprint}
+        content |= {} if result is None else {"result": result}
+        write_atomically(manifest, json.dumps(content, indent=1, default=str).encode())
+        self.blocks.mkdir(exist_ok=True)
+        self._delete_leftovers()
+        sync_folder(self.folder)
+
+    @classmethod
+    def clear(cls, folder: Path, result: str) -> None:
+        """Remove what a run has left that was stopped when its result, or an equal one, was there.
+
+        Unfinished work of another result stays.
+
+        Parameters
+        ----------
+        folder : Path
+            ``<output>.partial``, or a link of that name.
+        result : str
+            As of `open`.
+
+        Raises
+        ------
+        JournalError, OutputError
+            If another run is writing here, or the folder cannot be written.
+        """
+        try:
+            made: object = json.loads((folder / MANIFEST).read_bytes()).get("result")
+        except (OSError, ValueError, AttributeError):
+            made = None
+        if made == result or (folder / _FINISHED).exists() or not any(folder.glob("blocks-*/*")):
+            cls.open(folder, {}, restart=True).remove()
+
+    def _delete_leftovers(self) -> None:
+        for temporary in (*self.folder.glob(".*.tmp"), *self.blocks.glob(".*.tmp")):
+            temporary.unlink(missing_ok=True)
+        for stale in (self.folder / "assembled", *self.folder.glob("blocks-*")):
+            if stale != self.blocks and stale.exists():
+                shutil.rmtree(stale)
+        (self.folder / _FINISHED).unlink(missing_ok=True)
+
+    @staticmethod
+    def check_free(folder: Path) -> None:
+        """Refuse a folder that another run is writing to, before work is made ready for it.
+
+        (Another one may still begin in between: `open` refuses that.)
+
+        Parameters
+        ----------
+        folder : Path
+            ``<output>.partial``, which need not exist.
+
+        Raises
+        ------
+        JournalError
+            If another run is writing here.
+        OutputError
+            If the folder cannot be written.
+        """
+        if (folder / LOCK).exists():
+            try:
+                os.close(acquire(folder))
+            except FileNotFoundError:
+                pass  # that run has just ended
+            except OSError as error:
+                refuse(error, folder)
+
+    def writer(self) -> BlockWriter:
+        """Return what writes blocks into this journal; it pickles as a path."""
+        return BlockWriter(str(self.blocks.absolute()))
+
+    def finished(self, variable: str, windows: Iterable[Window]) -> set[Window]:
+        """Return those of `windows` whose block is there and whole.
+
+        Every byte of them is read and checked; damaged blocks are deleted.
+        """
+        wanted = set(windows)
+        whole = set()
+        for path, name, window, checksum in self._listed():
+            if name != variable or window not in wanted:
+                continue
+            if window not in whole and f"{zlib.crc32(path.read_bytes()):08x}" == checksum:
+                whole.add(window)
+            else:
+                path.unlink()
+        return whole
+
+    def paths(self, variable: str) -> dict[Window, Path]:
+        """Return the files of all blocks of a variable, without reading them."""
+        return {window: path for path, name, window, _ in self._listed() if name == variable}
+
+    def _listed(self) -> list[tuple[Path, str, Window, str]]:
+        matches = [(path, NAME.fullmatch(path.name)) for path in sorted(self.blocks.iterdir())]
+        return [
+            (path, found[1], Window(*(int(found[i]) for i in range(2, 6))), found[6])
+            for path, found in matches
+            if found
+        ]
+
+    @staticmethod
+    def is_publishing(folder: Path) -> bool:
+        """Whether the results beside a journal may be of two runs, one of which it can finish.
+
+        Parameters
+        ----------
+        folder : Path
+            ``<output>.partial``, which need not exist.
+        """
+        return (folder / _PUBLISHING).exists()
+
+    @property
+    def publishing(self) -> bool:
+        """As `is_publishing` says of this journal."""
+        return self.is_publishing(self.folder)
+
+    def begin_publishing(self) -> None:
+        """Note, on disk, that results are being replaced from now on; `remove` ends it.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        try:
+            (self.folder / _PUBLISHING).touch()
+        except OSError as error:
+            refuse(error, self.folder)
+        sync_folder(self.folder)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to keep: work, results to finish, or what is not this run's any more."""
+        return self._lock is None or self.publishing or any(self.blocks.iterdir())
+
+    def release(self) -> None:
+        """Unlock the journal and keep it for a later run; doing so twice is harmless."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def remove(self) -> None:
+        """Delete the journal, after success. Files in its folder that are not its own are kept.
+
+        Raises
+        ------
+        JournalError
+            If it was released before, and another run is writing here now.
+        """
+        if self._lock is None:
+            self._lock = acquire(self.folder)
+        # A crash on the way must leave nothing that the next run would have to ask about.
+        publishing, finished = self.folder / _PUBLISHING, self.folder / _FINISHED
+        with suppress(OSError):  # a disk that is full, say
+            publishing.replace(finished) if publishing.exists() else finished.touch()
+        shutil.rmtree(self.blocks, ignore_errors=True)
+        shutil.rmtree(self.folder / "assembled", ignore_errors=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        if not self.blocks.exists():
+            finished.unlink(missing_ok=True)
+        (self.folder / LOCK).unlink(missing_ok=True)
+        self.release()
+        with suppress(OSError):
+            self.folder.resolve().rmdir()
+            self.folder.unlink(missing_ok=True)  # of a link
+
+
+def _make(folder: Path, tmp: Path | None) -> None:
+    """Make the folder of a journal; in `tmp`, with a link to it where the journal belongs."""
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()  # temporary space is cleared now and then
+    if tmp is None or folder.exists():
+        folder.mkdir(exist_ok=True)
+        return
+    here = folder.absolute()
+    place = tmp.absolute() / f"{here.stem}-{hashlib.sha256(str(here).encode()).hexdigest()[:8]}{here.suffix}"
+    place.mkdir(exist_ok=True)
+    with suppress(FileExistsError):  # of another run, which the lock will tell
+        folder.symlink_to(place, target_is_directory=True)
+
+
+def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any], discards: str) -> None:
+    folder = manifest.parent
+    try:
+        content = json.loads(manifest.read_bytes())
+        version, old = content["format"], content["fingerprint"]
+        found = differences(old, fingerprint) if version == _FORMAT else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(f"{folder}: its manifest is damaged: {discards} discards this work") from error
+    if version != _FORMAT:
+        raise JournalError(
+            f"{folder}: format {version!r} of unfinished work is not known, this is {_FORMAT} "
+            f"(another version of sar2eo made it?): {discards} discards it"
+        )
+    if found:
+        raise JournalError(
+            f"{folder} holds unfinished work of another run, which differs in {found}: "
+            f"repeat the earlier command to finish it, or pass {discards} to discard it"
+        )
+
+
+NAME = re.compile(r"([a-z0-9_]+)\.(\d+)\.(\d+)\.(\d+)\.(\d+)\.([0-9a-f]{8})\.tif")
+"""Variable, row, column, height, width, and CRC-32 of the file."""
+
+_TILE = 512
+
+
+@dataclass(frozen=True)
+class BlockWriter:
+    """Writes blocks into a journal from any thread, process or machine that sees its folder.
+
+    Parameters
+    ----------
+    folder : str
+        The journal's folder of blocks (`Journal.writer` knows it). It is never created here: a worker
+        that outlives its run must not write into the journal of the next.
+    """
+
+    folder: str
+
+    def write(self, variable: str, window: Window, bands: npt.NDArray[Any]) -> None:
+        """Write one block: when this returns, it is on disk, whole.
+
+        Parameters
+        ----------
+        variable : str
+            Name of the variable; lower-case letters, digits and underscores.
+        window : Window
+            Where the block lies in the output.
+        bands : ndarray of uint8 or float32, shape (band, height, width)
+            Pixels. 512 x 512 tiles of nothing but 0 (uint8) or NaN (float32) take no disk space.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written: the message names the folder and the space needed.
+        ValueError
+            If name, shape or dtype are not as above.
+        """
+        if not re.fullmatch(r"[a-z0-9_]+", variable):
+            raise ValueError(f"variable={variable!r}: lower-case letters, digits and underscores only")
+        if bands.shape[1:] != (window.height, window.width) or bands.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"a block of {bands.dtype} {bands.shape} does not fit {window}")
+        folder = Path(self.folder)
+        temporary = folder / f".{uuid.uuid4().hex}.tmp"
+        with _encoded(window, bands) as data:
+            name = f"{variable}.{'.'.join(map(str, window))}.{zlib.crc32(data):08x}.tif"
+            write_durably(temporary, folder / name, data)
+        sync_folder(folder)
+
+
+@contextmanager
+def _encoded(window: Window, bands: npt.NDArray[Any]) -> Iterator[memoryview]:
+    """Yield the bytes of a block as an uncompressed, tiled GeoTIFF."""
+    count, height, width = bands.shape
+    layout = {"tiled": True, "blockysize": _tile(height), "blockxsize": _tile(width), "interleave": "band"}
+    nodata = {"nodata": float("nan")} if bands.dtype == np.float32 else {}
+    # Never the identity, which would be taken for a lack of georeference and warned about.
+    place = Affine.translation(window.col + 1, window.row + 1)
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            dtype=bands.dtype.name,
+            count=count,
+            height=height,
+            width=width,
+            transform=place,
+            sparse_ok=True,
+            **layout,
+            **nodata,
+        ) as raster:
+            raster.write(bands)
+        yield memoryview(memory.getbuffer())
+
+
+def _tile(size: int) -> int:
+    """Return the tile size along an axis: 512, or less for a smaller block."""
+    # TIFF asks for multiples of 16.
+    return min(_TILE, -(-size // 16) * 16)

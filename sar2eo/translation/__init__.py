@@ -1,0 +1,1 @@
+"""Translation of scenes: the lazy dataset, its graph, the plan, the archive."""

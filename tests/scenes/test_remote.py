@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from support.scene_fixtures import speckle, write_raster
+from support.servers import PROXIES, serving
+
+from sar2eo.errors import SceneError
+from sar2eo.geo.windows import Window
+from sar2eo.scenes import open_scene, reader_of
+from sar2eo.scenes.gdal import gdal_path, is_remote
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    with serving(tmp_path) as server:
+        yield server
+
+
+def test_a_small_window_of_a_remote_file_needs_a_small_part_of_it(server, tmp_path):
+    values = speckle((1536, 1536))
+    tiled = {"tiled": True, "blockxsize": 256, "blockysize": 256}
+    path = write_raster(tmp_path / "vv.tif", values, **tiled)
+    size = path.stat().st_size
+    scene = open_scene(server.url("vv.tif") + "?token=secret")
+    assert "secret" not in scene.attrs["source"]
+    part = scene.isel(y=slice(700, 760), x=slice(900, 950))
+    reader, window = reader_of(part)
+    assert window == Window(700, 900, 60, 50)
+    np.testing.assert_array_equal(reader.read(window)[0], values[700:760, 900:950])
+    assert size > 4_000_000
+    assert server.sent < size / 8
+    assert {asked.partition("?")[0] for asked in server.asked} == {"/vv.tif"}  # no listing, no side files
+
+
+def test_a_changed_remote_file_has_another_name(server, tmp_path):
+    write_raster(tmp_path / "vv.tif", speckle((20, 30)))
+    first = open_scene(server.url("vv.tif"))
+    assert open_scene(server.url("vv.tif?again")).data.name == first.data.name
+    write_raster(tmp_path / "vv.tif", speckle((20, 30), seed=2))
+    assert open_scene(server.url("vv.tif?later")).data.name != first.data.name
+
+
+def test_a_missing_remote_file(server):
+    with pytest.raises(SceneError, match=r"nothing_vv\.tif: no such file"):
+        open_scene(server.url("nothing_vv.tif"))
+
+
+def test_a_remote_stac_item(server, tmp_path):
+    from support.stac_items import TIFF, write_item
+
+    write_raster(tmp_path / "a.tif", speckle((20, 30)))
+    write_item(tmp_path, {"vv": {"href": "a.tif", "type": TIFF, "roles": ["data"]}})
+    scene = open_scene(server.url("item.json"))
+    np.testing.assert_array_equal(scene.values[0], speckle((20, 30)))
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "remote"),
+    [
+        ("https://host/a.tif", "/vsicurl/https://host/a.tif", True),
+        ("s3://bucket/key.tif", "/vsis3/bucket/key.tif", True),
+        ("/vsis3/bucket/key.tif", "/vsis3/bucket/key.tif", True),
+        ("file:///data/a.tif", "/data/a.tif", False),
+        ("/vsizip/a.zip/b.tif", "/vsizip/a.zip/b.tif", False),
+        ("a.tif", "a.tif", False),
+    ],
+)
+def test_urls_are_put_as_gdal_wants_them(source, path, remote):
+    assert gdal_path(source) == path
+    assert is_remote(path) is remote
