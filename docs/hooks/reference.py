@@ -17,6 +17,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import logging
 import re
 import types
 import typing
@@ -28,6 +29,7 @@ import click
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
+log = logging.getLogger("mkdocs.hooks.reference")
 MARK = re.compile(r"<!-- generate: (\w+)(?: (\S+))? -->")
 TYPE_NAMES = {
     bool: "true or false",
@@ -45,8 +47,10 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the marks of a page."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Replace the marks of a page, and warn of modules that it names and that are not there."""
+    for name in missing_modules(markdown):
+        log.warning("%s names %s, which is not in sar2eo/", page.file.src_uri, name)
     makers = {
         "commands": commands,
         "settings": settings,
@@ -267,3 +271,16 @@ def _cell(text: str) -> str:
 
 def _anchor(name: str) -> str:
     return name.replace(".", "-")
+
+
+# Checks
+
+MODULE = re.compile(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)`")
+
+
+def missing_modules(markdown: str) -> list[str]:
+    """Return the modules that a page names and the package does not have."""
+    if not (ROOT / "sar2eo/geo").exists():
+        return []  # the packages that the pages describe are not there yet
+    named = {name for name in MODULE.findall(markdown) if not name.startswith(("tests/", "docs/", "examples/"))}
+    return sorted(name for name in named if not (ROOT / "sar2eo" / name).exists())
