@@ -98,7 +98,7 @@ def _command(command: click.Command, context: click.Context) -> str:
 
 
 def _help(text: str) -> str:
-    """Turn a command's help into Markdown; click's mark ``\\b`` begins a block of examples."""
+    """Turn a command's help into Markdown; click marks blocks of examples."""
     parts = []
     for block in inspect.cleandoc(text).split("\n\n"):
         if block.startswith("\b"):
@@ -243,7 +243,9 @@ def names() -> str:
 
 def card(folder: str) -> str:
     """Show the card of one of the package's models."""
-    files = [path for path in (ROOT / "sar2eo").rglob(f"{folder}/*.json") if "training_data" in path.read_text()]
+    files = [
+        path for path in (ROOT / "sar2eo").rglob(f"{folder}/*.json") if "training_data" in path.read_text()
+    ]
     (path,) = files
     rows = []
     for name, value in json.loads(path.read_text("utf-8")).items():
@@ -282,5 +284,7 @@ def missing_modules(markdown: str) -> list[str]:
     """Return the modules that a page names and the package does not have."""
     if not (ROOT / "sar2eo/geo").exists():
         return []  # the packages that the pages describe are not there yet
-    named = {name for name in MODULE.findall(markdown) if not name.startswith(("tests/", "docs/", "examples/"))}
+    named = {
+        name for name in MODULE.findall(markdown) if not name.startswith(("tests/", "docs/", "examples/"))
+    }
     return sorted(name for name in named if not (ROOT / "sar2eo" / name).exists())
