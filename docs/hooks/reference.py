@@ -50,7 +50,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Replace the marks of a page, and warn of modules that it names and that are not there."""
     for name in missing_modules(markdown):
-        log.warning("%s names %s, which is not in sar2eo/", page.file.src_uri, name)
+        log.warning("%s names %s, which is not there", page.file.src_uri, name)
     makers = {
         "commands": commands,
         "settings": settings,
@@ -277,14 +277,14 @@ def _anchor(name: str) -> str:
 
 # Checks
 
-MODULE = re.compile(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)`")
+MODULE = re.compile(r"(?<![\w/.])((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)\b")
 
 
 def missing_modules(markdown: str) -> list[str]:
-    """Return the modules that a page names and the package does not have."""
+    """Return the programs that a page names and that are neither in ``sar2eo/`` nor in the repository."""
     if not (ROOT / "sar2eo/geo").exists():
         return []  # the packages that the pages describe are not there yet
-    named = {
-        name for name in MODULE.findall(markdown) if not name.startswith(("tests/", "docs/", "examples/"))
-    }
-    return sorted(name for name in named if not (ROOT / "sar2eo" / name).exists())
+    named = set(MODULE.findall(markdown))
+    return sorted(
+        name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "sar2eo"))
+    )
