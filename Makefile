@@ -8,7 +8,7 @@ CONSTRAINTS ?= -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint clean
+.PHONY: help demo test test-all bench lint docs release-check clean
 
 help:  ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -46,5 +46,11 @@ lint: .stamp-lint  ## Check style, types and the import contract
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: .stamp-docs  ## Build the documentation into site/, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+release-check: .stamp-release  ## Build wheel and sdist into dist/ and check them (PROJECT_URL=... makes links absolute)
+	$(BIN)/python .ci/release_check.py --out dist $(if $(PROJECT_URL),--url $(PROJECT_URL))
+
 clean:  ## Remove what make has made
-	rm -rf $(VENV) .stamp-* build dist *.egg-info demo
+	rm -rf $(VENV) .stamp-* build dist *.egg-info demo site
