@@ -1,7 +1,7 @@
 """Does a model's variance find what only one sensor saw?
 
-    python experiments/confidence/confidence.py report --model DIR --scenes DIR... --out DIR
-    python experiments/confidence/confidence.py picture --model DIR --pair SAR EO --window 0 0 512 512 --out PNG
+    python confidence.py report --model DIR --scenes DIR... --out DIR
+    python confidence.py picture --model DIR --pair SAR EO --window 0 0 512 512 --out FILE.png
 
 `report` takes folders of `sar2eo simulate`. It compares ships, vehicles and fields that changed between the
 two dates with unchanged objects of the same kind: never with bare ground, which any map of brightness finds.
@@ -100,8 +100,8 @@ def main() -> None:
 class ScenePair:
     """A SAR and an EO scene on one grid.
 
-    `sar` and `eo`, of shape (3, H, W), are in [-1, 1]; invalid pixels have the value of their nearest valid one.
-    `valid` (H, W): where both have data. `confidence` (H, W): that of the translation, 1 / variance.
+    `sar` and `eo`, of shape (3, H, W), are in [-1, 1]; invalid pixels have the value of their nearest valid
+    one. `valid` (H, W): where both have data. `confidence` (H, W): that of the translation, 1 / variance.
     """
 
     sar: Image
@@ -112,7 +112,7 @@ class ScenePair:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """By timestep forced variance and squared error, and which latent pixels are valid; all of shape (h, w)."""
+    """Forced variance and squared error by timestep, and valid latent pixels; all of shape (h, w)."""
 
     variance: dict[int, Image]
     error: dict[int, Image]
