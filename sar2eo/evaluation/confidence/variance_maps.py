@@ -26,7 +26,7 @@ from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.card import Card
 from sar2eo.model.spec import ModelSpec
 from sar2eo.model.translator import DiffusionTranslator
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 
 __all__ = ["ScenePair", "VarianceMaps", "map_variance", "open_scene_pair"]
 
