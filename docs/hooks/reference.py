@@ -282,8 +282,6 @@ MODULE = re.compile(r"(?<![\w/.])((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)\b")
 
 def missing_modules(markdown: str) -> list[str]:
     """Return the programs that a page names and that are neither in ``sar2eo/`` nor in the repository."""
-    if not (ROOT / "sar2eo/geo").exists():
-        return []  # the packages that the pages describe are not there yet
     named = set(MODULE.findall(markdown))
     return sorted(
         name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "sar2eo"))

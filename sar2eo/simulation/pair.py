@@ -16,8 +16,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 
 from sar2eo.errors import OutputError
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.simulation.fields import GSD_M, MARGIN, FloatArray, SimulationSettings, stream
 from sar2eo.simulation.landscape import LandCover, make_landscape
 from sar2eo.simulation.objects import ObjectKind, ObjectState, PlantedObject, plant_objects
@@ -203,7 +202,7 @@ def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
     existing = [path for path in _paths(folder).values() if path.exists()]
     for path in existing:
         try:
-            with unplaced_is_fine(), rasterio.open(path) as dataset:
+            with ignore_missing_georeference(), rasterio.open(path) as dataset:
                 found = dataset.tags().get(SETTINGS_TAG, "not simulated")
         except rasterio.errors.RasterioError:
             found = "no raster"
