@@ -18,7 +18,7 @@ from sar2eo.errors import SettingsError
 from sar2eo.settings import apply_overrides, read_recipe, stages_of
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "pipelines").glob("*.toml"))
+RECIPES = sorted([*(ROOT / "pipelines").glob("*.toml"), *(ROOT / "experiments").glob("*/*.toml")])
 
 
 def test_the_demo_says_where_its_files_are(tmp_path: Path) -> None:
