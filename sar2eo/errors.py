@@ -52,8 +52,8 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "TrainingWarning",
-    "misfit",
     "one_line",
+    "refuse_misfit",
 ]
 
 
@@ -147,7 +147,7 @@ class EvaluationWarning(Sar2eoWarning):
     """Something cannot be measured (a network or the training split is missing), or not as it was meant."""
 
 
-def misfit(message: str, error: type[SceneError], *, verb: str, force: bool) -> None:
+def refuse_misfit(message: str, error: type[SceneError], *, verb: str, force: bool) -> None:
     """Refuse a scene that does not fit a model, or warn where its use is forced.
 
     Parameters

@@ -18,7 +18,7 @@ from pyproj import Transformer
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 
-__all__ = ["Cell", "cells_of", "corners_lonlat", "lattice_of", "on_grid", "outlines"]
+__all__ = ["Cell", "cell_boxes", "corners_lonlat", "list_cells", "name_lattice", "project_to_grid"]
 
 # A footprint is as coarse as the decimated read it comes from, so cells are let in that are short of what
 # they need by so much; their pixels decide.
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
         return Window(self.row, self.col, size, size)
 
 
-def lattice_of(grid: Grid) -> str:
+def name_lattice(grid: Grid) -> str:
     """Name the lattice of a north-up grid: scenes of equal names share their cells.
 
     Pixel sizes that agree to six digits count as equal; over a scene that is a fraction of a pixel.
@@ -54,7 +54,9 @@ def lattice_of(grid: Grid) -> str:
     return f"{grid.crs} {grid.transform[0]:.6g} x {-grid.transform[4]:.6g}"
 
 
-def cells_of(grid: Grid, *, size: int, stride: int, within: Any = None, min_valid: float = 0.0) -> list[Cell]:
+def list_cells(
+    grid: Grid, *, size: int, stride: int, within: Any = None, min_valid: float = 0.0
+) -> list[Cell]:
     """List the cells that lie wholly on a scene's grid, row by row.
 
     Parameters
@@ -81,7 +83,7 @@ def cells_of(grid: Grid, *, size: int, stride: int, within: Any = None, min_vali
     cells = [Cell(i, j, row, col) for i, row in rows for j, col in cols]
     if within is None or not cells:
         return cells
-    boxes = outlines(cells, grid, size)
+    boxes = cell_boxes(cells, grid, size)
     shapely.prepare(within)
     shares = np.zeros(len(cells))
     touching = np.flatnonzero(shapely.intersects(within, boxes))
@@ -99,7 +101,7 @@ def _axis(origin: float, pixels: int, size: int, stride: int) -> list[tuple[int,
     return [(step, pixel) for step, pixel in found if 0 <= pixel <= pixels - size]
 
 
-def outlines(cells: Sequence[Cell], grid: Grid, size: int) -> npt.NDArray[Any]:
+def cell_boxes(cells: Sequence[Cell], grid: Grid, size: int) -> npt.NDArray[Any]:
     """Return the cells of a north-up grid as boxes in its CRS."""
     a, _, c, _, e, f = grid.transform
     rows, cols = np.array([(cell.row, cell.col) for cell in cells], dtype=np.float64).T
@@ -139,7 +141,7 @@ def corners_lonlat(
 _EDGE_DEGREES = 0.05
 
 
-def on_grid(area: Any, grid: Grid) -> Any:
+def project_to_grid(area: Any, grid: Grid) -> Any:
     """Bring an area in longitude and latitude to the CRS of a grid."""
     to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
     dense = shapely.segmentize(area, _EDGE_DEGREES)

@@ -17,13 +17,13 @@ from shapely.geometry.polygon import orient
 from sar2eo.errors import GeoreferenceError
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 
-__all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
+__all__ = ["lonlat_bounds", "to_lonlat", "trace_footprint"]
 
 # Straight edges of a projected footprint are curves on the globe: at least so many points a side.
 _POINTS_PER_SIDE = 20
 
 
-def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
+def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
     """Outline the valid pixels of a scene.
 
     Parameters

@@ -27,11 +27,11 @@ __all__ = [
     "Channels",
     "Polarisation",
     "Quantity",
-    "amplitude_percentiles",
+    "compute_percentiles",
     "default_channels",
     "fill_invalid",
     "nearest_polarisation",
-    "percentiles_of",
+    "sample_percentiles",
     "sample_windows",
     "to_amplitude",
     "to_eo_bytes",
@@ -232,7 +232,7 @@ def sample_windows(
     return found
 
 
-def amplitude_percentiles(
+def sample_percentiles(
     read: Callable[[Window], FloatArray],
     shape: tuple[int, int],
     *,
@@ -279,10 +279,10 @@ def amplitude_percentiles(
             values[band] = found
     if any(v.size == 0 for v in values):
         raise RadiometryError("the scene has no valid pixel: is --nodata right?")
-    return percentiles_of(values, percentile=percentile)
+    return compute_percentiles(values, percentile=percentile)
 
 
-def percentiles_of(values: Sequence[FloatArray], *, percentile: float = 99.0) -> tuple[float, ...]:
+def compute_percentiles(values: Sequence[FloatArray], *, percentile: float = 99.0) -> tuple[float, ...]:
     """Percentile of a sample of each polarisation.
 
     Parameters

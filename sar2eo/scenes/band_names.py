@@ -14,9 +14,9 @@ __all__ = [
     "CloudRule",
     "choose_cloud",
     "choose_rgb",
-    "cloud_rank",
-    "cloud_rule",
-    "colour_of",
+    "find_cloud_rule",
+    "find_colour",
+    "rank_cloud_rule",
 ]
 
 COLOURS = ("red", "green", "blue")
@@ -112,7 +112,7 @@ _RULES = {
 }
 
 
-def colour_of(text: str) -> str | None:
+def find_colour(text: str) -> str | None:
     """Return "red", "green" or "blue" where a band's name says so: ``B04``, ``red``, ``Red (665 nm)``."""
     words = re.split(r"[^a-z0-9]+", text.lower())
     if "edge" in words or "rededge" in words:
@@ -138,7 +138,7 @@ def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | 
         number: three of bytes are red, green and blue, and 12 or 13 of uint16 are those of Sentinel-2.
     """
     ways: list[dict[str, int]] = [
-        _first((c, band.index) for band in bands for text in band.texts if (c := colour_of(text))),
+        _first((c, band.index) for band in bands for text in band.texts if (c := find_colour(text))),
         _by_wavelength(bands),
         # At last, for GDAL gives three or four bands of bytes these roles whatever they are.
         _first((band.role, band.index) for band in bands if band.role in COLOURS),
@@ -148,24 +148,24 @@ def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | 
             return found["red"], found["green"], found["blue"]
     if dtype == "uint8" and len(bands) == 3:
         return bands[0].index, bands[1].index, bands[2].index
-    told = any(band.micrometres or any(map(colour_of, band.texts)) for band in bands)
+    told = any(band.micrometres or any(map(find_colour, band.texts)) for band in bands)
     if dtype in ("uint16", "int16") and len(bands) in _SENTINEL2_COUNTS and not told:
         return _SENTINEL2_RGB
     return None
 
 
 def choose_cloud(bands: Iterable[BandText]) -> tuple[int, CloudRule] | None:
-    """Find the band that tells clouds, and how; the most cloud_rank where there are several."""
-    found = [(band.index, rule) for band in bands for text in band.texts if (rule := cloud_rule(text))]
-    return min(found, key=lambda each: cloud_rank(each[1])) if found else None
+    """Find the band that tells clouds, and how; the most rank_cloud_rule where there are several."""
+    found = [(band.index, rule) for band in bands for text in band.texts if (rule := find_cloud_rule(text))]
+    return min(found, key=lambda each: rank_cloud_rule(each[1])) if found else None
 
 
-def cloud_rank(rule: CloudRule) -> int:
-    """Rank a rule among others: the most cloud_rank is least."""
+def rank_cloud_rule(rule: CloudRule) -> int:
+    """Rank a rule among others: the most rank_cloud_rule is least."""
     return list(_RULES.values()).index(rule)
 
 
-def cloud_rule(name: str) -> CloudRule | None:
+def find_cloud_rule(name: str) -> CloudRule | None:
     """Return how values of a band or asset of this name tell clouds; None if the name does not say so."""
     return _RULES.get(re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_"))
 

@@ -12,12 +12,12 @@ import xarray as xr
 from rasterio.enums import Resampling
 
 from sar2eo.errors import PairsError
-from sar2eo.geo.footprint import footprint_of, to_lonlat
+from sar2eo.geo.footprint import to_lonlat, trace_footprint
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import reader_of
+from sar2eo.scenes import find_reader
 from sar2eo.scenes.gdal import read_dataset
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.optical import EoScene, PictureReader
 from sar2eo.scenes.raster import Band, RasterReader
 from sar2eo.scenes.reader import SceneReader
@@ -25,7 +25,7 @@ from sar2eo.scenes.sentinel1 import CalibratedReader
 from sar2eo.scenes.sources import Source
 from sar2eo.scenes.warp import WarpedReader
 
-__all__ = ["SceneFootprint", "known_source", "scene_footprint", "scene_valid"]
+__all__ = ["SceneFootprint", "complete_source", "read_footprint", "read_validity"]
 
 Validity = npt.NDArray[np.bool_]
 
@@ -46,7 +46,7 @@ class SceneFootprint:
     area: Any
 
 
-def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootprint:
+def read_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootprint:
     """Outline an opened scene, and take over what it says of its acquisition.
 
     Parameters
@@ -64,17 +64,17 @@ def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootp
     SceneError
         If it cannot be read.
     """
-    known = known_source(source, scene)
+    known = complete_source(source, scene)
     if known.footprint is not None:
         return SceneFootprint(known, known.footprint)
-    grid: Grid = scene.grid if isinstance(scene, EoScene) else attributes_of(scene)["scene_grid"]
+    grid: Grid = scene.grid if isinstance(scene, EoScene) else decode_attributes(scene)["scene_grid"]
     if grid.crs is None:
         raise PairsError(f"{source.href}: without a georeference it cannot be paired")
-    area = to_lonlat(footprint_of(scene_valid(scene), grid), grid.crs)
+    area = to_lonlat(trace_footprint(read_validity(scene), grid), grid.crs)
     return SceneFootprint(replace(known, footprint=area), area)
 
 
-def scene_valid(scene: xr.DataArray | EoScene, longest: int = 1024) -> Validity:
+def read_validity(scene: xr.DataArray | EoScene, longest: int = 1024) -> Validity:
     """Read which pixels of a whole scene are valid, decimated.
 
     Parameters
@@ -96,7 +96,7 @@ def scene_valid(scene: xr.DataArray | EoScene, longest: int = 1024) -> Validity:
     """
     if isinstance(scene, EoScene):
         return _valid(scene.reader, longest)
-    found = reader_of(scene)
+    found = find_reader(scene)
     if found is not None and found[1] == found[0].grid.window:
         return _valid(found[0], longest)
     rows, cols = (
@@ -181,7 +181,7 @@ def _middles(size: int, count: int) -> npt.NDArray[np.int64]:
     return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
 
 
-def known_source(source: Source, scene: xr.DataArray | EoScene) -> Source:
+def complete_source(source: Source, scene: xr.DataArray | EoScene) -> Source:
     """Return what is known of a scene: what its source says goes before what the scene says."""
     if isinstance(scene, EoScene):
         time = scene.datetime.strftime("%Y-%m-%dT%H:%M:%SZ") if scene.datetime else None

@@ -23,10 +23,10 @@ __all__ = [
     "ControlMapping",
     "Mapping",
     "ThinPlateSpline",
-    "check_whole",
-    "control_centre",
-    "held_out_rmse_m",
-    "local_crs",
+    "check_continuous",
+    "choose_local_crs",
+    "find_centre",
+    "measure_held_out_rmse_m",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -138,7 +138,7 @@ class ControlMapping:
         return digest([self.control.crs, self.control.points, self.crs])
 
 
-def held_out_rmse_m(control: GroundControl) -> float | None:
+def measure_held_out_rmse_m(control: GroundControl) -> float | None:
     """Measure how well a spline places points it has not seen.
 
     A spline passes through its own points, so each tenth of them is left out of a fit in turn and
@@ -155,7 +155,7 @@ def held_out_rmse_m(control: GroundControl) -> float | None:
         Root of the mean square distance on the ground, in metres; None where the others never do without
         what is left out, such as four points of which three lie on one line.
     """
-    crs = local_crs(*control_centre(control))
+    crs = choose_local_crs(*find_centre(control))
     pixels, ground = _control_arrays(control, crs)
     step = -(-len(pixels) // _MAX_POINTS)
     pixels, ground = pixels[::step], ground[::step]
@@ -174,7 +174,7 @@ def held_out_rmse_m(control: GroundControl) -> float | None:
     return float(np.sqrt(squared / placed)) if placed else None
 
 
-def control_centre(control: GroundControl) -> tuple[float, float]:
+def find_centre(control: GroundControl) -> tuple[float, float]:
     """Return longitude and latitude of the middle of the points, safe across the antimeridian."""
     points = np.array(control.points)
     lon, lat = _transformer(control.crs, "EPSG:4326").transform(points[:, 2], points[:, 3])
@@ -182,7 +182,7 @@ def control_centre(control: GroundControl) -> tuple[float, float]:
     return float(_unwrapped(lon.mean(), 0.0, "EPSG:4326")), float(np.mean(lat))
 
 
-def check_whole(x: Array, y: Array, crs: str) -> None:
+def check_continuous(x: Array, y: Array, crs: str) -> None:
     """Refuse places near each other that a CRS tears apart, as most do along the antimeridian.
 
     Parameters
@@ -207,7 +207,7 @@ def check_whole(x: Array, y: Array, crs: str) -> None:
         )
 
 
-def local_crs(lon: float, lat: float) -> str:
+def choose_local_crs(lon: float, lat: float) -> str:
     """Return the UTM zone of a place on WGS 84, or polar stereographic (UPS) beyond 84 N and 80 S."""
     if not (np.isfinite(lon) and np.isfinite(lat) and abs(lat) <= 90):
         raise GeoreferenceError(f"the scene's centre ({lon:g}, {lat:g}) is no longitude and latitude")
@@ -230,7 +230,7 @@ def _control_arrays(control: GroundControl, crs: str) -> tuple[Array, Array]:
     ground = np.column_stack([_unwrapped(x, float(x[0]), crs), y])
     if not np.isfinite(ground).all():
         raise GeoreferenceError(f"some ground control points cannot be expressed in {crs}")
-    check_whole(ground[:, 0], ground[:, 1], crs)
+    check_continuous(ground[:, 0], ground[:, 1], crs)
     return points[:, :2], ground
 
 

@@ -17,7 +17,7 @@ from sar2eo.errors import SceneError
 from sar2eo.scenes.gdal import display_name, is_remote, open_dataset
 from sar2eo.store import http, s3
 
-__all__ = ["digest", "file_identity", "files_identity"]
+__all__ = ["digest", "identify_file", "identify_files"]
 
 _SIDECAR = ".aux.xml"
 _ARRAY = (".zarray", "zarr.json")  # of Zarr, version 2 and 3: what GDAL names of an array
@@ -33,7 +33,7 @@ _GDAL_KEYS = (
 _ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
 
 
-def file_identity(path: str) -> dict[str, Any]:
+def identify_file(path: str) -> dict[str, Any]:
     """Identify one file: a local one in a few milliseconds, a remote one by one request.
 
     Parameters
@@ -56,7 +56,7 @@ def file_identity(path: str) -> dict[str, Any]:
     """
     archive = _ARCHIVE.match(path)
     if archive:
-        return {**file_identity(archive[1]), "member": path.rpartition("/")[2]}
+        return {**identify_file(archive[1]), "member": path.rpartition("/")[2]}
     if path.startswith(("/vsicurl/http", "/vsis3/")):
         return _remote_identity(path)
     local = Path(path)
@@ -69,7 +69,7 @@ def file_identity(path: str) -> dict[str, Any]:
     return {"name": local.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sample}
 
 
-def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def identify_files(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Identify the files of a raster, each named once, overviews left out (they are never read).
 
     GDAL tells of the files that a VRT names, and not of those that these are made of, and of a Zarr array's
@@ -80,13 +80,13 @@ def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) ->
     Parameters
     ----------
     paths : iterable of str
-        As of `file_identity`.
+        As of `identify_file`.
     known : mapping
         Identities that need not be asked for again, by path.
     """
     chosen = dict.fromkeys(p for p in _all_files(paths) if not p.endswith(".ovr"))
     sidecars = {path: _sidecar_identity(path) for path in chosen if path.endswith(_SIDECAR)}
-    found = (sidecars.get(path) or known.get(path) or file_identity(path) for path in chosen)
+    found = (sidecars.get(path) or known.get(path) or identify_file(path) for path in chosen)
     return [identity for path, identity in zip(chosen, found, strict=True) if sidecars.get(path) != {}]
 
 

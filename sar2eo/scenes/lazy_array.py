@@ -23,13 +23,13 @@ from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.reader import SceneReader
 
 __all__ = [
-    "attributes_of",
+    "decode_attributes",
     "describe_scene",
-    "lazy_scene",
+    "encode_attributes",
+    "find_reader",
+    "find_window",
+    "make_lazy_scene",
     "normalise_array",
-    "reader_of",
-    "to_attributes",
-    "window_in",
 ]
 
 _PREFIX = "scene-"
@@ -90,7 +90,7 @@ class PlacedArray(da.Array):
         return PlacedArray.create(array, reader, at)
 
 
-def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
+def make_lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
     """Wrap a reader as a DataArray that reads when computed.
 
     Parameters
@@ -120,12 +120,12 @@ def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
         dims=("band", "y", "x"),
         coords={"band": list(reader.polarisations), "y": y, "x": x},
         name="sar",
-        attrs=to_attributes({**attrs, "scene_grid": reader.grid}),
+        attrs=encode_attributes({**attrs, "scene_grid": reader.grid}),
     )
     return scene if reader.grid.crs is None else scene.rio.write_crs(reader.grid.pyproj_crs.to_wkt())
 
 
-def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
+def find_reader(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     """Find the reader under a scene, and where the scene lies in it.
 
     Parameters
@@ -145,7 +145,7 @@ def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     return place if _lies_at(scene, *place) else None
 
 
-def window_in(scene: xr.DataArray, grid: Grid) -> Window | None:
+def find_window(scene: xr.DataArray, grid: Grid) -> Window | None:
     """Find where an array lies in a grid, by its coordinates.
 
     Parameters
@@ -184,10 +184,10 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
         in metres, polarisations, quantity, calibration, acquisition, geolocation and its residual,
         storage block and chunk.
     """
-    attrs = attributes_of(scene)
+    attrs = decode_attributes(scene)
     grid: Grid = attrs["scene_grid"]
-    found = reader_of(scene)
-    window = window_in(scene, grid)
+    found = find_reader(scene)
+    window = find_window(scene, grid)
     grid = grid if window is None else grid.crop(window)
     placed = grid.crs is not None
     distance = grid.ground_sample_distance_m() if placed else None
@@ -277,7 +277,7 @@ def normalise_array(scene: xr.DataArray) -> xr.DataArray:
         raise SceneError(
             f"the scene's attrs['datetime']={acquired!r}: must be ISO 8601 text, as 2020-11-07T13:52:41Z"
         )
-    scene = scene if reader_of(scene) is not None else _values(scene, str(quantity))
+    scene = scene if find_reader(scene) is not None else _values(scene, str(quantity))
     return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
 
 
@@ -335,7 +335,7 @@ _TRUTHS = ("terrain_corrected",)
 _LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
 
 
-def to_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
+def encode_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values as attributes: text, numbers, and lists of them.
 
     Parameters
@@ -346,8 +346,8 @@ def to_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _stored(value) for name, value in values.items() if value is not None}
 
 
-def attributes_of(array: xr.DataArray | xr.Dataset) -> dict[str, Any]:
-    """Return the attributes of a scene or a result as the values that `to_attributes` was given.
+def decode_attributes(array: xr.DataArray | xr.Dataset) -> dict[str, Any]:
+    """Return the attributes of a scene or a result as the values that `encode_attributes` was given.
 
     Of other attributes, and of what users have put in place of ours, the values as they are.
     """

@@ -21,19 +21,25 @@ from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.scenes.metadata import Facts, iso_datetime, read_optical_facts, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, WrappingReader
-from sar2eo.scenes.sentinel2 import Coding, coding_of_item, coding_of_tags, is_sentinel2, open_sentinel2
+from sar2eo.scenes.sentinel2 import (
+    Coding,
+    is_sentinel2,
+    open_sentinel2,
+    read_coding_of_item,
+    read_coding_of_tags,
+)
 from sar2eo.scenes.sources import Source
 from sar2eo.scenes.stac_input import (
     BandAsset,
     CloudAsset,
-    eo_assets,
+    choose_eo_assets,
     is_stac,
-    item_facts,
     read_item,
+    read_item_facts,
 )
 from sar2eo.scenes.warp import read_onto
 
-__all__ = ["CloudReader", "EoParts", "EoPatch", "EoScene", "PictureReader", "choose_parts", "open_eo_scene"]
+__all__ = ["CloudReader", "EoPatch", "EoScene", "PictureReader", "_EoParts", "_choose_parts", "open_eo_scene"]
 
 # A Sentinel-2 product of a processing baseline: S2A_MSIL2A_20220308T101841_N0400_...
 _BASELINE = re.compile(r"(?<![A-Za-z0-9])S2[A-D]_MSIL\w\w_\d{8}T\d{6}_N(\d{4})_", re.I)
@@ -209,7 +215,7 @@ def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float])
     """
     given = source if isinstance(source, Source) else Source(str(source))
     path = given.href
-    parts = choose_parts(path)
+    parts = _choose_parts(path)
     kind: Kind = "rgb" if parts.dtype == "uint8" else "reflectance"
     if kind == "reflectance":
         bands = tuple(_as_reflectance(band, parts.coding, parts.dtype) for band in parts.bands)
@@ -260,7 +266,7 @@ def _check_range(scene: EoScene) -> None:
 
 
 @dataclass(frozen=True)
-class EoParts:
+class _EoParts:
     """The bands of a scene, before their numbers are looked at.
 
     Parameters
@@ -290,7 +296,7 @@ class EoParts:
     facts: Facts
 
 
-def choose_parts(href: str) -> EoParts:
+def _choose_parts(href: str) -> _EoParts:
     """Choose the bands of a raster, STAC item or Sentinel-2 product.
 
     Raises
@@ -305,7 +311,7 @@ def choose_parts(href: str) -> EoParts:
     return _of_product(href) if is_sentinel2(Path(href)) else _of_raster(href)
 
 
-def _of_raster(path: str, nodata: float | None = None) -> EoParts:
+def _of_raster(path: str, nodata: float | None = None) -> _EoParts:
     """Choose the bands of one file by what it says; `nodata` counts where it says nothing of that."""
     raster = _open_placed(path)
     with open_dataset(raster.path) as dataset:
@@ -324,18 +330,18 @@ def _of_raster(path: str, nodata: float | None = None) -> EoParts:
         replace(band, nodata=undeclared) if band.nodata is None and not band.masked else band
         for band in (raster.bands[i] for i in at)
     )
-    coding = _one_coding(path, [coding_of_tags(tags, band.scale, band.offset) for band in bands])
+    coding = _one_coding(path, [read_coding_of_tags(tags, band.scale, band.offset) for band in bands])
     if dtypes[at[0]] != "uint8" and coding == Coding():
         _warn_of_offset(path, name, tags)
     reader = None if cloud is None else _cloud_reader(raster, cloud[0], cloud[1], _label(texts, cloud[0]))
     labels = tuple(texts[i].label for i in at)
-    return EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, read_optical_facts(name, tags))
+    return _EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, read_optical_facts(name, tags))
 
 
-def _of_item(path: str) -> EoParts:
+def _of_item(path: str) -> _EoParts:
     """Choose the assets of a STAC item."""
     item = read_item(path)
-    assets = eo_assets(item)
+    assets = choose_eo_assets(item)
     if assets is None:
         raise PairsError(
             f"{path}: no EO asset among {', '.join(item.assets) or 'none'}: it takes a visual asset, or "
@@ -345,14 +351,14 @@ def _of_item(path: str) -> EoParts:
         parts = _of_raster(assets.picture, assets.nodata)
     else:
         parts = _of_assets(
-            path, assets.bands, lambda asset, stored: coding_of_item(item.properties, asset.said, stored)
+            path, assets.bands, lambda asset, stored: read_coding_of_item(item.properties, asset.said, stored)
         )
     if assets.cloud is not None and parts.cloud is None:
         parts = replace(parts, cloud=_cloud_of_asset(assets.cloud))
-    return replace(parts, facts=item_facts(item).over(parts.facts))
+    return replace(parts, facts=read_item_facts(item).over(parts.facts))
 
 
-def _of_product(path: str) -> EoParts:
+def _of_product(path: str) -> _EoParts:
     """Take the bands of a Sentinel-2 product."""
     product = open_sentinel2(Path(path))
     codings = dict(zip(product.bands, product.codings, strict=True))
@@ -366,7 +372,7 @@ def _of_product(path: str) -> EoParts:
 
 def _of_assets(
     path: str, assets: tuple[BandAsset, ...], coding_of: Callable[[BandAsset, Coding], Coding]
-) -> EoParts:
+) -> _EoParts:
     """Take one band each from files; `coding_of` settles how numbers are read, given what the file says."""
     bands, codings, dtypes, rasters = [], [], [], []
     for asset in assets:
@@ -377,7 +383,9 @@ def _of_assets(
             raise PairsError(f"{path}: {asset.label} is band {asset.index} of a file that has fewer")
         with open_dataset(raster.path) as dataset:
             dtypes.append(dataset.dtypes[asset.index - 1])
-            stored = coding_of_tags({**dataset.tags(), **dataset.tags(asset.index)}, band.scale, band.offset)
+            stored = read_coding_of_tags(
+                {**dataset.tags(), **dataset.tags(asset.index)}, band.scale, band.offset
+            )
         if band.nodata is None and "nodata" in asset.said:
             band = replace(band, nodata=asset.said["nodata"])
         bands.append(band)
@@ -388,7 +396,7 @@ def _of_assets(
     files = tuple({str(file): file for raster in rasters for file in raster.files}.values())
     labels = tuple(asset.label for asset in assets)
     coding = _one_coding(path, codings)
-    return EoParts(tuple(bands), labels, replace(first, files=files), dtypes[0], coding, None, first.facts)
+    return _EoParts(tuple(bands), labels, replace(first, files=files), dtypes[0], coding, None, first.facts)
 
 
 def _open_placed(path: str) -> Raster:

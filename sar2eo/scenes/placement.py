@@ -16,10 +16,10 @@ from sar2eo.scenes.geolocation import (
     AffineMapping,
     ControlMapping,
     Mapping,
-    check_whole,
-    control_centre,
-    held_out_rmse_m,
-    local_crs,
+    check_continuous,
+    choose_local_crs,
+    find_centre,
+    measure_held_out_rmse_m,
 )
 from sar2eo.scenes.raster import GroundControl
 from sar2eo.scenes.reader import SceneReader
@@ -87,8 +87,8 @@ def place_on_grid(
     wanted, size = _wanted_crs(crs), _wanted_size(resolution)
     grid = reader.grid
     if control is not None:
-        target = _target_crs(wanted, control.crs, *control_centre(control))
-        rmse = held_out_rmse_m(control)
+        target = _target_crs(wanted, control.crs, *find_centre(control))
+        rmse = measure_held_out_rmse_m(control)
         warped = _warped(reader, ControlMapping(control, target), target, size, quantity)
         count = len(control.points)
         return Placement(warped, f"warped from {count} ground control points", count, rmse)
@@ -152,7 +152,7 @@ def _warped(
 def _target_crs(wanted: str | None, source: str, lon: float, lat: float) -> str:
     if wanted == "source":
         return source
-    return wanted or local_crs(lon, lat)
+    return wanted or choose_local_crs(lon, lat)
 
 
 def _wanted_crs(crs: Any) -> str | None:
@@ -239,7 +239,7 @@ def _target_grid(
     native = _native_size(mapping, shape)
     if not (np.isfinite(x).all() and np.isfinite(y).all() and native > 0):
         raise GeoreferenceError(f"the scene does not fit into {crs}: give another with --crs")
-    check_whole(x, y, crs)
+    check_continuous(x, y, crs)
     width, height = resolution or (native, native)
     if not all(native / _MAX_ZOOM < size < native * _MAX_ZOOM for size in (width, height)):
         raise SettingsError(

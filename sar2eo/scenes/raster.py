@@ -17,7 +17,7 @@ from sar2eo.errors import GeoreferenceError, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.gdal import check_size, display_name, gdal_path, is_remote, open_dataset, read_dataset
-from sar2eo.scenes.identity import digest, file_identity, files_identity
+from sar2eo.scenes.identity import digest, identify_file, identify_files
 from sar2eo.scenes.metadata import (
     Facts,
     polarisation_names,
@@ -206,7 +206,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
     """
     path = gdal_path(source)
     # One request tells in words what GDAL's many would not: no such file, refused, not to be reached.
-    known = {path: file_identity(path)} if is_remote(path) else {}
+    known = {path: identify_file(path)} if is_remote(path) else {}
     with open_dataset(path, digest(known) if known else None) as dataset:
         if dataset.count == 0 or 0 in dataset.shape:
             inner = dataset.subdatasets
@@ -215,7 +215,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
                 f"{display_name(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}"
             )
         check_size(dataset, path)
-        files = tuple(files_identity(dataset.files or [path], known))
+        files = tuple(identify_files(dataset.files or [path], known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
         found, by_band, indexes = _band_names(dataset, file_name, names)
         stamp = digest(files)

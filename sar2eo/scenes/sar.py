@@ -26,13 +26,13 @@ from sar2eo.errors import (
 )
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, sample_windows
 from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name, gdal_path, parse_source
-from sar2eo.scenes.lazy_array import lazy_scene
+from sar2eo.scenes.lazy_array import make_lazy_scene
 from sar2eo.scenes.metadata import Facts, iso_datetime
 from sar2eo.scenes.placement import Placement, place_on_grid
 from sar2eo.scenes.raster import Band, GroundControl, Raster, RasterReader, open_raster, with_nodata
 from sar2eo.scenes.reader import FloatArray, SceneReader
-from sar2eo.scenes.sentinel1 import is_safe, open_safe
-from sar2eo.scenes.stac_input import ItemAssets, is_stac, open_item, select_assets
+from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
+from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 
 __all__ = [
     "check_companions",
@@ -106,7 +106,7 @@ def open_scene(
         calibration, datetime, platform, orbit_direction, source, terrain_corrected, geolocation,
         geolocation_rmse_m (metres, of control points left out), and scene_grid, the grid of the whole
         scene, by which a slice knows where it lies. What is not known is left out; a grid is JSON, as
-        `sar2eo.scenes.metadata.attributes_of` reads it.
+        `sar2eo.scenes.metadata.decode_attributes` reads it.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def open_scene(
         label=opened.label,
     )
     _warn_of(placed, opened.label)
-    return lazy_scene(placed.reader, _attributes(facts, placed, opened.label))
+    return make_lazy_scene(placed.reader, _attributes(facts, placed, opened.label))
 
 
 def _absolute(source: str) -> str:
@@ -170,11 +170,11 @@ def _open(
     path = gdal_path(source)
     if not path.startswith("/vsi"):
         _check_local(Path(path.partition("#")[0] if is_stac(source) else path))
-        if is_safe(Path(path)):
+        if is_sentinel1(Path(path)):
             return _open_product(Path(path), names, nodata, calibrate)
     _refuse_calibrate(calibrate)
     if is_stac(source):
-        item = open_item(source)
+        item = read_sar_assets(source)
         chosen = select_assets(item.files, names, source)
         found = _open_files(chosen, names, nodata, item)
         return _Opened(
@@ -190,7 +190,7 @@ def _open_product(
 ) -> _Opened:
     if nodata not in (None, 0):
         raise SettingsError(f"nodata={nodata:g}: in a Sentinel-1 product it is 0 by definition, leave it out")
-    safe = open_safe(path, polarisations=names, calibrate=calibrate)
+    safe = open_sentinel1(path, polarisations=names, calibrate=calibrate)
     kind = "unsigned" if calibrate is None else "calibrated"
     return _Opened(safe.reader, safe.control, safe.facts, kind, str(path))
 
@@ -199,7 +199,7 @@ def _open_files(
     files: dict[tuple[str, ...], str],
     wanted: tuple[str, ...] | None,
     nodata: float | None,
-    item: ItemAssets | None = None,
+    item: SarAssets | None = None,
 ) -> _Opened:
     """Open files that are known to hold certain polarisations, as one scene."""
     parts = []
@@ -290,7 +290,7 @@ def _warn_of(placed: Placement, label: str) -> None:
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
     check_readable(str(path))
-    if path.is_dir() and not is_safe(path):
+    if path.is_dir() and not is_sentinel1(path):
         raise SceneError(f"{path}: a folder, and not a Sentinel-1 .SAFE: name the raster in it")
     if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:
         raise SceneError(f"{path}: a Sentinel-1 annotation, which holds no pixels: give the .SAFE folder")

@@ -11,10 +11,10 @@ import xarray as xr
 
 from sar2eo.errors import GeoreferenceError, PairsWarning, RadiometryError, SettingsError
 from sar2eo.geo.grid import Grid
-from sar2eo.geo.radiometry import amplitude_percentiles, to_amplitude
-from sar2eo.scenes import SceneReader, open_scene, reader_of
+from sar2eo.geo.radiometry import sample_percentiles, to_amplitude
+from sar2eo.scenes import SceneReader, find_reader, open_scene
 from sar2eo.scenes.gdal import open_dataset
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.raster import RasterReader
 from sar2eo.settings import PairsSettings, SceneSettings
 
@@ -62,7 +62,7 @@ class SarScene:
             If there is none that is positive.
         """
         try:
-            return amplitude_percentiles(
+            return sample_percentiles(
                 lambda window: to_amplitude(self.reader.read(window), self.quantity), self.grid.shape
             )
         except RadiometryError as error:
@@ -102,9 +102,9 @@ def open_sar_scene(href: str, settings: PairsSettings, scene: SceneSettings) -> 
     if settings.resolution != "native":
         options["resolution"] = settings.resolution
     array = open_scene(href, **options)
-    found = reader_of(array)
+    found = find_reader(array)
     assert found is not None  # noqa: S101  (it was opened just now)
-    reader, attrs = found[0], attributes_of(array)
+    reader, attrs = found[0], decode_attributes(array)
     if reader.grid.crs is None:
         raise GeoreferenceError(f"{href}: without a georeference it cannot be paired")
     if settings.resolution != "native":

@@ -20,12 +20,19 @@ import numpy.typing as npt
 
 from sar2eo.errors import PolarisationError, SceneError, SettingsError
 from sar2eo.geo.windows import Window
-from sar2eo.scenes.identity import digest, file_identity
+from sar2eo.scenes.identity import digest, identify_file
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
 from sar2eo.scenes.raster import GroundControl, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, SceneReader, WrappingReader
 
-__all__ = ["CALIBRATED", "CalibratedReader", "CalibrationTable", "Safe", "is_safe", "open_safe"]
+__all__ = [
+    "CALIBRATED",
+    "CalibratedReader",
+    "CalibrationTable",
+    "Sentinel1Product",
+    "is_sentinel1",
+    "open_sentinel1",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -99,7 +106,7 @@ class CalibratedReader(WrappingReader):
 
 
 @dataclass(frozen=True)
-class Safe:
+class Sentinel1Product:
     """An opened product.
 
     Parameters
@@ -125,7 +132,7 @@ class _Measurement:
     stem: str
 
 
-def is_safe(path: Path) -> bool:
+def is_sentinel1(path: Path) -> bool:
     """Whether a path is a .SAFE folder, its manifest, or a zip that holds a product."""
     if path.is_dir():
         return (path / "manifest.safe").is_file() or (path / "measurement").is_dir()
@@ -137,9 +144,9 @@ def is_safe(path: Path) -> bool:
         return any(_MEASUREMENT.search(_slashes(name)) for name in archive.namelist())
 
 
-def open_safe(
+def open_sentinel1(
     path: Path, *, polarisations: tuple[str, ...] | None = None, calibrate: str | None = None
-) -> Safe:
+) -> Sentinel1Product:
     """Open a Sentinel-1 GRD product.
 
     Parameters
@@ -174,11 +181,11 @@ def open_safe(
     try:
         control = _ground_control(chosen[0].annotation) or rasters[0].ground_control
         if calibrate is None:
-            return Safe(reader, control, facts)
+            return Sentinel1Product(reader, control, facts)
         tables = tuple(_calibration_table(str(label), m, members, calibrate) for m in chosen)
     except ValueError as error:
         raise SceneError(f"{label}: an annotation holds text in place of a number ({error})") from error
-    return Safe(CalibratedReader(reader, tables, calibrate), control, facts)
+    return Sentinel1Product(CalibratedReader(reader, tables, calibrate), control, facts)
 
 
 @dataclass(frozen=True)
@@ -206,7 +213,7 @@ def _archive_members(path: Path) -> _Members:
             return archive.read(names[name])
 
     paths = {name: f"/vsizip/{{{root}}}/{name}" for name in names if not name.endswith("/")}
-    return _Members(paths, read, file_identity(str(path)))
+    return _Members(paths, read, identify_file(str(path)))
 
 
 def _archive(path: Path) -> zipfile.ZipFile:

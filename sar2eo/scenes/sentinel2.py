@@ -21,10 +21,10 @@ __all__ = [
     "REFLECTANCE_1",
     "Coding",
     "Sentinel2Product",
-    "coding_of_item",
-    "coding_of_tags",
     "is_sentinel2",
     "open_sentinel2",
+    "read_coding_of_item",
+    "read_coding_of_tags",
 ]
 
 _METADATA = re.compile(r"(?:^|/)MTD_MSIL(?:1C|2A)\.xml$")
@@ -155,7 +155,7 @@ class Coding:
         return cls(scale * unit, offset * unit, origin)
 
 
-def coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Coding:
+def read_coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Coding:
     """Read what a file says: GDAL's scale and offset, or else the offset of a Sentinel-2 product.
 
     Parameters
@@ -172,7 +172,7 @@ def coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Codi
     return Coding(1.0, offsets.pop(), "ADD_OFFSET of the product") if len(offsets) == 1 else Coding()
 
 
-def coding_of_item(properties: Mapping[str, Any], said: Mapping[str, float], stored: Coding) -> Coding:
+def read_coding_of_item(properties: Mapping[str, Any], said: Mapping[str, float], stored: Coding) -> Coding:
     """Read what a STAC item says of a band.
 
     Parameters

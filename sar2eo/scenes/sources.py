@@ -18,14 +18,14 @@ from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsErr
 from sar2eo.geo.footprint import to_lonlat
 from sar2eo.scenes.gdal import gdal_path, is_remote, parse_source
 from sar2eo.scenes.metadata import iso_datetime
-from sar2eo.scenes.sentinel1 import is_safe
+from sar2eo.scenes.sentinel1 import is_sentinel1
 from sar2eo.scenes.sentinel2 import is_sentinel2
-from sar2eo.scenes.stac_input import eo_assets, is_stac, item_facts, open_item, read_item
+from sar2eo.scenes.stac_input import choose_eo_assets, is_stac, read_item, read_item_facts, read_sar_assets
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Role", "Source", "expand_sources", "matches", "read_vectors", "scene_key"]
+__all__ = ["Role", "Source", "expand_glob", "expand_sources", "read_vectors", "scene_key"]
 
 Role = Literal["sar", "eo"]
 """What the scenes are."""
@@ -105,7 +105,7 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
     elif local.exists():
         yield from _in_file(text, local, role)
     elif glob.has_magic(text):
-        for path in matches(text):
+        for path in expand_glob(text):
             yield from _expand(path, role)
     elif text.startswith("/vsi") or ":" in text:
         yield Source(text)
@@ -113,8 +113,8 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
         raise PairsError(f"{text}: no such file or folder")
 
 
-def matches(text: str) -> list[str]:
-    """Return what a glob matches, without files that belong to others; anything else is itself."""
+def expand_glob(text: str) -> list[str]:
+    """Return the files that a glob matches, without files that belong to others; anything else is itself."""
     if not glob.has_magic(text) or _file(text).exists() or is_remote(gdal_path(text)):
         return [text]
     # Path.glob knows no absolute patterns.
@@ -137,7 +137,7 @@ def _in_folder(folder: Path, role: Role) -> Iterator[Path]:
 
 def _is_product(path: Path) -> bool:
     """Whether a folder or zip is a product of Sentinel-1 or 2."""
-    return is_safe(path) or is_sentinel2(path)
+    return is_sentinel1(path) or is_sentinel2(path)
 
 
 def _is_sidecar(path: Path) -> bool:
@@ -190,9 +190,9 @@ def _in_collection(text: str, path: Path, role: Role) -> Iterator[Source]:
 
 def _fits(href: str, role: Role) -> bool:
     if role == "eo":
-        return eo_assets(read_item(href)) is not None
+        return choose_eo_assets(read_item(href)) is not None
     try:
-        open_item(href)
+        read_sar_assets(href)
     except SceneError:
         return False
     return True
@@ -201,12 +201,12 @@ def _fits(href: str, role: Role) -> bool:
 def _of_item(href: str, role: Role) -> Source:
     item = read_item(href)
     if role == "sar":
-        facts = open_item(href).facts
+        facts = read_sar_assets(href).facts
     else:
-        if eo_assets(item) is None:
+        if choose_eo_assets(item) is None:
             assets = ", ".join(item.assets) or "none"
             raise PairsError(f"{href}: no EO asset (visual, or red, green and blue) among {assets}")
-        facts = item_facts(item)
+        facts = read_item_facts(item)
     area = shapely.from_geojson(json.dumps(item.geometry)) if item.geometry else None
     placed = _area(area, "EPSG:4326")
     return Source(href, facts.datetime, facts.platform, facts.orbit_direction, placed)

@@ -19,12 +19,12 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from sar2eo.errors import PolarisationError, SceneError, one_line
-from sar2eo.scenes.band_names import COLOURS, CloudRule, cloud_rank, cloud_rule, colour_of
+from sar2eo.scenes.band_names import COLOURS, CloudRule, find_cloud_rule, find_colour, rank_cloud_rule
 from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
 
-__all__ = ["ItemAssets", "is_stac", "local_path", "open_item", "read_item", "select_assets"]
+__all__ = ["SarAssets", "is_stac", "local_path", "read_item", "read_sar_assets", "select_assets"]
 
 # What a catalogue's reader raises where a field holds another type than it should.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
@@ -37,7 +37,7 @@ _FIELDS = ("raster:scale", "raster:offset", "nodata")
 
 
 @dataclass(frozen=True)
-class ItemAssets:
+class SarAssets:
     """What an item offers.
 
     Parameters
@@ -118,7 +118,7 @@ def _read_local(file: str, *_: int) -> dict[str, pystac.Item]:
     return _read_collection(file)
 
 
-def open_item(source: str) -> ItemAssets:
+def read_sar_assets(source: str) -> SarAssets:
     """Read a STAC item from a file or URL.
 
     Parameters
@@ -140,7 +140,7 @@ def open_item(source: str) -> ItemAssets:
         ) from error
 
 
-def _assets(item: pystac.Item, source: str) -> ItemAssets:
+def _assets(item: pystac.Item, source: str) -> SarAssets:
     files: dict[tuple[str, ...], str] = {}
     used = []
     for key, asset in item.assets.items():
@@ -156,7 +156,7 @@ def _assets(item: pystac.Item, source: str) -> ItemAssets:
     bands = [band for asset in used for band in _raster_bands(asset)]
     nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
     declared = nodata.pop() if len(nodata) == 1 else None
-    return ItemAssets(files, declared, _product_type(item) == "GRD", _facts(item, bands))
+    return SarAssets(files, declared, _product_type(item) == "GRD", _facts(item, bands))
 
 
 def select_assets(
@@ -294,7 +294,7 @@ class EoAssets:
     nodata: float | None = None
 
 
-def eo_assets(item: pystac.Item) -> EoAssets | None:
+def choose_eo_assets(item: pystac.Item) -> EoAssets | None:
     """Choose an item's assets; None where it has no EO that can be told.
 
     The true-colour asset is taken where there is one, then red, green and blue by the names of bands, then
@@ -313,11 +313,11 @@ def eo_assets(item: pystac.Item) -> EoAssets | None:
     if len(found) == len(COLOURS):
         return EoAssets(None, tuple(found[colour] for colour in COLOURS), cloud)
     is_sar = any(name.startswith("sar:") for name in item.properties) or any(map(polarisation_words, rasters))
-    rest = [asset for key, asset in rasters.items() if cloud_rule(_plain(key)) is None]
+    rest = [asset for key, asset in rasters.items() if find_cloud_rule(_plain(key)) is None]
     return EoAssets(_href(rest[0]), (), cloud) if len(rest) == 1 and not is_sar else None
 
 
-def item_facts(item: pystac.Item) -> Facts:
+def read_item_facts(item: pystac.Item) -> Facts:
     """Return when and by what an EO item was acquired."""
     time = item.datetime or item.properties.get("start_datetime")
     return Facts(datetime=iso_datetime_or_none(time), platform=platform_name(item.properties.get("platform")))
@@ -329,15 +329,15 @@ def _cloud(rasters: dict[str, pystac.Asset]) -> CloudAsset | None:
         for key, asset in rasters.items()
         if (rule := _rule_of(key, asset)) is not None and _plain(key) != "mask"
     ]
-    return min(found, key=lambda each: cloud_rank(each.rule), default=None)
+    return min(found, key=lambda each: rank_cloud_rule(each.rule), default=None)
 
 
 def _rule_of(key: str, asset: pystac.Asset) -> CloudRule | None:
     """Return how an asset tells clouds; one called "cloud" may hold a mask, or probabilities in percent."""
-    rule = cloud_rule(_plain(key))
+    rule = find_cloud_rule(_plain(key))
     said = f"{asset.title or ''} {asset.description or ''}".lower()
     if rule == _MASK and ("probabilit" in said or _PROBABILITY.search(asset.href)):
-        return cloud_rule("cloud_probability")
+        return find_cloud_rule("cloud_probability")
     return rule
 
 
@@ -351,7 +351,7 @@ def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
     bands = _listed(asset)
     if len(bands) <= 1:
         said = bands[0] if bands else {}
-        colour = _colour_of(said) or colour_of(key)
+        colour = _colour_of(said) or find_colour(key)
         return [(colour, BandAsset(_href(asset), 1, key, _numbers(said)))] if colour else []
     return [
         (colour, BandAsset(_href(asset), number, f"{key} {colour}", _numbers(said)))
@@ -373,7 +373,7 @@ def _listed(asset: pystac.Asset) -> list[dict[str, Any]]:
 
 def _colour_of(said: dict[str, Any]) -> str | None:
     common = said.get("eo:common_name") or said.get("common_name")
-    return colour_of(str(common or said.get("name") or ""))
+    return find_colour(str(common or said.get("name") or ""))
 
 
 def _numbers(said: dict[str, Any]) -> dict[str, float]:
