@@ -1,4 +1,4 @@
-"""Scenes named in any way, as a list: files, folders, globs, STAC items and collections, footprint tables."""
+"""Sources: scenes named by files, folders, globs, STAC items, collections and footprint tables, in one list."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
 @dataclass(frozen=True)
 class Source:
-    """A scene that was not opened yet, and what is known of it so far.
+    """A scene that is not opened yet, and what is known of it.
 
     Parameters
     ----------
     href : str
-        What `sar2eo.scenes.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens.
+        What `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens.
     datetime : str or None
         Acquisition, ISO 8601, UTC.
     platform, orbit_direction : str or None
-        As STAC or a table says.
+        From STAC or a table.
     footprint : shapely geometry or None
         In longitude and latitude (EPSG:4326), split at the antimeridian.
     """
@@ -64,14 +64,13 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
     Parameters
     ----------
     given : sequence of str
-        Rasters, Sentinel-1 and 2 products, URLs; folders (all rasters, and products of the role, in them
-        and in their folders, hidden ones left out); globs (``**`` for folders in folders); STAC items;
-        item collections (the items that have assets of this role); tables of footprints with a column
-        ``href``, and ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage,
-        GeoParquet or GeoJSON.
+        Rasters, Sentinel-1 and 2 products, URLs; folders (all rasters, and products of the role, in them and
+        their folders, hidden ones left out); globs (``**`` for folders in folders); STAC items; item
+        collections (the items that have assets of this role); tables of footprints with a column ``href``,
+        and ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage, GeoParquet or GeoJSON.
         Relative hrefs start from the file that holds them.
     role : {"sar", "eo"}
-        Which assets of STAC items count, and what messages say.
+        Which assets of STAC items count.
 
     Returns
     -------
@@ -117,7 +116,7 @@ def expand_glob(text: str) -> list[str]:
     """Return the files that a glob matches, without files that belong to others; anything else is itself."""
     if not glob.has_magic(text) or _file(text).exists() or is_remote(gdal_path(text)):
         return [text]
-    # Path.glob knows no absolute patterns.
+    # Path.glob takes no absolute patterns.
     found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
     return [path for path in found if not _is_sidecar(Path(path))]
 
@@ -136,7 +135,7 @@ def _in_folder(folder: Path, role: Role) -> Iterator[Path]:
 
 
 def _is_product(path: Path) -> bool:
-    """Whether a folder or zip is a product of Sentinel-1 or 2."""
+    """Whether a path is a product of Sentinel-1 or 2."""
     return is_sentinel1(path) or is_sentinel2(path)
 
 
@@ -248,12 +247,12 @@ def _relative_to(href: str, path: Path) -> str:
 
 
 def _area(area: Any, crs: Any) -> Any:
-    """Bring a polygon to longitude and latitude; None for what has no area."""
+    """Transform a polygon to longitude and latitude; None for what has no area."""
     if area is None or area.geom_type not in ("Polygon", "MultiPolygon") or area.is_empty:
         return None
     parts = shapely.get_parts(area)
     if CRS.from_user_input(crs).is_geographic:
-        # Wider than half the globe: drawn across the antimeridian, as if it were the long way round.
+        # Wider than half the globe: it crosses the antimeridian, and was not split there.
         parts = [_unrolled(part) if part.bounds[2] - part.bounds[0] > 180 else part for part in parts]
     return to_lonlat(shapely.multipolygons(shapely.get_parts(shapely.make_valid(parts))), crs)
 
@@ -278,7 +277,7 @@ def _file(href: str) -> Path:
 
 
 def scene_key(href: str) -> str:
-    """Name a scene such that two spellings of one path are one."""
+    """Return a key of a scene that is equal for two spellings of one path."""
     path = _file(href)
     if not path.exists():
         return href
@@ -289,7 +288,7 @@ def scene_key(href: str) -> str:
 
 
 def _merged(known: Source, more: Source) -> Source:
-    """Keep what is known, and fill what is not from another mention of the same scene."""
+    """Fill what is not known of a scene from another mention of it."""
     return Source(
         known.href,
         known.datetime or more.datetime,
@@ -303,7 +302,7 @@ _PARQUET = (".parquet", ".geoparquet")
 
 
 def read_vectors(path: Path) -> GeoDataFrame:
-    """Read a table of geometries with a CRS.
+    """Read a table of geometries with a CRS: GeoJSON, GeoPackage, GeoParquet and what else GDAL reads.
 
     Parameters
     ----------
@@ -313,7 +312,7 @@ def read_vectors(path: Path) -> GeoDataFrame:
     Raises
     ------
     SettingsError
-        If there is no such file, it cannot be read, has several layers, or says no CRS.
+        If there is no such file, it cannot be read, has several layers, or no CRS.
     """
     import geopandas
 
