@@ -88,8 +88,7 @@ def train_command(recipe_file: Path | None, overrides: tuple[str, ...], dry_run:
 
 def train_all(recipe: TrainRecipe, *, dry_run: bool) -> None:
     """Do what a recipe says, or show what it would take."""
-    from sar2eo.training.dry_run import plan_training
-    from sar2eo.training.unet_run import run_training
+    from sar2eo.training.unet_run import plan_training, run_training
 
     if dry_run:
         click.echo("\n".join(lines(plan_training(recipe))))

@@ -162,7 +162,7 @@ def seen_by(card: InputCard, pairs: PairsDataset) -> PairsDataset:
             EvaluationWarning,
             stacklevel=4,
         )
-    return pairs.seen_by(card)
+    return pairs.with_channels_of(card)
 
 
 def evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:

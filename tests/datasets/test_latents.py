@@ -60,7 +60,7 @@ def cache(train, tmp_path_factory):
 
 def test_cached_latents_equal_those_of_uncached_samples(train, cache):
     fixed = Augmentation(crop=24, flips=True, turns=True, seed=7, fixed=CROPS, align=FACTOR, gain=0.2)
-    uncached, encode = train.augmented(fixed), encoder()
+    uncached, encode = train.with_augmentation(fixed), encoder()
     seen = set()
     for epoch in range(12):
         for index in range(len(train)):
@@ -77,7 +77,7 @@ def test_cached_latents_equal_those_of_uncached_samples(train, cache):
 
 
 def test_flipping_latents_would_not_do(train, cache):
-    images = list(train.augmented(cache.augmentation).fixed_samples(1))[:5:4]
+    images = list(train.with_augmentation(cache.augmentation).fixed_samples(1))[:5:4]
     straight, mirrored = (encoder()(sample["eo"][None]) for sample in images)
     assert (straight.flip(-1) - mirrored).abs().max() > 0.05
 
