@@ -30,7 +30,7 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
     Parameters
     ----------
     valid : ndarray of bool, shape (row, col)
-        Validity over the extent of `grid`, usually decimated (see `sar2eo.results.files.valid_pixels`).
+        Validity over the extent of `grid`, usually decimated (`sar2eo.results.outputs.read_valid_pixels`).
     grid : Grid
         Of the scene.
     smallest : int, optional (default: 16)

@@ -1,4 +1,4 @@
-"""STAC items: they tell catalogues what lies beside them, and that its pixels were generated."""
+"""STAC items and collections of results, which say that the pixels were generated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TEXTS: Mapping[str, tuple[str, list[str]]] = {
     "confidence": ("Confidence of the generated image: 1 / variance", ["metadata", "confidence"]),
     "spread": ("Standard deviation over generated samples", ["metadata", "uncertainty"]),
 }
-_NOT_TOLD = ("TIFFTAG_", "fingerprint")
+_NOT_IN_ITEMS = ("TIFFTAG_", "fingerprint")
 COLLECTION = "collection.json"
 """The STAC collection in a folder of results."""
 
@@ -63,19 +63,15 @@ def stac_item(
     Parameters
     ----------
     rasters : mapping of str to Path
-        Where the COGs are, or will be, by variable of `sar2eo.results.cog.LAYERS`; "eo" is among them and
-        gives the item its name.
+        Paths of the COGs, by variable of `sar2eo.results.cog.LAYERS`; the id of the item is the stem of "eo".
     grid : Grid
-        Of all of them.
     footprint : Polygon or MultiPolygon
-        Of the valid pixels, in the CRS of `grid`; if empty, the item has no geometry.
+        Outline of the valid pixels in the CRS of `grid`; if empty, the item has no geometry.
     when : datetime or str
-        Acquisition of the SAR scene; ISO 8601 if text, UTC unless it says otherwise.
+        Acquisition time of the SAR scene; ISO 8601 if text, UTC unless it says otherwise.
     tags : mapping
-        Provenance, as in the files; kept under ``sar2eo:``, without the ``TIFFTAG_`` ones and what only
-        another run wants to know.
+        Provenance, as in the files; stored under ``sar2eo:``, without TIFF tags and fingerprint.
     quicklook : Path, optional
-        A PNG.
     collection : str, optional
         Id of the collection beside the item (`write_stac_collection`).
 
@@ -87,13 +83,13 @@ def stac_item(
     Raises
     ------
     GeoreferenceError
-        If the grid has no CRS: an item needs a place.
+        If the grid has no CRS.
     SettingsError
         If `when` is not a time.
     """
     home = rasters["eo"].absolute().parent
     geometry = None if footprint.is_empty else to_lonlat(footprint, grid.pyproj_crs)
-    resolution = sum(grid.ground_sample_distance_m()) / 2
+    resolution = round(sum(grid.ground_sample_distance_m()) / 2, 3)
     item = pystac.Item(
         id=rasters["eo"].stem,
         geometry=None if geometry is None else _rounded(mapping(geometry)),
@@ -102,11 +98,11 @@ def stac_item(
         properties={
             "title": "Synthetic EO image",
             "description": "Pixels generated from a SAR scene by a model; no optical sensor saw them.",
-            "gsd": round(resolution, 3),
+            "gsd": resolution,
             "processing:level": "L4",
             "processing:software": {"sar2eo": __version__},
             "processing:lineage": "SAR-to-EO translation with a confidence-guided latent diffusion model",
-            **{f"sar2eo:{name}": text for name, text in tags.items() if not name.startswith(_NOT_TOLD)},
+            **{f"sar2eo:{name}": text for name, text in tags.items() if not name.startswith(_NOT_IN_ITEMS)},
             "sar2eo:synthetic": True,
         },
     )
@@ -114,15 +110,30 @@ def stac_item(
     if collection is not None:
         item.collection_id = collection
         item.add_links([_link(rel, COLLECTION) for rel in ("collection", "parent", "root")])
-    _add_projection(item, grid)
+    coded = grid.crs is not None and ":" in grid.crs and len(grid.crs) < 30
+    ProjectionExtension.ext(item, add_if_missing=True).apply(
+        code=grid.crs if coded else None,
+        wkt2=None if coded else grid.pyproj_crs.to_wkt("WKT2_2019"),
+        shape=list(grid.shape),
+        transform=list(grid.transform),
+        bbox=list(grid.bounds),
+    )
+    created = datetime.now(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
     for variable, path in rasters.items():
-        item.add_asset(variable, _asset(variable, path, home))
-        layer = LAYERS[variable]
+        layer, (title, roles) = LAYERS[variable], _TEXTS[variable]
+        asset = pystac.Asset(
+            _relative(path, home),
+            title=title,
+            media_type=pystac.MediaType.COG,
+            roles=roles,
+            extra_fields={"created": created, "bands": [{"name": name} for name in layer.bands]},
+        )
+        item.add_asset(variable, asset)
         band = RasterBand.create(
             nodata=None if layer.masked else "nan",  # type: ignore[arg-type]
             sampling=RasterSampling.AREA,
             data_type=layer.dtype,  # type: ignore[arg-type]
-            spatial_resolution=round(resolution, 3),
+            spatial_resolution=resolution,
         )
         RasterExtension.ext(item.assets[variable], add_if_missing=True).bands = [band] * len(layer.bands)
     if quicklook is not None:
@@ -134,36 +145,16 @@ def stac_item(
 
 
 def write_stac_item(item: pystac.Item, path: Path) -> None:
-    """Write an item as JSON; the file appears whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Write an item as JSON; the file appears whole or not at all."""
     content = item.to_dict(include_self_link=False, transform_hrefs=False)
     write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def write_stac_collection(folder: Path, name: str) -> Path | None:
-    """Write the collection of all results in a folder, beside them; all links are relative.
+    """Write the collection of all results in a folder, with relative links.
 
-    Parameters
-    ----------
-    folder : Path
-        Its items are found by what they say of themselves, so that results of several runs belong together.
-    name : str
-        Id of the collection.
-
-    Returns
-    -------
-    Path or None
-        ``collection.json``; None where no result has an item.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
+    Items of results are recognised by their content, so that the results of several runs belong together.
+    Returns the path of ``collection.json``, or None if no result has an item. `name` is the collection's id.
     """
     texts = {}
     for path in folder.glob("*.json"):
@@ -178,26 +169,26 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
 
 
 def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: str) -> bytes | None:
-    """Return the collection of results that lie beside each other, as JSON.
+    """Return the collection of results in one folder or under one prefix, as JSON.
 
     Parameters
     ----------
     texts : mapping of str to bytes
         JSON files by name, items of results among them.
     present : collection of str
-        Names of all files: an item without its EO image does not count.
+        Names of all files: an item whose EO image is missing does not count.
     name : str
         Id of the collection.
 
     Returns
     -------
     bytes or None
-        None where no result has an item, or another's collection has the place.
+        None if no result has an item, or ``collection.json`` was not written by sar2eo.
 
     Warns
     -----
     Sar2eoWarning
-        Of another's collection.
+        If ``collection.json`` was not written by sar2eo.
     """
     if COLLECTION in texts and not _is_ours(texts[COLLECTION]):
         warnings.warn(
@@ -207,7 +198,7 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
             stacklevel=3,
         )
         return None
-    found = {file: _result(texts[file], present) for file in sorted(texts)}
+    found = {file: _parse_item(texts[file], present) for file in sorted(texts)}
     items = {file: item for file, item in found.items() if item is not None}
     if not items:
         return None
@@ -218,7 +209,7 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
         title=_COLLECTION_TITLE,
         description="Images generated from SAR scenes by a model; no optical sensor saw them.",
         extent=pystac.Extent(
-            pystac.SpatialExtent([_around(boxes)]), pystac.TemporalExtent([[min(times), max(times)]])
+            pystac.SpatialExtent([_join_boxes(boxes)]), pystac.TemporalExtent([[min(times), max(times)]])
         ),
         license="other",
         summaries=pystac.Summaries(
@@ -233,7 +224,7 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
 
 
 def is_item_of_result(text: bytes) -> bool:
-    """Tell the item of a result from other JSON, and from what is none."""
+    """Whether a text is the STAC item of a result."""
     try:
         return bool(json.loads(text)["properties"]["sar2eo:synthetic"] is True)
     except (ValueError, KeyError, TypeError):
@@ -247,18 +238,18 @@ def _is_ours(collection: bytes) -> bool:
         return False
 
 
-def _result(text: bytes, present: Collection[str]) -> dict[str, Any] | None:
-    """Read the item of a result that is there; None for other files."""
+def _parse_item(text: bytes, present: Collection[str]) -> dict[str, Any] | None:
+    """Return the item of a result whose EO image is present; None for other files."""
     try:
         item: dict[str, Any] = json.loads(text)
-        said = item["properties"]["sar2eo:synthetic"] is True and _utc(item["properties"]["datetime"])
-        return item if said and item["assets"]["eo"]["href"].removeprefix("./") in present else None
+        ours = item["properties"]["sar2eo:synthetic"] is True and _utc(item["properties"]["datetime"])
+        return item if ours and item["assets"]["eo"]["href"].removeprefix("./") in present else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _around(boxes: list[list[float]]) -> list[float]:
-    """Return the box around others: all longitudes where one crosses the antimeridian."""
+def _join_boxes(boxes: list[list[float]]) -> list[float]:
+    """Return the box around boxes; all longitudes if one of them crosses the antimeridian."""
     if not boxes:
         return [-180.0, -90.0, 180.0, 90.0]
     west, south, east, north = zip(*boxes, strict=True)
@@ -280,40 +271,11 @@ def _utc(when: datetime | str) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def _add_projection(item: pystac.Item, grid: Grid) -> None:
-    named = grid.crs is not None and ":" in grid.crs and len(grid.crs) < 30
-    ProjectionExtension.ext(item, add_if_missing=True).apply(
-        code=grid.crs if named else None,
-        wkt2=None if named else grid.pyproj_crs.to_wkt("WKT2_2019"),
-        shape=list(grid.shape),
-        transform=list(grid.transform),
-        bbox=list(grid.bounds),
-    )
-
-
-def _asset(variable: str, path: Path, home: Path) -> pystac.Asset:
-    title, roles = _TEXTS[variable]
-    written = datetime.now(UTC).replace(microsecond=0)
-    return pystac.Asset(
-        _relative(path, home),
-        title=title,
-        media_type=pystac.MediaType.COG,
-        roles=roles,
-        extra_fields={
-            "created": written.isoformat().replace("+00:00", "Z"),
-            "bands": [{"name": name} for name in LAYERS[variable].bands],
-        },
-    )
-
-
 def _relative(path: Path, home: Path) -> str:
     href = Path(os.path.relpath(path.absolute(), home)).as_posix()
     return href if href.startswith("../") else f"./{href}"
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
-    return round(value, _DECIMALS) if isinstance(value, float) else value
+    """Return JSON values with every number rounded."""
+    return json.loads(json.dumps(value), parse_float=lambda number: round(float(number), _DECIMALS))

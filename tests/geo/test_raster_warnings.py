@@ -13,7 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.raster_warnings import unplaced_is_fine
-from sar2eo.translation.region import _masked
+from sar2eo.translation.region import _mask_block
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_thread_that_leaves_does_not_take_anothers_silence(unplaced: Path) -> 
     assert list(warnings.filters) == before
 
 
-def test_areas_are_masked_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_areas_are_mask_block_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid.create("EPSG:32611", rasterio.Affine(10, 0, 500000, 0, -10, 4000000), (8, 8))
     inside: list[int] = []
     most: list[int] = []
@@ -71,7 +71,7 @@ def test_areas_are_masked_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("rasterio.features.geometry_mask", watched)
     area, block = shapely.box(*grid.bounds), np.ones((8, 8), np.uint8)
-    threads = [threading.Thread(target=_masked, args=(block, area, grid, 0)) for _ in range(4)]
+    threads = [threading.Thread(target=_mask_block, args=(block, area, grid, 0)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

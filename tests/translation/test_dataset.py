@@ -17,7 +17,7 @@ from sar2eo.model.interface import IdentityTranslator
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes import lazy_array
 from sar2eo.translation import dataset
-from sar2eo.translation.graph import count_windows
+from sar2eo.translation.dataset import count_tiles
 
 
 def scaled(values: np.ndarray, divisor: float = 255.0) -> np.ndarray:
@@ -173,12 +173,12 @@ def test_only_needed_batches_run_and_empty_windows_never_reach_the_model(scene_f
     eo = sar2eo.translate(scene, "identity", tile=128, overlap=16, batch=1, block=(64, 64), scaling=(255.0,))
     counters.reset()
     eo.eo.isel(y=slice(0, 10), x=slice(0, 10)).compute()
-    assert counters.snapshot()["windows_translated"] == 1
+    assert counters.snapshot()["tiles_translated"] == 1
     counters.reset()
     eo.eo.isel(y=slice(0, 60), x=slice(560, 700)).compute()
     counts = counters.snapshot()
-    assert counts.get("windows_translated", 0) == 0
-    assert counts["windows_skipped"] >= 2
+    assert counts.get("tiles_translated", 0) == 0
+    assert counts["tiles_skipped"] >= 2
 
 
 @pytest.mark.parametrize("computed", [False, True])
@@ -200,8 +200,8 @@ def test_a_task_may_run_several_batches(
         return (
             values,
             tasks,
-            int(counters.snapshot()["windows_translated"]),
-            count_windows(lazy_array.eo.data),
+            int(counters.snapshot()["tiles_translated"]),
+            count_tiles(lazy_array.eo.data),
         )
 
     alone, tasks, ran, counted = translated()
@@ -336,8 +336,8 @@ def test_the_accessor_is_the_same_function(scene_file: Path) -> None:
         scene.sar2eo.translate(spec, tile=128).compute(), sar2eo.translate(scene, spec, tile=128).compute()
     )
     part = scene.isel(y=slice(8, 20))
-    assert part.sar2eo.geo.grid.shape == (12, 700)
-    assert part.sar2eo.geo.grid.transform[5] == scene.sar2eo.geo.grid.transform[5] - 80
+    assert part.sar2eo.grid.shape == (12, 700)
+    assert part.sar2eo.grid.transform[5] == scene.sar2eo.geo.grid.transform[5] - 80
 
 
 def model_inputs(scene: xr.DataArray, monkeypatch: pytest.MonkeyPatch, **options: object) -> list[np.ndarray]:

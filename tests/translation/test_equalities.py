@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(checkpoint: Path, tmp_path: Path
     process.wait()
     assert not out.exists()
     subprocess.run(command(scene, checkpoint, out, *quick, "--report", str(report)), check=True, timeout=300)
-    windows = json.loads(report.read_text())["windows"]
+    windows = json.loads(report.read_text())["tiles"]
     assert windows["resumed"] > 0
     assert windows["translated"] > 0
     whole = sar2eo.translate(sar2eo.open_scene(scene), checkpoint, **OPTIONS | {"steps": 2}).eo.values

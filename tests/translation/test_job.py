@@ -21,10 +21,9 @@ from sar2eo.model.card import Card
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes.metadata import attributes_of
 from sar2eo.settings import TranslateRecipe
-from sar2eo.translation import graph
-from sar2eo.translation.dataset import _choose
-from sar2eo.translation.job import resolve, single_job
-from sar2eo.translation.plan import estimate
+from sar2eo.translation import dataset as lazy_dataset
+from sar2eo.translation.dataset import _choose_channels, resolve_spec
+from sar2eo.translation.plan import estimate, find_target, plan
 from sar2eo.translation.region import clip_to
 
 OPTIONS = {"tile": 128, "overlap": 16, "scaling": (255.0,)}
@@ -55,11 +54,11 @@ def test_bands_keep_their_names_when_selected_or_reordered() -> None:
 def test_force_substitutes_like_by_like() -> None:
     card = Card(name="a", polarisations=("VV", "VH"))
     with pytest.warns(FitWarning, match="HV, HH"):
-        names, channels = _choose(("HV", "HH"), card, force=True)
+        names, channels = _choose_channels(("HV", "HH"), card, force=True)
     assert names == ("HH", "HV")
     assert channels == (("HH",), ("HV",), ("HH", "HV"))
     with pytest.warns(FitWarning):
-        assert _choose(("VV",), card, force=True) == (("VV",), (("VV",), ("VV",), ("VV", "VV")))
+        assert _choose_channels(("VV",), card, force=True) == (("VV",), (("VV",), ("VV",), ("VV", "VV")))
 
 
 def parts(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -82,7 +81,7 @@ def test_windows_in_the_report_are_those_that_ran(scene_file: Path, tmp_path: Pa
     dataset = sar2eo.translate(
         sar2eo.open_scene(scene_file), "identity", **OPTIONS, batch=4, block=(128, 128)
     )
-    windows = sar2eo.write_cog(parts(dataset)[part], tmp_path / "eo.tif")["windows"]
+    windows = sar2eo.write_cog(parts(dataset)[part], tmp_path / "eo.tif")["tiles"]
     assert windows["resumed"] == 0
     assert windows["translated"] + windows["skipped"] == windows["total"]
     total = {"whole": 20, "edited": 20, "slice of the result": 8, "clipped": 8, "computed": 0}
@@ -91,7 +90,7 @@ def test_windows_in_the_report_are_those_that_ran(scene_file: Path, tmp_path: Pa
 
 def test_windows_of_a_region_are_those_that_ran(scene_file: Path, tmp_path: Path) -> None:
     scene = sar2eo.open_scene(scene_file).isel(y=slice(200, 260), x=slice(200, 260))
-    windows = sar2eo.write_cog(sar2eo.translate(scene, "identity", **OPTIONS), tmp_path / "eo.tif")["windows"]
+    windows = sar2eo.write_cog(sar2eo.translate(scene, "identity", **OPTIONS), tmp_path / "eo.tif")["tiles"]
     assert windows["translated"] + windows["skipped"] == windows["total"]
     assert windows["resumed"] == 0
 
@@ -107,13 +106,15 @@ def test_a_dry_run_of_a_region_looks_at_the_region(
     table = {"scenes": [str(scene_file)], "out": str(tmp_path / "eo.tif"), "model": "identity"}
     settings = {"tile": 128, "overlap": 16, "scaling": [255.0]}
     recipe = from_table(TranslateRecipe, table | {"region": region, "settings": settings}, "translate")
-    told = estimate(single_job(recipe), recipe, resolve(recipe))["windows"]
-    assert told["without data, estimated"] == empty * told["total"]
+    spec = resolve_spec(recipe.model, recipe.settings)
+    (entry,) = plan(recipe, spec, find_target(recipe))
+    tiles = estimate(entry, recipe, spec)["tiles"]
+    assert tiles["without data, estimated"] == empty * tiles["total"]
 
 
 def test_scaling_is_sampled_once(scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, original = [], graph.scaling_from_reader
-    monkeypatch.setattr(graph, "scaling_from_reader", lambda *args: calls.append(1) or original(*args))
+    calls, original = [], lazy_dataset.scale_from_reader
+    monkeypatch.setattr(lazy_dataset, "scale_from_reader", lambda *args: calls.append(1) or original(*args))
     lazy = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", tile=128, overlap=16, block=(128, 128))
     sar2eo.write_cog(lazy, tmp_path / "eo.tif")
     assert len(calls) == 1
