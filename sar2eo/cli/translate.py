@@ -126,7 +126,7 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
 
         def check(entries: Sequence[Entry]) -> None:
             if scheduler is not None:
-                cluster.check_workers(paths=plan.shared_paths(entries, recipe, spec), device=spec.device)
+                cluster.check_workers(paths=plan.find_shared_paths(entries, recipe, spec), device=spec.device)
             context.meta["sar2eo.resume"] = ": run the same command again to go on where it stopped"
 
         with ProgressLine(_format_progress) as progress:

@@ -203,13 +203,7 @@ def _collect_signals(record: logging.LogRecord) -> bool:
 
 
 def validate(path: Path) -> None:
-    """Refuse a file that is not a valid COG.
-
-    Raises
-    ------
-    OutputError
-        If it is not.
-    """
+    """Refuse a file that is not a valid COG."""
     from rio_cogeo.cogeo import cog_validate
 
     with unplaced_is_fine():  # if the user allows scenes without a CRS
@@ -319,7 +313,7 @@ def check_space(needs: Iterable[tuple[Path, int]], *, elsewhere: str = "--tmp or
     Parameters
     ----------
     needs : iterable of (Path, int)
-        Existing folders, and the bytes that go there; those of one file system are added up.
+        Existing folders and bytes; the bytes of one file system are added up.
     elsewhere : str, optional (default: "--tmp or --out")
         Flags that choose the folders, for the message.
 

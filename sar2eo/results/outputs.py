@@ -30,7 +30,7 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.raster_warnings import unplaced_is_fine
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import assemble, check_target, estimate_bytes, publish
-from sar2eo.results.stac_output import COLLECTION, is_item_of_result, stac_item, write_stac_item
+from sar2eo.results.stac_output import COLLECTION, is_item_of_result, make_stac_item, write_stac_item
 from sar2eo.scenes.gdal import gdal_path, opened
 from sar2eo.settings import Compression
 from sar2eo.store import s3
@@ -64,14 +64,9 @@ class Destination:
 
     @classmethod
     def from_url(cls, out: str, tmp: Path | None) -> Destination:
-        """Return the destination of one result or of many.
+        """Return the destination of one result, or of many with ``s3://bucket/prefix/``.
 
-        Parameters
-        ----------
-        out : str
-            ``s3://bucket/key.tif``, or ``s3://bucket/prefix/`` for many results.
-        tmp : Path or None
-            Parent of the local folder; None: the working directory.
+        The local folder is made in `tmp`, or else in the working directory.
 
         Raises
         ------
@@ -90,13 +85,7 @@ class Destination:
         return cls(url, place, whole if single else url + COLLECTION)
 
     def local_path(self, url: str) -> Path:
-        """Return the file of the folder that is uploaded to a URL.
-
-        Raises
-        ------
-        SettingsError
-            If the URL is not right under the prefix.
-        """
+        """Return the file of the folder that is uploaded to a URL right under the prefix."""
         name = url.removeprefix(self.url)
         if not url.startswith(self.url) or not name or "/" in name:
             raise SettingsError(f"{url}: must be beside the EO image, right under {self.url}")
@@ -121,12 +110,12 @@ class Destination:
 
     def list_files(self) -> dict[str, Found]:
         """Return the files under the prefix, by name."""
-        with _as_output_errors():
+        with _raise_output_errors():
             return s3.listed(self.url)
 
     def check(self) -> None:
         """Refuse a prefix that cannot be listed or written to."""
-        with _as_output_errors():
+        with _raise_output_errors():
             _ = self.present
             s3.check_writable(self.probe)
 
@@ -134,22 +123,22 @@ class Destination:
         """Return the content of small files under the prefix, by name."""
         from concurrent.futures import ThreadPoolExecutor
 
-        with _as_output_errors(), ThreadPoolExecutor(8, "sar2eo-items") as pool:
+        with _raise_output_errors(), ThreadPoolExecutor(8, "sar2eo-items") as pool:
             return dict(pool.map(lambda name: (name, s3.fetch(self.url + name)), names))
 
     def upload(self, path: Path, name: str) -> None:
         """Upload a file, checked as by `sar2eo.store.s3.upload`."""
-        with _as_output_errors():
+        with _raise_output_errors():
             s3.upload(path, self.url + name)
 
     def delete(self, name: str) -> None:
         """Delete a file under the prefix, if it exists."""
-        with _as_output_errors():
+        with _raise_output_errors():
             s3.delete(self.url + name)
 
 
 @contextmanager
-def _as_output_errors() -> Iterator[None]:
+def _raise_output_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -182,14 +171,13 @@ class Outputs:
     def from_paths(
         cls, eo: str | Path, further: Mapping[str, str | Path], tmp: Path | None = None
     ) -> Outputs:
-        """Return the outputs of given names.
+        """Return outputs that are all files, or all URLs beside each other.
 
         Parameters
         ----------
         eo : str or Path
-            The EO image: a file, or ``s3://bucket/key.tif``.
         further : mapping
-            The others, by field: files, or URLs beside the EO image.
+            The other outputs, by field.
         tmp : Path, optional
             Folder for the unfinished work of results in an object store.
 
@@ -246,19 +234,13 @@ class Outputs:
         return path.is_file() if self.destination is None else path.name in self.destination.present
 
     def read_tag(self, path: Path, name: str) -> str | None:
-        """Return a tag of an existing raster.
-
-        Raises
-        ------
-        SceneError
-            If the raster cannot be read.
-        """
+        """Return a tag of an existing raster."""
         version = None if self.destination is None else self.destination.present[path.name].etag
         with opened(gdal_path(self.display_name(path)), version) as raster:
             found: str | None = raster.tags().get(name)
             return found
 
-    def disk_needs(
+    def estimate_disk(
         self, grid: Grid, compress: Compression, tmp: Path | None = None
     ) -> list[tuple[Path, int]]:
         """Estimate the bytes that a run takes and where, for `sar2eo.results.cog.check_space`.
@@ -277,13 +259,7 @@ class Outputs:
     def check(self, *, overwrite: bool, restart: bool = False) -> None:
         """Refuse targets that cannot be written, before any work.
 
-        Parameters
-        ----------
-        overwrite : bool
-            Whether existing files may be replaced. A run that was stopped while it published may go on with
-            replacing them anyway.
-        restart : bool, optional (default: False)
-            Whether the run discards unfinished work.
+        Without `restart`, a run that was stopped while it published may go on with replacing files anyway.
 
         Raises
         ------
@@ -383,7 +359,7 @@ class Outputs:
             write_quicklook(made["eo"], files[-1][0])
         if when is not None and grid.crs is not None:
             files.append((made["eo"].with_suffix(".json"), self.item))
-            item = stac_item(
+            item = make_stac_item(
                 self.rasters,
                 grid,
                 footprint_of(read_valid_pixels(made["eo"]), grid),
@@ -454,7 +430,7 @@ def write_quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
     The PNG appears whole or not at all. Its description is the COG's tag ``synthetic``.
     """
     with unplaced_is_fine(), rasterio.open(cog) as raster:
-        shape = _small_shape(raster, longest)
+        shape = _decimate_shape(raster, longest)
         rgb = raster.read((1, 2, 3), out_shape=(3, *shape), resampling=Resampling.average)
         alpha = raster.dataset_mask(out_shape=shape)
         synthetic = raster.tags().get("synthetic")
@@ -469,10 +445,10 @@ def write_quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
 def read_valid_pixels(cog: Path, longest: int = 1024) -> npt.NDArray[np.bool_]:
     """Read the valid mask of a COG, shape (row, col), decimated through its overviews."""
     with unplaced_is_fine(), rasterio.open(cog) as raster:
-        return np.asarray(raster.dataset_mask(out_shape=_small_shape(raster, longest)) > 0)
+        return np.asarray(raster.dataset_mask(out_shape=_decimate_shape(raster, longest)) > 0)
 
 
-def _small_shape(raster: DatasetReader, longest: int) -> tuple[int, int]:
+def _decimate_shape(raster: DatasetReader, longest: int) -> tuple[int, int]:
     scale = min(1.0, longest / max(raster.shape))
     rows, cols = (max(1, round(size * scale)) for size in raster.shape)
     return rows, cols

@@ -27,8 +27,8 @@ from sar2eo.store.atomic import write_atomically
 __all__ = [
     "COLLECTION",
     "is_item_of_result",
-    "stac_collection",
-    "stac_item",
+    "make_stac_collection",
+    "make_stac_item",
     "write_stac_collection",
     "write_stac_item",
 ]
@@ -48,7 +48,7 @@ _COLLECTION_TITLE = "Synthetic EO images"
 _DECIMALS = 7
 
 
-def stac_item(
+def make_stac_item(
     rasters: Mapping[str, Path],
     grid: Grid,
     footprint: Polygon | MultiPolygon,
@@ -66,7 +66,7 @@ def stac_item(
         Paths of the COGs, by variable of `sar2eo.results.cog.LAYERS`; the id of the item is the stem of "eo".
     grid : Grid
     footprint : Polygon or MultiPolygon
-        Outline of the valid pixels in the CRS of `grid`; if empty, the item has no geometry.
+        Outline of the valid pixels in the CRS of `grid`; the item of an empty one has no geometry.
     when : datetime or str
         Acquisition time of the SAR scene; ISO 8601 if text, UTC unless it says otherwise.
     tags : mapping
@@ -74,11 +74,6 @@ def stac_item(
     quicklook : Path, optional
     collection : str, optional
         Id of the collection beside the item (`write_stac_collection`).
-
-    Returns
-    -------
-    pystac.Item
-        With the projection, raster and processing extensions.
 
     Raises
     ------
@@ -92,9 +87,9 @@ def stac_item(
     resolution = round(sum(grid.ground_sample_distance_m()) / 2, 3)
     item = pystac.Item(
         id=rasters["eo"].stem,
-        geometry=None if geometry is None else _rounded(mapping(geometry)),
-        bbox=None if geometry is None else _rounded(lonlat_bounds(geometry)),
-        datetime=_utc(when),
+        geometry=None if geometry is None else _round_numbers(mapping(geometry)),
+        bbox=None if geometry is None else _round_numbers(lonlat_bounds(geometry)),
+        datetime=_to_utc(when),
         properties={
             "title": "Synthetic EO image",
             "description": "Pixels generated from a SAR scene by a model; no optical sensor saw them.",
@@ -109,7 +104,7 @@ def stac_item(
     item.stac_extensions.append(_PROCESSING)
     if collection is not None:
         item.collection_id = collection
-        item.add_links([_link(rel, COLLECTION) for rel in ("collection", "parent", "root")])
+        item.add_links([_make_link(rel, COLLECTION) for rel in ("collection", "parent", "root")])
     coded = grid.crs is not None and ":" in grid.crs and len(grid.crs) < 30
     ProjectionExtension.ext(item, add_if_missing=True).apply(
         code=grid.crs if coded else None,
@@ -122,7 +117,7 @@ def stac_item(
     for variable, path in rasters.items():
         layer, (title, roles) = LAYERS[variable], _TEXTS[variable]
         asset = pystac.Asset(
-            _relative(path, home),
+            _make_relative(path, home),
             title=title,
             media_type=pystac.MediaType.COG,
             roles=roles,
@@ -139,7 +134,9 @@ def stac_item(
     if quicklook is not None:
         item.add_asset(
             "quicklook",
-            pystac.Asset(_relative(quicklook, home), media_type=pystac.MediaType.PNG, roles=["overview"]),
+            pystac.Asset(
+                _make_relative(quicklook, home), media_type=pystac.MediaType.PNG, roles=["overview"]
+            ),
         )
     return item
 
@@ -160,7 +157,7 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     for path in folder.glob("*.json"):
         with suppress(OSError):  # a folder, a broken link, another user's
             texts[path.name] = path.read_bytes()
-    content = stac_collection(texts, {path.name for path in folder.iterdir()}, name)
+    content = make_stac_collection(texts, {path.name for path in folder.iterdir()}, name)
     if content is None:
         return None
     path = folder / COLLECTION
@@ -168,7 +165,7 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     return path
 
 
-def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: str) -> bytes | None:
+def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: str) -> bytes | None:
     """Return the collection of results in one folder or under one prefix, as JSON.
 
     Parameters
@@ -183,14 +180,12 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
     Returns
     -------
     bytes or None
-        None if no result has an item, or ``collection.json`` was not written by sar2eo.
-
-    Warns
-    -----
-    Sar2eoWarning
-        If ``collection.json`` was not written by sar2eo.
+        None if no result has an item, or (with a warning) if ``collection.json`` was not written by sar2eo.
     """
-    if COLLECTION in texts and not _is_ours(texts[COLLECTION]):
+    title = None
+    with suppress(ValueError, KeyError, TypeError):
+        title = json.loads(texts[COLLECTION])["title"]
+    if COLLECTION in texts and title != _COLLECTION_TITLE:
         warnings.warn(
             f"{COLLECTION} in the folder of results was not written by sar2eo, and is left as it is: "
             "results have their items, but no collection",
@@ -202,7 +197,7 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
     items = {file: item for file, item in found.items() if item is not None}
     if not items:
         return None
-    times = [_utc(item["properties"]["datetime"]) for item in items.values()]
+    times = [_to_utc(item["properties"]["datetime"]) for item in items.values()]
     boxes = [item["bbox"] for item in items.values() if item.get("bbox")]
     collection = pystac.Collection(
         id=name,
@@ -217,32 +212,24 @@ def stac_collection(texts: Mapping[str, bytes], present: Collection[str], name: 
         ),
     )
     collection.clear_links()
-    collection.add_link(_link("root", COLLECTION))
-    collection.add_links([_link("item", href) for href in items])
+    collection.add_link(_make_link("root", COLLECTION))
+    collection.add_links([_make_link("item", href) for href in items])
     content = collection.to_dict(include_self_link=False, transform_hrefs=False)
     return json.dumps(content, indent=2, allow_nan=False).encode()
 
 
 def is_item_of_result(text: bytes) -> bool:
     """Whether a text is the STAC item of a result."""
-    try:
+    with suppress(ValueError, KeyError, TypeError):
         return bool(json.loads(text)["properties"]["sar2eo:synthetic"] is True)
-    except (ValueError, KeyError, TypeError):
-        return False
-
-
-def _is_ours(collection: bytes) -> bool:
-    try:
-        return bool(json.loads(collection)["title"] == _COLLECTION_TITLE)
-    except (ValueError, KeyError, TypeError):
-        return False
+    return False
 
 
 def _parse_item(text: bytes, present: Collection[str]) -> dict[str, Any] | None:
     """Return the item of a result whose EO image is present; None for other files."""
     try:
         item: dict[str, Any] = json.loads(text)
-        ours = item["properties"]["sar2eo:synthetic"] is True and _utc(item["properties"]["datetime"])
+        ours = item["properties"]["sar2eo:synthetic"] is True and _to_utc(item["properties"]["datetime"])
         return item if ours and item["assets"]["eo"]["href"].removeprefix("./") in present else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -258,12 +245,12 @@ def _join_boxes(boxes: list[list[float]]) -> list[float]:
     return [min(west), min(south), max(east), max(north)]
 
 
-def _link(rel: str, name: str) -> pystac.Link:
+def _make_link(rel: str, name: str) -> pystac.Link:
     media = pystac.MediaType.GEOJSON if rel == "item" else pystac.MediaType.JSON
     return pystac.Link(rel, f"./{name}", media_type=media)
 
 
-def _utc(when: datetime | str) -> datetime:
+def _to_utc(when: datetime | str) -> datetime:
     try:
         time = datetime.fromisoformat(when) if isinstance(when, str) else when
     except ValueError as error:
@@ -271,11 +258,11 @@ def _utc(when: datetime | str) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def _relative(path: Path, home: Path) -> str:
+def _make_relative(path: Path, home: Path) -> str:
     href = Path(os.path.relpath(path.absolute(), home)).as_posix()
     return href if href.startswith("../") else f"./{href}"
 
 
-def _rounded(value: Any) -> Any:
+def _round_numbers(value: Any) -> Any:
     """Return JSON values with every number rounded."""
     return json.loads(json.dumps(value), parse_float=lambda number: round(float(number), _DECIMALS))

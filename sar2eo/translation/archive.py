@@ -18,11 +18,11 @@ from sar2eo.errors import ClusterError, OutputError, SceneError
 from sar2eo.model.spec import ModelSpec
 from sar2eo.results.cog import check_space
 from sar2eo.results.outputs import Destination
-from sar2eo.results.stac_output import COLLECTION, stac_collection, write_stac_collection
+from sar2eo.results.stac_output import COLLECTION, make_stac_collection, write_stac_collection
 from sar2eo.settings import TranslateRecipe
 from sar2eo.store.atomic import locked, write_atomically
 from sar2eo.store.journal import Journal
-from sar2eo.translation.plan import Entry, RunTarget, disk_needs, find_target, plan
+from sar2eo.translation.plan import Entry, RunTarget, estimate_disk, find_target, plan
 from sar2eo.translation.provenance import FINGERPRINT
 from sar2eo.translation.region import open_region, translate_region
 from sar2eo.translation.writer import ResultWriter, check_dataset
@@ -49,9 +49,8 @@ def run(
     Parameters
     ----------
     recipe : TranslateRecipe
-        What is to be done.
     spec : ModelSpec
-        The model, resolved; each process loads it once.
+        Each process loads the model once.
     target : RunTarget, optional
         From `sar2eo.translation.plan.find_target`, if the caller has it.
     planned : callable, optional
@@ -61,11 +60,6 @@ def run(
     progress : callable, optional
         Called as by `sar2eo.translation.plan.plan`, then as by `sar2eo.write_cog` with three more counts:
         ``scene``, the number of the scene, ``scenes``, and ``seconds`` since its computing began.
-
-    Returns
-    -------
-    list of Entry
-        All scenes with their results or errors.
 
     Raises
     ------
@@ -80,14 +74,14 @@ def run(
         entries = plan(recipe, spec, target, progress=progress)
         planned(entries)
         if not recipe.settings.force:
-            check_space(disk_needs(entries, recipe))
+            check_space(estimate_disk(entries, recipe))
         for entry in entries:
             if entry.status == "skipped":
                 _clear_journal(entry)
             if entry.status != "pending":
                 report(entry)
         pending = [entry for entry in entries if entry.status == "pending"]
-        pipeline = _Pipeline(recipe, spec, _collection_id(target), report)
+        pipeline = _Pipeline(recipe, spec, _name_collection(target), report)
         try:
             pipeline.run(pending, progress)
         finally:
@@ -114,7 +108,7 @@ def _lock(target: RunTarget) -> Iterator[None]:
             target.destination.remove_folder()
 
 
-def _collection_id(target: RunTarget) -> str | None:
+def _name_collection(target: RunTarget) -> str | None:
     """Return the id of the STAC collection; a single result is in none."""
     if target.single is not None:
         return None
@@ -132,7 +126,7 @@ def _upload_collection(name: str | None, destination: Destination, *, changed: b
     if not changed and not path.exists() and COLLECTION in present:
         return
     texts = destination.read_texts(file for file in present if file.endswith(".json"))
-    content = stac_collection(texts, present, name)
+    content = make_stac_collection(texts, present, name)
     if content is not None:
         # The file stays until it is uploaded, so that the next run knows that the upload is due.
         write_atomically(path, content)

@@ -46,14 +46,14 @@ __all__ = [
     "RunTarget",
     "Status",
     "check_template",
-    "disk_needs",
     "estimate",
     "estimate_archive",
+    "estimate_disk",
     "fill_template",
+    "find_shared_paths",
     "find_target",
     "plan",
     "read_name_fields",
-    "shared_paths",
 ]
 
 Status = Literal["pending", "done", "skipped", "failed"]
@@ -66,14 +66,8 @@ _KEPT_OPEN = 64
 class RunTarget:
     """Where the results of a run go.
 
-    Parameters
-    ----------
-    folder : Path
-        Local folder of the results, or of their unfinished work if they are uploaded.
-    single : Outputs or None
-        The outputs of the only scene; None: results are named by templates, for any number of scenes.
-    destination : Destination or None
-        Where in an object store results are uploaded to.
+    `folder` is the local folder of the results, or of their unfinished work if they are uploaded to
+    `destination`. `single` are the outputs of the only scene; without it results are named by templates.
     """
 
     folder: Path
@@ -160,13 +154,7 @@ def _further_outputs(recipe: TranslateRecipe) -> dict[str, str]:
 
 
 def find_target(recipe: TranslateRecipe) -> RunTarget:
-    """Find out whether a recipe writes one file or fills a folder, and where.
-
-    Raises
-    ------
-    SettingsError, OutputError
-        If it can do neither.
-    """
+    """Find out whether a recipe writes one file or fills a folder, and where."""
     if not recipe.scenes:
         raise SettingsError("no scene is given")
     out, tmp = Path(recipe.out), None if recipe.tmp is None else Path(recipe.tmp)
@@ -196,13 +184,11 @@ def plan(
     Parameters
     ----------
     recipe : TranslateRecipe
-        What is to be done.
     spec : ModelSpec
-        The model, resolved.
     target : RunTarget
         From `find_target`.
     progress : callable, optional
-        Called with the counts ``scenes_seen`` and ``scenes``.
+        Called with ``scenes_seen`` and ``scenes``.
 
     Returns
     -------
@@ -431,7 +417,7 @@ def fill_template(template: str, fields: Mapping[str, str | None]) -> str:
     return template.format_map({name: _NOT_IN_NAMES.sub("_", str(fields[name])) for name in used})
 
 
-def shared_paths(entries: Sequence[Entry], recipe: TranslateRecipe, spec: ModelSpec) -> list[Path]:
+def find_shared_paths(entries: Sequence[Entry], recipe: TranslateRecipe, spec: ModelSpec) -> list[Path]:
     """Return the local folders that every worker of a cluster must see; of a single scene also its files."""
     pending = [entry for entry in entries if entry.status == "pending" and entry.outputs is not None]
     model = [] if spec.path in (IDENTITY, BUNDLED) else [Path(spec.path).absolute()]
@@ -443,7 +429,7 @@ def shared_paths(entries: Sequence[Entry], recipe: TranslateRecipe, spec: ModelS
     return list(dict.fromkeys([*model, *folders, *scenes, *space]))
 
 
-def disk_needs(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[tuple[Path, int]]:
+def estimate_disk(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[tuple[Path, int]]:
     """Return folders and the bytes that a run needs there, for `sar2eo.results.cog.check_space`.
 
     These are all results that stay on the disks, and the unfinished work of the two largest scenes: while
@@ -455,7 +441,7 @@ def disk_needs(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[tuple[
     for entry in entries:
         if entry.status == "pending" and (outputs := entry.outputs) is not None and entry.grid is not None:
             _, size = estimate_bytes(entry.grid, outputs.rasters, recipe.compress)
-            place, total = outputs.disk_needs(entry.grid, recipe.compress, tmp)[0]
+            place, total = outputs.estimate_disk(entry.grid, recipe.compress, tmp)[0]
             away = outputs.destination is not None or place.stat().st_dev != outputs.home.stat().st_dev
             work.append((total if away else max(0, total - size), place))
             if outputs.destination is None:
@@ -469,13 +455,7 @@ _BYTES_PER_TILE = 1.5e9
 
 
 def estimate(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, Any]:
-    """Estimate the work on a single pending scene: scaling, tiles, memory, disk, seconds; for printing.
-
-    Raises
-    ------
-    Sar2eoError
-        Every error that the run itself would raise before work starts.
-    """
+    """Estimate the work on a single pending scene: scaling, tiles, memory, disk, seconds; for printing."""
     region = entry.region or open_region(entry.source, recipe, spec)
     dataset = translate_region(region, recipe, spec)
     attrs = attributes_of(dataset)
@@ -501,7 +481,7 @@ def estimate_archive(entries: Sequence[Entry], recipe: TranslateRecipe, spec: Mo
     pending = [entry for entry in entries if entry.status == "pending"]
     shapes = [entry.grid.shape for entry in pending if entry.grid is not None]
     tiles = sum(len(Lattice(shape, settings.tile, settings.overlap, spec.factor)) for shape in shapes)
-    disk = sum(size for _, size in disk_needs(entries, recipe))
+    disk = sum(size for _, size in estimate_disk(entries, recipe))
     statuses = ("pending", "skipped", "failed")
     return {
         "scenes": {status: sum(entry.status == status for entry in entries) for status in statuses},

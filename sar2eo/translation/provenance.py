@@ -25,14 +25,14 @@ from sar2eo.translation.dataset import SAMPLING, SYNTHETIC
 __all__ = [
     "FINGERPRINT",
     "build_report",
+    "fingerprint_result",
+    "fingerprint_work",
     "format_tags",
     "read_scaling",
-    "result_fingerprint",
-    "work_fingerprint",
 ]
 
 FINGERPRINT = "fingerprint"
-"""The tag of a COG that holds `result_fingerprint`, as JSON."""
+"""The tag of a COG that holds `fingerprint_result`, as JSON."""
 
 # Where and how fast a model ran: results of two machines belong to one archive.
 _FREE = ("device", "batch", "compile", "threads", "torch", "diffusers")
@@ -40,7 +40,7 @@ _FREE = ("device", "batch", "compile", "threads", "torch", "diffusers")
 Divisors = npt.NDArray[np.float32] | None
 
 
-def result_fingerprint(
+def fingerprint_result(
     scene: xr.DataArray, area: Any, recipe: TranslateRecipe, spec: ModelSpec
 ) -> dict[str, Any]:
     """Return what distinguishes a finished result from those of other settings or input, as JSON values.
@@ -61,7 +61,7 @@ def result_fingerprint(
     }
 
 
-def work_fingerprint(
+def fingerprint_work(
     dataset: xr.Dataset, attrs: Mapping[str, Any], grid: Grid, divisors: Divisors
 ) -> dict[str, Any]:
     """Return everything that pixels depend on: readable settings first, then the graph's own names."""

@@ -28,7 +28,7 @@ from sar2eo.scenes import open_scene
 from sar2eo.scenes.metadata import attributes_of
 from sar2eo.settings import RegionSettings, TranslateRecipe
 from sar2eo.translation.dataset import translate
-from sar2eo.translation.provenance import result_fingerprint
+from sar2eo.translation.provenance import fingerprint_result
 
 __all__ = ["Region", "clip_to", "cut_region", "open_region", "read_area", "translate_region"]
 
@@ -46,7 +46,7 @@ class Region(NamedTuple):
     """The part of a scene that a recipe translates, opened but not read.
 
     `scene` is the DataArray, `area` the area of interest in the scene's CRS (or None), `fingerprint` what
-    distinguishes its result from others (`sar2eo.translation.provenance.result_fingerprint`).
+    distinguishes its result from others (`sar2eo.translation.provenance.fingerprint_result`).
     """
 
     scene: xr.DataArray
@@ -58,7 +58,7 @@ def open_region(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> Region
     """Open a scene and cut out the region of a recipe; no pixels are read."""
     whole = open_scene(source, **dataclasses.asdict(recipe.scene))
     scene, area = cut_region(whole, attributes_of(whole)["scene_grid"], recipe.region)
-    return Region(scene, area, result_fingerprint(scene, area, recipe, spec))
+    return Region(scene, area, fingerprint_result(scene, area, recipe, spec))
 
 
 def translate_region(region: Region, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
@@ -68,16 +68,7 @@ def translate_region(region: Region, recipe: TranslateRecipe, spec: ModelSpec) -
 
 
 def cut_region(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
-    """Cut a region out of a whole scene.
-
-    Parameters
-    ----------
-    scene : DataArray, dims (band, y, x)
-        A whole scene.
-    grid : Grid
-        Its grid.
-    region : RegionSettings
-        An area of interest, a bounding box or a window of pixels; at most one of them.
+    """Cut a region out of a whole scene with dims (band, y, x).
 
     Returns
     -------
@@ -210,19 +201,8 @@ def _crop_around(area: Any, crs: Any, grid: Grid) -> Any:
 def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:
     """Mask a translated Dataset outside of an area, lazily.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        Returned by `sar2eo.translate`, on `grid`.
-    area : shapely geometry
-        In the CRS of the grid. A pixel is inside if its centre is.
-    grid : Grid
-        Grid of the Dataset.
-
-    Returns
-    -------
-    Dataset
-        The same variables; outside of the area ``eo`` is 0, ``valid`` False and the others NaN.
+    A pixel is inside if its centre is. Outside ``eo`` is 0, ``valid`` False and the others NaN. `area` is a
+    shapely geometry in the CRS of `grid`, which is that of the Dataset.
     """
     fills = {"eo": 0, "valid": False, "confidence": np.nan, "spread": np.nan}
     clipped = {

@@ -132,7 +132,7 @@ Chunks = dict[tuple[int, int], npt.NDArray[Any]]
 
 
 @contextmanager
-def _without_causes() -> Iterator[None]:
+def _drop_causes() -> Iterator[None]:
     """Drop the causes of errors: their classes may not exist in the driver's process."""
     try:
         yield
@@ -141,7 +141,7 @@ def _without_causes() -> Iterator[None]:
         raise
 
 
-@_without_causes()
+@_drop_causes()
 def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
     """Return the 99th percentile of amplitude in the whole scene, shape (polarisation,).
 
@@ -195,7 +195,7 @@ def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray
     return np.asarray(percentiles_of(valid, percentile=SCALING_PERCENTILE), np.float32)
 
 
-@_without_causes()
+@_drop_causes()
 def translate_batches(context: TaskContext, divisors: FloatArray, task: int, *read: Any) -> Results:
     """Translate the tiles of a task's batches that have a valid pixel.
 
@@ -207,12 +207,7 @@ def translate_batches(context: TaskContext, divisors: FloatArray, task: int, *re
     task : int
         Number of the task.
     *read
-        Row number, column number and pixels of each chunk in turn, where the context has no reader.
-
-    Returns
-    -------
-    dict
-        Result of each tile by its index.
+        Row number, column number and pixels of each chunk in turn, if the context has no reader.
     """
     chunks = {(i, j): values for i, j, values in zip(read[::3], read[1::3], read[2::3], strict=True)}
     results: Results = {}
@@ -281,7 +276,6 @@ def blend_block(
     ----------
     context : TaskContext
     variable : {"eo", "valid", "confidence", "spread"}
-        What to blend.
     row, col, height, width : int
         The block, in pixels of the whole scene.
     *batches : dict

@@ -41,7 +41,7 @@ from sar2eo.scenes.metadata import attributes_of
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
 from sar2eo.translation.dataset import EO_BANDS, count_tiles, find_place
-from sar2eo.translation.provenance import FINGERPRINT, build_report, format_tags, work_fingerprint
+from sar2eo.translation.provenance import FINGERPRINT, build_report, fingerprint_work, format_tags
 
 __all__ = ["ResultWriter", "check_dataset", "write_cog"]
 
@@ -113,7 +113,7 @@ def write_cog(
     outputs.check(overwrite=overwrite, restart=restart)
     Journal.check_free(outputs.journal)
     if not force and not outputs.journal.exists():  # after an interruption `compute` knows what is left
-        check_space(outputs.disk_needs(_find_grid(dataset), compress, space))
+        check_space(outputs.estimate_disk(_find_grid(dataset), compress, space))
     writer = ResultWriter(
         dataset, outputs, compress=compress, overwrite=overwrite, restart=restart, tmp=space, force=force
     )
@@ -186,7 +186,7 @@ class ResultWriter:
             outputs.destination.make_folder()
         self._journal = Journal.open(
             outputs.journal,
-            work_fingerprint(self.dataset, self._attrs, self._grid, self._divisors),
+            fingerprint_work(self.dataset, self._attrs, self._grid, self._divisors),
             restart=restart,
             tmp=tmp if outputs.destination is None else None,  # where its folder lies
             result=tags.get(FINGERPRINT),
@@ -201,7 +201,7 @@ class ResultWriter:
     def compute(self, progress: Progress | None = None) -> None:
         """Compute the blocks that are not in the journal yet.
 
-        After a worker was lost, the blocks that are not in the journal are started again.
+        If a worker is lost (a warning says so), blocks that are not in the journal are started again.
 
         Raises
         ------
@@ -209,18 +209,13 @@ class ResultWriter:
             If blocks cannot be written, or would not fit on the disk.
         ClusterError
             If workers die time and again while no block is finished.
-
-        Warns
-        -----
-        Sar2eoWarning
-            If a worker is lost.
         """
         started = time.perf_counter()
         reset_telemetry()
         done = self._finished_blocks()
         pending = [block for block in self._blocks if block not in done]
         if pending and not self._force:
-            check_space(self.outputs.disk_needs(self._grid, self._compress))
+            check_space(self.outputs.estimate_disk(self._grid, self._compress))
         counts = {
             "tiles_total": self._count_tiles(pending),
             "blocks_total": len(self._blocks),
@@ -251,13 +246,7 @@ class ResultWriter:
         self._seconds["compute"] = time.perf_counter() - started
 
     def publish(self) -> dict[str, Any]:
-        """Assemble the files from the journal and publish or upload them; returns the report.
-
-        Raises
-        ------
-        OutputError
-            If a file cannot be written or uploaded.
-        """
+        """Assemble the files from the journal and publish or upload them; return the report."""
         self._seconds |= self.outputs.publish(
             self._journal,
             self._grid,

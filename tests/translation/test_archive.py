@@ -24,10 +24,12 @@ from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsErro
 from sar2eo.model import spec
 from sar2eo.model.spec import resolve_model
 from sar2eo.results import cog
+from sar2eo.results.outputs import Outputs
 from sar2eo.scenes.sources import expand_sources
 from sar2eo.settings import TranslateRecipe, TranslateSettings
 from sar2eo.store.journal import Journal
-from sar2eo.translation import archive, dataset, writer
+from sar2eo.translation import archive, dataset, region, writer
+from sar2eo.translation import plan as planning
 from sar2eo.translation.plan import Entry, find_target, plan
 from sar2eo.translation.region import Region
 
@@ -484,9 +486,9 @@ def test_a_lost_cluster_ends_the_run_and_tells_what_is_pending(
 
     translate_region = archive.translate_region
 
-    def slow(region: Region, *more: object) -> object:
-        time.sleep(0.5 if region.scene.attrs["source"].endswith("b.tif") else 0)
-        return translate_region(region, *more)
+    def slow(part: Region, *more: object) -> object:
+        time.sleep(0.5 if part.scene.attrs["source"].endswith("b.tif") else 0)
+        return translate_region(part, *more)
 
     monkeypatch.setattr(writer.ResultWriter, "compute", lost)
     monkeypatch.setattr(archive, "translate_region", slow)
@@ -533,3 +535,22 @@ def test_settings_no_scene_could_have_are_one_error(scenes: Path, out: Path) -> 
     asked = recipe(scenes, out=out, tmp=str(out / "absent"))
     with pytest.raises(OutputError, match="--tmp"):
         plan(asked, IDENTITY, find_target(asked))
+
+
+@pytest.mark.parametrize("kept_open", [64, 1])
+def test_a_scene_is_opened_once_and_its_outputs_are_checked_before_work_and_under_the_lock(
+    scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch, kept_open: int
+) -> None:
+    opened: list[str] = []
+    checked: list[str] = []
+    open_scene, check = region.open_scene, Outputs.check
+    monkeypatch.setattr(
+        region, "open_scene", lambda source, **rest: opened.append(source) or open_scene(source, **rest)
+    )
+    monkeypatch.setattr(
+        Outputs, "check", lambda self, **rest: checked.append(self.eo.name) or check(self, **rest)
+    )
+    monkeypatch.setattr(planning, "_KEPT_OPEN", kept_open)
+    assert statuses(archive.run(recipe(scenes, out=out), IDENTITY)) == ["done"] * 3
+    assert len(opened) == (3 if kept_open == 64 else 5), "of a long archive, scenes are opened again"
+    assert sorted(checked) == [f"{name}_eo.tif" for name in "aabbcc"]
