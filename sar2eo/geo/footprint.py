@@ -1,30 +1,29 @@
-"""The polygon of a scene's valid pixels, in its own CRS and in longitude and latitude."""
+"""Footprints: the outline of valid pixels, in the CRS of a grid and in longitude and latitude."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
+import antimeridian
 import numpy as np
 import numpy.typing as npt
 import rasterio.features
 import shapely
 from affine import Affine
 from pyproj import Transformer
-from shapely.geometry import MultiPolygon, Polygon, box, shape
+from shapely.geometry import MultiPolygon, Polygon, shape
 from shapely.geometry.polygon import orient
 
 from sar2eo.errors import GeoreferenceError
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 
-__all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
+__all__ = ["lonlat_bounds", "to_lonlat", "trace_footprint"]
 
-# Straight edges of a projected footprint are curves on the globe: at least so many points a side.
+# Straight edges of a projected footprint are curves on the globe: points along the longer side, at least.
 _POINTS_PER_SIDE = 20
 
 
-def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
+def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
     """Outline the valid pixels of a scene.
 
     Parameters
@@ -32,7 +31,6 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
     valid : ndarray of bool, shape (row, col)
         Validity over the extent of `grid`, usually decimated (`sar2eo.results.outputs.read_valid_pixels`).
     grid : Grid
-        Of the scene.
     smallest : int, optional (default: 16)
         Holes and islands of fewer pixels of `valid` are left out; the largest island never is.
 
@@ -43,7 +41,7 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
     """
     cell = Affine.scale(grid.shape[1] / valid.shape[1], grid.shape[0] / valid.shape[0])
     # In pixels of `valid` first, so that sizes are counted in pixels whatever the CRS is.
-    with unplaced_is_fine():
+    with ignore_missing_georeference():
         outlines = list(rasterio.features.shapes(valid.astype(np.uint8), mask=valid, connectivity=4))
     islands = [shape(outline) for outline, _ in outlines]
     if not islands:
@@ -63,7 +61,7 @@ def _without_small_holes(polygon: Polygon, smallest: int) -> Polygon:
 
 
 def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
-    """Bring a polygon to longitude and latitude (WGS 84), as GeoJSON wants it.
+    """Transform a polygon to longitude and latitude (WGS 84), as GeoJSON wants it.
 
     Parameters
     ----------
@@ -75,8 +73,8 @@ def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
     Returns
     -------
     Polygon or MultiPolygon
-        Split where it crosses the antimeridian, closed over a pole that it contains, exterior rings
-        counter-clockwise (RFC 7946, sections 3.1.6 and 3.1.9).
+        Split at the antimeridian, closed over a pole that it contains, exterior rings counter-clockwise
+        (RFC 7946, sections 3.1.6 and 3.1.9).
 
     Raises
     ------
@@ -88,43 +86,28 @@ def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
     for polygon in _polygons(area):
         west, south, east, north = polygon.bounds
         dense = polygon.segmentize(max(east - west, north - south) / _POINTS_PER_SIDE)
-        outer = _unwrapped(dense.exterior, to_wgs84)
-        middle = outer[:, 0].mean()
-        whole = shapely.make_valid(Polygon(outer))
+        whole = _transform_ring(dense.exterior, to_wgs84)
         for ring in dense.interiors:
-            hole = _unwrapped(ring, to_wgs84)
-            hole[:, 0] -= 360 * np.round((hole[:, 0].mean() - middle) / 360)
-            whole = whole.difference(shapely.make_valid(Polygon(hole)))
-        parts += _split(whole)
+            whole = whole.difference(_transform_ring(ring, to_wgs84))
+        parts.append(whole)
     return _multipolygon(shapely.union_all(parts))
 
 
-def _unwrapped(ring: Any, to_wgs84: Transformer) -> npt.NDArray[np.float64]:
-    """Return a ring in longitude and latitude without jumps of 360 degrees, closed over a pole inside it."""
-    lon, lat = to_wgs84.transform(*np.asarray(ring.coords).T)
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+def _transform_ring(ring: Any, to_wgs84: Transformer) -> Any:
+    """Return the inside of a ring in longitude and latitude: split at 180 degrees, closed over a pole."""
+    lonlat = shapely.transform(
+        orient(Polygon(ring)), lambda xy: np.column_stack(to_wgs84.transform(xy[:, 0], xy[:, 1]))
+    )
+    if not np.isfinite(shapely.get_coordinates(lonlat)).all():
         raise GeoreferenceError("part of the scene has no longitude and latitude: is its CRS right?")
-    lon = np.unwrap(lon, period=360)
-    lonlat = np.column_stack([lon, lat])
-    if abs(lon[-1] - lon[0]) > 180:
-        pole = np.copysign(90, lat.mean())
-        lonlat = np.vstack([lonlat, [[lon[-1], pole], [lon[0], pole]]])
-    return lonlat
-
-
-def _split(area: Any) -> Iterator[Any]:
-    """Yield the parts of an area that lie between meridians of 180 degrees, each moved to -180 ... 180."""
-    west, _, east, _ = area.bounds
-    for turn in range(int(np.floor((west + 180) / 360)), int(np.floor((east + 180) / 360)) + 1):
-        part = area.intersection(box(360 * turn - 180, -90, 360 * turn + 180, 90))
-        yield shapely.transform(part, lambda xy, turn=turn: xy - [360 * turn, 0])
+    return shapely.make_valid(antimeridian.fix_polygon(lonlat, fix_winding=True, great_circle=False))
 
 
 def lonlat_bounds(area: Polygon | MultiPolygon) -> tuple[float, float, float, float]:
     """Return west, south, east, north of an area in longitude and latitude.
 
-    Where it touches the antimeridian from both sides and not all longitudes lie between, west is larger
-    than east (RFC 7946, section 5.2).
+    West is larger than east where the area touches the antimeridian from both sides and does not hold all
+    longitudes (RFC 7946, section 5.2). `antimeridian.bbox` leaves out parts of areas that consist of many.
     """
     west, south, east, north = area.bounds
     if west == -180 and east == 180:
@@ -140,7 +123,7 @@ def _polygons(area: Any) -> list[Polygon]:
 
 
 def _multipolygon(area: Any) -> Polygon | MultiPolygon:
-    """Keep what has an area, with exterior rings counter-clockwise."""
+    """Keep the parts that have an area, with exterior rings counter-clockwise."""
     flat = shapely.get_parts(shapely.get_parts(area))
     polygons = [orient(part) for part in flat if part.geom_type == "Polygon" and part.area > 0]
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons) if polygons else Polygon()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,22 +17,22 @@ if TYPE_CHECKING:
     from affine import Affine
     from pyproj import CRS
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "ignore_missing_georeference"]
 
 _ROUNDING = 1e-3  # pixels
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A raster's place on Earth.
+    """Place and shape of a raster on Earth, without pixels.
 
     Parameters
     ----------
     crs : str or None
         ``AUTHORITY:CODE`` where there is one, else WKT. None: not georeferenced.
     transform : tuple of float
-        Affine coefficients a, b, c, d, e, f: ``x = a col + b row + c``, ``y = d col + e row + f``,
-        of pixel corners.
+        Affine coefficients a, b, c, d, e, f: ``x = a col + b row + c``, ``y = d col + e row + f``, of pixel
+        corners.
     shape : tuple of int
         Rows and columns.
     """
@@ -41,7 +45,7 @@ class Grid:
     def create(cls, crs: Any, transform: Affine, shape: tuple[int, int]) -> Grid:
         """Make a grid from anything pyproj reads as a CRS, an affine transform and a shape.
 
-        A rotation of less than a thousandth of a pixel over the whole grid is rounding, and none.
+        A rotation of less than a thousandth of a pixel over the whole grid is rounding, and dropped.
 
         Raises
         ------
@@ -62,13 +66,7 @@ class Grid:
 
     @cached_property
     def pyproj_crs(self) -> CRS:
-        """The CRS as pyproj has it.
-
-        Raises
-        ------
-        GeoreferenceError
-            If there is none.
-        """
+        """The CRS as pyproj has it; a `GeoreferenceError` where there is none."""
         from pyproj import CRS
 
         if self.crs is None:
@@ -88,7 +86,7 @@ class Grid:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """West, south, east, north in the units of the CRS, over all four corners."""
+        """West, south, east, north of all four corners, in the units of the CRS."""
         rows, cols = self.shape
         corners = [self.affine @ at for at in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
         xs, ys = zip(*corners, strict=True)
@@ -102,9 +100,9 @@ class Grid:
         return Grid(self.crs, transform[:6], (window.height, window.width))
 
     def ground_sample_distance_m(self) -> tuple[float, float]:
-        """Return the true ground size of the central pixel: metres along a row, and along a column.
+        """Measure the central pixel on the ellipsoid: metres along a row, and along a column.
 
-        Measured on the ellipsoid: a "10 m" pixel of EPSG:3395 at 34 degrees north is 8.3 m.
+        A "10 m" pixel of EPSG:3395 at 34 degrees north is 8.3 m.
         """
         from pyproj import Geod, Transformer
 
@@ -122,8 +120,8 @@ class Grid:
         Parameters
         ----------
         bounds : tuple of float
-            West, south, east, north. In degrees west may be above east: across the antimeridian; and a
-            grid of degrees may count them from -180 or from 0.
+            West, south, east, north. In degrees west may be above east: across the antimeridian. A grid of
+            degrees may count them from -180 or from 0.
         crs : optional
             CRS of `bounds`, anything pyproj reads; by default that of the grid.
 
@@ -138,7 +136,7 @@ class Grid:
 
         west, south, east, north = bounds
         source = None if crs is None else CRS.from_user_input(crs)
-        # Wider than half a turn is rather a slip: west and east, in the wrong order.
+        # Wider than half a turn: west and east are rather in the wrong order.
         across = source is not None and source.is_geographic and west - east > 180
         if not ((west < east or across) and south < north):
             raise SettingsError(f"bounds {bounds} are empty: the order is west, south, east, north")
@@ -169,7 +167,7 @@ class Grid:
         return found
 
     def _turned(self, west: float, east: float) -> tuple[float, float]:
-        """Return longitudes, moved by whole turns: the eastern one above the western, both near the grid."""
+        """Move longitudes by whole turns, so that east is above west and both are near the grid."""
         east += 360.0 * (east < west)
         left, _, right, _ = self.bounds
         turns = 360.0 * round(((left + right) - (west + east)) / 720.0)
@@ -177,7 +175,7 @@ class Grid:
 
 
 def _check_transform(transform: Affine, shape: tuple[int, int]) -> None:
-    """Refuse coefficients that are not finite, lead out of the range of numbers, or have no inverse."""
+    """Refuse coefficients that are not finite, overflow, or have no inverse."""
     from math import isfinite
 
     a, b, c, d, e, f = map(float, transform[:6])
@@ -208,3 +206,22 @@ def _crs_name(crs: Any) -> str | None:
         raise GeoreferenceError(f"crs={crs!r} is not a CRS: give EPSG:4326, WKT or PROJ text") from error
     authority = read.to_authority(min_confidence=100)
     return ":".join(authority) if authority else str(read.to_wkt())
+
+
+_filters = threading.RLock()
+
+
+@contextmanager
+def ignore_missing_georeference() -> Iterator[None]:
+    """Silence rasterio's warnings about rasters without a georeference, in one thread at a time.
+
+    Also around functions of `rasterio.features`, which silence the same warning about their own image in
+    memory: warning filters belong to the process, not to a thread
+    (https://docs.python.org/3.11/library/warnings.html#warnings.catch_warnings). Keep the block short.
+    """
+    # Imported here because it is slow, and some commands need no raster.
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield

@@ -25,13 +25,12 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader, MemoryFile
 
 from sar2eo.errors import OutputError, SettingsError
-from sar2eo.geo.footprint import footprint_of
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.footprint import trace_footprint
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import assemble, check_target, estimate_bytes, publish
 from sar2eo.results.stac_output import COLLECTION, is_item_of_result, make_stac_item, write_stac_item
-from sar2eo.scenes.gdal import gdal_path, opened
+from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.settings import Compression
 from sar2eo.store import s3
 from sar2eo.store.atomic import refuse, sync_folder, write_atomically
@@ -236,7 +235,7 @@ class Outputs:
     def read_tag(self, path: Path, name: str) -> str | None:
         """Return a tag of an existing raster."""
         version = None if self.destination is None else self.destination.present[path.name].etag
-        with opened(gdal_path(self.display_name(path)), version) as raster:
+        with open_dataset(gdal_path(self.display_name(path)), version) as raster:
             found: str | None = raster.tags().get(name)
             return found
 
@@ -362,7 +361,7 @@ class Outputs:
             item = make_stac_item(
                 self.rasters,
                 grid,
-                footprint_of(read_valid_pixels(made["eo"]), grid),
+                trace_footprint(read_valid_pixels(made["eo"]), grid),
                 when,
                 tags=tags,
                 quicklook=self.quicklook,
@@ -429,12 +428,12 @@ def write_quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
 
     The PNG appears whole or not at all. Its description is the COG's tag ``synthetic``.
     """
-    with unplaced_is_fine(), rasterio.open(cog) as raster:
+    with ignore_missing_georeference(), rasterio.open(cog) as raster:
         shape = _decimate_shape(raster, longest)
         rgb = raster.read((1, 2, 3), out_shape=(3, *shape), resampling=Resampling.average)
         alpha = raster.dataset_mask(out_shape=shape)
         synthetic = raster.tags().get("synthetic")
-    with MemoryFile(ext=".png") as memory, unplaced_is_fine():
+    with MemoryFile(ext=".png") as memory, ignore_missing_georeference():
         layout = {"driver": "PNG", "dtype": "uint8", "count": 4, "height": shape[0], "width": shape[1]}
         layout |= {} if synthetic is None else {"DESCRIPTION": f"synthetic={synthetic}"}
         with memory.open(**layout) as picture:
@@ -444,7 +443,7 @@ def write_quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
 
 def read_valid_pixels(cog: Path, longest: int = 1024) -> npt.NDArray[np.bool_]:
     """Read the valid mask of a COG, shape (row, col), decimated through its overviews."""
-    with unplaced_is_fine(), rasterio.open(cog) as raster:
+    with ignore_missing_georeference(), rasterio.open(cog) as raster:
         return np.asarray(raster.dataset_mask(out_shape=_decimate_shape(raster, longest)) > 0)
 
 

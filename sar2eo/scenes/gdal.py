@@ -1,4 +1,4 @@
-"""GDAL handles: opened when first needed, used by one thread at a time, and bounded in number."""
+"""GDAL: the names it takes for scenes, and its handles, few in number, each used by one thread at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,24 +18,34 @@ import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.session import DummySession, Session
 
-from sar2eo.errors import SceneError
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.errors import PolarisationError, SceneError
+from sar2eo.geo.grid import ignore_missing_georeference
+from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.store import http
 from sar2eo.store.s3 import gdal_options
 
-__all__ = ["check_readable", "check_size", "gdal_path", "is_remote", "opened", "read_from", "shown"]
+__all__ = [
+    "check_polarisations",
+    "check_readable",
+    "check_size",
+    "display_name",
+    "gdal_path",
+    "is_remote",
+    "open_dataset",
+    "parse_source",
+    "read_dataset",
+]
 
 T = TypeVar("T")
 
 IDLE_LIMIT = 32
-"""Handles that stay open, of all scenes together, while nobody reads."""
+"""Idle handles that stay open, of all scenes together."""
 
 RETRIES = 3
-"""Of opening and of reading over a network, beyond those of GDAL, which takes a transfer that ends early, or
-a connection that is dropped, for the file's own fault."""
+"""Of opening and reading over a network; GDAL itself does not repeat a transfer that was cut short."""
 
 # https://gdal.org/en/stable/user/configoptions.html: no listing of the folder (there may be
-# thousands of files, or no right to list), patience with a server that hiccups, none with a dead one.
+# thousands of files, or no right to list), patience with a server that falters, none with a dead one.
 REMOTE_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": http.RETRIES,
@@ -46,7 +56,7 @@ REMOTE_OPTIONS = {
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
 }
-# GDAL keeps what it has read of a file, even if that was cut short; but not of one that is closed under this.
+# GDAL caches what it has read of a file, even if that was cut short; not of one that is closed under this.
 _FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/", "GDAL_HTTP_MAX_RETRY": 0}
 
 _SCHEMES = {
@@ -57,6 +67,7 @@ _SCHEMES = {
     "az": "/vsiaz/",
     "file": "/",
 }
+_PAIR = re.compile(rf"(?:^|,)\s*({'|'.join(POLARISATIONS)})=", re.I)
 _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
 
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
@@ -78,26 +89,69 @@ def is_remote(path: str) -> bool:
     return _REMOTE.search(path) is not None
 
 
-def shown(path: str) -> str:
-    """Name a path or URL to people: as a URL without its query, which in a signed one is a secret."""
-    if not is_remote(gdal_path(path)):
-        return path
+def display_name(source: str) -> str:
+    """Name a scene in messages: URLs without their query, which is a secret in a signed one."""
+    try:
+        parsed = parse_source(source)
+    except PolarisationError:
+        return source
+    if isinstance(parsed, dict):
+        return ",".join(f"{polarisation}={display_name(file)}" for polarisation, file in parsed.items())
+    if not is_remote(gdal_path(source)):
+        return source
     for scheme, prefix in _SCHEMES.items():
-        if path.startswith(prefix) and scheme != "file":
-            path = f"{scheme}://{path.removeprefix(prefix)}"
-    return path.partition("?")[0] if path.startswith("http") else path
+        if source.startswith(prefix) and scheme != "file":
+            source = f"{scheme}://{source.removeprefix(prefix)}"
+    return source.partition("?")[0] if source.startswith("http") else source
+
+
+def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[str, str]:
+    """Read ``VV=a.tif,VH=b.tif`` as a dict of files by polarisation; leave a path or URL as it is.
+
+    Raises
+    ------
+    PolarisationError
+        For a name that is no polarisation, is given twice, or has no file.
+    """
+    if isinstance(source, Mapping):
+        names = check_polarisations(list(source)) or ()
+        return dict(zip(names, map(str, source.values()), strict=True))
+    text = str(source)
+    starts = list(_PAIR.finditer(text))
+    if not starts or starts[0].start() != 0:
+        return text
+    stops = [match.start() for match in starts[1:]] + [len(text)]
+    names = check_polarisations([match[1] for match in starts]) or ()
+    files = [text[match.end() : stop].strip() for match, stop in zip(starts, stops, strict=True)]
+    unnamed = [name for name, file in zip(names, files, strict=True) if not file]
+    if unnamed:
+        raise PolarisationError(f"{text!r}: {unnamed[0]}= names no file")
+    return dict(zip(names, files, strict=True))
+
+
+def check_polarisations(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return polarisations, of a list or ``"VV,VH"``, in capitals; refuse unknown and repeated ones."""
+    if names is None:
+        return None
+    parts = names.split(",") if isinstance(names, str) else names
+    checked = tuple(str(name).strip().upper() for name in parts)
+    if not checked or len(set(checked)) != len(checked) or not set(checked) <= set(POLARISATIONS):
+        raise PolarisationError(
+            f"polarisations={','.join(checked) or 'none'}: allowed are {', '.join(POLARISATIONS)}, each once"
+        )
+    return checked
 
 
 @contextmanager
-def opened(path: str, version: str | None = None) -> Iterator[Any]:
+def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
     """Open a raster for a moment.
 
     Parameters
     ----------
     path : str
-        What GDAL opens.
+        As GDAL opens it.
     version : str, optional
-        Of a remote one: tells whether what this process has read of it before is still so.
+        Of a remote file. Where it differs from the last time, GDAL's cached blocks of the file are dropped.
 
     Raises
     ------
@@ -116,17 +170,17 @@ def opened(path: str, version: str | None = None) -> Iterator[Any]:
             dataset.close()
 
 
-def read_from(path: str, stamp: str, read: Callable[[Any], T]) -> T:
-    """Read from an open dataset that is lent to one thread; over a network again, if that fails.
+def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
+    """Read from an open dataset that one thread holds; over a network, try again after a failure.
 
     Parameters
     ----------
     path : str
-        What GDAL opens.
+        As GDAL opens it.
     stamp : str
         Names the content, so that a file replaced under the same name is opened afresh.
     read : callable
-        Takes the dataset; called again after a failure.
+        Takes the dataset. Called again after a failure.
 
     Raises
     ------
@@ -143,7 +197,7 @@ def read_from(path: str, stamp: str, read: Callable[[Any], T]) -> T:
 
 @contextmanager
 def _borrowed(path: str, stamp: str) -> Iterator[Any]:
-    """Lend an open dataset to one thread; parameters and errors as of `read_from`."""
+    """Lend an open dataset to one thread; parameters and errors as of `read_dataset`."""
     # The process is part of the key: a handle inherited through a fork shares its file position.
     key = (path, stamp, os.getpid())
     with _environment(path):
@@ -157,7 +211,7 @@ def _borrowed(path: str, stamp: str) -> Iterator[Any]:
         except RasterioIOError as error:
             dataset.close()
             reason = _line(error, path)
-            raise SceneError(f"{shown(path)}: cannot be read, is it damaged? ({reason})") from error
+            raise SceneError(f"{display_name(path)}: cannot be read, is it damaged? ({reason})") from error
         except BaseException:
             dataset.close()
             raise
@@ -181,7 +235,7 @@ def _persistently(path: str, attempt: Callable[[], T]) -> T:
 
 
 def _forget(path: str) -> None:
-    """Close the idle handles of a path, and have GDAL forget what it has read there."""
+    """Close the idle handles of a path, and drop what GDAL has cached of it."""
     with _lock:
         mine = [key for key in _idle if key[0] == path and key[2] == os.getpid()]
         closing = [each for key in mine for each in _idle.pop(key)]
@@ -203,7 +257,7 @@ def _surplus() -> list[Any]:
 
 
 class _Keys(Session):  # type: ignore[misc]  # which has no types
-    """Credentials as `sar2eo.store.s3` finds them, for GDAL."""
+    """Gives GDAL the credentials that `sar2eo.store.s3` finds."""
 
     def get_credential_options(self) -> dict[str, str]:
         try:
@@ -229,11 +283,11 @@ def _environment(path: str) -> AbstractContextManager[Any]:
 def _open(path: str) -> Any:
     try:
         # Whether a scene needs a georeference is decided by who opens it, with a better message.
-        with unplaced_is_fine():
+        with ignore_missing_georeference():
             return rasterio.open(path, sharing=False)
     except RasterioIOError as error:
         reason = _line(error, path)
-        raise SceneError(f"{shown(path)}: GDAL cannot open it as a raster ({reason})") from error
+        raise SceneError(f"{display_name(path)}: GDAL cannot open it as a raster ({reason})") from error
 
 
 def _line(error: Exception, path: str) -> str:
@@ -253,17 +307,10 @@ MAX_BLOCK_BYTES = 1 << 30
 
 
 def check_readable(path: str) -> None:
-    """Refuse what would block a reader for ever, or cannot be named to GDAL at all.
+    """Refuse what would block a reader for ever, or has no name that GDAL can take.
 
-    Parameters
-    ----------
-    path : str
-        As GDAL opens it; what does not exist may still be something that a driver knows.
-
-    Raises
-    ------
-    SceneError
-        For a pipe, a socket, a device or standard input, and for names that the system refuses.
+    Pipes, sockets, devices, standard input, and names that the system refuses. What does not exist may still
+    be something that a driver knows.
     """
     if path.startswith("/vsistdin"):
         raise SceneError(f"{path}: a scene is read in pieces and more than once, so not from standard input")
@@ -286,19 +333,7 @@ def check_readable(path: str) -> None:
 
 
 def check_size(dataset: Any, path: str) -> None:
-    """Refuse a raster of more pixels than can be meant, or in blocks that no memory should hold.
-
-    Parameters
-    ----------
-    dataset : DatasetReader
-        Open, with a band.
-    path : str
-        Names it in messages.
-
-    Raises
-    ------
-    SceneError
-    """
+    """Refuse a raster with more pixels than a scene can have, or in blocks too large for memory."""
     rows, cols = dataset.shape
     if max(rows, cols) > MAX_SIDE or rows * cols > MAX_PIXELS:
         raise SceneError(

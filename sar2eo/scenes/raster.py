@@ -1,9 +1,11 @@
-"""Any GDAL raster: what its header says, and a reader of its pixels in the frame they are stored in."""
+"""GDAL rasters: what a header says, and a reader of the pixels in the frame they are stored in."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,13 +16,27 @@ import numpy.typing as npt
 from sar2eo.errors import GeoreferenceError, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.scenes.gdal import check_size, gdal_path, is_remote, opened, read_from, shown
-from sar2eo.scenes.identity import digest, file_identity, files_identity
-from sar2eo.scenes.metadata import Facts, is_grd, polarisation_names, polarisation_words, read_facts
+from sar2eo.scenes.gdal import check_size, display_name, gdal_path, is_remote, open_dataset, read_dataset
+from sar2eo.scenes.identity import digest, identify_file, identify_files
+from sar2eo.scenes.metadata import (
+    Facts,
+    polarisation_names,
+    polarisation_words,
+    read_facts,
+    zero_is_nodata,
+)
 from sar2eo.scenes.reader import FloatArray, SceneReader
-from sar2eo.scenes.remote_cache import Planes, read_blocks
 
-__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster", "with_nodata"]
+__all__ = [
+    "Band",
+    "GroundControl",
+    "OpenedSource",
+    "Raster",
+    "RasterReader",
+    "open_raster",
+    "read_blocks",
+    "with_nodata",
+]
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,6 @@ class GroundControl:
     Parameters
     ----------
     crs : str
-        Of the points.
     points : tuple of tuple of float
         Row, column (of pixel corners: the centre of the first pixel is 0.5, 0.5), x, y.
     """
@@ -41,7 +56,7 @@ class GroundControl:
 
 @dataclass(frozen=True)
 class Band:
-    """One polarisation in a file.
+    """One band of a file, and how its values are read.
 
     Parameters
     ----------
@@ -52,11 +67,11 @@ class Band:
     index : int
         From 1.
     nodata : float or None
-        Value, as stored, that means nodata.
+        Stored value that means nodata.
     masked : bool
         Whether a mask or alpha band says which pixels are valid.
     scale, offset : float
-        Value = stored value times scale, plus offset.
+        ``value = stored * scale + offset``.
     """
 
     path: str
@@ -94,7 +109,7 @@ class Raster:
         From tags and names.
     block_shape : tuple of int
         Rows and columns.
-    files : list of dict
+    files : tuple of dict
         Identity of every file that belongs to it.
     """
 
@@ -113,16 +128,14 @@ class Raster:
 
 @dataclass(frozen=True)
 class RasterReader(SceneReader):
-    """Read polarisations from the files they are in, pixel for pixel.
+    """Read bands from the files they are in, pixel for pixel.
 
     Parameters
     ----------
     bands : tuple of Band
         One per polarisation, all on one grid.
     polarisations : tuple of str
-        Their names.
     grid : Grid
-        Of all of them.
     block_shape : tuple of int
         Rows and columns.
     files : tuple of dict
@@ -157,12 +170,12 @@ class RasterReader(SceneReader):
             place = ((window.row, window.stop_row), (window.col, window.stop_col))
 
             def from_dataset(dataset: Any) -> Planes:
-                # Full resolution, always: overviews of SAR are averages of who knows what.
+                # Always at full resolution: how overviews of SAR were averaged is not known.
                 masks = [dataset.read_masks(index, window=place) > 0 for index in masked]
                 empty = np.empty((0, window.height, window.width), dtype=bool)
                 return dataset.read(indexes, window=place), np.stack(masks) if masks else empty
 
-            return read_from(path, stamp, from_dataset)
+            return read_dataset(path, stamp, from_dataset)
 
         if not is_remote(path):
             return read(window)
@@ -170,13 +183,36 @@ class RasterReader(SceneReader):
         return read_blocks(name, window, self.grid.shape, self.block_shape, read)
 
     def identity(self) -> dict[str, Any]:
-        """Return the files, and how their values are read."""
+        """Return the identity of the files, and how their values are read."""
         how = [[b.index, repr(b.nodata), b.masked, b.scale, b.offset] for b in self.bands]
         return {
             "files": list(self.files),
             "bands": dict(zip(self.polarisations, how, strict=True)),
             "grid": [self.grid.crs, list(self.grid.transform), list(self.grid.shape)],
         }
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """Pixels in the frame of their source, and what is known about them.
+
+    Parameters
+    ----------
+    reader : SceneReader
+    control : GroundControl or None
+        Where the source has points instead of a grid.
+    facts : Facts
+    kind : {"unsigned", "signed", "float", "complex", "calibrated"}
+        What the pixels are stored as, after scale and offset, or calibrated amplitude.
+    label : str
+        Names the scene in messages.
+    """
+
+    reader: SceneReader
+    control: GroundControl | None
+    facts: Facts
+    kind: str
+    label: str
 
 
 def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = None) -> Raster:
@@ -187,32 +223,34 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
     source : str or Path
         A path or URL.
     names : int
-        How many polarisations the caller names. If as many as there are bands, one marked as alpha
-        is a polarisation too (GDAL marks the fourth of four byte bands so, unless told otherwise).
+        How many polarisations the caller names. If as many as there are bands, one marked as alpha is a
+        polarisation too (GDAL marks the fourth of four byte bands so, unless told otherwise).
     nodata : float, optional
         Replaces the nodata value of the file.
 
     Raises
     ------
     SceneError
-        If GDAL cannot open it, it holds no pixels, or more of them than can be meant.
+        If GDAL cannot open it, it holds no pixels, or more than a scene can have.
     """
     path = gdal_path(source)
-    # One request tells in words what GDAL's many would not: no such file, refused, not to be reached.
-    known = {path: file_identity(path)} if is_remote(path) else {}
-    with opened(path, digest(known) if known else None) as dataset:
+    # One request whose failure says what those of GDAL do not: no such file, refused, not reached.
+    known = {path: identify_file(path)} if is_remote(path) else {}
+    with open_dataset(path, digest(known) if known else None) as dataset:
         if dataset.count == 0 or 0 in dataset.shape:
             inner = dataset.subdatasets
             hint = f": it holds several rasters, name one, such as {inner[0]}" if inner else ""
-            raise SceneError(f"{shown(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}")
+            raise SceneError(
+                f"{display_name(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}"
+            )
         check_size(dataset, path)
-        files = tuple(files_identity(dataset.files or [path], known))
+        files = tuple(identify_files(dataset.files or [path], known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
         found, by_band, indexes = _band_names(dataset, file_name, names)
         stamp = digest(files)
         bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
         kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
-        if kind == "unsigned" and is_grd(file_name, dataset.tags()):
+        if kind == "unsigned" and zero_is_nodata(file_name, dataset.tags()):
             bands = with_nodata(bands, 0.0)
         grid, control = _georeference(dataset)
         roles = {role.name for role in dataset.colorinterp}
@@ -238,7 +276,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
 
 
 def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ...] | None, bool, list[int]]:
-    """Polarisations, whether the bands say so, and the indexes of the bands that hold pixels."""
+    """Return polarisations, whether the bands say so, and the indexes of the bands that hold pixels."""
 
     def named(indexes: list[int]) -> tuple[tuple[str, ...] | None, bool]:
         descriptions = [dataset.descriptions[i - 1] for i in indexes]
@@ -249,8 +287,8 @@ def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ..
     names, by_band = named(everything)
     if given == len(everything) or by_band or not opaque:
         return names, by_band, everything
-    telling = _polarised(dataset, opaque)
-    return (*named(telling), telling)
+    chosen = _polarised(dataset, opaque)
+    return (*named(chosen), chosen)
 
 
 def _polarised(dataset: Any, indexes: list[int]) -> list[int]:
@@ -263,7 +301,7 @@ def _polarised(dataset: Any, indexes: list[int]) -> list[int]:
 
 
 def _is_alpha(dataset: Any, index: int) -> bool:
-    """Tell whether a band is opacity: GDAL says so of the fourth of four byte bands, but a name may not."""
+    """Whether a band is opacity: GDAL says so of the fourth of four byte bands, but a name may differ."""
     said = re.findall(r"[a-z]+", (dataset.descriptions[index - 1] or "").lower())
     return dataset.colorinterp[index - 1].name == "alpha" and (not said or bool({"alpha", "mask"} & {*said}))
 
@@ -283,7 +321,7 @@ def _band(dataset: Any, path: str, stamp: str, index: int, indexes: list[int], n
 
 
 def with_nodata(bands: Sequence[Band], nodata: float) -> tuple[Band, ...]:
-    """Return bands whose nodata value is that one, where their file does not say what is valid."""
+    """Return bands with a nodata value, where their file does not say which pixels are valid."""
     silent = all(band.nodata is None and not band.masked for band in bands)
     return tuple(replace(band, nodata=nodata) for band in bands) if silent else tuple(bands)
 
@@ -325,3 +363,123 @@ def _decode(stored: npt.NDArray[Any], band: Band, valid: npt.NDArray[np.bool_] |
         decoded = values.astype(np.float32)
     decoded[missing | ~np.isfinite(decoded)] = np.nan
     return decoded
+
+
+CACHE_BYTES = 128 * 2**20
+"""Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
+
+Planes = tuple[npt.NDArray[np.generic], ...]
+"""Arrays of one window, of different types, each of shape (plane, row, col)."""
+
+_kept: OrderedDict[Hashable, Planes] = OrderedDict()
+_lock = threading.Lock()
+_fetching: dict[Hashable, threading.Lock] = {}
+
+
+def read_blocks(
+    name: Hashable,
+    window: Window,
+    shape: tuple[int, int],
+    block_shape: tuple[int, int],
+    read: Callable[[Window], Planes],
+) -> Planes:
+    """Read a window of a remote raster by whole blocks, which are kept for other windows.
+
+    GDAL's own cache belongs to a handle, and each thread has its own; and of an image in strips, every window
+    would transfer the strips anew.
+
+    Parameters
+    ----------
+    name : hashable
+        Files, their content, bands.
+    window : Window
+        Inside of `shape`.
+    shape, block_shape : tuple of int
+        Rows and columns of the whole, and of its blocks.
+    read : callable
+        Reads a window of whole blocks. Called by one thread at a time, for as few rectangles as can be.
+
+    Returns
+    -------
+    tuple of ndarray, each of shape (plane, row, col)
+    """
+    high, wide = block_shape
+    places = [
+        Window(row, col, min(high, shape[0] - row), min(wide, shape[1] - col))
+        for row in range(window.row // high * high, window.stop_row, high)
+        for col in range(window.col // wide * wide, window.stop_col, wide)
+    ]
+    found = _found(name, places)
+    if len(found) < len(places):
+        with _lock:
+            fetching = _fetching.setdefault(name, threading.Lock())
+        with fetching:
+            # Another thread may have fetched them while this one waited.
+            found |= _found(name, [place for place in places if place not in found])
+            missing = [place for place in places if place not in found]
+            if missing:
+                found |= _fetched(name, missing, read)
+    return _cut(window, found)
+
+
+def _fetched(
+    name: Hashable, missing: Sequence[Window], read: Callable[[Window], Planes]
+) -> dict[Window, Planes]:
+    blocks = {}
+    for area in _rectangles(missing):
+        planes = read(area)
+        for place in missing:
+            if area.intersection(place) is not None:
+                rows, cols = place.shifted(-area.row, -area.col).slices
+                blocks[place] = tuple(plane[:, rows, cols].copy() for plane in planes)
+    _keep(name, blocks)
+    return blocks
+
+
+def _rectangles(blocks: Sequence[Window]) -> list[Window]:
+    """Join blocks, in order of rows and columns, to few rectangles that hold nothing else."""
+    runs: list[Window] = []
+    for block in blocks:
+        last = runs[-1] if runs else None
+        if last is not None and (last.row, last.stop_col) == (block.row, block.col):
+            runs[-1] = last._replace(width=last.width + block.width)
+        else:
+            runs.append(block)
+    joined: list[Window] = []
+    for run in runs:
+        above = [w for w in joined if (w.stop_row, w.col, w.width) == (run.row, run.col, run.width)]
+        if above:
+            joined[joined.index(above[0])] = above[0]._replace(height=above[0].height + run.height)
+        else:
+            joined.append(run)
+    return joined
+
+
+def _found(name: Hashable, places: Sequence[Window]) -> dict[Window, Planes]:
+    with _lock:
+        found = {place: _kept[name, place] for place in places if (name, place) in _kept}
+        for place in found:
+            _kept.move_to_end((name, place))
+    return found
+
+
+def _keep(name: Hashable, blocks: dict[Window, Planes]) -> None:
+    with _lock:
+        for place, planes in blocks.items():
+            _kept[name, place] = planes
+        size = sum(plane.nbytes for planes in _kept.values() for plane in planes)
+        while size > CACHE_BYTES:
+            size -= sum(plane.nbytes for plane in _kept.popitem(last=False)[1])
+
+
+def _cut(window: Window, blocks: dict[Window, Planes]) -> Planes:
+    kinds = next(iter(blocks.values()))
+    out = tuple(np.empty((len(kind), window.height, window.width), kind.dtype) for kind in kinds)
+    for place, planes in blocks.items():
+        common = window.intersection(place)
+        assert common is not None  # noqa: S101  (only blocks that touch are looked for)
+        there = common.shifted(-window.row, -window.col).slices
+        here = common.shifted(-place.row, -place.col).slices
+        for target, plane in zip(out, planes, strict=True):
+            target[:, *there] = plane[:, *here]
+    return out

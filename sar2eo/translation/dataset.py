@@ -24,14 +24,14 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull
 
 from sar2eo._version import __version__
-from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, misfit
+from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, refuse_misfit
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.card import Card
 from sar2eo.model.spec import BUNDLED, ModelSpec, resolve_model
-from sar2eo.scenes import reader_of, settled, window_in
-from sar2eo.scenes.metadata import attributes_of, to_attributes
+from sar2eo.scenes import find_reader, find_window, normalise_array
+from sar2eo.scenes.lazy_array import decode_attributes, encode_attributes
 from sar2eo.settings import TranslateSettings
 from sar2eo.settings.toml import changed
 from sar2eo.settings.translation import SCALED_AS
@@ -57,7 +57,7 @@ _SAMPLED_CHUNKS = 64
 _SAMPLE_SEED = 2025
 _MACHINE = ("device", "dtype", "batch", "compile", "threads")
 
-_misfit = partial(misfit, verb="translates")
+_misfit = partial(refuse_misfit, verb="translates")
 
 
 def translate(
@@ -109,7 +109,7 @@ def translate(
         raise SettingsError(f"tile={settings.tile}: must be at most {_LARGEST_TILE}")
     spec = model if isinstance(model, ModelSpec) else resolve_spec(model, settings)
     whole, region = find_place(scene)
-    scene = settled(scene)
+    scene = normalise_array(scene)
     _check_fit(scene, whole, spec.card, force=settings.force)
     context = _make_context(scene, whole, region, spec, settings)
     scaling = _choose_scaling(scene, context, settings)
@@ -120,7 +120,7 @@ def translate(
     return xr.Dataset(
         {name: (dims.get(name, ("y", "x")), array) for name, array in arrays.items()},
         coords | {"band": list(EO_BANDS), "polarisation": list(context.polarisations)},
-        to_attributes(_describe(scene, context, settings) | {"grid": whole.crop(region)}),
+        encode_attributes(_describe(scene, context, settings) | {"grid": whole.crop(region)}),
     )
 
 
@@ -144,9 +144,9 @@ def find_place(scene: xr.DataArray) -> tuple[Grid, Window]:
         steps, last = np.diff(places.astype(float)), np.spacing(abs(places).max())  # digits of float32, too
         if steps.size and np.ptp(steps) > max(1e-3 * abs(steps).max(), 2 * last):
             raise SceneError(f"{name} coordinates are not evenly spaced: select slices, or reproject first")
-    crs, whole = scene.rio.crs, attributes_of(scene).get("scene_grid")
+    crs, whole = scene.rio.crs, decode_attributes(scene).get("scene_grid")
     if isinstance(whole, Grid):
-        window = window_in(scene, whole)
+        window = find_window(scene, whole)
         same = crs is None and whole.crs is None
         if crs is not None and whole.crs is not None:
             from rasterio.crs import CRS
@@ -194,7 +194,7 @@ def _make_context(
 ) -> TaskContext:
     found = _read_polarisations(scene)
     polarisations, channels = _choose_channels(found, spec.card, force=settings.force)
-    read = reader_of(scene)
+    read = find_reader(scene)
     if read is not None and (read[0].grid.shape, read[1]) != (whole.shape, region):
         read = None  # the reader's pixels are counted from another corner
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
@@ -219,7 +219,7 @@ def _read_polarisations(scene: xr.DataArray) -> tuple[str, ...]:
     labels = tuple(map(str, np.atleast_1d(scene["band"].values)))
     if set(labels) <= set(POLARISATIONS):
         return labels
-    named = tuple(attributes_of(scene).get("polarisations") or labels)
+    named = tuple(decode_attributes(scene).get("polarisations") or labels)
     if len(named) != len(labels):
         raise PolarisationError(
             f"the scene has {len(labels)} bands, and its attrs name {', '.join(named)}: label them, as in "

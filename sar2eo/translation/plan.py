@@ -27,10 +27,10 @@ from sar2eo.model.spec import BUNDLED, IDENTITY, ModelSpec
 from sar2eo.results.cog import estimate_bytes
 from sar2eo.results.outputs import Destination, Outputs, check_tmp
 from sar2eo.results.stac_output import COLLECTION
-from sar2eo.scenes import describe_scene, parse_source, shown_source
-from sar2eo.scenes.gdal import gdal_path, shown
-from sar2eo.scenes.metadata import attributes_of
-from sar2eo.scenes.sources import expand_sources, matches, scene_key
+from sar2eo.scenes import describe_scene
+from sar2eo.scenes.gdal import display_name, gdal_path, parse_source
+from sar2eo.scenes.lazy_array import decode_attributes
+from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe, checked
 from sar2eo.store.fingerprint import differences
@@ -111,7 +111,7 @@ class Entry:
     @property
     def name(self) -> str:
         """The source as messages name it, without the queries of signed URLs."""
-        return shown_source(self.source)
+        return display_name(self.source)
 
     @property
     def output(self) -> str | None:
@@ -226,8 +226,8 @@ def plan(
 
 def _expand_sources(given: Sequence[str]) -> list[Entry]:
     found: dict[str, Entry] = {}
-    # One of a glob's matches that cannot be read is one failed scene.
-    for text in (part for pattern in given for part in matches(pattern) or [pattern]):
+    # One of a glob's expand_glob that cannot be read is one failed scene.
+    for text in (part for pattern in given for part in expand_glob(pattern) or [pattern]):
         try:
             sources = [source.href for source in expand_sources([text], "sar")]
         except Exception as error:
@@ -248,7 +248,7 @@ def _plan_entry(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, target: 
     if outputs is None:
         outputs = entry.outputs = _name_outputs(entry.source, region.scene.attrs, recipe, target)
         _check_inputs(entry, outputs, recipe.region.aoi)
-    whole: Grid = attributes_of(region.scene)["scene_grid"]
+    whole: Grid = decode_attributes(region.scene)["scene_grid"]
     entry.grid = whole.crop(Window(*region.fingerprint["region"][0]))
     # Uploaded last, where there is one.
     item = [outputs.item] if whole.crs is not None and region.scene.attrs.get("datetime") else []
@@ -386,7 +386,7 @@ def check_template(template: str) -> None:
 def read_name_fields(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the values of `FIELDS` for a scene, from its source and the attributes of the opened scene."""
     first = _split_source(source)[0]
-    named = shown(first)
+    named = display_name(first)
     file, _, item = named.partition("#") if is_stac(first) else (named, "", "")
     file = file.removesuffix("/manifest.safe")  # of the product that it lies in
     stem = file.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]
@@ -458,7 +458,7 @@ def estimate(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str
     """Estimate the work on a single pending scene: scaling, tiles, memory, disk, seconds; for printing."""
     region = entry.region or open_region(entry.source, recipe, spec)
     dataset = translate_region(region, recipe, spec)
-    attrs = attributes_of(dataset)
+    attrs = decode_attributes(dataset)
     lattice = Lattice(tuple(attrs["scene_shape"]), attrs["tile"], attrs["overlap"], spec.factor)
     tiles = count_tiles(dataset["eo"].data)
     empty = _estimate_empty_share(region.scene, lattice, Window(*attrs["region"]))

@@ -17,7 +17,7 @@ from sar2eo._version import __version__
 from sar2eo.errors import SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.model.spec import ModelSpec
-from sar2eo.scenes import reader_of
+from sar2eo.scenes import find_reader
 from sar2eo.settings import TranslateRecipe
 from sar2eo.settings.translation import SCALED_AS
 from sar2eo.translation.dataset import SAMPLING, SYNTHETIC
@@ -48,7 +48,7 @@ def fingerprint_result(
     `scene` is the opened slice, `area` the shapely geometry outside of which pixels are masked, or None. Of
     the model, neither the machine nor versions of libraries count.
     """
-    read = reader_of(scene)
+    read = find_reader(scene)
     assert read is not None  # noqa: S101  (of a scene just opened)
     settings, attrs = recipe.settings, scene.attrs
     return {

@@ -19,13 +19,12 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from sar2eo.errors import SettingsError
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
-from sar2eo.geo.vector_files import read_vectors
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import open_scene
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
+from sar2eo.scenes.sources import read_vectors
 from sar2eo.settings import RegionSettings, TranslateRecipe
 from sar2eo.translation.dataset import translate
 from sar2eo.translation.provenance import fingerprint_result
@@ -57,14 +56,16 @@ class Region(NamedTuple):
 def open_region(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> Region:
     """Open a scene and cut out the region of a recipe; no pixels are read."""
     whole = open_scene(source, **dataclasses.asdict(recipe.scene))
-    scene, area = cut_region(whole, attributes_of(whole)["scene_grid"], recipe.region)
+    scene, area = cut_region(whole, decode_attributes(whole)["scene_grid"], recipe.region)
     return Region(scene, area, fingerprint_result(scene, area, recipe, spec))
 
 
 def translate_region(region: Region, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
     """Translate a region lazily, and mask the result outside of the area of interest."""
     dataset = translate(region.scene, spec, settings=recipe.settings, block=_BLOCK)
-    return dataset if region.area is None else clip_to(dataset, region.area, attributes_of(dataset)["grid"])
+    return (
+        dataset if region.area is None else clip_to(dataset, region.area, decode_attributes(dataset)["grid"])
+    )
 
 
 def cut_region(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
@@ -243,6 +244,6 @@ def _mask_outside(area: Any, place: Grid) -> npt.NDArray[np.bool_]:
     """Return a mask of the pixels of a grid whose centre is outside of an area."""
     from rasterio.features import geometry_mask
 
-    with unplaced_is_fine():
+    with ignore_missing_georeference():
         outside: npt.NDArray[np.bool_] = geometry_mask([area], place.shape, place.affine)
     return outside

@@ -22,9 +22,9 @@ from sar2eo.geo.blending import gather_block, upsample
 from sar2eo.geo.radiometry import (
     Channels,
     FloatArray,
-    amplitude_percentiles,
+    compute_percentiles,
     fill_invalid,
-    percentiles_of,
+    sample_percentiles,
     to_amplitude,
     to_model_range,
 )
@@ -44,7 +44,7 @@ __all__ = [
 
 SCALING_PERCENTILE = 99.0
 _BRIGHTEST = 1e3  # amplitude; 60 dB
-_SAMPLES_PER_CHUNK = 2**18  # of 64 chunks: as many as `amplitude_percentiles` takes
+_SAMPLES_PER_CHUNK = 2**18  # of 64 chunks: as many as `sample_percentiles` takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
         return to_amplitude(reader.read(window)[list(context.bands)], context.quantity)
 
     with counters.timed("scaling_seconds"):
-        found = amplitude_percentiles(read, context.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
+        found = sample_percentiles(read, context.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
     if context.quantity == "db" and max(found) > _BRIGHTEST:
         raise RadiometryError(
             f"the 99th percentile of the dB values is {20 * np.log10(max(found)):.0f}, brighter than any "
@@ -192,7 +192,7 @@ def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray
             f"no valid pixel in {len(samples)} sampled chunks of {chunks}: give the amplitude that becomes 1 "
             "as scaling, or make the chunks larger"
         )
-    return np.asarray(percentiles_of(valid, percentile=SCALING_PERCENTILE), np.float32)
+    return np.asarray(compute_percentiles(valid, percentile=SCALING_PERCENTILE), np.float32)
 
 
 @_drop_causes()

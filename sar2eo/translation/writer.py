@@ -36,8 +36,8 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import check_space
 from sar2eo.results.outputs import Outputs, check_tmp
-from sar2eo.scenes.identity import file_identity
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.identity import identify_file
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
 from sar2eo.translation.dataset import EO_BANDS, count_tiles, find_place
@@ -161,7 +161,7 @@ class ResultWriter:
     ) -> None:
         self.outputs, self.dataset = outputs, _normalise(dataset)
         self._compress, self._force, self._tags, self._collection = compress, force, tags, collection
-        self._attrs, self._grid = attributes_of(dataset), _find_grid(dataset)
+        self._attrs, self._grid = decode_attributes(dataset), _find_grid(dataset)
         self._work: dict[str, float] = {}
         started = time.perf_counter()
         sampled = "amplitude_divisor" in dataset
@@ -329,10 +329,10 @@ def check_dataset(dataset: xr.Dataset, outputs: Outputs) -> None:
             f"eo is {eo.dtype} {dict(eo.sizes)}: must be uint8 with 3 bands, y and x; after arithmetic, "
             "round and cast it back with .astype('uint8')"
         )
-    inputs = json.dumps(attributes_of(dataset).get("input"), default=str)
+    inputs = json.dumps(decode_attributes(dataset).get("input"), default=str)
     for path in outputs.paths:
         name = outputs.display_name(path)
-        taken = path.is_file() and file_identity(str(path))["sha256"] in inputs
+        taken = path.is_file() and identify_file(str(path))["sha256"] in inputs
         if taken or (outputs.destination is not None and json.dumps(name) in inputs):
             raise OutputError(f"{name} is a file of the scene itself: give the result another name")
 
