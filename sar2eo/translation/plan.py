@@ -226,7 +226,7 @@ def plan(
 
 def _expand_sources(given: Sequence[str]) -> list[Entry]:
     found: dict[str, Entry] = {}
-    # One of a glob's expand_glob that cannot be read is one failed scene.
+    # One of a glob's matches that cannot be read is one failed scene.
     for text in (part for pattern in given for part in expand_glob(pattern) or [pattern]):
         try:
             sources = [source.href for source in expand_sources([text], "sar")]
