@@ -85,7 +85,7 @@ def run(
         try:
             pipeline.run(pending, progress)
         finally:
-            if target.destination is not None:
+            if pipeline.collection is not None and target.destination is not None:
                 _upload_collection(pipeline.collection, target.destination, changed=bool(pending))
             elif pipeline.collection is not None:
                 write_stac_collection(target.folder, pipeline.collection)
@@ -117,10 +117,8 @@ def _name_collection(target: RunTarget) -> str | None:
     return target.folder.resolve().name or "archive"
 
 
-def _upload_collection(name: str | None, destination: Destination, *, changed: bool) -> None:
+def _upload_collection(name: str, destination: Destination, *, changed: bool) -> None:
     """Upload the collection of all results under a prefix, if this run or a stopped one changed any."""
-    if name is None:
-        return
     path = destination.folder / COLLECTION
     present = destination.list_files()
     if not changed and not path.exists() and COLLECTION in present:

@@ -147,7 +147,7 @@ def find_place(scene: xr.DataArray) -> tuple[Grid, Window]:
     crs, whole = scene.rio.crs, decode_attributes(scene).get("scene_grid")
     if isinstance(whole, Grid):
         window = find_window(scene, whole)
-        same = crs is None and whole.crs is None
+        same = crs is None  # it may have been dropped
         if crs is not None and whole.crs is not None:
             from rasterio.crs import CRS
 

@@ -44,7 +44,6 @@ __all__ = [
     "FIELDS",
     "Entry",
     "RunTarget",
-    "Status",
     "check_template",
     "estimate",
     "estimate_archive",
@@ -55,8 +54,6 @@ __all__ = [
     "plan",
     "read_name_fields",
 ]
-
-Status = Literal["pending", "done", "skipped", "failed"]
 
 # An opened scene takes half a megabyte, mostly coordinates: of a long archive the others are opened again.
 _KEPT_OPEN = 64
@@ -92,18 +89,17 @@ class Entry:
     status : {"pending", "done", "skipped", "failed"}
         Skipped: results of the same scene and settings exist.
     error : Exception or None
-        Why it failed.
     report : dict or None
         Report of `sar2eo.write_cog`, once it is done.
     seconds : float
-        Seconds of work.
+        Seconds of work, once it is done.
     """
 
     source: str
     outputs: Outputs | None = None
     region: Region | None = None
     grid: Grid | None = None
-    status: Status = "pending"
+    status: Literal["pending", "done", "skipped", "failed"] = "pending"
     error: Exception | None = None
     report: dict[str, Any] | None = None
     seconds: float = 0.0

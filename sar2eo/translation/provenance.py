@@ -69,7 +69,7 @@ def fingerprint_work(
     readable += ["tile", "overlap", "fingerprint", "region"]
     return {
         **{name: attrs[name] for name in readable if name in attrs},
-        **_describe_grid(grid),
+        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
         "scaling": None if divisors is None else [float(d) for d in divisors],
         "graph": {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()},
     }
@@ -126,7 +126,7 @@ def build_report(
     counted = {name: int(work.get(f"tiles_{name}", 0)) for name in ("translated", "skipped")}
     kinds = ("load", "read", "model", "blend", "journal")
     return {
-        **_describe_grid(grid),
+        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
         "tiles": {"total": tiles, **counted, "resumed": max(0, tiles - sum(counted.values()))},
         "scaling": {
             **{name: attrs.get(name) for name in ("quantity", "calibration", "polarisations")},
@@ -137,19 +137,11 @@ def build_report(
             "sha256": attrs.get("model_sha256"),
             "parameters": attrs.get("model_parameters"),
         },
-        "settings": {
-            "tile": attrs.get("tile"),
-            "overlap": attrs.get("overlap"),
-            **attrs.get("settings", {}),
-        },
+        "settings": {**{name: attrs.get(name) for name in ("tile", "overlap")}, **attrs.get("settings", {})},
         "seconds": {**seconds, **{name: work.get(f"{name}_seconds", 0.0) for name in kinds}},
         "megapixels": grid.shape[0] * grid.shape[1] / 1e6,
         "peak_rss_bytes": int(work["peak_rss_bytes"]),
     }
-
-
-def _describe_grid(grid: Grid) -> dict[str, Any]:
-    return {"grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)}}
 
 
 def read_scaling(text: str) -> tuple[float, ...] | dict[str, float | str]:
