@@ -237,7 +237,7 @@ class _Pipeline:
             force=recipe.settings.force,
             tags={FINGERPRINT: json.dumps(region.fingerprint, sort_keys=True)},
             collection=self.collection,
-            opened_in=time.perf_counter() - started,
+            opened_in=entry.seconds + time.perf_counter() - started,
         )
 
     def _compute(self, entry: Entry, writer: ResultWriter, progress: Progress | None) -> bool:

@@ -92,7 +92,7 @@ class Entry:
     report : dict or None
         Report of `sar2eo.write_cog`, once it is done.
     seconds : float
-        Seconds of work, once it is done.
+        Seconds of work so far.
     """
 
     source: str
@@ -239,7 +239,9 @@ def _plan_entry(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, target: 
     if entry.outputs is not None:
         # A single scene's outputs are checked before it is opened.
         _check_inputs(entry, entry.outputs, recipe.region.aoi)
+    started = time.perf_counter()
     region = open_region(entry.source, recipe, spec)
+    opened_in = time.perf_counter() - started
     outputs = entry.outputs
     if outputs is None:
         outputs = entry.outputs = _name_outputs(entry.source, region.scene.attrs, recipe, target)
@@ -252,7 +254,7 @@ def _plan_entry(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, target: 
         entry.status = "skipped"
     else:
         outputs.check(overwrite=recipe.overwrite, restart=recipe.restart)
-        entry.region = region
+        entry.region, entry.seconds = region, opened_in
 
 
 def _check_inputs(entry: Entry, outputs: Outputs, aoi: str | None) -> None:
@@ -399,13 +401,7 @@ def read_name_fields(source: str, attrs: Mapping[str, Any]) -> dict[str, str | N
 
 
 def fill_template(template: str, fields: Mapping[str, str | None]) -> str:
-    """Fill a template that `check_template` accepted; characters that file names must not have become ``_``.
-
-    Raises
-    ------
-    SceneError
-        If the scene lacks a field of the template.
-    """
+    """Fill a checked template; characters that file names must not have become ``_``."""
     used = {name for _, name, _, _ in Formatter().parse(template) if name}
     missing = sorted(name for name in used if not fields[name])
     if missing:

@@ -121,13 +121,7 @@ def cut_region(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple
 
 
 def read_area(path: Path, grid: Grid) -> Any:
-    """Read the polygons of a file as one shapely geometry in the CRS of a grid.
-
-    Raises
-    ------
-    SettingsError
-        If the file cannot be read, or holds no polygon.
-    """
+    """Read the polygons of a file as one shapely geometry in the CRS of a grid."""
     import shapely
     from pyproj import Transformer
 
@@ -138,7 +132,7 @@ def read_area(path: Path, grid: Grid) -> Any:
     members = shapely.get_parts(shapely.get_parts(table.geometry.dropna()))  # of collections, too
     parts = [p for p in members if p.geom_type in ("Polygon", "MultiPolygon") and not p.is_empty]
     if not parts:
-        raise SettingsError(f"--aoi {path}: holds no polygon")
+        raise SettingsError(f"--aoi {path}: has no polygon")
     area = _join_polygons([shapely.make_valid(part) for part in parts])
     _, south, _, north = area.bounds
     nowhere = table.crs.is_geographic and not -_POLE <= south <= north <= _POLE

@@ -143,13 +143,7 @@ def _drop_causes() -> Iterator[None]:
 
 @_drop_causes()
 def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
-    """Return the 99th percentile of amplitude in the whole scene, shape (polarisation,).
-
-    Raises
-    ------
-    RadiometryError
-        If a polarisation has no valid pixel, or dB values are too high to be dB.
-    """
+    """Return the 99th percentile of amplitude in the whole scene, shape (polarisation,)."""
     reader = context.reader
     assert reader is not None  # noqa: S101  (the graph builder chooses by this)
 
@@ -176,13 +170,7 @@ def sample_chunk(context: TaskContext, chunk: npt.NDArray[Any], seed: int) -> Fl
 
 
 def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray:
-    """Return the 99th percentile of amplitude over samples of some of the chunks, shape (polarisation,).
-
-    Raises
-    ------
-    RadiometryError
-        If a polarisation has no valid pixel in them, or its percentile is not positive.
-    """
+    """Return the 99th percentile of amplitude over samples of some of the chunks, shape (polarisation,)."""
     bands = ([sample[band] for sample in samples] for band in range(len(samples[0])))
     valid = [np.concatenate([part[np.isfinite(part)] for part in parts]) for parts in bands]
     if any(values.size == 0 for values in valid) and len(samples) == chunks:
