@@ -187,8 +187,8 @@ def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], n
         title = json.loads(texts[COLLECTION])["title"]
     if COLLECTION in texts and title != _COLLECTION_TITLE:
         warnings.warn(
-            f"{COLLECTION} in the folder of results was not written by sar2eo, and is left as it is: "
-            "results have their items, but no collection",
+            f"{COLLECTION} in the folder of results was not written by sar2eo and is kept: "
+            "results have STAC items, but no collection",
             Sar2eoWarning,
             stacklevel=3,
         )

@@ -22,6 +22,7 @@ from dask.base import tokenize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull
+from rasterio.crs import CRS
 
 from sar2eo._version import __version__
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, refuse_misfit
@@ -135,8 +136,6 @@ def find_place(scene: xr.DataArray) -> tuple[Grid, Window]:
     SceneError
         If the dims are not (band, y, x), or the coordinates are not evenly spaced.
     """
-    import rioxarray  # noqa: F401  (gives the accessor .rio)
-
     if scene.dims != ("band", "y", "x") or min(scene.shape) < 1:
         raise SceneError(f"scene dims={scene.dims}, shape={scene.shape}: must be (band, y, x) and not empty")
     for name in ("y", "x"):
@@ -149,8 +148,6 @@ def find_place(scene: xr.DataArray) -> tuple[Grid, Window]:
         window = find_window(scene, whole)
         same = crs is None  # it may have been dropped
         if crs is not None and whole.crs is not None:
-            from rasterio.crs import CRS
-
             # By its text: xarray changes that of a CRS without a code.
             same = crs == CRS.from_wkt(CRS.from_user_input(whole.crs).to_wkt())
         if window is not None and same:

@@ -289,7 +289,7 @@ def _is_done(outputs: Outputs, fingerprint: Mapping[str, Any], item: list[Path],
         differing = _find_differences(outputs, path, fingerprint) if outputs.exists(path) else ""
         if differing and not overwrite:
             raise OutputError(
-                f"{outputs.display_name(path)} exists, and differs in {differing}: pass --overwrite to "
+                f"{outputs.display_name(path)} exists, and {differing}: pass --overwrite to "
                 "replace it, or give another --out or --name"
             )
         if differing:
@@ -300,16 +300,15 @@ def _is_done(outputs: Outputs, fingerprint: Mapping[str, Any], item: list[Path],
 
 
 def _find_differences(outputs: Outputs, path: Path, fingerprint: Mapping[str, Any]) -> str:
-    """Name what an existing result differs in; empty if it is the same."""
+    """Say what an existing result differs in; empty if it is the same."""
     try:
         tag = outputs.read_tag(path, FINGERPRINT)
-        return (
-            "how it was made, which it does not say"
-            if tag is None
-            else differences(json.loads(tag), fingerprint)
-        )
+        if tag is None:
+            return "does not say how it was made"
+        found = differences(json.loads(tag), fingerprint)
+        return found and f"differs in {found}"
     except (SceneError, ValueError, AttributeError):
-        return "how it was made, which cannot be read"
+        return "how it was made cannot be read"
 
 
 def _check_paths(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[Entry]:
