@@ -502,7 +502,7 @@ def test_a_lost_cluster_ends_the_run_and_tells_what_is_pending(
     assert statuses(archive.run(recipe(scenes, out=out), IDENTITY)) == ["done"] * 3
 
 
-def test_an_unexpected_error_of_one_scene_is_told_and_the_others_go_on(
+def test_an_unexpected_error_of_one_scene_is_reported_and_the_others_go_on(
     scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = writer.ResultWriter.compute

@@ -168,7 +168,7 @@ def test_very_many_slices_in_any_chunks_are_that_part_of_the_whole(
     check_slices(chunked, data)
 
 
-def test_only_needed_batches_run_and_empty_windows_never_reach_the_model(scene_file: Path) -> None:
+def test_only_needed_batches_run_and_empty_tiles_never_reach_the_model(scene_file: Path) -> None:
     scene = sar2eo.open_scene(scene_file)
     eo = sar2eo.translate(scene, "identity", tile=128, overlap=16, batch=1, block=(64, 64), scaling=(255.0,))
     counters.reset()

@@ -110,7 +110,7 @@ def test_bfloat16_batches_agree_within_one_level_nearly_everywhere(
     assert (levels(one, four) <= 1).mean() >= 0.999
 
 
-def test_overlapping_windows_agree_since_they_start_from_the_same_noise(
+def test_overlapping_tiles_agree_since_they_start_from_the_same_noise(
     scene_file: Path, checkpoint: Path, whole: xr.Dataset
 ) -> None:
     """Other windows see other surroundings, but the same noise: the pictures are nearer than by chance."""

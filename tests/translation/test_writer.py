@@ -72,7 +72,7 @@ def test_the_file_holds_the_pixels_of_the_dataset_on_its_grid(
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".json") == ["eo.png", "eo.tif"]
 
 
-def test_existing_files_are_kept_unless_told_otherwise(dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_existing_files_are_kept_without_overwrite(dataset: xr.Dataset, tmp_path: Path) -> None:
     target = tmp_path / "eo.tif"
     target.write_bytes(b"precious")
     with pytest.raises(OutputError, match="overwrite"):
@@ -147,7 +147,7 @@ def test_a_missing_variable_is_named(dataset: xr.Dataset, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_ends_with_all_windows(dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_progress_ends_with_all_tiles(dataset: xr.Dataset, tmp_path: Path) -> None:
     told: list[dict[str, float]] = []
     sar2eo.write_cog(dataset, tmp_path / "eo.tif", progress=told.append)
     last = told[-1]
