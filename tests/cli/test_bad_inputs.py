@@ -126,7 +126,7 @@ def judge(told: Told, verdict: Refused | None) -> None:
         return
     assert told.code == verdict.code, told.stderr
     lines = [
-        line for line in told.stderr.splitlines() if not re.search(r"^Warning: |^\d+ of \d+ windows", line)
+        line for line in told.stderr.splitlines() if not re.search(r"^Warning: |^\d+ of \d+ tiles", line)
     ]
     assert len(lines) == 1, told.stderr
     assert lines[0].startswith("Error: ")
