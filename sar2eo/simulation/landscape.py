@@ -521,9 +521,9 @@ def _draw_roads(land: Landscape) -> None:
     cover, districts = land.cover, land.districts
     towns = districts.site[districts.kind >= DistrictKind.RESIDENTIAL].astype(np.float64)
     roads = _stamp([line.buffer(pixels(30)) for line in _motorways(land.settings, towns)], cover.shape)
-    settled = districts.kind[districts.label] != DistrictKind.WILD
-    settled &= cover != LandCover.WATER
-    roads |= _stamp([b.buffer(pixels(9)) for b in districts.borders], cover.shape) & settled
+    used = districts.kind[districts.label] != DistrictKind.WILD
+    used &= cover != LandCover.WATER
+    roads |= _stamp([b.buffer(pixels(9)) for b in districts.borders], cover.shape) & used
     cover[roads & (land.terrain.coast_px > 0)] = LandCover.PAVED
 
 
