@@ -48,7 +48,7 @@ class SimulatedPair:
     settings : SimulationSettings
         The settings of the simulation.
     grid : Grid
-        Of all rasters, in UTM.
+        Grid of all rasters, in UTM.
     sar : ndarray of float32, shape (polarisation, H, W)
         Amplitude, the square root of sigma nought; NaN without data.
     backscatter : ndarray of float32, shape (polarisation, H, W)
