@@ -26,19 +26,11 @@ _COARSE = 0.5
 
 
 class Cell(NamedTuple):
-    """One cell of the lattice, and where it lies in one scene.
+    """One cell of the lattice, and where it lies in one scene."""
 
-    Parameters
-    ----------
-    i, j : int
-        Steps of the lattice down and to the right of the CRS's origin.
-    row, col : int
-        First pixel in the scene's grid.
-    """
-
-    i: int
-    j: int
-    row: int
+    i: int  # steps of the lattice down from the CRS's origin
+    j: int  # and to the right
+    row: int  # first pixel in the scene's grid
     col: int
 
     def window(self, size: int) -> Window:

@@ -32,17 +32,10 @@ Validity = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SceneFootprint:
-    """A scene and where it has data.
+    """A scene and where it has data."""
 
-    Parameters
-    ----------
-    source : Source
-        With its time and platform, where these are known.
-    area : Polygon or MultiPolygon
-        In longitude and latitude (EPSG:4326), split at the antimeridian; empty where nothing is valid.
-    """
-
-    source: Source
+    source: Source  # with its time and platform, where these are known
+    # In longitude and latitude (EPSG:4326), split at the antimeridian; empty where nothing is valid
     area: Any
 
 

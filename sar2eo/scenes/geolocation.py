@@ -57,18 +57,10 @@ class Mapping(Protocol):
 
 @dataclass(frozen=True)
 class AffineMapping:
-    """The map of a source with a CRS and an affine transform.
+    """The map of a source with a CRS and an affine transform."""
 
-    Parameters
-    ----------
-    source : Grid
-        Of the source.
-    crs : str
-        CRS of the ground coordinates.
-    """
-
-    source: Grid
-    crs: str
+    source: Grid  # of the source
+    crs: str  # CRS of the ground coordinates
 
     def pixels(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Return rows and columns; see `Mapping`."""
@@ -99,12 +91,6 @@ class AffineMapping:
 class ControlMapping:
     """The map of a source with ground control points: thin-plate splines through them, there and back.
 
-    Parameters
-    ----------
-    control : GroundControl
-    crs : str
-        CRS of the ground coordinates.
-
     Raises
     ------
     GeoreferenceError
@@ -112,7 +98,7 @@ class ControlMapping:
     """
 
     control: GroundControl
-    crs: str
+    crs: str  # CRS of the ground coordinates
     to_pixels: ThinPlateSpline = field(init=False, repr=False)
     to_ground: ThinPlateSpline = field(init=False, repr=False)
 
@@ -258,23 +244,12 @@ class ThinPlateSpline:
 
     ``f(p) = sum_k w_k phi(|p - p_k|) + a + b . p`` with ``phi(r) = r^2 log r`` (Duchon 1977; Wahba, Spline
     Models for Observational Data, 1990, section 2.4).
-
-    Parameters
-    ----------
-    centre : ndarray, shape (2,)
-        Subtracted from points before use.
-    scale : float
-        Points are then divided by it.
-    knots : ndarray, shape (point, 2)
-        Normalised points.
-    weights : ndarray, shape (point + 3, value)
-        Of the radial functions, then of 1 and the two coordinates.
     """
 
-    centre: Array
-    scale: float
-    knots: Array
-    weights: Array
+    centre: Array  # shape (2,); subtracted from points before use
+    scale: float  # points are then divided by it
+    knots: Array  # shape (point, 2); normalised points
+    weights: Array  # shape (point + 3, value); of the radial functions, then of 1 and the two coordinates
 
     @classmethod
     def fit(cls, points: Array, values: Array) -> ThinPlateSpline:

@@ -26,24 +26,13 @@ _EXACT = ("uint8", "int8", "uint16", "int16")
 
 @dataclass(frozen=True, eq=False)
 class SarScene:
-    """A SAR scene on the grid that chips are cut from.
+    """A SAR scene on the grid that chips are cut from."""
 
-    Parameters
-    ----------
-    href : str
-        As it was given.
-    reader : SceneReader
-    dtype : str
-        Type that chips are stored as: the scene's own where values are read as they are stored, else float32.
-    quantity : str
-        What the values are.
-    calibration : str or None
-    """
-
-    href: str
+    href: str  # as it was given
     reader: SceneReader
+    # Type that chips are stored as: the scene's own where values are read as they are stored, else float32
     dtype: str
-    quantity: str
+    quantity: str  # what the values are
     calibration: str | None
 
     @property

@@ -34,22 +34,11 @@ _BAND_IDS = {"B02": "1", "B03": "2", "B04": "3"}
 
 @dataclass(frozen=True)
 class Sentinel2Product:
-    """The files of a product that show red, green, blue and clouds.
+    """The files of a product that show red, green, blue and clouds."""
 
-    Parameters
-    ----------
-    bands : tuple of str
-        Files of B04, B03 and B02 at 10 m, as GDAL opens them.
-    classes : str or None
-        File of the scene classification, of level 2A.
-    codings : tuple of Coding
-        One per band.
-    facts : Facts
-    """
-
-    bands: tuple[str, ...]
-    classes: str | None
-    codings: tuple[Coding, ...]
+    bands: tuple[str, ...]  # files of B04, B03 and B02 at 10 m, as GDAL opens them
+    classes: str | None  # file of the scene classification, of level 2A
+    codings: tuple[Coding, ...]  # one per band
     facts: Facts
 
 
@@ -127,19 +116,11 @@ _APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 @dataclass(frozen=True)
 class Coding:
-    """How stored numbers become values: ``value = number * factor + offset``.
+    """How stored numbers become values: ``value = number * factor + offset``."""
 
-    Parameters
-    ----------
-    factor, offset : float
-        Of values on the scale of `REFLECTANCE_1`.
-    origin : str
-        Where they come from, in words.
-    """
-
-    factor: float = 1.0
+    factor: float = 1.0  # to the scale of `REFLECTANCE_1`
     offset: float = 0.0
-    origin: str = "numbers as stored"
+    origin: str = "numbers as stored"  # where they come from, in words
 
     @classmethod
     def declared(cls, scale: float, offset: float, origin: str) -> Coding:

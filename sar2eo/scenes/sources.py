@@ -1,4 +1,4 @@
-"""Sources: scenes named by files, folders, globs, STAC items, collections and footprint tables, in one list."""
+"""Sources: scenes named by files, folders, globs, STAC and footprint tables, as one list."""
 
 from __future__ import annotations
 
@@ -37,25 +37,13 @@ _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
 @dataclass(frozen=True)
 class Source:
-    """A scene that is not opened yet, and what is known of it.
+    """A scene that is not opened yet, and what is known of it."""
 
-    Parameters
-    ----------
-    href : str
-        What `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens.
-    datetime : str or None
-        Acquisition, ISO 8601, UTC.
-    platform, orbit_direction : str or None
-        From STAC or a table.
-    footprint : shapely geometry or None
-        In longitude and latitude (EPSG:4326), split at the antimeridian.
-    """
-
-    href: str
-    datetime: str | None = None
-    platform: str | None = None
+    href: str  # what `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens
+    datetime: str | None = None  # acquisition, ISO 8601, UTC
+    platform: str | None = None  # from STAC or a table
     orbit_direction: str | None = None
-    footprint: Any = None
+    footprint: Any = None  # in longitude and latitude (EPSG:4326), split at the antimeridian
 
 
 def expand_sources(given: Sequence[str], role: Role) -> list[Source]:

@@ -38,22 +38,12 @@ _FIELDS = ("raster:scale", "raster:offset", "nodata")
 
 @dataclass(frozen=True)
 class SarAssets:
-    """The SAR assets of an item.
+    """The SAR assets of an item."""
 
-    Parameters
-    ----------
-    files : dict
-        Hrefs by polarisations, in order: one key per asset, of one or several names.
-    nodata : float or None
-        What the item declares, for files that do not.
-    grd : bool
-        Whether it is a ground range product as it was measured, in which DN 0 is nodata.
-    facts : Facts
-    """
-
+    # Hrefs by polarisations, in order: one key per asset, of one or several names
     files: dict[tuple[str, ...], str]
-    nodata: float | None
-    grd: bool
+    nodata: float | None  # what the item declares, for files that do not
+    grd: bool  # whether it is a ground range product as it was measured, in which DN 0 is nodata
     facts: Facts
 
 
@@ -236,23 +226,12 @@ def _product_type(item: pystac.Item) -> str:
 
 @dataclass(frozen=True)
 class BandAsset:
-    """One colour in a file.
-
-    Parameters
-    ----------
-    href : str
-    index : int
-        Band, from 1.
-    label : str
-        Name of the asset, and of the band where it has several.
-    said : dict
-        ``scale``, ``offset`` and ``nodata``, where the item declares them.
-    """
+    """One colour in a file."""
 
     href: str
-    index: int
-    label: str
-    said: dict[str, float]
+    index: int  # band, from 1
+    label: str  # name of the asset, and of the band where it has several
+    said: dict[str, float]  # ``scale``, ``offset`` and ``nodata``, where the item declares them
 
 
 @dataclass(frozen=True)
@@ -266,24 +245,13 @@ class CloudAsset:
 
 @dataclass(frozen=True)
 class EoAssets:
-    """The optical assets of an item.
+    """The optical assets of an item."""
 
-    Parameters
-    ----------
-    picture : str or None
-        A raster whose bands are chosen by what it says itself: a true-colour image, or the item's only
-        raster.
-    bands : tuple of BandAsset
-        Red, green and blue; empty with a picture.
-    cloud : CloudAsset or None
-    nodata : float or None
-        Of the picture, where the item declares it.
-    """
-
+    # A raster whose bands are chosen by what it says itself: a true-colour image, or the item's only raster
     picture: str | None
-    bands: tuple[BandAsset, ...]
+    bands: tuple[BandAsset, ...]  # red, green and blue; empty with a picture
     cloud: CloudAsset | None
-    nodata: float | None = None
+    nodata: float | None = None  # of the picture, where the item declares it
 
 
 def choose_eo_assets(item: pystac.Item) -> EoAssets | None:

@@ -53,23 +53,12 @@ class WarpedReader(SceneReader):
 
     Where target pixels are at least twice as large as source pixels, to 5 %, source blocks of that many
     pixels, counted from the first source pixel, are averaged first.
-
-    Parameters
-    ----------
-    source : SceneReader
-        In its own frame.
-    mapping : Mapping
-        From ground coordinates in the CRS of `grid` to the source.
-    grid : Grid
-        The target, north-up.
-    quantity : str
-        What the values are, so that averages are those of intensity.
     """
 
-    source: SceneReader
-    mapping: Mapping
-    grid: Grid
-    quantity: str
+    source: SceneReader  # in its own frame
+    mapping: Mapping  # from ground coordinates in the CRS of `grid` to the source
+    grid: Grid  # the target, north-up
+    quantity: str  # what the values are, so that averages are those of intensity
 
     block_shape = (_TILE, _TILE)
 
