@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.dataset_fixtures import built_pairs
+from support.dcdm_fixtures import untrained_matcher
 
 from sar2eo.model.checkpoint import load_checkpoint, save_checkpoint
 from sar2eo.model.creation import init_checkpoint
@@ -79,3 +81,42 @@ def test_confidence_of_a_real_pair_is_drawn(model: Path, scene: Path, tmp_path: 
     run("confidence/confidence.py", *common, "--pair", *pair, "--window", *window, "--out", out)
     with Image.open(out) as picture:
         assert np.asarray(picture).std() > 20
+
+
+def test_parts_of_a_matcher_are_switched_off(tmp_path: Path) -> None:
+    pairs = built_pairs(tmp_path / "pairs", counts={"val": 3}, size=64)
+    # Of what an untrained network knows any part may be missed or not: here it only has to run.
+    model = untrained_matcher(tmp_path / "model", polarisations=("VV",), threshold=0.5)
+    lines = run("switched_off/switched_off.py", pairs, "--model", model).splitlines()
+    assert len(lines) == 7
+    assert lines[0].startswith("without nothing: learned 0.")
+    assert lines[3].startswith("without calibration: learned 0.")
+    assert all(len(line.rpartition("all maps ")[2].split()) == 2 for line in lines)
+
+
+def test_planted_shifts_are_recovered_and_other_places_refused(tmp_path: Path) -> None:
+    program = ("misregistration/misregistration.py", tmp_path, "--shifts", 3, "--strangers", 3,
+               "--size", 768, "--grid", 150)  # fmt: skip
+    shown = run(*program)
+    study = json.loads((tmp_path / "study.json").read_text())
+    found = study["methods"]["structure"]
+    assert (found["accepted"]["count"], found["accepted"]["of"]) == (3, 3)
+    assert found["within_1_px"]["count"] == 3
+    assert found["largest_px"] < 1
+    # Three of three says little, and the table says so.
+    assert found["within_1_px"]["low"] < 0.3
+    assert (found["false_accepts"]["count"], found["false_accepts"]["of"]) == (0, 3)
+    assert "| structure | 3 of 3 (29.2 to 100.0 %) |" in shown
+    planted = [case for case in study["cases"] if case["planted"] is not None]
+    lengths = [np.hypot(*case["planted"]) for case in planted]
+    np.testing.assert_allclose(lengths, [0, 10, 20], atol=0.01)
+    for case in planted:
+        assert case["error_px"] == np.hypot(*np.subtract(case["found"], case["planted"]))
+    assert {(case["eo"], case["sar"]) for case in study["cases"]} == {
+        (0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (2, 0),
+    }  # fmt: skip
+    # The same command has nothing left to do.
+    before = (tmp_path / "cases.jsonl").read_bytes()
+    again = run(*program)
+    assert again == shown
+    assert (tmp_path / "cases.jsonl").read_bytes() == before

@@ -1,16 +1,15 @@
 """Does a model's variance find what only one sensor saw?
 
-    python experiments/confidence/confidence.py report --model MODEL --scenes SCENE... --out DIR
-    python experiments/confidence/confidence.py picture --model MODEL --pair SAR EO --window ROW COL HEIGHT WIDTH \
-        --out FILE.png
+    python confidence.py report --model DIR --scenes DIR... --out DIR
+    python confidence.py picture --model DIR --pair SAR EO --window 0 0 512 512 --out FILE.png
 
-`report` takes folders of `sar2eo simulate`. It compares ships, vehicles and fields that changed between the two
-dates with unchanged objects of the same kind: never with bare ground, which any map of brightness tells apart.
-`picture` draws SAR, EO, confidence and surprise of a part of two real scenes, of which nobody knows the truth.
+`report` takes folders of `sar2eo simulate`. It compares ships, vehicles and fields that changed between the
+two dates with unchanged objects of the same kind: never with bare ground, which any map of brightness finds.
+`picture` draws SAR, EO, confidence and surprise of a part of two real scenes, whose truth is unknown.
 
 Forced variance is the variance given the SAR image and the noised EO image at a timestep (C-DiffSET, Fig. 7).
-Surprise is the squared error of that prediction over its variance: about 1 where the EO image is as the SAR image
-lets expect. Sampled variance is that of `sar2eo translate`, which does not see the EO image.
+Surprise is the squared error of that prediction over its variance: about 1 where the EO image is as the SAR
+image lets expect. Sampled variance is that of `sar2eo translate`, which does not see the EO image.
 """
 
 import argparse
@@ -54,14 +53,14 @@ GROUPS = (
     ("field", "changed"),
 )
 READING = f"""\
-* An area is the probability that a changed object scores above an unchanged one of the same kind: 0.5 is chance, below
-  0.5 the detector ranks the other way round. In brackets the 95 % interval of a bootstrap over objects ({BOOTSTRAPS}
-  draws); it knows nothing of other scenes or other trainings.
-* Scores of variance and surprise: log10, mean or largest value over the object's pixels. The largest value grows with
-  the size of an object by chance alone.
-* SAR contrast: mean amplitude against a ring from {GUARD_PX} to {RING_PX} pixels around the object, in dB. EO contrast:
-  distance of the mean colours, in levels. Both use the true place of the object, so neither is a detector that anyone
-  has. Size: pixels, a control, which must be near 0.5.
+* An area is the probability that a changed object scores above an unchanged one of the same kind: 0.5 is
+  chance, below 0.5 the detector ranks the other way round. In brackets the 95 % interval of a bootstrap over
+  objects ({BOOTSTRAPS} draws), which does not cover other scenes or other trainings.
+* Scores of variance and surprise: log10, mean or largest value over the object's pixels. The largest value
+  grows with the size of an object by chance alone.
+* SAR contrast: mean amplitude against a ring from {GUARD_PX} to {RING_PX} pixels around the object, in dB. EO
+  contrast: distance of the mean colours, in levels. Both use the true place of the object, so neither is a
+  detector that anyone has. Size: pixels, a control, which must be near 0.5.
 """
 
 
@@ -101,8 +100,8 @@ def main() -> None:
 class ScenePair:
     """A SAR and an EO scene on one grid.
 
-    `sar` and `eo` are float32 of shape (3, H, W) in [-1, 1], where invalid pixels have the value of their nearest
-    valid one. `valid` (H, W) says where both have data. `confidence` (H, W) is that of the translation, 1 / variance.
+    `sar` and `eo`, of shape (3, H, W), are in [-1, 1]; invalid pixels have the value of their nearest valid
+    one. `valid` (H, W): where both have data. `confidence` (H, W): that of the translation, 1 / variance.
     """
 
     sar: Image
@@ -113,7 +112,7 @@ class ScenePair:
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Forced variance and squared error by timestep, and which latent pixels are valid; each of shape (h, w)."""
+    """Forced variance and squared error by timestep, and valid latent pixels; all of shape (h, w)."""
 
     variance: dict[int, Image]
     error: dict[int, Image]
@@ -202,7 +201,7 @@ def compute_maps(pair: ScenePair, spec: ModelSpec, timesteps: list[int]) -> Maps
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """Objects of a simulated scene: `label` (H, W) holds their `numbers`; their `kinds` and `states` by name."""
+    """Objects of a simulated scene: `label` (H, W) holds the number of the object at each pixel, or 0."""
 
     label: npt.NDArray[np.uint16]
     numbers: npt.NDArray[np.intp]
@@ -289,8 +288,8 @@ def compare_groups(objects: list[dict[str, Any]], seed: int = 2025) -> list[dict
                 for rows in (changed, unchanged)
             ]
             for name in changed[0]:
-                # The area under the ROC curve is the share of pairs in the right order (Hanley and McNeil 1982,
-                # https://doi.org/10.1148/radiology.143.1.7063747).
+                # The area under the ROC curve is the share of pairs in the right order
+                # (Hanley and McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747).
                 high, low = (np.array([row[name] for row in rows]) for rows in (changed, unchanged))
                 wins = (high[:, None] > low) + 0.5 * (high[:, None] == low)
                 ends = np.percentile(((weights[0] @ wins) * weights[1]).sum(axis=1), (2.5, 97.5))
