@@ -42,18 +42,8 @@ class SceneFootprint:
 def read_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootprint:
     """Outline an opened scene, and add what it says about its acquisition.
 
-    Parameters
-    ----------
-    source : Source
-        What was opened. What it says goes before what the scene says. Its footprint, if any, is taken instead
-        of reading validity.
-    scene : DataArray or EoScene
-        From `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene`.
-
-    Raises
-    ------
-    PairsError
-        If the scene has no georeference.
+    What `source` says goes before what the scene says. Its footprint, if any, is taken instead of reading
+    validity. A `PairsError` is raised where the scene has no georeference.
     """
     known = complete_source(source, scene)
     if known.footprint is not None:
@@ -66,18 +56,10 @@ def read_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootpr
 
 
 def read_validity(scene: xr.DataArray | EoScene, longest: int = 1024) -> Validity:
-    """Read which pixels of a whole scene are valid, decimated.
+    """Read which pixels of a whole scene are valid, decimated to `longest` pixels on the longer side.
 
-    Parameters
-    ----------
-    scene : DataArray or EoScene
-    longest : int, optional (default: 1024)
-        Pixels of the longer side.
-
-    Returns
-    -------
-    ndarray of bool, shape (row, col)
-        Over the extent of the scene. Each value is that of the pixel at the middle of its cell.
+    Returns bool of shape (row, col) over the extent of the scene. Each value is that of the pixel at the
+    middle of its cell.
     """
     if isinstance(scene, EoScene):
         return _valid(scene.reader, longest)

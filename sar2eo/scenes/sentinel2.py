@@ -130,15 +130,7 @@ class Coding:
 
 
 def read_coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Coding:
-    """Read the coding a file declares: GDAL's scale and offset, or else the offset of a Sentinel-2 product.
-
-    Parameters
-    ----------
-    tags : mapping
-        Of the file.
-    scale, offset : float
-        GDAL's, of the band.
-    """
+    """Read the coding a file declares: GDAL's scale and offset of a band, or else the offset in its tags."""
     if (scale, offset) != (1.0, 0.0):
         return Coding.declared(scale, offset, "scale and offset of the file")
     offsets = {float(text) for key, text in tags.items() if _ADD_OFFSET.match(key) and _is_number(text)}
@@ -149,20 +141,8 @@ def read_coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) ->
 def read_coding_of_item(properties: Mapping[str, Any], said: Mapping[str, float], stored: Coding) -> Coding:
     """Read the coding that a STAC item declares for a band.
 
-    Parameters
-    ----------
-    properties : mapping
-        Of the item.
-    said : mapping
-        ``scale`` and ``offset`` of the band in the item.
-    stored : Coding
-        What the file declares.
-
-    Returns
-    -------
-    Coding
-        The item's scale and offset, without the offset if the item says that it is applied already; else the
-        file's; else by the processing baseline.
+    The item's scale and offset (`said`), without the offset if the item says that it is applied already; else
+    `stored`, the file's; else by the processing baseline in the item's properties.
     """
     applied = any(properties.get(name) is True for name in _APPLIED)
     if "scale" in said or "offset" in said:

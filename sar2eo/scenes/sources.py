@@ -292,15 +292,8 @@ _PARQUET = (".parquet", ".geoparquet")
 def read_vectors(path: Path) -> GeoDataFrame:
     """Read a table of geometries with a CRS: GeoJSON, GeoPackage, GeoParquet and what else GDAL reads.
 
-    Parameters
-    ----------
-    path : Path
-        GeoJSON without a CRS is in degrees, longitude before latitude (RFC 7946, section 4).
-
-    Raises
-    ------
-    SettingsError
-        If there is no such file, it cannot be read, has several layers, or no CRS.
+    GeoJSON without a CRS is in degrees, longitude before latitude (RFC 7946, section 4). A `SettingsError` is
+    raised where there is no such file, it cannot be read, has several layers, or no CRS.
     """
     import geopandas
 

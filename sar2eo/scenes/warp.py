@@ -191,19 +191,9 @@ def _block_sums(values: Array, factors: tuple[int, int]) -> Array:
 def _bilinear(power: Array, rows: Array, cols: Array, box: Window) -> Array:
     """Interpolate at points, from the valid ones of their four neighbours.
 
-    Parameters
-    ----------
-    power : ndarray, shape (band, row, col)
-        Of `box`, NaN where there is no data.
-    rows, cols : ndarray, shape (point,)
-        Numbers of pixel centres in the whole source.
-    box : Window
-        Where `power` lies in the source.
-
-    Returns
-    -------
-    ndarray, shape (band, point)
-        NaN where neighbours of under half of the weight are valid.
+    `power` is of `box`, shape (band, row, col), NaN where there is no data. `rows` and `cols`, shape
+    (point,), count pixel centres in the whole source. Returns shape (band, point), NaN where neighbours of
+    under half of the weight are valid.
     """
     # Integer and fraction are taken in the whole source's frame: an offset would change the rounding.
     row, col = np.floor(rows), np.floor(cols)
@@ -349,22 +339,10 @@ _SAME_PIXEL = 0.01
 
 
 def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> FloatArray:
-    """Read the part of a scene under a grid.
+    """Read the part of a scene under a north-up grid, which may reach past the scene.
 
-    Parameters
-    ----------
-    reader : SceneReader
-        Of values that may be averaged, NaN where there is no data.
-    grid : Grid
-        North-up; may reach past the scene.
-    quantity : str, optional (default: "intensity")
-        Where pixels do not coincide, the values are averaged as intensity. By default they are taken for
-        intensity.
-
-    Returns
-    -------
-    ndarray of float32, shape (band, row, col)
-        NaN where there is no data.
+    Where pixels do not coincide, values are averaged as intensity, which `quantity` converts them to. Returns
+    float32 of shape (band, row, col), NaN where there is no data.
     """
     if not grid.north_up:
         raise PairsError(f"transform={grid.transform}: a grid to read onto must be north-up")
