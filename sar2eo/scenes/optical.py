@@ -20,7 +20,7 @@ from sar2eo.scenes.band_names import COLOURS, SCENE_CLASSES, BandText, CloudRule
 from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.scenes.metadata import Facts, iso_datetime, read_optical_facts, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
-from sar2eo.scenes.reader import FloatArray, WrappingReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 from sar2eo.scenes.sentinel2 import (
     Coding,
     is_sentinel2,
@@ -79,6 +79,11 @@ class PictureReader(WrappingReader):
             colour[gaps] = np.nan if band.nodata is None else band.nodata
         values[:, outside] = np.nan
         return values
+
+    def read_validity(self, longest: int) -> BoolArray:
+        """Read validity decimated; see `SceneReader.read_validity`."""
+        bands = self.source.read_band_validity(longest)
+        return np.asarray(bands.any(axis=0) if self.kind == "rgb" else bands.all(axis=0))
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the bands, and their kind."""

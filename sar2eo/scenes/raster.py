@@ -7,11 +7,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.enums import Resampling
 
 from sar2eo.errors import GeoreferenceError, SceneError
 from sar2eo.geo.grid import Grid
@@ -25,7 +27,7 @@ from sar2eo.scenes.metadata import (
     read_facts,
     zero_is_nodata,
 )
-from sar2eo.scenes.reader import FloatArray, SceneReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
 
 __all__ = [
     "Band",
@@ -121,6 +123,28 @@ class RasterReader(SceneReader):
             return read(window)
         name = (path, stamp, *indexes, *masked)
         return read_blocks(name, window, self.grid.shape, self.block_shape, read)
+
+    def read_validity(self, longest: int) -> BoolArray:
+        """Read validity decimated; see `SceneReader.read_validity`."""
+        return np.asarray(self.read_band_validity(longest).all(axis=0))
+
+    def read_band_validity(self, longest: int) -> BoolArray:
+        """Read validity of each band decimated, shape (band, row, col), through overviews if there are some."""
+        shape = decimated_shape(self.grid.shape, longest)
+
+        def read(dataset: Any, band: Band) -> BoolArray:
+            valid = np.ones(shape, dtype=bool)
+            if band.masked:
+                valid &= dataset.read_masks(band.index, out_shape=shape) > 0
+            floats = dataset.dtypes[band.index - 1].startswith(("float", "complex"))
+            if band.nodata is not None or floats:
+                values = dataset.read(band.index, out_shape=shape, resampling=Resampling.nearest)
+                valid &= np.isfinite(values)
+                if band.nodata is not None:
+                    valid &= values != band.nodata
+            return valid
+
+        return np.stack([read_dataset(b.path, b.stamp, partial(read, band=b)) for b in self.bands])
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the files, and how their values are read."""

@@ -23,7 +23,7 @@ from sar2eo.geo.windows import Window
 from sar2eo.scenes.identity import digest, identify_file
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
 from sar2eo.scenes.raster import GroundControl, OpenedSource, Raster, RasterReader, open_raster
-from sar2eo.scenes.reader import FloatArray, WrappingReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 
 __all__ = [
     "CALIBRATED",
@@ -77,6 +77,10 @@ class CalibratedReader(WrappingReader):
         factors = np.stack([table.at(window) for table in self.tables])
         amplitude: FloatArray = (self.source.read(window) / factors).astype(np.float32)
         return amplitude
+
+    def read_validity(self, longest: int) -> BoolArray:
+        """Read validity decimated; see `SceneReader.read_validity`."""
+        return self.source.read_validity(longest)
 
     def identity(self) -> dict[str, Any]:
         """Return the measurements' identity and the calibration with its tables."""

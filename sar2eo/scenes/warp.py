@@ -23,7 +23,7 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.geolocation import AffineMapping, Mapping
-from sar2eo.scenes.reader import FloatArray, SceneReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
 
 __all__ = [
     "WarpedReader",
@@ -91,6 +91,24 @@ class WarpedReader(SceneReader):
             cols = np.rint((cols / factors[1] - 0.5) * _SNAP) / _SNAP
             self._fill(out[:, *part.shifted(-window.row, -window.col).slices], rows, cols, factors)
         return out
+
+    def read_validity(self, longest: int) -> BoolArray:
+        """Look the cells of the target up in the decimated source; see `SceneReader.read_validity`."""
+        source = self.source.read_validity(longest)
+        height, width = self.grid.shape
+        rows, cols = decimated_shape(self.grid.shape, longest)
+        a, _b, c, _d, e, f = self.grid.transform
+        x = a * (np.arange(cols) + 0.5) * (width / cols) + c
+        y = e * (np.arange(rows) + 0.5) * (height / rows) + f
+        at_row, at_col = self.mapping.pixels(*np.meshgrid(x, y))
+        high, wide = self.source.grid.shape
+        with np.errstate(invalid="ignore"):
+            inside = (at_row >= 0) & (at_row < high) & (at_col >= 0) & (at_col < wide)
+        valid = np.zeros((rows, cols), dtype=bool)
+        i = (at_row[inside] * source.shape[0] / high).astype(np.int64)
+        j = (at_col[inside] * source.shape[1] / wide).astype(np.int64)
+        valid[inside] = source[i, j]
+        return valid
 
     def identity(self) -> dict[str, Any]:
         """Return the source's identity and what the warp depends on."""
