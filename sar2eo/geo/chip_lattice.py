@@ -25,6 +25,10 @@ __all__ = ["Cell", "cell_boxes", "corners_lonlat", "list_cells", "name_lattice",
 _COARSE = 0.5
 
 
+# Longer edges that are straight in degrees would be off on a projected grid.
+_EDGE_DEGREES = 0.05
+
+
 class Cell(NamedTuple):
     """One cell of the lattice, and where it lies in one scene."""
 
@@ -122,10 +126,6 @@ def corners_lonlat(
     x, y = np.stack([west, east, east, west], axis=1), np.stack([south, south, north, north], axis=1)
     lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
     return np.stack([lon, lat], axis=-1)
-
-
-# Longer edges that are straight in degrees would be off on a projected grid.
-_EDGE_DEGREES = 0.05
 
 
 def project_to_grid(area: Any, grid: Grid) -> Any:

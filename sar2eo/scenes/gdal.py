@@ -75,6 +75,15 @@ _versions: dict[str, str] = {}
 _lock = threading.Lock()
 
 
+# Far beyond any SAR scene (a strip once around the Earth at 10 m; a million square kilometres at 4 m), and
+# within what coordinates and windows can be counted for: more is a header that was damaged or made up.
+MAX_SIDE = 1 << 22
+MAX_PIXELS = 1 << 36
+# A block is decoded as one. Programs write a whole image as one strip, and then every window costs all of it.
+MAX_BLOCK_BYTES = 1 << 30
+_NUMPY_NAMES = {"complex_int16": "complex64"}  # which NumPy does not have
+
+
 def gdal_path(source: str | Path) -> str:
     """Turn a path or URL into what GDAL opens: ``s3://b/k`` becomes ``/vsis3/b/k``."""
     text = str(source)
@@ -298,14 +307,6 @@ def _line(error: Exception, path: str) -> str:
     return text.replace(f"?{query}", "") if query else text
 
 
-# Far beyond any SAR scene (a strip once around the Earth at 10 m; a million square kilometres at 4 m), and
-# within what coordinates and windows can be counted for: more is a header that was damaged or made up.
-MAX_SIDE = 1 << 22
-MAX_PIXELS = 1 << 36
-# A block is decoded as one. Programs write a whole image as one strip, and then every window costs all of it.
-MAX_BLOCK_BYTES = 1 << 30
-
-
 def check_readable(path: str) -> None:
     """Refuse what would block a reader for ever, or has no name that GDAL can take.
 
@@ -347,6 +348,3 @@ def check_size(dataset: Any, path: str) -> None:
             f"{path}: stored in blocks of {high} x {wide} pixels, {size / 2**30:.1f} GiB each, and none can "
             "be read in part: rewrite it with gdal_translate -co TILED=YES"
         )
-
-
-_NUMPY_NAMES = {"complex_int16": "complex64"}  # which NumPy does not have

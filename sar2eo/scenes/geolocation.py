@@ -39,6 +39,9 @@ _FOLDS = 10
 _MAX_STRETCH = 100.0
 
 
+_POINTS_AT_ONCE = 4096
+
+
 class Mapping(Protocol):
     """Ground coordinates of one CRS to the pixels of a source, and back."""
 
@@ -233,9 +236,6 @@ def _in_degrees(crs: str) -> bool:
 @lru_cache(maxsize=64)
 def _transformer(source: str, target: str) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
-
-
-_POINTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,10 @@ __all__ = [
 _PREFIX = "scene-"
 _CHUNK = 1024
 
+_GRIDS = ("grid", "scene_grid")
+_TRUTHS = ("terrain_corrected",)
+_LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
+
 
 class PlacedArray(da.Array):
     """A Dask array that knows its reader, and which window of it it holds.
@@ -283,11 +287,6 @@ def _nodata(scene: xr.DataArray) -> Any:
         return None
     except (TypeError, ValueError) as error:
         raise SceneError(f"the scene's nodata is no number: {one_line(error, 200)}") from error
-
-
-_GRIDS = ("grid", "scene_grid")
-_TRUTHS = ("terrain_corrected",)
-_LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
 
 
 def encode_attributes(values: Mapping[str, Any]) -> dict[str, Any]:

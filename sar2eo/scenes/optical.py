@@ -48,6 +48,9 @@ Kind = Literal["rgb", "reflectance"]
 """Bytes that stay as they are, or numbers that a range maps to bytes."""
 
 
+_LIKELY_PERCENT = 50.0
+
+
 class EoPatch(NamedTuple):
     """An EO scene on some grid."""
 
@@ -399,9 +402,6 @@ def _warn_of_offset(path: str, name: str, tags: Mapping[str, str]) -> None:
             PairsWarning,
             stacklevel=2,
         )
-
-
-_LIKELY_PERCENT = 50.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,17 @@ __all__ = [
 ]
 
 
+CACHE_BYTES = 128 * 2**20
+"""Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
+
+Planes = tuple[npt.NDArray[np.generic], ...]
+"""Arrays of one window, of different types, each of shape (plane, row, col)."""
+
+_kept: OrderedDict[Hashable, Planes] = OrderedDict()
+_lock = threading.Lock()
+_fetching: dict[Hashable, threading.Lock] = {}
+
+
 @dataclass(frozen=True)
 class GroundControl:
     """Ground control points of an image."""
@@ -129,7 +140,7 @@ class RasterReader(SceneReader):
         return np.asarray(self.read_band_validity(longest).all(axis=0))
 
     def read_band_validity(self, longest: int) -> BoolArray:
-        """Read validity of each band decimated, shape (band, row, col), through overviews if there are some."""
+        """Read validity of each band decimated, shape (band, row, col), through overviews if it has any."""
         shape = decimated_shape(self.grid.shape, longest)
 
         def read(dataset: Any, band: Band) -> BoolArray:
@@ -315,17 +326,6 @@ def _decode(stored: npt.NDArray[Any], band: Band, valid: npt.NDArray[np.bool_] |
         decoded = values.astype(np.float32)
     decoded[missing | ~np.isfinite(decoded)] = np.nan
     return decoded
-
-
-CACHE_BYTES = 128 * 2**20
-"""Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
-
-Planes = tuple[npt.NDArray[np.generic], ...]
-"""Arrays of one window, of different types, each of shape (plane, row, col)."""
-
-_kept: OrderedDict[Hashable, Planes] = OrderedDict()
-_lock = threading.Lock()
-_fetching: dict[Hashable, threading.Lock] = {}
 
 
 def read_blocks(

@@ -37,6 +37,10 @@ __all__ = ["open_scene"]
 
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
 
+_ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
+_DB_RANGE = (-100.0, 60.0)
+_FILL = 0.001
+
 
 def open_scene(
     source: str | Path | Mapping[str, str | Path],
@@ -333,11 +337,6 @@ def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple
             f"--pol {example}"
         )
     raise PolarisationError(f"{display_name(raster.path)}: {question}")
-
-
-_ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
-_DB_RANGE = (-100.0, 60.0)
-_FILL = 0.001
 
 
 def _determine_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:

@@ -32,6 +32,15 @@ _BANDS = ("B04", "B03", "B02")
 _BAND_IDS = {"B02": "1", "B03": "2", "B04": "3"}
 
 
+REFLECTANCE_1 = 10_000.0
+"""Value that stands for a reflectance of 1."""
+
+_OFFSET_SINCE_0400 = -1000.0
+_ADD_OFFSET = re.compile(r"^(?:boa|radio)_add_offset(?:_values?_list)?(?:_|$)", re.I)
+_BASELINE_TAGS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing_baseline")
+_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+
+
 @dataclass(frozen=True)
 class Sentinel2Product:
     """The files of a product that show red, green, blue and clouds."""
@@ -103,15 +112,6 @@ def _coding(metadata: ElementTree.Element, band: str) -> Coding:
 def _facts(metadata: ElementTree.Element) -> Facts:
     time = metadata.findtext(".//PRODUCT_START_TIME") or metadata.findtext(".//DATATAKE_SENSING_START")
     return Facts(datetime=iso_datetime_or_none(time), platform=metadata.findtext(".//SPACECRAFT_NAME"))
-
-
-REFLECTANCE_1 = 10_000.0
-"""Value that stands for a reflectance of 1."""
-
-_OFFSET_SINCE_0400 = -1000.0
-_ADD_OFFSET = re.compile(r"^(?:boa|radio)_add_offset(?:_values?_list)?(?:_|$)", re.I)
-_BASELINE_TAGS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing_baseline")
-_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 
 @dataclass(frozen=True)

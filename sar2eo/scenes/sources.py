@@ -35,6 +35,9 @@ _TABLES = (".gpkg", ".parquet", ".geoparquet", ".geojson", ".json", ".fgb", ".sh
 _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
 
+_PARQUET = (".parquet", ".geoparquet")
+
+
 @dataclass(frozen=True)
 class Source:
     """A scene that is not opened yet, and what is known of it."""
@@ -284,9 +287,6 @@ def _merged(known: Source, more: Source) -> Source:
         known.orbit_direction or more.orbit_direction,
         more.footprint if known.footprint is None else known.footprint,
     )
-
-
-_PARQUET = (".parquet", ".geoparquet")
 
 
 def read_vectors(path: Path) -> GeoDataFrame:

@@ -46,6 +46,13 @@ _SOURCE_PIXELS = 1 << 22
 _NEARLY = 1.05
 _SNAP = float(1 << 16)
 
+LOBES = 3
+"""Of the Lanczos kernel: the pixels it reaches to either side."""
+
+# A shift nearer than this to whole pixels is whole: nothing finer is known, and pixels stay as recorded.
+_WHOLE = 1e-3
+_SAME_PIXEL = 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class WarpedReader(SceneReader):
@@ -248,13 +255,6 @@ def _from_intensity(power: Array, quantity: str) -> FloatArray:
     return power.astype(np.float32)
 
 
-LOBES = 3
-"""Of the Lanczos kernel: the pixels it reaches to either side."""
-
-# A shift nearer than this to whole pixels is whole: nothing finer is known, and pixels stay as recorded.
-_WHOLE = 1e-3
-
-
 def read_shifted(reader: SceneReader, window: Window, rows: float, cols: float, quantity: str) -> FloatArray:
     """Read a window moved by (rows, cols) pixels, which need not be whole.
 
@@ -351,9 +351,6 @@ def read_padded(reader: SceneReader, window: Window) -> FloatArray:
         rows, cols = inside.shifted(-window.row, -window.col).slices
         out[:, rows, cols] = reader.read(inside)
     return out
-
-
-_SAME_PIXEL = 0.01
 
 
 def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> FloatArray:
