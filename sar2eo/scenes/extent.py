@@ -65,10 +65,6 @@ def complete_source(source: Source, scene: xr.DataArray | EoScene) -> Source:
     """Add what a scene says about its acquisition to what its source says, which goes first."""
     if isinstance(scene, EoScene):
         time = scene.datetime.strftime("%Y-%m-%dT%H:%M:%SZ") if scene.datetime else None
-        return replace(source, datetime=source.datetime or time, platform=source.platform or scene.platform)
-    return replace(
-        source,
-        datetime=source.datetime or scene.attrs.get("datetime"),
-        platform=source.platform or scene.attrs.get("platform"),
-        orbit_direction=source.orbit_direction or scene.attrs.get("orbit_direction"),
-    )
+        return source.over(Source(source.href, time, scene.platform))
+    said = (scene.attrs.get(name) for name in ("datetime", "platform", "orbit_direction"))
+    return source.over(Source(source.href, *said))

@@ -128,21 +128,11 @@ class ControlMapping:
 
 
 def measure_held_out_rmse_m(control: GroundControl) -> float | None:
-    """Measure how well a spline places control points it has not seen.
+    """Measure how well a spline places control points it has not seen: root mean square distance in metres.
 
     A spline passes through its own points, so each tenth of them is left out of a fit in turn and placed by
-    the rest. The final map uses all, so this errs on the safe side.
-
-    Parameters
-    ----------
-    control : GroundControl
-        At least four points.
-
-    Returns
-    -------
-    float or None
-        Root mean square distance on the ground, in metres. None where no fit without some of the points is
-        possible, such as of four points of which three lie on one line.
+    the rest. The final map uses all, so this errs on the safe side. None where no fit without some of the
+    points is possible, such as of four points of which three lie on one line.
     """
     crs = choose_local_crs(*find_centre(control))
     pixels, ground = _control_arrays(control, crs)
@@ -174,11 +164,7 @@ def find_centre(control: GroundControl) -> tuple[float, float]:
 def check_continuous(x: Array, y: Array, crs: str) -> None:
     """Refuse places near each other that a CRS tears apart, as most do along the antimeridian.
 
-    Parameters
-    ----------
-    x, y : ndarray of float64, shape (place,)
-        In the CRS; most places are near the one before.
-    crs : str
+    `x` and `y`, shape (place,), are in the CRS; most places are near the one before.
     """
     if _in_degrees(crs):
         return  # longitudes go on across it
@@ -253,18 +239,9 @@ class ThinPlateSpline:
 
     @classmethod
     def fit(cls, points: Array, values: Array) -> ThinPlateSpline:
-        """Fit a spline through points.
+        """Fit a spline through points, shape (point, 2), at least three, with values of shape (point, value).
 
-        Parameters
-        ----------
-        points : ndarray, shape (point, 2)
-            At least three; of equal points the first counts.
-        values : ndarray, shape (point, value)
-
-        Raises
-        ------
-        GeoreferenceError
-            If all points lie on one line.
+        Of equal points the first counts. A `GeoreferenceError` is raised if all lie on one line.
         """
         _, first = np.unique(points, axis=0, return_index=True)
         points, values = points[np.sort(first)], values[np.sort(first)]

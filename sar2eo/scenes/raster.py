@@ -345,15 +345,9 @@ def read_blocks(
     name : hashable
         Files, their content, bands.
     window : Window
-        Inside of `shape`.
-    shape, block_shape : tuple of int
-        Rows and columns of the whole, and of its blocks.
+        Inside of `shape`, the rows and columns of the whole, which is stored in blocks of `block_shape`.
     read : callable
         Reads a window of whole blocks. Called by one thread at a time, for as few rectangles as can be.
-
-    Returns
-    -------
-    tuple of ndarray, each of shape (plane, row, col)
     """
     high, wide = block_shape
     places = [

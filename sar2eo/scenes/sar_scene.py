@@ -51,26 +51,10 @@ class SarScene:
 
 
 def open_sar_scene(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[SarScene, xr.DataArray]:
-    """Open a SAR scene to cut chips from.
+    """Open a SAR scene to cut chips from, as it is and as `sar2eo.open_scene` returns it.
 
-    Parameters
-    ----------
-    href : str
-        As `sar2eo.open_scene` takes it.
-    settings : PairsSettings
-        `resolution` is used.
-    scene : SceneSettings
-        How it is opened; without a resolution of its own.
-
-    Returns
-    -------
-    tuple of SarScene and DataArray
-        The latter as `sar2eo.open_scene` returns it.
-
-    Warns
-    -----
-    PairsWarning
-        If the scene is not terrain-corrected: relief displaces what it shows.
+    `href` and `scene` are as `sar2eo.open_scene` takes them. The resolution is that of `settings`. A
+    `PairsWarning` is given if the scene is not terrain-corrected: relief displaces what it shows.
     """
     options = dataclasses.asdict(scene)
     if settings.resolution != "native":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +48,11 @@ class Source:
     orbit_direction: str | None = None
     footprint: Any = None  # in longitude and latitude (EPSG:4326), split at the antimeridian
 
+    def over(self, other: Source) -> Source:
+        """Return this source, with what `other` knows where this one does not."""
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: value for name, value in mine.items() if value is not None})
+
 
 def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
     """List the scenes that paths name; no pixels are read.
@@ -80,7 +85,7 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
             raise PairsError(f"{text}: no {role.upper()} scene there")
         for source in sources:
             key = scene_key(source.href)
-            found[key] = _merged(found[key], source) if key in found else source
+            found[key] = found[key].over(source) if key in found else source
     if not found:
         raise PairsError(f"no {role.upper()} scenes were given")
     return list(found.values())
@@ -276,17 +281,6 @@ def scene_key(href: str) -> str:
     if _is_product(real) and not real.is_dir() and real.suffix.lower() != ".zip":
         real = real.parent  # the manifest and its folder are one product
     return f"{real}#{href.partition('#')[2]}"
-
-
-def _merged(known: Source, more: Source) -> Source:
-    """Fill what is not known of a scene from another mention of it."""
-    return Source(
-        known.href,
-        known.datetime or more.datetime,
-        known.platform or more.platform,
-        known.orbit_direction or more.orbit_direction,
-        more.footprint if known.footprint is None else known.footprint,
-    )
 
 
 def read_vectors(path: Path) -> GeoDataFrame:

@@ -55,10 +55,7 @@ def is_stac(source: str) -> bool:
 def read_item(source: str) -> pystac.Item:
     """Read a STAC item from a file or URL; ``items.json#ID`` is one item of an item collection.
 
-    Raises
-    ------
-    SceneError
-        If it cannot be read, or is not an item.
+    A `SceneError` is raised where it cannot be read, or is not an item.
     """
     file, _, name = source.partition("#")
     try:
@@ -93,32 +90,20 @@ def _collected(file: str) -> dict[str, pystac.Item]:
     """Read the items of a collection by name; a local one once for all of them."""
     path = Path(file).absolute()
     if not path.is_file():
-        return _read_collection(file)
+        return _read_collection.__wrapped__(file)
     status = path.stat()
-    return _read_local(str(path), status.st_mtime_ns, status.st_size)
-
-
-def _read_collection(file: str) -> dict[str, pystac.Item]:
-    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, _Io())))}
+    return _read_collection(str(path), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=2)
-def _read_local(file: str, *_: int) -> dict[str, pystac.Item]:
-    return _read_collection(file)
+def _read_collection(file: str, *_version: int) -> dict[str, pystac.Item]:
+    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, _Io())))}
 
 
 def read_sar_assets(source: str) -> SarAssets:
-    """Read a STAC item, and find its SAR assets.
+    """Read a STAC item, and find its SAR assets; a `SceneError` is raised where it has none.
 
-    Parameters
-    ----------
-    source : str
-        Path or URL; ``items.json#ID`` for one item of an item collection.
-
-    Raises
-    ------
-    SceneError
-        If it cannot be read, is not an item, or has no SAR asset.
+    `source` is a path or URL; ``items.json#ID`` is one item of an item collection.
     """
     item = read_item(source)
     try:
