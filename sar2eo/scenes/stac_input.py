@@ -24,7 +24,18 @@ from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
 
-__all__ = ["SarAssets", "is_stac", "local_path", "read_item", "read_sar_assets", "select_assets"]
+__all__ = [
+    "BandAsset",
+    "CloudAsset",
+    "EoAssets",
+    "SarAssets",
+    "choose_eo_assets",
+    "is_stac",
+    "read_item",
+    "read_item_facts",
+    "read_sar_assets",
+    "select_assets",
+]
 
 # What pystac raises where a field is of the wrong type.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
@@ -120,7 +131,7 @@ def _assets(item: pystac.Item, source: str) -> SarAssets:
     for key, asset in item.assets.items():
         names = _names(key, asset, item)
         if names and not any(set(names) & set(known) for known in files):
-            files[names] = local_path(asset.get_absolute_href() or asset.href)
+            files[names] = _local_path(asset.get_absolute_href() or asset.href)
             used.append(asset)
     if not files:
         raise SceneError(
@@ -184,7 +195,7 @@ def _raster_bands(asset: pystac.Asset) -> list[dict[str, Any]]:
     return [band for band in found if isinstance(band, dict)]
 
 
-def local_path(href: str) -> str:
+def _local_path(href: str) -> str:
     """Decode an href as a path where such a file exists: blanks may be written as ``%20``."""
     path = href.removeprefix("file://") if href.startswith("file://") else href
     plain = unquote(path)
@@ -327,4 +338,4 @@ def _numbers(said: dict[str, Any]) -> dict[str, float]:
 
 
 def _href(asset: pystac.Asset) -> str:
-    return local_path(str(asset.get_absolute_href() or asset.href))
+    return _local_path(str(asset.get_absolute_href() or asset.href))
