@@ -14,6 +14,7 @@ from sar2eo.datasets import Batch
 from sar2eo.model.checkpoint import Checkpoint
 from sar2eo.model.diffusion import add_noise, create_scheduler, sample, training_target
 from sar2eo.model.interface import Translator
+from sar2eo.model.loading import load_translator
 from sar2eo.model.network import decode_latents, encode_images, variance_of
 from sar2eo.model.noise import scene_noise
 from sar2eo.model.spec import ModelSpec
@@ -184,7 +185,7 @@ class ModelImages:
 
     def __init__(self, spec: ModelSpec, translator: Translator | None = None) -> None:
         self.spec = spec
-        self.translator = translator or spec.load()
+        self.translator = translator or load_translator(spec)
 
     def with_steps(self, steps: int) -> ModelImages:
         """Return the same model with another number of steps."""

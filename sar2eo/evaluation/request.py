@@ -18,7 +18,7 @@ from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsEr
 from sar2eo.evaluation.perceptual import inception, open_lpips
 from sar2eo.evaluation.report import REPORT
 from sar2eo.evaluation.scores import BASELINES, MEAN_COLOUR, Measures
-from sar2eo.model.card import InputCard
+from sar2eo.model.card import ModelCard
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.settings import DataSettings, EvaluateSettings
 
@@ -140,7 +140,7 @@ def prepare(
     return request
 
 
-def seen_by(card: InputCard, pairs: PairsDataset) -> PairsDataset:
+def seen_by(card: ModelCard, pairs: PairsDataset) -> PairsDataset:
     """Return pairs with the channels that a model was trained on, and warn of what is another.
 
     Warns

@@ -17,7 +17,7 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.raster_warnings import unplaced_is_fine
 from sar2eo.matching.structure import Method, StructuralAligner, match
-from sar2eo.model.hub import BUNDLED
+from sar2eo.model.folder import BUNDLED
 from sar2eo.scenes.metadata import attributes_of
 from sar2eo.store.atomic import write_atomically
 

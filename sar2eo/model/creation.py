@@ -1,31 +1,70 @@
-"""Checkpoints that are new: from a base, from the authors' release, untrained, or packed for others."""
+"""New checkpoints: from a Stable-Diffusion base, from the authors' release, untrained, or packed for others.
+
+Any base in diffusers' layout of the 1.x and 2.x families serves (``unet/``, ``vae/``, ``scheduler/``,
+``text_encoder/``, ``tokenizer/``), with plain or fp16 file names; safetensors only.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderDC, UNet2DConditionModel
+from torch import Tensor
 
-from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.model.card import Card
-from sar2eo.model.checkpoint import Checkpoint, load_checkpoint, refuse_existing, save_checkpoint
-from sar2eo.model.checkpoint_files import wants_prompt
+from sar2eo.errors import CheckpointError, SettingsError, one_line
+from sar2eo.model.card import TranslatorCard
+from sar2eo.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sar2eo.model.diffusion import schedule_config
-from sar2eo.model.network import SIZES, Vae, adapt_unet, create_unet, create_vae
-from sar2eo.model.stable_diffusion import (
-    embed_prompt,
-    find_base,
-    pretrained_schedule,
-    pretrained_unet,
-    pretrained_vae,
-    release_unet,
+from sar2eo.model.folder import (
+    CONFIG,
+    MODEL_INDEX,
+    PROMPT_EMBEDS,
+    SCHEDULER_CONFIG,
+    WEIGHTS,
+    find_folder,
+    read_json,
+    refuse_pickle,
+    tensor_headers,
+    wants_prompt,
 )
-from sar2eo.model.weights import disk_dtype, narrow
+from sar2eo.model.network import (
+    SIZES,
+    Vae,
+    adapt_unet,
+    add_variance_channel,
+    create_unet,
+    create_vae,
+    vae_class,
+)
+from sar2eo.model.weights import create_empty, disk_dtype, fill, narrow, refuse_existing
 
-__all__ = ["import_checkpoint", "init_checkpoint", "pack_checkpoint"]
+__all__ = [
+    "PROMPT",
+    "adapt_base",
+    "find_base",
+    "import_checkpoint",
+    "init_checkpoint",
+    "pack_checkpoint",
+    "pretrained_vae",
+]
+
+PROMPT = "electro-optical image"
+"""The fixed prompt (C-DiffSET, section 3.3)."""
+
+_BASE_FILES = [
+    f"{part}/{pattern}"
+    for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+    for pattern in ("*.json", "*.safetensors", "*.txt")
+] + [TranslatorCard.file_name, MODEL_INDEX, PROMPT_EMBEDS]  # of a base that is a checkpoint already
+_HALF_PRECISION = ["*.fp16.safetensors"]
+_NOT_NEEDED = ["*non_ema*"]
+_PREFIXES = re.compile(r"^(module\.|unet\.)+")
+_TEXT_WEIGHTS = "model.safetensors"
+
 
 _INIT_SEED = 2025
 _MEASURED_BY = ("sampler", "steps", "temperature")
@@ -91,29 +130,42 @@ def init_checkpoint(
     if untrained and base is None:
         raise SettingsError("untrained: goes with a base; a size is untrained as it is")
     refuse_existing(Path(out))
-    prompt_embeds = None
     if base is not None:
-        folder = find_base(base, revision)
-        raw = pretrained_schedule(folder)
-        pretrained, autoencoder = pretrained_unet(folder), pretrained_vae(folder)
-        unet = adapt_unet(_fresh(pretrained) if untrained else pretrained)
-        if wants_prompt(unet.config):
-            prompt_embeds = embed_prompt(folder)
+        made = adapt_base(find_base(base, revision), untrained=untrained)
     else:
-        raw = {}
-        unet, autoencoder = _untrained(str(size), vae)
-    defaults = {"name": Path(out).name, "prediction_type": raw.get("prediction_type", "epsilon")}
+        made = _create_untrained(str(size), vae)
+    schedule = made.schedule
+    fields: dict[str, Any] = {"name": Path(out).name, "prediction_type": made.card.prediction_type}
     if zero_terminal_snr:
-        raw = raw | {"rescale_betas_zero_snr": True}
-        defaults |= {"prediction_type": "v_prediction", "spacing": "trailing"}
-    checkpoint = Checkpoint(
+        schedule = schedule | {"rescale_betas_zero_snr": True}
+        fields |= {"prediction_type": "v_prediction", "spacing": "trailing"}
+    return save_checkpoint(dataclasses.replace(made, schedule=schedule, card=_make_card(fields | card)), out)
+
+
+def adapt_base(folder: Path, *, untrained: bool = False) -> Checkpoint:
+    """Adapt a Stable-Diffusion base: its U-Net takes a SAR latent too, and its prompt is embedded.
+
+    Parameters
+    ----------
+    folder : Path
+    untrained : bool
+        Fresh weights for the U-Net.
+
+    Raises
+    ------
+    CheckpointError
+        If the base is incomplete, or already adapted.
+    """
+    raw = read_json(folder / SCHEDULER_CONFIG)
+    unet = _load_unet(folder)
+    unet = adapt_unet(_fresh(unet) if untrained else unet)
+    return Checkpoint(
         unet=unet,
-        vae=autoencoder,
+        vae=pretrained_vae(folder),
         schedule=schedule_config(raw, set_alpha_to_one=True),
-        prompt_embeds=prompt_embeds,
-        card=_make_card(defaults | card),
+        prompt_embeds=embed_prompt(folder) if wants_prompt(unet.config) else None,
+        card=TranslatorCard(name=folder.name, prediction_type=raw.get("prediction_type", "epsilon")),
     )
-    return save_checkpoint(checkpoint, out)
 
 
 def _fresh(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -123,13 +175,20 @@ def _fresh(unet: UNet2DConditionModel) -> UNet2DConditionModel:
         return UNet2DConditionModel.from_config(unet.config)
 
 
-def _untrained(size: str, vae: str | Path | None) -> tuple[UNet2DConditionModel, Vae]:
+def _create_untrained(size: str, vae: str | Path | None) -> Checkpoint:
     """Create a U-Net, the same every time, and a VAE for it unless a folder has one."""
     with torch.random.fork_rng(devices=[]):
         trained = None if vae is None else pretrained_vae(Path(vae))
         torch.manual_seed(_INIT_SEED)
         autoencoder = create_vae(size) if trained is None else trained
-        return create_unet(size, autoencoder.config.latent_channels), autoencoder
+        unet = create_unet(size, autoencoder.config.latent_channels)
+    return Checkpoint(
+        unet=unet,
+        vae=autoencoder,
+        schedule=schedule_config({}, set_alpha_to_one=True),
+        prompt_embeds=None,
+        card=TranslatorCard(name=size),
+    )
 
 
 def import_checkpoint(
@@ -170,7 +229,7 @@ def import_checkpoint(
     checkpoint = Checkpoint(
         unet=imported,
         vae=vae,
-        schedule=schedule_config(pretrained_schedule(folder), set_alpha_to_one=False),
+        schedule=schedule_config(read_json(folder / SCHEDULER_CONFIG), set_alpha_to_one=False),
         prompt_embeds=embed_prompt(folder) if wants_prompt(imported.config) else None,
         card=_make_card(defaults | card),
     )
@@ -233,8 +292,150 @@ def _same_latents(one: Vae, other: Vae) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def _make_card(fields: dict[str, Any]) -> Card:
+def _make_card(fields: dict[str, Any]) -> TranslatorCard:
     try:
-        return Card(**fields)
+        return TranslatorCard(**fields)
     except TypeError as error:
         raise SettingsError(f"card: {error}") from error
+
+
+def find_base(base: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a base model, fetching it if it is a hub id."""
+    folder = find_folder(base, revision=revision, allow=_BASE_FILES, ignore=_NOT_NEEDED + _HALF_PRECISION)
+    if folder != Path(base).resolve() and not (folder / "unet" / WEIGHTS).is_file():
+        # Some ids hold half-precision files only; others hold both, of which one is enough.
+        folder = find_folder(base, revision=revision, allow=_BASE_FILES, ignore=_NOT_NEEDED)
+    return folder
+
+
+def _load_unet(folder: Path) -> UNet2DConditionModel:
+    return _load(UNet2DConditionModel, folder / "unet")
+
+
+def pretrained_vae(folder: Path) -> Vae:
+    """Load the VAE of a folder in diffusers' layout, in float32.
+
+    Raises
+    ------
+    CheckpointError
+        If files are missing, or weights and configuration disagree.
+    """
+    config = read_json(folder / "vae" / CONFIG)
+    kind = vae_class(config)
+    if kind is not AutoencoderDC:
+        return _load(kind, folder / "vae")
+    module: Vae = create_empty(kind, config)  # diffusers' way would warn of latents_mean
+    fill(module, folder / "vae" / WEIGHTS)
+    return module
+
+
+def embed_prompt(folder: Path) -> Tensor:
+    """Embed `PROMPT` with the base's text encoder, tokenised without padding.
+
+    Returns
+    -------
+    Tensor of float32, shape (1, tokens, dimensions)
+
+    Raises
+    ------
+    CheckpointError
+        If tokenizer or text encoder are missing or cannot be read.
+    """
+    for part in ("text_encoder", "tokenizer"):
+        if not (folder / part).is_dir():
+            raise CheckpointError(f"{folder} has no {part}/, which the U-Net's prompt needs")
+    variant = _variant(folder / "text_encoder", _TEXT_WEIGHTS)
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder, info = CLIPTextModel.from_pretrained(
+            folder / "text_encoder",
+            use_safetensors=True,
+            local_files_only=True,
+            variant=variant,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers lets any exception of its parsers through
+        raise CheckpointError(
+            f"{folder}: tokenizer or text encoder cannot be read: {one_line(error, 200)}"
+        ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if info["missing_keys"]:
+        raise CheckpointError(f"{folder}: the text encoder lacks {sorted(info['missing_keys'])[0]}")
+    tokens = tokenizer(PROMPT, padding=False, truncation=True, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        embedded: Tensor = encoder.float().eval()(tokens).last_hidden_state
+    return embedded.clone()
+
+
+def release_unet(path: Path, base: Path) -> UNet2DConditionModel:
+    """Read U-Net weights of the authors' release into the architecture of their base, in float32.
+
+    Parameters
+    ----------
+    path : Path
+        A safetensors file of U-Net keys, perhaps prefixed ``module.`` or ``unet.``, with 2 C channels
+        in and C (first stage: a variance channel is added) or C + 1 out.
+    base : Path
+        Folder of the base, of which only the configuration is read.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing, unexpected or misshapen, or the file is no safetensors file.
+    """
+    headers = tensor_headers(path)
+    names = {key: _PREFIXES.sub("", key) for key in headers}
+    shapes = {names[key]: header.shape for key, header in headers.items()}
+    if "conv_in.weight" not in shapes or "conv_out.weight" not in shapes:
+        raise CheckpointError(f"{path} holds no U-Net: it has no conv_in.weight or no conv_out.weight")
+    config = read_json(base / "unet" / CONFIG)
+    latent = config.get("in_channels", 4)
+    channels_in, channels_out = shapes["conv_in.weight"][1], shapes["conv_out.weight"][0]
+    if channels_in != 2 * latent or channels_out not in (latent, latent + 1):
+        raise CheckpointError(
+            f"{path}: its U-Net has {channels_in} channels in and {channels_out} out, must be {2 * latent} "
+            f"in and {latent} (first stage) or {latent + 1} out"
+        )
+    config |= {"in_channels": channels_in, "out_channels": channels_out}
+    unet = create_empty(UNet2DConditionModel, config)
+    fill(unet, path, names)
+    return add_variance_channel(unet) if channels_out == latent else unet
+
+
+def _load(model_class: Any, folder: Path) -> Any:
+    create_empty(model_class, read_json(folder / CONFIG))  # a clear error where diffusers' is not
+    variant = _variant(folder, WEIGHTS)
+    try:
+        module, info = model_class.from_pretrained(
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # else diffusers asks for another package
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {one_line(error, 200)}") from error
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {len(wrong)} keys, such as {wrong[0]}")
+    return module.float()
+
+
+def _variant(folder: Path, weights: str) -> str | None:
+    """Return which file names a folder has: None for plain, "fp16"; and check that the file is sound."""
+    stem, _, suffix = weights.rpartition(".")
+    for variant, name in {None: weights, "fp16": f"{stem}.fp16.{suffix}"}.items():
+        if (folder / name).is_file():
+            tensor_headers(folder / name)
+            return variant
+    for path in sorted(folder.glob("*")):
+        refuse_pickle(path)
+    raise CheckpointError(f"{folder / weights} is missing")

@@ -14,8 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS, TRAIN_TIMESTEPS
 from sar2eo.model.network import variance_of
 
 __all__ = [

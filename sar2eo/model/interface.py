@@ -1,4 +1,4 @@
-"""What a translator is: tiles of SAR in, tiles of EO out; and the identity, which needs no weights."""
+"""The translator's interface: tiles of SAR in, tiles of EO out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.compute import counters
-from sar2eo.geo.radiometry import to_eo_bytes
-
-__all__ = ["IdentityTranslator", "Translation", "Translator"]
+__all__ = ["Translation", "Translator"]
 
 
 class Translation(NamedTuple):
@@ -63,22 +60,3 @@ class Translator(Protocol):
     def with_steps(self, steps: int) -> Translator:
         """Return a translator of the same weights with a single sample of another number of steps."""
         ...
-
-
-class IdentityTranslator:
-    """Returns its own three-channel input as bytes: a diagnostic of everything but the model."""
-
-    multiple = 1
-
-    def __init__(self, samples: int = 1) -> None:
-        self._samples = samples
-
-    def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
-        """Return the input as bytes; without variance, and with a spread of zero over several samples."""
-        with counters.timed("model_seconds"):
-            spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
-            return Translation(to_eo_bytes(sar), None, spread)
-
-    def with_steps(self, steps: int) -> IdentityTranslator:
-        """Return itself: identity has no steps."""
-        return self

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.functional import max_pool2d
 
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.model.checkpoint_files import vae_facts
+from sar2eo.model.folder import vae_facts
 
 __all__ = [
     "SIZES",

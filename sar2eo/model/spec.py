@@ -1,35 +1,23 @@
-"""What a model is to the pipeline: a batch of SAR windows in, EO windows out.
+"""A model named by path and options, without its weights.
 
-A `ModelSpec` names a model by path and options, so that it can stand in a graph, travel to other
-processes and be written to a fingerprint; each process loads the weights once, on first use. Nothing
-here needs torch until a model other than ``identity`` is resolved.
+A `ModelSpec` can stand in a graph, travel to other processes and be written to a fingerprint;
+`sar2eo.model.loading.load_translator` loads the weights. Nothing here needs torch until a model other than
+``identity`` is resolved.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sar2eo.compute import counters
 from sar2eo.compute.device import default_batch, default_threads, resolve_device, resolve_dtype
 from sar2eo.errors import SettingsError
-from sar2eo.model.card import SAMPLERS, Card
-from sar2eo.model.checkpoint_files import (
-    CONFIG,
-    TRAIN_TIMESTEPS,
-    count_parameters,
-    folder_sha256,
-    read_json,
-    vae_facts,
-)
+from sar2eo.model.card import SAMPLERS, TRAIN_TIMESTEPS, TranslatorCard
 from sar2eo.model.compile_cache import use_compile_cache
-from sar2eo.model.hub import BUNDLED, find_folder
-from sar2eo.model.interface import IdentityTranslator, Translator
+from sar2eo.model.folder import BUNDLED, ModelFolder, find_folder, vae_facts
 
 __all__ = ["BUNDLED", "IDENTITY", "ModelSpec", "resolve_model", "resolve_spacing"]
 
@@ -52,7 +40,7 @@ class ModelSpec:
         Values in the weights of U-Net and VAE.
     factor, latent_channels : int
         The VAE's downsampling factor and channels.
-    card : Card or None
+    card : TranslatorCard or None
         None for identity.
     steps, sampler, spacing, seed, samples
         How to sample; ``samples`` results of different noise are averaged.
@@ -71,7 +59,7 @@ class ModelSpec:
     parameters: int
     factor: int
     latent_channels: int
-    card: Card | None
+    card: TranslatorCard | None
     steps: int
     sampler: str
     spacing: str
@@ -86,7 +74,7 @@ class ModelSpec:
     @property
     def folder(self) -> Path:
         """Where the checkpoint lies for this process; meaningless for identity."""
-        return find_folder(self.path, allow=()) if self.path == BUNDLED else Path(self.path)
+        return find_folder(self.path) if self.path == BUNDLED else Path(self.path)
 
     @property
     def temperature(self) -> float:
@@ -103,32 +91,6 @@ class ModelSpec:
         """Whether the model yields a variance."""
         return self.card is not None
 
-    def load(self) -> Translator:
-        """Return the translator, loading the weights at most once per process.
-
-        Raises
-        ------
-        CheckpointError
-            If the folder is broken, or is not the one that was resolved.
-        """
-        with _LOAD_LOCK:
-            key = repr(self)  # the card holds a dict, so a spec has no hash
-            if key not in _LOADED:
-                # Settings may change from call to call in a long session; weights are large.
-                while len(_LOADED) >= _LOADED_AT_MOST:
-                    _LOADED.popitem(last=False)
-                with counters.timed("load_seconds"):
-                    _LOADED[key] = self._make()
-            _LOADED.move_to_end(key)
-            return _LOADED[key]
-
-    def _make(self) -> Translator:
-        if self.card is None:
-            return IdentityTranslator(self.samples)
-        from sar2eo.model.translator import DiffusionTranslator
-
-        return DiffusionTranslator(self)
-
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that changes pixels, as JSON values; the path does not."""
         if self.card is None:
@@ -136,11 +98,6 @@ class ModelSpec:
         names = ("sha256", "steps", "sampler", "spacing", "seed", "samples", "device", "dtype", "batch")
         values = {name: getattr(self, name) for name in (*names, "compile", "threads")}
         return values | {package: version(package) for package in ("torch", "diffusers")}
-
-
-_LOADED: OrderedDict[str, Translator] = OrderedDict()
-_LOADED_AT_MOST = 2
-_LOAD_LOCK = threading.Lock()
 
 
 def resolve_model(
@@ -199,18 +156,17 @@ def resolve_model(
         raise SettingsError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
     if str(model) == IDENTITY:
         return _identity_spec(seed, samples, batch)
-    folder = find_folder(model, revision=revision, allow=["*.json", "*.safetensors"])
-    sha256 = folder_sha256(folder)
-    card = Card.read(folder)
-    vae = vae_facts(read_json(folder / "vae" / CONFIG))
+    folder = ModelFolder(find_folder(model, revision=revision), TranslatorCard)
+    sha256 = folder.sha256()
+    card, vae = folder.card(), vae_facts(folder.config("vae"))
     place = resolve_device(device)
     if compile:
         use_compile_cache()  # of this process; those that work elsewhere have their own
     steps, sampler = steps or card.steps, sampler or card.sampler
     return ModelSpec(
-        path=BUNDLED if model == BUNDLED else str(folder.absolute()),
+        path=BUNDLED if model == BUNDLED else str(folder.path.absolute()),
         sha256=sha256,
-        parameters=sum(count_parameters(folder).values()),
+        parameters=sum(folder.count_parameters().values()),
         factor=vae.factor,
         latent_channels=vae.latent_channels,
         card=card,

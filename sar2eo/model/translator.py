@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from sar2eo.compute import counters
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import load_checkpoint
-from sar2eo.model.checkpoint_files import folder_sha256
 from sar2eo.model.compile_cache import use_compile_cache
 from sar2eo.model.diffusion import create_scheduler, sample
+from sar2eo.model.folder import ModelFolder
 from sar2eo.model.interface import Translation
 from sar2eo.model.network import Vae, decode_latents, encode_images
 from sar2eo.model.noise import scene_noise
@@ -59,7 +60,7 @@ class DiffusionTranslator:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        if spec.card is None or folder_sha256(spec.folder) != spec.sha256:
+        if spec.card is None or ModelFolder(spec.folder, TranslatorCard).sha256() != spec.sha256:
             raise CheckpointError(
                 f"{spec.path} changed since the run was prepared, or differs on this machine"
             )

@@ -1,20 +1,44 @@
-"""Networks from configurations and weights from safetensors, strictly: all that is due, nothing else."""
+"""Networks on disk: built from configurations, filled strictly from safetensors, written whole or not at all."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sar2eo.errors import CheckpointError, SettingsError, one_line
-from sar2eo.model.checkpoint_files import CONFIG, tensor_headers
+from sar2eo.errors import CheckpointError, OutputError, SettingsError, one_line
+from sar2eo.model.card import ModelCard
+from sar2eo.model.folder import (
+    CONFIG,
+    MODEL_INDEX,
+    SCHEDULER_CONFIG,
+    WEIGHTS,
+    ModelFolder,
+    tensor_headers,
+    write_json,
+)
 
-__all__ = ["check_weights", "create_empty", "disk_dtype", "fill", "narrow", "read_tensors"]
+__all__ = [
+    "create_empty",
+    "create_networks",
+    "disk_dtype",
+    "fill",
+    "narrow",
+    "new_model_folder",
+    "read_tensors",
+    "refuse_existing",
+    "write_network",
+]
 
 # Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
 # for hours, or fill the memory, before any shape is compared.
@@ -160,3 +184,100 @@ def narrow(modules: Iterable[nn.Module], dtype: torch.dtype, source: str | Path)
         if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
             name = str(dtype).removeprefix("torch.")
             raise CheckpointError(f"{source}: weights do not fit into {name}: try bfloat16")
+
+
+def create_networks(folder: ModelFolder[Any], classes: Mapping[str, Any]) -> dict[str, Any]:
+    """Create the networks of a folder without values, after checking that their weights fit.
+
+    Parameters
+    ----------
+    folder : ModelFolder
+    classes : mapping of str to type
+        Classes of diffusers by the networks' names.
+
+    Raises
+    ------
+    CheckpointError
+        If a configuration makes no network, or its weights do not fit.
+    """
+    networks = {name: create_empty(kind, folder.config(name)) for name, kind in classes.items()}
+    for name, network in networks.items():
+        check_weights(network, folder.path / name / WEIGHTS)
+    return networks
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise OutputError if a path exists."""
+    if out.exists():
+        raise OutputError(f"{out} exists already: choose another folder or remove it")
+
+
+@contextmanager
+def new_model_folder(
+    out: Path, pipeline: str, networks: Mapping[str, Any], scheduler: Mapping[str, Any], card: ModelCard
+) -> Iterator[Path]:
+    """Write a model's folder in diffusers' layout; it gets its name when it is whole.
+
+    Parameters
+    ----------
+    out : Path
+    pipeline : str
+        Class name in ``model_index.json``.
+    networks : mapping of str to ModelMixin
+        By the names of their subfolders.
+    scheduler : mapping
+        Configuration of a DDIMScheduler.
+    card : ModelCard
+
+    Yields
+    ------
+    Path
+        The unfinished folder, for files beyond these.
+
+    Raises
+    ------
+    OutputError
+        If `out` exists or cannot be written.
+    """
+    refuse_existing(out)
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": version("diffusers")}
+        for name, network in networks.items():
+            write_network(network, partial / name)
+            kind = type(network)
+            index[name] = [kind.__module__.partition(".")[0], kind.__name__]  # library and class
+        index["scheduler"] = ["diffusers", "DDIMScheduler"]
+        write_json(partial / MODEL_INDEX, index)
+        config = {"_class_name": "DDIMScheduler", **scheduler}
+        if "_use_default_values" in config:  # listed by diffusers in the order of a set, which varies
+            config["_use_default_values"] = sorted(config["_use_default_values"])
+        (partial / SCHEDULER_CONFIG).parent.mkdir()
+        write_json(partial / SCHEDULER_CONFIG, config)
+        card.write(partial)
+        yield partial
+        partial.rename(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_network(network: Any, folder: Path, **changes: Any) -> None:
+    """Write one network in diffusers' layout: its configuration and its weights.
+
+    Parameters
+    ----------
+    network : ModelMixin
+    folder : Path
+        New.
+    **changes
+        Other values for fields of the configuration.
+    """
+    folder.mkdir(parents=True)
+    config = json.loads(network.to_json_string())
+    config.pop("_name_or_path", None)  # where the base lay on this machine
+    write_json(folder / CONFIG, config | changes)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -14,11 +14,11 @@ from sar2eo.errors import SettingsError, TrainingWarning
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher, values_sha256
 from sar2eo.matching.dcdm.evidence import pixel_multiple
 from sar2eo.matching.dcdm.losses import WINDOW
-from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
 from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.creation import pretrained_vae
 from sar2eo.model.diffusion import schedule_config
-from sar2eo.model.hub import find_folder
-from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.model.folder import BUNDLED_MATCHER, find_folder
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, checked
 from sar2eo.settings.toml import changed
 from sar2eo.training.accelerator import create_accelerator
@@ -157,7 +157,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
 def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
     """Return the matcher that training begins with: the base, or an untrained one, the same every time."""
     if recipe.base is not None:
-        base = load_matcher(matcher_folder(recipe.base))
+        base = load_matcher(find_folder(recipe.base, own=BUNDLED_MATCHER))
         return dataclasses.replace(base, card=_card(recipe, base.card.vae_sha256, pairs))
     settings = recipe.settings
     vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))

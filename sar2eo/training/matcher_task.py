@@ -17,10 +17,9 @@ from sar2eo.compute.device import resolve_dtype
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, save_matcher
 from sar2eo.matching.dcdm.evidence import Weights, compare, examine
 from sar2eo.matching.dcdm.losses import position_loss, routing_loss, similarity_loss, structure_loss
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised
 from sar2eo.matching.dcdm.templates import Planted, plant
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.model.card import TRAIN_TIMESTEPS, MatcherCard
 from sar2eo.model.diffusion import add_noise, l2_loss
 from sar2eo.model.network import encode_images, pooled_validity
 from sar2eo.settings import MatcherSettings

@@ -16,9 +16,10 @@ from sar2eo.datasets import PairsDataset, collate
 from sar2eo.errors import TrainingError
 from sar2eo.matching.dcdm.evidence import Weights
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.matching.dcdm.templates import plant
+from sar2eo.model.card import MatcherCard
 from sar2eo.settings import MatcherSettings
+from sar2eo.store.atomic import write_atomically
 
 __all__ = ["calibrate_matcher", "threshold_for"]
 
@@ -131,7 +132,7 @@ def calibrate_matcher(
         false_accepts=settings.false_accepts,
         metrics=matcher.card.metrics | metrics,
     )
-    card.write(matcher.folder)
+    write_atomically(matcher.folder / card.file_name, card.to_text().encode())
     return card
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sar2eo.errors import CheckpointError, OutputError, TrainingError, TrainingWarning
-from sar2eo.model.checkpoint_files import file_sha256
+from sar2eo.model.folder import file_sha256
 from sar2eo.store.atomic import refuse, sync_file, sync_folder, write_atomically
 
 __all__ = ["State", "States"]

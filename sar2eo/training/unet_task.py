@@ -16,9 +16,8 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from sar2eo.errors import SettingsError
-from sar2eo.model.card import Card
+from sar2eo.model.card import TRAIN_TIMESTEPS, TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
 from sar2eo.model.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
 from sar2eo.model.network import decode_latents, encode_images, pooled_validity, variance_of
 from sar2eo.model.weights import create_empty
@@ -40,7 +39,7 @@ class UNetTask:
     ----------
     checkpoint : Checkpoint
         The base, in float32, on the CPU.
-    card : Card
+    card : TranslatorCard
         Of the result; it says what is predicted.
     settings : TrainSettings
     device : torch.device
@@ -54,7 +53,7 @@ class UNetTask:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, card: Card, settings: TrainSettings, device: torch.device
+        self, checkpoint: Checkpoint, card: TranslatorCard, settings: TrainSettings, device: torch.device
     ) -> None:
         self.card = card
         self._settings, self._device, self._schedule = settings, device, checkpoint.schedule

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
-from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.model.creation import pretrained_vae
 from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, checked
 from sar2eo.settings.toml import changed
 from sar2eo.training.accelerator import create_accelerator

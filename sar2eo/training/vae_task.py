@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sar2eo.errors import SettingsError
-from sar2eo.model.checkpoint import write_part
-from sar2eo.model.checkpoint_files import vae_facts, write_json
+from sar2eo.model.folder import vae_facts, write_json
 from sar2eo.model.network import Vae, create_autoencoder, raw_latents
+from sar2eo.model.weights import write_network
 from sar2eo.settings import VaeSettings
 from sar2eo.training.task import Batch, Facts
 from sar2eo.training.vae_losses import (
@@ -259,7 +259,7 @@ class VaeTask:
         measured = self._measure_latents()
         mean, std = (measured[self._kinds[0]][name] for name in ("mean", "std"))
         scaling = {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}
-        write_part(self.vae, out / "vae", **({} if self._settings.decoder_only else scaling))
+        write_network(self.vae, out / "vae", **({} if self._settings.decoder_only else scaling))
         notes = {
             **facts,
             "images": self._settings.images,

@@ -23,7 +23,7 @@ from sar2eo.errors import PolarisationError, RadiometryError, SceneError, Settin
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
 from sar2eo.geo.windows import Lattice, Window
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.spec import BUNDLED, ModelSpec, resolve_model
 from sar2eo.scenes import reader_of, settled, window_in
 from sar2eo.scenes.metadata import attributes_of, to_attributes
@@ -181,7 +181,7 @@ def spec_of(model: str | Path, settings: TranslateSettings) -> ModelSpec:
     )
 
 
-def _check_gsd(grid: Grid, card: Card | None, *, force: bool) -> None:
+def _check_gsd(grid: Grid, card: TranslatorCard | None, *, force: bool) -> None:
     if card is None or card.gsd_m is None or grid.crs is None:
         return
     ground = grid.ground_sample_distance_m()
@@ -234,7 +234,9 @@ def _polarisations(scene: xr.DataArray) -> tuple[str, ...]:
     return named
 
 
-def _choose(found: tuple[str, ...], card: Card | None, *, force: bool) -> tuple[tuple[str, ...], Channels]:
+def _choose(
+    found: tuple[str, ...], card: TranslatorCard | None, *, force: bool
+) -> tuple[tuple[str, ...], Channels]:
     """Return the scene's polarisations that the model takes, and what its channels average."""
     if card is None:
         return found, default_channels(found)
@@ -251,7 +253,7 @@ def _choose(found: tuple[str, ...], card: Card | None, *, force: bool) -> tuple[
     return tuple(dict.fromkeys(used.values())), channels
 
 
-def _check_radiometry(card: Card | None, calibration: str, *, force: bool) -> None:
+def _check_radiometry(card: TranslatorCard | None, calibration: str, *, force: bool) -> None:
     if card is None:
         return
     # A scaling by the scene's own percentile does not care about the calibration's factor.
@@ -276,7 +278,9 @@ def _check_scaled(scaling: dict[str, Any], quantity: str, calibration: str, *, f
         )
 
 
-def _fixed_scaling(settings: TranslateSettings, card: Card | None, plan: Plan) -> tuple[float, ...] | None:
+def _fixed_scaling(
+    settings: TranslateSettings, card: TranslatorCard | None, plan: Plan
+) -> tuple[float, ...] | None:
     scaling, names = settings.scaling, plan.polarisations
     if scaling is None:
         return None if card is None or card.scaling == "p99" else (float(card.scaling),) * len(names)

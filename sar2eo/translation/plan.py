@@ -19,6 +19,7 @@ from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec
 from sar2eo.results.cog import check_space, cog_bytes, needed_bytes
 from sar2eo.results.destination import Destination, check_tmp
@@ -504,7 +505,7 @@ def _seconds(spec: ModelSpec, tile: int, windows: int) -> float:
     """Seconds inside the model: a batch of one step is timed, and of three."""
     sar = np.zeros((spec.batch, 3, tile, tile), np.float32)
     origins = [(0, tile * k) for k in range(spec.batch)]
-    translator = spec.load()
+    translator = load_translator(spec)
 
     def timed(steps: int) -> float:
         start = time.perf_counter()

@@ -27,6 +27,7 @@ from sar2eo.geo.radiometry import (
     to_model_range,
 )
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import SceneReader
 
@@ -212,7 +213,7 @@ def _translated(plan: Plan, divisors: FloatArray, batch: range, chunks: Chunks) 
     counters.add("windows_skipped", len(batch) - len(inputs))
     if not inputs:
         return {}
-    translator = plan.spec.load()
+    translator = load_translator(plan.spec)
     windows = [plan.lattice[index] for index in inputs]
     stack = np.stack([sar for sar, _ in inputs.values()])
     result = translator.translate(stack, [(window.row, window.col) for window in windows])

@@ -22,7 +22,7 @@ from sar2eo.evaluation.confidence.roc import GROUPS, compare_groups, roc_curve
 from sar2eo.evaluation.confidence.study import judge_confidence, picture_confidence
 from sar2eo.evaluation.confidence.variance_maps import ScenePair, VarianceMaps, map_variance, open_scene_pair
 from sar2eo.geo.blending import upsample
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import load_checkpoint, save_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.spec import resolve_model
@@ -130,7 +130,9 @@ def test_groups_are_of_one_kind_and_the_lead_counts_the_better_direction_of_the_
 
 def test_a_variance_that_knows_scores_one_and_a_constant_one_half(folder: Path) -> None:
     truth = read_truth(folder)
-    pair = open_scene_pair(folder / "sar.tif", folder / "eo.tif", Card(name="x", polarisations=("VH",)))
+    pair = open_scene_pair(
+        folder / "sar.tif", folder / "eo.tif", TranslatorCard(name="x", polarisations=("VH",))
+    )
     knows = np.isin(truth.label, truth.numbers[truth.changed])
     maps = VarianceMaps(
         forced={500: np.where(knows, 3.0, 0.5).astype(np.float32)},
@@ -156,7 +158,9 @@ def test_surprise_is_the_squared_error_over_the_variance_and_finds_what_is_more_
     folder: Path,
 ) -> None:
     truth = read_truth(folder)
-    pair = open_scene_pair(folder / "sar.tif", folder / "eo.tif", Card(name="x", polarisations=("VH",)))
+    pair = open_scene_pair(
+        folder / "sar.tif", folder / "eo.tif", TranslatorCard(name="x", polarisations=("VH",))
+    )
     changed = np.isin(truth.label, truth.numbers[truth.changed])
     flat = np.full_like(pair.sar[0], 0.5)
     flat[0, 0] = 0.0  # where nothing was run
@@ -179,7 +183,9 @@ def test_surprise_is_the_squared_error_over_the_variance_and_finds_what_is_more_
 
 def test_objects_over_pixels_without_data_are_left_out(folder: Path) -> None:
     truth = read_truth(folder)
-    pair = open_scene_pair(folder / "sar.tif", folder / "eo.tif", Card(name="x", polarisations=("VH",)))
+    pair = open_scene_pair(
+        folder / "sar.tif", folder / "eo.tif", TranslatorCard(name="x", polarisations=("VH",))
+    )
     flat = np.ones_like(pair.sar[0])
     valid = pair.valid.copy()
     first = truth.label == truth.numbers[0]
@@ -361,7 +367,7 @@ def test_the_picture_of_a_real_pair_needs_no_truth(model: Path, folder: Path, tm
     with pytest.raises(PairsError, match="grid"):
         picture_confidence(model, (pair[0], elsewhere), (0, 0, 64, 64), out, QUICK)
     with pytest.raises(PolarisationError, match="VV"):
-        open_scene_pair(*pair, Card(name="x", polarisations=("VV",)))
+        open_scene_pair(*pair, TranslatorCard(name="x", polarisations=("VV",)))
     assert not out.exists()
 
 

@@ -22,7 +22,7 @@ from sar2eo.evaluation.model_probe import ModelImages, Probe
 from sar2eo.evaluation.request import prepare, seen_by
 from sar2eo.evaluation.translators import plan_evaluation
 from sar2eo.geo.radiometry import to_eo_bytes
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.interface import Translation
 from sar2eo.model.spec import resolve_model
 from sar2eo.model.translator import DiffusionTranslator
@@ -204,9 +204,9 @@ def test_sides_are_padded_to_what_the_network_wants_and_cut_back(checkpoint: Pat
 
 def test_pairs_of_another_kind_than_the_models_are_told(pairs: Path) -> None:
     dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
-    own = Card(name="own", polarisations=dataset.polarisations, gsd_m=dataset.gsd_m)
+    own = TranslatorCard(name="own", polarisations=dataset.polarisations, gsd_m=dataset.gsd_m)
     assert seen_by(own, dataset).channels == dataset.channels
-    other = Card(name="other", polarisations=("HV",), gsd_m=0.5, scaling=255.0)
+    other = TranslatorCard(name="other", polarisations=("HV",), gsd_m=0.5, scaling=255.0)
     with pytest.warns(
         EvaluationWarning, match=r"polarisations .* for HV; pixels of .* for 0\.5 m; scaling p99"
     ):
@@ -223,7 +223,7 @@ def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> N
     request = prepare(
         checkpoint, pairs, tmp_path / "out", EvaluateSettings(against=(str(other),)), overwrite=False
     )
-    assert request.seen["model"].channels == Card.read(checkpoint).channels == (("VV",),) * 3
+    assert request.seen["model"].channels == TranslatorCard.read(checkpoint).channels == (("VV",),) * 3
     assert request.seen[str(other)].channels == (("VH",),) * 3
     quick = {**QUICK, "against": (str(other),)}
     both = sar2eo.evaluate(checkpoint, pairs, tmp_path / "both", **quick)

@@ -17,9 +17,9 @@ from sar2eo.errors import CheckpointError, OutputError, SettingsError
 from sar2eo.matching.dcdm import evidence
 from sar2eo.matching.dcdm.checkpoint import load_matcher, save_matcher
 from sar2eo.matching.dcdm.matcher import Matcher, match_dcdm
-from sar2eo.matching.dcdm.matcher_card import MATCHER_CARD_NAME, MatcherCard
 from sar2eo.matching.structure import structure_within
-from sar2eo.model.checkpoint_files import SCHEDULER_CONFIG, WEIGHTS
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.folder import SCHEDULER_CONFIG, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,11 +86,11 @@ def test_broken_folders_are_refused_in_a_line(folder: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"no such folder, and not a hub id"):
         Matcher(tmp_path / "nothing")
     exchanged = copy("exchanged")
-    card = json.loads((exchanged / MATCHER_CARD_NAME).read_text())
-    (exchanged / MATCHER_CARD_NAME).write_text(json.dumps(card | {"vae_sha256": "0"}))
+    card = json.loads((exchanged / MatcherCard.file_name).read_text())
+    (exchanged / MatcherCard.file_name).write_text(json.dumps(card | {"vae_sha256": "0"}))
     with pytest.raises(CheckpointError, match="not the one that the card names"):
         load_matcher(exchanged)
-    (exchanged / MATCHER_CARD_NAME).write_text(json.dumps(card | {"more": 1}))
+    (exchanged / MatcherCard.file_name).write_text(json.dumps(card | {"more": 1}))
     with pytest.raises(CheckpointError, match="unknown or missing fields more"):
         Matcher(exchanged)
     pickled = copy("pickled")
@@ -103,7 +103,7 @@ def test_broken_folders_are_refused_in_a_line(folder: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="must be 'sample'"):
         load_matcher(other)
     lacking = copy("lacking")
-    (lacking / MATCHER_CARD_NAME).unlink()
+    (lacking / MatcherCard.file_name).unlink()
     with pytest.raises(CheckpointError, match="not a matcher"):
         Matcher(lacking)
 

@@ -92,6 +92,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch._dynamo.utils import counters
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import resolve_model
 
 def forward(self, sample, timestep, encoder_hidden_states=None, return_dict=True):
@@ -101,7 +102,8 @@ def forward(self, sample, timestep, encoder_hidden_states=None, return_dict=True
 warnings.simplefilter("ignore")
 UNet2DConditionModel.forward = forward
 # Two calls of a whole batch and one of its remainder, as of a scene of five windows.
-translator = resolve_model(sys.argv[1], compile=True, device="cpu", dtype="float32", batch=2, steps=2).load()
+spec = resolve_model(sys.argv[1], compile=True, device="cpu", dtype="float32", batch=2, steps=2)
+translator = load_translator(spec)
 sar = np.full((2, 3, 32, 32), 0.25, np.float32)
 sizes = [translator.translate(sar[:count], [(0, 0)] * count).eo.tolist() for count in (2, 2, 1)]
 told = {name: dict(counters[name]) for name in ("frames", "aot_autograd", "inductor")}

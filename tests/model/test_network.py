@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.model.checkpoint_files import wants_prompt
+from sar2eo.model.folder import wants_prompt
 from sar2eo.model.network import (
     adapt_unet,
     add_variance_channel,

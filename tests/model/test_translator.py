@@ -18,10 +18,11 @@ from support.model_fixtures import simulate_pair, to_model_input
 import sar2eo.model.translator
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import load_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.interface import Translation
+from sar2eo.model.loading import load_translator
 from sar2eo.model.network import decode_latents, encode_images, split_prediction, variance_of
 from sar2eo.model.noise import scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_model
@@ -51,7 +52,7 @@ def spec_of(checkpoint: Path, **options: Any) -> ModelSpec:
 
 
 def run(checkpoint: Path, sar: FloatArray, origins: Sequence[tuple[int, int]], **options: Any) -> Translation:
-    return spec_of(checkpoint, **options).load().translate(sar, origins)
+    return load_translator(spec_of(checkpoint, **options)).translate(sar, origins)
 
 
 def apart(a: Translation, b: Translation) -> npt.NDArray[np.int64]:
@@ -175,7 +176,7 @@ def test_the_temperature_is_that_of_the_noise_it_starts_from(
 ) -> None:
     warm = tmp_path / "warm"
     shutil.copytree(checkpoint, warm)
-    Card.read(warm).changed(steps=4, temperature=1.5).write(warm)
+    TranslatorCard.read(warm).changed(steps=4, temperature=1.5).write(warm)
     found, plain = (run(folder, windows, ORIGINS, batch=4) for folder in (warm, checkpoint))
     assert (found.eo != plain.eo).mean() > 0.5
     monkeypatch.setattr(
@@ -267,10 +268,10 @@ def test_values_that_are_not_finite_are_an_error(
 
 def test_threads_of_the_pool_use_the_threads_of_the_spec(checkpoint: Path, windows: FloatArray) -> None:
     spec = spec_of(checkpoint, batch=1, threads=2)
-    here = spec.load().translate(windows[:1], ORIGINS[:1])
+    here = load_translator(spec).translate(windows[:1], ORIGINS[:1])
 
     def there() -> tuple[int, Translation]:
-        return torch.get_num_threads(), spec.load().translate(windows[:1], ORIGINS[:1])
+        return torch.get_num_threads(), load_translator(spec).translate(windows[:1], ORIGINS[:1])
 
     torch.set_num_threads(1)
     with ThreadPoolExecutor(1) as pool:
@@ -303,7 +304,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a CUDA device whose memory others use as well; the same on any device."""
-    translator = spec_of(checkpoint, batch=4, samples=2).load()
+    translator = load_translator(spec_of(checkpoint, batch=4, samples=2))
     assert isinstance(translator, DiffusionTranslator)
     whole, unet, seen = translator.translate(windows, ORIGINS), translator.checkpoint.unet, []
 
@@ -341,7 +342,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
 def test_what_a_compiler_runs_out_of_or_lacks_is_told_as_without_it(
     checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    translator = spec_of(checkpoint, batch=2).load()
+    translator = load_translator(spec_of(checkpoint, batch=2))
     assert isinstance(translator, DiffusionTranslator)
 
     def fail_with(error: Exception) -> None:

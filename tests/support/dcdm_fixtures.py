@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, save_matcher, values_sha256
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.model.card import MatcherCard
 from sar2eo.model.diffusion import schedule_config
 from sar2eo.model.network import create_vae
 

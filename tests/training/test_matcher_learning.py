@@ -10,8 +10,8 @@ import torch
 from support.model_fixtures import simulate_pair, to_model_input
 
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, values_sha256
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.model.card import MatcherCard
 from sar2eo.model.checkpoint import load_checkpoint
 from sar2eo.model.diffusion import schedule_config
 from sar2eo.settings import MatcherSettings

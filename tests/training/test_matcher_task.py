@@ -21,8 +21,8 @@ from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.matching.dcdm.checkpoint import load_matcher
 from sar2eo.matching.dcdm.matcher import match_dcdm
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.matching.dcdm.templates import plant
+from sar2eo.model.card import MatcherCard
 from sar2eo.model.checkpoint import write_part
 from sar2eo.model.network import create_vae, encode_images
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, stages_of

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.errors import SettingsError
+from sar2eo.model.creation import pretrained_vae
 from sar2eo.model.network import decode_latents, encode_images
-from sar2eo.model.stable_diffusion import pretrained_vae
 from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings
 from sar2eo.training.vae_losses import (
     PatchDiscriminator,

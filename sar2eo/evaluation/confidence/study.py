@@ -29,7 +29,7 @@ from sar2eo.evaluation.confidence.variance_maps import VarianceMaps, map_varianc
 from sar2eo.evaluation.request import model_facts
 from sar2eo.evaluation.translators import torch_threads
 from sar2eo.geo.windows import Lattice, Window
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.model.card import TRAIN_TIMESTEPS
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.settings import ConfidenceSettings, checked
 from sar2eo.store.atomic import write_atomically

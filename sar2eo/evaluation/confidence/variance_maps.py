@@ -23,7 +23,8 @@ from sar2eo.geo.radiometry import (
     to_model_range,
 )
 from sar2eo.geo.windows import Lattice, Window
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec
 from sar2eo.model.translator import DiffusionTranslator
 from sar2eo.scenes.metadata import attributes_of
@@ -87,14 +88,14 @@ class VarianceMaps:
         return all(np.ptp(found[self.valid]) == 0 for found in (*self.forced.values(), self.sampled))
 
 
-def open_scene_pair(sar: Path, eo: Path, card: Card, window: Window | None = None) -> ScenePair:
+def open_scene_pair(sar: Path, eo: Path, card: TranslatorCard, window: Window | None = None) -> ScenePair:
     """Open two scenes of one place, the SAR scaled as the model's card says.
 
     Parameters
     ----------
     sar, eo : Path
         Files; EO of three bands of bytes.
-    card : Card
+    card : TranslatorCard
     window : Window, optional
         The part of them to take; by default all. The scaling is the whole scene's.
 
@@ -187,7 +188,7 @@ def map_variance(
     progress : callable, optional
         Called with how many windows are done, and how many there are.
     """
-    translator: Any = spec.load()
+    translator: Any = load_translator(spec)
     assert isinstance(translator, DiffusionTranslator)  # noqa: S101  (callers refuse identity)
     probe, factor = Probe(translator.checkpoint, spec), spec.factor
     lattice = Lattice(pair.valid.shape, tile, overlap, factor)

@@ -15,19 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import CheckpointError, PolarisationError, SettingsError
-from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
 from sar2eo.matching.drift import SceneDrift, fit_drift
 from sar2eo.matching.shifts import Aligner, Displacement, LocalShift
-from sar2eo.model.checkpoint_files import files_sha256
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.folder import BUNDLED_MATCHER, ModelFolder, find_folder
 
-__all__ = ["DcdmAligner", "find_learned", "folder_of", "matcher_sha256"]
+__all__ = ["DcdmAligner", "find_learned", "open_calibrated"]
 
 FloatArray = npt.NDArray[np.float32]
 
-_SUFFIXES = (".json", ".safetensors")
 
-
-def folder_of(model: str | Path) -> tuple[Path, MatcherCard]:
+def open_calibrated(model: str | Path) -> tuple[ModelFolder[MatcherCard], MatcherCard]:
     """Find a matcher's folder, and read its card.
 
     Raises
@@ -35,18 +33,13 @@ def folder_of(model: str | Path) -> tuple[Path, MatcherCard]:
     CheckpointError
         If there is none, or its threshold was never calibrated: then it cannot tell a match from none.
     """
-    folder = matcher_folder(model)
-    card = MatcherCard.read(folder)
+    folder = ModelFolder(find_folder(model, own=BUNDLED_MATCHER), MatcherCard)
+    card = folder.card()
     if card.threshold is None:
         raise CheckpointError(
             f"{model}: its card has no threshold: calibrate it, as 'sar2eo train-matcher' does"
         )
     return folder, card
-
-
-def matcher_sha256(folder: Path) -> str:
-    """Hash a matcher's files, by their names in the folder."""
-    return files_sha256(folder, sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES))
 
 
 @lru_cache(maxsize=2)
@@ -137,17 +130,17 @@ class DcdmAligner:
     template_px: int = field(init=False)
 
     def __post_init__(self, model: str | Path, device: str, threads: int | None) -> None:
-        folder, card = folder_of(model)
+        folder, card = open_calibrated(model)
         if card.scaling != "p99":
             raise SettingsError(
                 f"{model}: wants amplitude over {card.scaling:g}; pairs are aligned by amplitude over the "
                 "scene's 99th percentile"
             )
-        self.sha256, self.polarisations = matcher_sha256(folder), card.polarisations
+        self.sha256, self.polarisations = folder.sha256(), card.polarisations
         self.neighbourhood_px, self.template_px = card.search_px, card.template_px
         # No fields: pairs depend on what is hashed above, not on where it lies.
         self._card = card
-        self._how: dict[str, Any] = {"folder": str(folder), "device": device, "threads": threads}
+        self._how: dict[str, Any] = {"folder": str(folder.path), "device": device, "threads": threads}
 
     @property
     def gsd_m(self) -> float | None:

@@ -20,7 +20,7 @@ from sar2eo.errors import SettingsError
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, matching_scheduler
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised, MatchingDenoiser, SearchContext
 from sar2eo.matching.structure import structure_within, vertex
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.model.card import TRAIN_TIMESTEPS
 from sar2eo.model.diffusion import set_timesteps
 from sar2eo.model.network import decode_latents, encode_images, pooled_validity
 from sar2eo.model.noise import scene_noise

@@ -15,9 +15,10 @@ from torch import Tensor
 from sar2eo.compute.device import default_threads, resolve_device
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.geo.radiometry import fill_invalid, to_eo_bytes, to_model_range
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, check_files, load_matcher
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher
 from sar2eo.matching.dcdm.evidence import Evidence, Images, Weights, examine, pixel_multiple
-from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.folder import BUNDLED_MATCHER, ModelFolder, find_folder
 
 __all__ = ["DcdmMatch", "Matcher", "match_dcdm"]
 
@@ -81,9 +82,10 @@ class Matcher:
     """
 
     def __init__(self, model: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
-        self.folder = matcher_folder(model)
-        check_files(self.folder)
-        self.card = MatcherCard.read(self.folder)
+        self.folder = find_folder(model, own=BUNDLED_MATCHER)
+        files = ModelFolder(self.folder, MatcherCard)
+        files.files()
+        self.card = files.card()
         self.device = resolve_device(device)
         self.threads = threads or default_threads()
         self._lock = threading.Lock()

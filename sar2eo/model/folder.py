@@ -1,13 +1,12 @@
-"""The files of a checkpoint folder, read without torch: which must be there, what their headers say.
+"""A model's folder: found by its name, checked, hashed and described, without torch.
 
 ::
 
-    model_index.json                     what diffusers' tools look for
-    sar2eo.json                          the card
-    unet/  config.json  diffusion_pytorch_model.safetensors
-    vae/   config.json  diffusion_pytorch_model.safetensors
-    scheduler/scheduler_config.json      the noise schedule of training
-    prompt_embeds.safetensors            the fixed prompt's embedding, where the U-Net wants one
+    model_index.json                       what diffusers' tools look for
+    sar2eo.json or sar2eo-matcher.json     the card
+    unet/ or denoiser/, and vae/           config.json  diffusion_pytorch_model.safetensors
+    scheduler/scheduler_config.json        the noise schedule of training
+    prompt_embeds.safetensors              the fixed prompt's embedding, where the U-Net wants one
 
 Weights are safetensors only: reading a pickle can run code, so pickles are refused by name and content.
 """
@@ -17,33 +16,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from sar2eo.errors import CheckpointError
-from sar2eo.model.card import CARD_NAME, Card
+from sar2eo.errors import CheckpointError, one_line
+from sar2eo.model.card import ModelCard
 
 __all__ = [
+    "BUNDLED",
+    "BUNDLED_MATCHER",
     "CONFIG",
     "MODEL_INDEX",
     "PROMPT_EMBEDS",
     "SCHEDULER_CONFIG",
-    "TRAIN_TIMESTEPS",
-    "VAE_CLASSES",
     "WEIGHTS",
+    "ModelFolder",
     "TensorHeader",
     "VaeFacts",
     "check_fit",
-    "checkpoint_files",
-    "count_parameters",
-    "describe_files",
     "file_sha256",
     "files_sha256",
-    "folder_sha256",
+    "find_folder",
     "read_json",
     "refuse_pickle",
     "tensor_headers",
@@ -52,17 +51,24 @@ __all__ = [
     "write_json",
 ]
 
+BUNDLED = "bundled"
+"""Name of the model that comes with the package, and of its folder there."""
+
+BUNDLED_MATCHER = "bundled_matcher"
+"""Folder of the matcher that comes with the package."""
+
 CONFIG = "config.json"
 MODEL_INDEX = "model_index.json"
 PROMPT_EMBEDS = "prompt_embeds.safetensors"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
-TRAIN_TIMESTEPS = 1000  # T of the paper, section 4.2
-
+_VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 _PICKLE_STARTS = (b"\x80", b"PK\x03\x04")  # a bare pickle; torch's zip of pickles
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+CardT = TypeVar("CardT", bound=ModelCard)
 
 
 class TensorHeader(NamedTuple):
@@ -80,34 +86,161 @@ class VaeFacts(NamedTuple):
     latent_channels: int
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the files that make up a checkpoint, sorted, after checking that they are all there.
+@dataclass(frozen=True)
+class ModelFolder(Generic[CardT]):
+    """A model on disk: networks by name, a noise schedule and a card.
+
+    Parameters
+    ----------
+    path : Path
+    card_class : type of ModelCard
+        `TranslatorCard` or `MatcherCard`; it names the card's file and the networks.
+    """
+
+    path: Path
+    card_class: type[CardT]
+
+    def files(self) -> list[Path]:
+        """List the files of the model, sorted, after checking that all are there.
+
+        Raises
+        ------
+        CheckpointError
+            If the folder or a file is missing, or a pickle stands in for one.
+        """
+        path, card = self.path, self.card_class
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder ({card.kind} is a folder with {card.file_name})")
+        if not (path / card.file_name).is_file():
+            raise CheckpointError(f"{path} has no {card.file_name}: not {card.kind} (see {card.made_by})")
+        names = [MODEL_INDEX, card.file_name, SCHEDULER_CONFIG]
+        names += [f"{network}/{name}" for network in card.networks for name in (CONFIG, WEIGHTS)]
+        for name in names:
+            if not (path / name).is_file():
+                for other in sorted((path / name).parent.glob("*")):
+                    refuse_pickle(other)
+                raise CheckpointError(f"{path} is incomplete: {name} is missing")
+        if "unet" in card.networks and wants_prompt(self.config("unet")):
+            names.append(PROMPT_EMBEDS)
+            if not (path / PROMPT_EMBEDS).is_file():
+                raise CheckpointError(
+                    f"{path} is incomplete: its U-Net attends to a prompt, {PROMPT_EMBEDS} is missing"
+                )
+        return [path / name for name in sorted(names)]
+
+    def card(self) -> CardT:
+        """Read the card."""
+        return self.card_class.read(self.path)
+
+    def config(self, network: str) -> dict[str, Any]:
+        """Read the configuration of a network."""
+        return read_json(self.path / network / CONFIG)
+
+    def scheduler(self) -> dict[str, Any]:
+        """Read the configuration of the noise schedule."""
+        return read_json(self.path / SCHEDULER_CONFIG)
+
+    def count_parameters(self) -> dict[str, int]:
+        """Count the values in the weights of each network."""
+        counts = {}
+        for network in self.card_class.networks:
+            headers = tensor_headers(self.path / network / WEIGHTS).values()
+            counts[network] = sum(math.prod(header.shape) for header in headers)
+        return counts
+
+    def sha256(self) -> str:
+        """Hash weights, configurations and card.
+
+        It is the sha256 of the text that ``sha256sum`` prints for `files`, named relative to the folder;
+        other files in the folder (a README) do not count.
+        """
+        return files_sha256(self.path, self.files())
+
+    def describe(self, **networks: dict[str, Any]) -> dict[str, Any]:
+        """Describe the model as JSON values: sha256, parameters, networks, schedule and card.
+
+        Parameters
+        ----------
+        **networks : dict
+            Facts of the networks other than the VAE.
+        """
+        vae, counts = self.config("vae"), self.count_parameters()
+        facts = vae_facts(vae)
+        return {
+            "path": str(self.path),
+            "sha256": self.sha256(),
+            "parameters": counts | {"total": sum(counts.values())},
+            **networks,
+            "vae": {
+                "class": facts.class_name,
+                "factor": facts.factor,
+                "latent_channels": facts.latent_channels,
+                "scaling_factor": vae.get("scaling_factor"),
+            },
+            "schedule": self.scheduler(),
+            "card": self.card().to_dict(),
+        }
+
+
+def find_folder(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    allow: Sequence[str] = ("*.json", "*.safetensors"),
+    ignore: Sequence[str] = (),
+    own: str = BUNDLED,
+) -> Path:
+    """Return a local folder, or fetch one where the source is no folder but looks like a hub id.
+
+    Parameters
+    ----------
+    source : str or Path
+        "bundled", a folder, or "owner/name". (A folder that is called bundled is ``./bundled``.)
+    revision : str or None
+        Branch, tag or commit of a hub id.
+    allow, ignore : sequence of str
+        Patterns of the files to fetch and not to fetch.
+    own : str
+        Folder in the package that "bundled" stands for.
 
     Raises
     ------
     CheckpointError
-        If the folder or a file is missing, or a pickle stands in for one.
+        If there is no such folder and no such id, or the hub cannot be reached (offline mode, set by
+        ``HF_HUB_OFFLINE=1``, uses what was fetched before).
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder (a checkpoint is a folder with {CARD_NAME})")
-    if not (folder / CARD_NAME).is_file():
-        raise CheckpointError(
-            f"{folder} has no {CARD_NAME}: not a sar2eo checkpoint (see 'sar2eo model init')"
+    if source == BUNDLED:
+        return _bundled(own)
+    path = Path(source)
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise CheckpointError(f"{source} is a file: give the folder that holds it")
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        found = snapshot_download(
+            source, revision=revision, allow_patterns=list(allow), ignore_patterns=list(ignore)
         )
-    names = [MODEL_INDEX, CARD_NAME, SCHEDULER_CONFIG]
-    names += [f"{part}/{name}" for part in ("unet", "vae") for name in (CONFIG, WEIGHTS)]
-    for name in names:
-        if not (folder / name).is_file():
-            for path in sorted((folder / name).parent.glob("*")):
-                refuse_pickle(path)
-            raise CheckpointError(f"{folder} is incomplete: {name} is missing")
-    if wants_prompt(read_json(folder / "unet" / CONFIG)):
-        names.append(PROMPT_EMBEDS)
-        if not (folder / PROMPT_EMBEDS).is_file():
-            raise CheckpointError(
-                f"{folder} is incomplete: its U-Net attends to a prompt, {PROMPT_EMBEDS} is missing"
-            )
-    return [folder / name for name in sorted(names)]
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: no such folder here, and fetching it from the hub failed: {one_line(error, 200)}"
+        ) from error
+    return Path(found)
+
+
+def _bundled(own: str) -> Path:
+    """Return where the package keeps a model; in another process perhaps elsewhere."""
+    folder = Path(__file__).parents[1] / own
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"this installation has no {'model' if own == BUNDLED else 'matcher'} of its own: name a "
+            "checkpoint folder (see 'sar2eo model' and 'sar2eo train-matcher') or an id on a hub with --model"
+        )
+    return folder
 
 
 def refuse_pickle(path: Path) -> None:
@@ -167,21 +300,6 @@ def tensor_headers(path: Path) -> dict[str, TensorHeader]:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def count_parameters(folder: Path) -> dict[str, int]:
-    """Count the values in the weights of "unet" and "vae"."""
-    headers = {part: tensor_headers(folder / part / WEIGHTS).values() for part in ("unet", "vae")}
-    return {part: sum(math.prod(header.shape) for header in found) for part, found in headers.items()}
-
-
-def folder_sha256(folder: Path) -> str:
-    """Hash a checkpoint: weights, configurations and card.
-
-    It is the sha256 of the text that ``sha256sum`` prints for `checkpoint_files`, named relative to the
-    folder; other files in the folder (a README) do not count.
-    """
-    return files_sha256(folder, checkpoint_files(folder))
-
-
 def files_sha256(folder: Path, paths: Iterable[Path]) -> str:
     """Hash files in a folder, by their names in it: the sha256 of what ``sha256sum`` prints for them."""
     lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
@@ -203,8 +321,8 @@ def vae_facts(config: Mapping[str, Any]) -> VaeFacts:
         For another class of VAE, or a configuration that lacks these values.
     """
     class_name = config.get("_class_name")
-    if class_name not in VAE_CLASSES:
-        raise CheckpointError(f"vae: _class_name={class_name!r}, must be one of {', '.join(VAE_CLASSES)}")
+    if class_name not in _VAE_CLASSES:
+        raise CheckpointError(f"vae: _class_name={class_name!r}, must be one of {', '.join(_VAE_CLASSES)}")
     blocks = config.get(
         "block_out_channels" if class_name == "AutoencoderKL" else "encoder_block_out_channels"
     )
@@ -271,31 +389,3 @@ def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], prompt: Sequence[
         raise CheckpointError(
             f"the prompt's embedding has shape {shape}: the U-Net wants (1, tokens, {width})"
         )
-
-
-def describe_files(folder: Path) -> dict[str, Any]:
-    """Describe a checkpoint as JSON values: architecture, parameters, schedule, card and sha256."""
-    unet, vae = (read_json(folder / part / CONFIG) for part in ("unet", "vae"))
-    facts = vae_facts(vae)
-    counts = count_parameters(folder)
-    return {
-        "path": str(folder),
-        "sha256": folder_sha256(folder),
-        "parameters": counts | {"total": sum(counts.values())},
-        "unet": {
-            "channels_in": unet["in_channels"],
-            "channels_out": unet["out_channels"],
-            "block_out_channels": unet.get("block_out_channels"),
-            "down_block_types": unet.get("down_block_types"),
-            "prompt": wants_prompt(unet),
-            "dtype": tensor_headers(folder / "unet" / WEIGHTS)["conv_in.weight"].dtype,
-        },
-        "vae": {
-            "class": facts.class_name,
-            "factor": facts.factor,
-            "latent_channels": facts.latent_channels,
-            "scaling_factor": vae.get("scaling_factor"),
-        },
-        "schedule": read_json(folder / SCHEDULER_CONFIG),
-        "card": Card.read(folder).to_dict(),
-    }
