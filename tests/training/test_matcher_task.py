@@ -23,8 +23,8 @@ from sar2eo.matching.dcdm.checkpoint import load_matcher
 from sar2eo.matching.dcdm.matcher import match_dcdm
 from sar2eo.matching.dcdm.templates import plant
 from sar2eo.model.card import MatcherCard
-from sar2eo.model.checkpoint import write_part
 from sar2eo.model.network import create_vae, encode_images
+from sar2eo.model.weights import write_network
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, stages_of
 from sar2eo.training import matcher_task
 from sar2eo.training.matcher_run import prepare_matcher_training, train_matcher
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built_pairs(root / "pairs", counts={"train": 4, "val": 3}, size=64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        write_part(create_vae("tiny"), root / "base" / "vae")
+        write_network(create_vae("tiny"), root / "base" / "vae")
     return root
 
 
