@@ -22,9 +22,8 @@ from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
 from sar2eo.evaluation.report import ReportKind, markdown_table
 from sar2eo.evaluation.request import seen_by
-from sar2eo.matching.dcdm.evidence import Images, pixel_multiple
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.templates import Planted, plant
+from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
 from sar2eo.matching.structure import StructuralAligner, match
 from sar2eo.settings import DataSettings, MatchEvaluationSettings, checked
 
@@ -41,8 +40,8 @@ Answer = tuple[float, float, bool]
 class _Trial(NamedTuple):
     """One template, the search image it lies in, one of another pair, and where it comes from."""
 
-    own: Planted
-    other: Planted
+    own: PlantedTemplates
+    other: PlantedTemplates
     place: str
     scene: str
 
@@ -234,7 +233,7 @@ def _methods(matcher: Matcher, settings: MatchEvaluationSettings) -> dict[str, C
 
 def _dcdm(matcher: Matcher, steps: int | None, seed: int) -> Callable[[Images], Answer]:
     def find(images: Images) -> Answer:
-        found = matcher.evidence(images, steps=steps, seed=seed).found(matcher.weights)
+        found = matcher.compare(images, steps=steps, seed=seed).find_best(matcher.weights)
         row, col = found.shifts[0]
         return float(row), float(col), bool(found.scores[0] >= (matcher.card.threshold or 0.0))
 
@@ -269,14 +268,14 @@ def _trials(
     for index, number in numbers:
         both = [pairs.sample(i, 0) for i in (index, pairs.strangers(index)[0])]
         draw = torch.Generator().manual_seed(settings.seed + index * settings.offsets + number)
-        own = plant(collate([both[0]]), template, draw)
+        own = plant_templates(collate([both[0]]), template, draw)
         strange = collate([both[1]])
         searched = own.images._replace(search=strange["sar"], search_valid=strange["valid"])
         scene = str(both[0].get("sar_href", "all"))
         yield _Trial(own, own._replace(images=searched), places[index], scene)
 
 
-def _noisy(planted: Planted, percent: float, seed: int) -> Planted:
+def _noisy(planted: PlantedTemplates, percent: float, seed: int) -> PlantedTemplates:
     """Add Gaussian noise of a variance in percent to a template read as 0 to 1 (supplement, Fig. 4)."""
     if percent == 0:
         return planted
@@ -287,7 +286,7 @@ def _noisy(planted: Planted, percent: float, seed: int) -> Planted:
     return planted._replace(images=planted.images._replace(template=spoilt))
 
 
-def _distance(answer: Answer, planted: Planted) -> float:
+def _distance(answer: Answer, planted: PlantedTemplates) -> float:
     """Return how far an answer is from the truth, in pixels; at most as far as two places can be apart."""
     row, col = planted.offsets[0].tolist()
     distance = math.hypot(answer[0] - row, answer[1] - col)

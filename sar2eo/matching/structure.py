@@ -17,8 +17,7 @@ import numpy.typing as npt
 from scipy import fft, ndimage, signal
 
 from sar2eo.errors import SettingsError
-from sar2eo.matching.drift import SceneDrift, fit_drift
-from sar2eo.matching.shifts import Aligner, Displacement, LocalShift
+from sar2eo.matching.shifts import Aligner, Displacement, LocalShift, SceneDrift, fit_drift
 
 __all__ = [
     "METHODS",

@@ -1,4 +1,4 @@
-"""Networks on disk: built from configurations, filled strictly from safetensors, written whole or not at all."""
+"""Networks on disk: built from configurations, filled strictly from safetensors, written whole or not."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import torch
 from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
 from sar2eo.errors import SettingsError, TrainingWarning
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher, values_sha256
-from sar2eo.matching.dcdm.evidence import pixel_multiple
 from sar2eo.matching.dcdm.losses import WINDOW
 from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.matching.dcdm.similarity import pixel_multiple
 from sar2eo.model.card import MatcherCard
 from sar2eo.model.creation import pretrained_vae
 from sar2eo.model.diffusion import schedule_config
@@ -161,15 +161,12 @@ def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
         return dataclasses.replace(base, card=_card(recipe, base.card.vae_sha256, pairs))
     settings = recipe.settings
     vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
-    sizes: dict[str, Any] = {"calibration": 0} if settings.uncalibrated else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         denoiser = MatchingDenoiser(
             latent_channels=int(vae.config.latent_channels),
             widths=settings.widths,
             top_regions=settings.top_regions,
-            dense=settings.dense,
-            **sizes,
         )
     return MatcherCheckpoint(
         denoiser=denoiser,

@@ -14,9 +14,8 @@ import torch
 
 from sar2eo.datasets import PairsDataset, collate
 from sar2eo.errors import TrainingError
-from sar2eo.matching.dcdm.evidence import Weights
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.templates import plant
+from sar2eo.matching.dcdm.similarity import MapWeights, plant_templates
 from sar2eo.model.card import MatcherCard
 from sar2eo.settings import MatcherSettings
 from sar2eo.store.atomic import write_atomically
@@ -27,7 +26,7 @@ Values = npt.NDArray[np.float64]
 
 _AT_ONCE = 8
 _WEIGHTS = [
-    Weights(pixels, structure)
+    MapWeights(pixels, structure)
     for structure in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
     for pixels in (0.0, 0.5, 1.0, 2.0)
 ]
@@ -157,12 +156,12 @@ def _trials(
         numbers = range(first, min(first + _AT_ONCE, settings.trials))
         batch = collate([pairs.sample(number % len(pairs), 0) for number in numbers])
         generator = torch.Generator().manual_seed(settings.seed + first)
-        images, _, offsets = plant(batch, settings.template, generator)
+        images, _, offsets = plant_templates(batch, settings.template, generator)
         if others:
             strange = collate([pairs.sample(_stranger(pairs, number), 0) for number in numbers])
             images = images._replace(search=strange["sar"], search_valid=strange["valid"])
-        evidence = matcher.evidence(images, seed=settings.seed)
-        found = [evidence.found(weights) for weights in _WEIGHTS]
+        maps = matcher.compare(images, seed=settings.seed)
+        found = [maps.find_best(weights) for weights in _WEIGHTS]
         true = offsets.numpy()
         distances.append([np.hypot(*(f.shifts - true).T) for f in found])
         scores.append([f.scores for f in found])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sar2eo.matching.dcdm.evidence import correlate, match_probability, subpixel_peak, to_pixels
+from sar2eo.matching.dcdm.similarity import correlate, match_probability, subpixel_peak, to_pixels
 
 
 def oracle(template, template_valid, search, search_valid):

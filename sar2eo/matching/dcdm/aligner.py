@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import CheckpointError, PolarisationError, SettingsError
-from sar2eo.matching.drift import SceneDrift, fit_drift
-from sar2eo.matching.shifts import Aligner, Displacement, LocalShift
+from sar2eo.matching.shifts import Aligner, Displacement, LocalShift, SceneDrift, fit_drift
 from sar2eo.model.card import MatcherCard
 from sar2eo.model.folder import BUNDLED_MATCHER, ModelFolder, find_folder
 

@@ -137,7 +137,7 @@ def similarity_loss(
     matches : Tensor of bool, shape (B,)
         Whether the template lies in the search image at all.
     sharpness, none : Tensor, scalars
-        As of `sar2eo.matching.dcdm.evidence.match_probability`.
+        As of `sar2eo.matching.dcdm.similarity.match_probability`.
     """
     n, m = surface.shape[1:]
     factor = sharpness.exp()

@@ -16,7 +16,7 @@ from sar2eo.compute.device import default_threads, resolve_device
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.geo.radiometry import fill_invalid, to_eo_bytes, to_model_range
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher
-from sar2eo.matching.dcdm.evidence import Evidence, Images, Weights, examine, pixel_multiple
+from sar2eo.matching.dcdm.similarity import Images, MapWeights, SimilarityMaps, compare_images, pixel_multiple
 from sar2eo.model.card import MatcherCard
 from sar2eo.model.folder import BUNDLED_MATCHER, ModelFolder, find_folder
 
@@ -39,7 +39,7 @@ class DcdmMatch:
         (rows, cols): what the template shows at pixel (r, c) is found in the search image at
         (r + rows, c + cols). None where it cannot be matched.
     score : float
-        Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.evidence.match_probability`).
+        Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.similarity.match_probability`).
     threshold : float
         Of the matcher's card.
     surface : ndarray of float32, shape (H - h + 1, W - w + 1)
@@ -91,23 +91,23 @@ class Matcher:
         self._lock = threading.Lock()
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> MapWeights:
         """Of the maps, as the card says."""
-        return Weights(self.card.pixel_weight, self.card.structure_weight)
+        return MapWeights(self.card.pixel_weight, self.card.structure_weight)
 
     @cached_property
     def checkpoint(self) -> MatcherCheckpoint:
         """The networks in memory."""
         return load_matcher(self.folder, device=self.device)
 
-    def evidence(self, images: Images, *, steps: int | None = None, seed: int = 2025) -> Evidence:
-        """Examine a batch (see `sar2eo.matching.dcdm.evidence.examine`); one at a time per matcher."""
+    def compare(self, images: Images, *, steps: int | None = None, seed: int = 2025) -> SimilarityMaps:
+        """Compare templates with search images (`compare_images`), one batch at a time."""
         with self._lock:
             if self.device == "cpu" and torch.get_num_threads() != self.threads:
                 torch.set_num_threads(self.threads)
             moved = Images(*(part.to(self.device) for part in images))
             chosen = self.card.steps if steps is None else steps
-            return examine(self.checkpoint, moved, steps=chosen, seed=seed)
+            return compare_images(self.checkpoint, moved, steps=chosen, seed=seed)
 
 
 def match_dcdm(
@@ -168,12 +168,12 @@ def match_dcdm(
         )
     places = (sar.shape[1] - eo.shape[1] + 1, sar.shape[2] - eo.shape[2] + 1)
     images = _images(eo, sar, card, scaling, pixel_multiple(matcher.checkpoint.factor))
-    evidence = matcher.evidence(images, steps=steps, seed=seed)
-    found = evidence.found(matcher.weights, within=places)
+    maps = matcher.compare(images, steps=steps, seed=seed)
+    found = maps.find_best(matcher.weights, within=places)
     score = float(found.scores[0])
     matched = bool(score >= card.threshold)
-    translated = evidence.translated[0, :, : eo.shape[1], : eo.shape[2]].cpu().numpy()
-    before, after = (part[0].float().cpu().numpy() for part in (evidence.last.before, evidence.last.after))
+    translated = maps.translated[0, :, : eo.shape[1], : eo.shape[2]].cpu().numpy()
+    before, after = (part[0].float().cpu().numpy() for part in (maps.last.before, maps.last.after))
     return DcdmMatch(
         matched=matched,
         shift=(float(found.shifts[0, 0]), float(found.shifts[0, 1])) if matched else None,

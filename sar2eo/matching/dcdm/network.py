@@ -92,10 +92,8 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     heads : int
     top_regions : int
         Regions of 4 x 4 tokens that a region attends to at stride 8.
-    dense : bool
-        Attend to all of them, without gates.
     calibration : int
-        Channels of the attention calibration block; 0: none.
+        Channels of the attention calibration block.
     features : int
         Channels of what is compared.
     """
@@ -107,7 +105,6 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         widths: Sequence[int] = (128, 256),
         heads: int = 4,
         top_regions: int = 16,
-        dense: bool = False,
         calibration: int = 8,
         features: int = 16,
     ) -> None:
@@ -128,9 +125,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.coarse_second = _block(coarse, time=time)
         self.up = Upsample2D(coarse, use_conv=True, out_channels=fine)
         self.merge = _block(2 * fine, fine, time=time)
-        self.attend_fine = RegionAttention(
-            fine, fine, heads=heads, region=REGION, top=top_regions, dense=dense
-        )
+        self.attend_fine = RegionAttention(fine, fine, heads=heads, region=REGION, top=top_regions)
         self.fine_up = nn.ModuleList([_block(fine, time=time), _block(fine, time=time)])
         self.norm_out = nn.GroupNorm(_GROUPS, fine)
         self.conv_out = nn.Conv2d(fine, latent_channels, 3, padding=1)
@@ -149,7 +144,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         template_features, search_features : Tensor
             See `features`.
         sharpness, none : Tensor
-            What turns correlations into probabilities; see `sar2eo.matching.dcdm.evidence`.
+            What turns correlations into probabilities; see `sar2eo.matching.dcdm.similarity`.
         """
         denoised = self.denoise(noisy, optical, self.encode_search(search, search_valid), timesteps)
         compared = self.features(denoised.clean), self.features(search)

@@ -6,9 +6,10 @@ The same for a match, for validation and for the calibration of the threshold.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +27,14 @@ from sar2eo.model.network import decode_latents, encode_images, pooled_validity
 from sar2eo.model.noise import scene_noise
 
 __all__ = [
+    "BestPlaces",
     "Correlation",
-    "Evidence",
-    "Found",
     "Images",
-    "Weights",
-    "compare",
+    "MapWeights",
+    "SimilarityMaps",
+    "compare_images",
     "correlate",
-    "examine",
+    "correlate_features",
     "match_probability",
     "pixel_multiple",
     "subpixel_peak",
@@ -65,14 +66,55 @@ class Images(NamedTuple):
     search_valid: Tensor
 
 
-class Weights(NamedTuple):
+class PlantedTemplates(NamedTuple):
+    """Templates cut at known places.
+
+    Parameters
+    ----------
+    images : Images
+    truth : Tensor, shape (B, 3, h, w)
+        What the SAR shows where the template lies.
+    offsets : Tensor of int64, shape (B, 2)
+        Rows and columns of the templates' first pixels in the search images.
+    """
+
+    images: Images
+    truth: Tensor
+    offsets: Tensor
+
+
+def plant_templates(batch: Mapping[str, Any], side: int, generator: torch.Generator) -> PlantedTemplates:
+    """Cut a template from each EO image at a place drawn from all; the SAR image is what it is searched in.
+
+    Parameters
+    ----------
+    batch : mapping
+        With "sar", "eo" and "valid".
+    side : int
+        Of the templates, in pixels.
+    generator : torch.Generator
+        On the CPU.
+    """
+    sar, eo, valid = batch["sar"], batch["eo"], batch["valid"]
+    limits = torch.tensor(sar.shape[-2:]) - side + 1
+    offsets = (torch.rand((len(sar), 2), generator=generator) * limits).long()
+    places = [(slice(row, row + side), slice(col, col + side)) for row, col in offsets.tolist()]
+
+    def cut(images: Tensor) -> Tensor:
+        return torch.stack([image[:, rows, cols] for image, (rows, cols) in zip(images, places, strict=True)])
+
+    images = Images(cut(eo), cut(valid), sar, valid)
+    return PlantedTemplates(images, cut(sar), offsets.to(sar.device))
+
+
+class MapWeights(NamedTuple):
     """What maps count against 1 for that of the learned features (own choice; from validation pairs)."""
 
     pixels: float
     structure: float
 
 
-class Found(NamedTuple):
+class BestPlaces(NamedTuple):
     """Where templates lie.
 
     Parameters
@@ -91,7 +133,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class SimilarityMaps:
     """What is known of a batch of matches before a place is chosen.
 
     Parameters
@@ -109,7 +151,7 @@ class Evidence:
     step : int
         Pixels from place to place of `features`.
     sharpness, none : Tensor
-        As of `sar2eo.matching.dcdm.evidence.match_probability`.
+        As of `sar2eo.matching.dcdm.similarity.match_probability`.
     """
 
     last: Denoised
@@ -135,12 +177,12 @@ class Evidence:
         """
         return _structure(self.images)
 
-    def found(self, weights: Weights, within: tuple[int, int] | None = None) -> Found:
+    def find_best(self, weights: MapWeights, within: tuple[int, int] | None = None) -> BestPlaces:
         """Choose the best place of the sum of the maps.
 
         Parameters
         ----------
-        weights : Weights
+        weights : MapWeights
         within : tuple of int, optional
             Places (rows, columns) that count, from the first; by default all.
         """
@@ -153,7 +195,7 @@ class Evidence:
         shifts = np.array([subpixel_peak(one) for one in maps], np.float64)
         places = torch.from_numpy(shifts).to(evidence.device)
         scores = match_probability(evidence, places, self.sharpness, self.none, step=self.step)
-        return Found(shifts, scores.cpu().numpy(), maps)
+        return BestPlaces(shifts, scores.cpu().numpy(), maps)
 
 
 def pixel_multiple(factor: int) -> int:
@@ -161,7 +203,7 @@ def pixel_multiple(factor: int) -> int:
     return REGION * factor
 
 
-def compare(
+def correlate_features(
     template_features: Tensor,
     template_valid: Tensor,
     search_features: Tensor,
@@ -223,7 +265,7 @@ def translate_latents(
 
 
 @torch.no_grad()
-def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: int) -> Evidence:
+def compare_images(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: int) -> SimilarityMaps:
     """Translate templates and compare them with every place of their search images.
 
     Parameters
@@ -239,7 +281,7 @@ def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: 
     context = network.encode_search(search, pooled_validity(images.search_valid, factor))
     last = translate_latents(network, optical, context, checkpoint.schedule, steps, seed)
     step = factor // FEATURE_SCALE
-    features = compare(
+    features = correlate_features(
         network.features(last.clean),
         images.template_valid,
         network.features(search),
@@ -251,7 +293,7 @@ def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: 
     grey = [part.mean(dim=1, keepdim=True) for part in (translated, images.search)]
     pixels = correlate(grey[0], images.template_valid, grey[1], images.search_valid)
     level = network.sharpness.detach(), network.none.detach()
-    return Evidence(last, translated, features, pixels, images, step, *level)
+    return SimilarityMaps(last, translated, features, pixels, images, step, *level)
 
 
 def _structure(images: Images) -> Tensor:
@@ -359,7 +401,7 @@ def match_probability(
     Parameters
     ----------
     surface : Tensor, shape (B, n, m)
-        Evidence for each place, in the units of `correlate`.
+        Similarity at each place, in the units of `correlate`.
     places : Tensor, shape (B, 2)
         Row and column in the map; those within two cells count as the place.
     sharpness, none : Tensor, scalars
