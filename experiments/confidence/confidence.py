@@ -26,11 +26,10 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 import sar2eo
-from sar2eo.evaluation.calibration import calibration_table
 from sar2eo.evaluation.model_probe import Probe
-from sar2eo.evaluation.pictures import enlarge, limits
-from sar2eo.evaluation.report import markdown_table, plain_values
-from sar2eo.evaluation.request import model_facts
+from sar2eo.evaluation.plan import model_facts
+from sar2eo.evaluation.report import enlarge, limits, markdown_table, plain_values
+from sar2eo.evaluation.scores import calibration_table
 from sar2eo.geo.blending import gather_block
 from sar2eo.geo.radiometry import amplitude_percentiles, fill_invalid, to_amplitude, to_model_range
 from sar2eo.geo.windows import Lattice, Window

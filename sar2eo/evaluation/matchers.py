@@ -20,8 +20,8 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
+from sar2eo.evaluation.plan import seen_by
 from sar2eo.evaluation.report import ReportKind, markdown_table
-from sar2eo.evaluation.request import seen_by
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
 from sar2eo.matching.structure import StructuralAligner, match

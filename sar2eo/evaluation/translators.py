@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sar2eo.datasets import Batch, PairsDataset, collate
 from sar2eo.evaluation import scores
-from sar2eo.evaluation.calibration import Shuffle, calibration_table
-from sar2eo.evaluation.image_cache import KeptImages, keeping
 from sar2eo.evaluation.model_probe import Drawn, Forced, ModelImages, Probe
-from sar2eo.evaluation.report import Case, Pictures, write_report
-from sar2eo.evaluation.request import MODEL, SWEPT_PAIRS, Request, evenly, prepare
-from sar2eo.evaluation.scores import Judge
+from sar2eo.evaluation.plan import MODEL, SWEPT_PAIRS, EvaluationPlan, evenly, prepare
+from sar2eo.evaluation.report import EvaluationPictures, PictureCase, write_report
+from sar2eo.evaluation.scores import Judge, ShuffleControl, calibration_table
 from sar2eo.model.translator import DiffusionTranslator
 from sar2eo.settings import DataSettings, EvaluateSettings, checked
 from sar2eo.settings.toml import changed
+from sar2eo.store.atomic import refuse, write_atomically
+from sar2eo.store.journal import Journal
 
 __all__ = ["evaluate", "plan_evaluation", "torch_threads"]
 
@@ -96,7 +98,7 @@ def evaluate(
     request = prepare(model, data, out, settings, overwrite=overwrite)
     facts = request.facts()  # looks at all files
     with (
-        keeping(Path(out), facts, overwrite=overwrite) as kept,
+        keep_images(Path(out), facts, overwrite=overwrite) as kept,
         torch_threads(request.specs[MODEL].threads),
     ):
         under_way = _Evaluation(request, kept, progress or (lambda stage, done, total: None))
@@ -126,7 +128,7 @@ def plan_evaluation(
 class _Evaluation:
     """One evaluation under way."""
 
-    def __init__(self, request: Request, kept: KeptImages, progress: Progress) -> None:
+    def __init__(self, request: EvaluationPlan, kept: DrawnImages, progress: Progress) -> None:
         self.request = request
         self.kept = kept
         self.settings = request.settings
@@ -134,14 +136,14 @@ class _Evaluation:
         self.chosen = request.chosen
         self.progress = progress
 
-    def results(self) -> tuple[dict[str, Any], Pictures]:
+    def results(self) -> tuple[dict[str, Any], EvaluationPictures]:
         """Measure everything."""
         main = ModelImages(self.request.specs[MODEL])
         probe = None
         if isinstance(main.translator, DiffusionTranslator):
             probe = Probe(main.translator.checkpoint, main.spec)
         judges: dict[str, Judge] = {}
-        shuffles: dict[str, Shuffle] = {}
+        shuffles: dict[str, ShuffleControl] = {}
         for name, spec in self.request.specs.items():
             # Loaded one after the other: several may not fit into memory together.
             found, shuffles[name] = self._judge_model(name, main if name == MODEL else ModelImages(spec))
@@ -174,11 +176,11 @@ class _Evaluation:
             found[scores.VAE_UPPER_BOUND] = probe.reconstruct
         return found
 
-    def _judge_model(self, name: str, images: ModelImages) -> tuple[dict[str, Judge], Shuffle]:
+    def _judge_model(self, name: str, images: ModelImages) -> tuple[dict[str, Judge], ShuffleControl]:
         """Judge a model's single draws, and their mean where there are several."""
         samples = self.settings.samples
         single, averaged = Judge(self.request.measures), Judge(self.request.measures)
-        shuffle = Shuffle(self.settings.seed, self.request.seen[name].apart)
+        shuffle = ShuffleControl(self.settings.seed, self.request.seen[name].apart)
         held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
         kind = f"model-{list(self.request.specs).index(name)}"
         for batch in self._batches(name, self.chosen, self.request.seen[name]):
@@ -235,7 +237,9 @@ class _Evaluation:
             found.append({"steps": steps, "temperature": temperature, **judge.summary()})
         return found
 
-    def _pictures(self, main: ModelImages, probe: Probe | None, by_pair: list[dict[str, Any]]) -> Pictures:
+    def _pictures(
+        self, main: ModelImages, probe: Probe | None, by_pair: list[dict[str, Any]]
+    ) -> EvaluationPictures:
         """Make the images of the best, median and worst pairs again."""
         index_of = {self.dataset.ids[int(index)]: int(index) for index in self.chosen}
         ranked = sorted(
@@ -254,7 +258,7 @@ class _Evaluation:
             for case in reversed(firsts.values()):
                 sample = self.dataset[index_of[case.name]]
                 denoising.append((case, *probe.denoising(sample["sar"], sample["index"])))
-        return Pictures(cases=cases, denoising=denoising, factor=main.spec.factor)
+        return EvaluationPictures(cases=cases, denoising=denoising, factor=main.spec.factor)
 
     def _batches(
         self, stage: str, indices: npt.NDArray[np.intp], dataset: PairsDataset | None = None
@@ -297,8 +301,8 @@ def _case(
     prediction: Tensor,
     variance: Tensor | None,
     forced: Forced | None,
-) -> Case:
-    return Case(
+) -> PictureCase:
+    return PictureCase(
         kind=kind,
         name=row["id"],
         psnr=row["psnr_pooled"],
@@ -309,3 +313,81 @@ def _case(
         variance=None if variance is None else variance[0],
         forced_variance=None if forced is None else forced.variance[0],
     )
+
+
+class DrawnImages:
+    """Images that an evaluation has drawn, those of an earlier process among them.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def draw(self, name: str, draw: Callable[[], Drawn]) -> Drawn:
+        """Return the images of that name; drawn, and kept, unless they are there.
+
+        Parameters
+        ----------
+        name : str
+            Of a file: of the model, the draw and the batch.
+        draw : callable
+            Draws them.
+
+        Returns
+        -------
+        Drawn
+            Without the variance; seconds are those of the process that drew.
+
+        Raises
+        ------
+        OutputError
+            If they cannot be kept.
+        """
+        path = self._folder / f"{name}.safetensors"
+        try:
+            found = load(path.read_bytes())
+            # [B, 3, H, W], levels as they were drawn
+            return Drawn(found["eo"].float() / 127.5 - 1, None, float(found["seconds"]))
+        except FileNotFoundError:
+            pass
+        except (OSError, SafetensorError, KeyError):
+            path.unlink(missing_ok=True)  # damaged since it was written
+        drawn = draw()
+        levels = ((drawn.eo + 1) * 127.5).round().to(torch.uint8)
+        seconds = torch.tensor(drawn.seconds, dtype=torch.float64)
+        write_atomically(path, save({"eo": levels.contiguous(), "seconds": seconds}))
+        return drawn._replace(variance=None)
+
+
+@contextmanager
+def keep_images(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[DrawnImages]:
+    """Begin an evaluation, or go on with what an interrupted one of the same fingerprint has left.
+
+    Nothing is left of a success; of any other ending, images.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the report.
+    fingerprint : mapping
+        All that the report depends on.
+    overwrite : bool
+        Discard images that belong to another.
+
+    Raises
+    ------
+    JournalError
+        If images that are there belong to another fingerprint, or another evaluation is writing here.
+    OutputError
+        If the folder cannot be written.
+    """
+    folder = out.absolute().with_name(f"{out.name}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(error, folder.parent)
+    with Journal.resume(folder, fingerprint, overwrite=overwrite) as journal:
+        yield DrawnImages(journal.blocks)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
+from sar2eo.evaluation.metrics import OctavePowers, octave_powers
 from sar2eo.model.network import pooled_validity
 
 __all__ = [

@@ -226,7 +226,7 @@ class VaeTask:
         """Measure reconstruction: PSNR in dB and power over the truth's per octave, EO and SAR apart.
 
         ``eo_power_0`` is of wavelengths below 4 pixels, every further octave twice as long (see
-        `sar2eo.evaluation.spectrum`). Errors are pooled over all pixels.
+        `sar2eo.evaluation.metrics`). Errors are pooled over all pixels.
         """
         tallies = {kind: Tally() for kind in self._kinds}
         for batch in batches:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from sar2eo.evaluation.spectrum import octave_count, octave_powers
+from sar2eo.evaluation.metrics import octave_count, octave_powers
 
 
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:

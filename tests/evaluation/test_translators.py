@@ -19,7 +19,7 @@ from sar2eo.cli import cli
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.model_probe import ModelImages, Probe
-from sar2eo.evaluation.request import prepare, seen_by
+from sar2eo.evaluation.plan import prepare, seen_by
 from sar2eo.evaluation.translators import plan_evaluation
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.card import TranslatorCard

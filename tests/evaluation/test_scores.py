@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.errors import PairsError
-from sar2eo.evaluation.calibration import Shuffle, calibration_table
 from sar2eo.evaluation.model_probe import ModelImages, padded
-from sar2eo.evaluation.request import evenly
-from sar2eo.evaluation.scores import constant, mean_colour, sar_grey
+from sar2eo.evaluation.plan import evenly
+from sar2eo.evaluation.scores import ShuffleControl, calibration_table, constant, mean_colour, sar_grey
 from sar2eo.evaluation.translators import best_median_worst
 from sar2eo.model.spec import resolve_model
 
@@ -49,7 +48,7 @@ def images(count: int, seed: int) -> torch.Tensor:
 
 def test_shuffling_costs_who_knows_and_not_who_guesses() -> None:
     truth, valid = images(6, 1), torch.ones(6, 1, 16, 16)
-    knows, guesses = Shuffle(seed=3), Shuffle(seed=3)
+    knows, guesses = ShuffleControl(seed=3), ShuffleControl(seed=3)
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
     for i in range(6):
         knows.add((truth[i] + 0.1 * noise[i]).clamp(-1, 1), truth[i], valid[i], i)
@@ -68,14 +67,14 @@ def test_shuffling_costs_who_knows_and_not_who_guesses() -> None:
 
 def test_no_pair_is_held_against_its_own_truth() -> None:
     for count in (2, 3, 5):
-        control = Shuffle(seed=count)
+        control = ShuffleControl(seed=count)
         for number, image in enumerate(images(count, count)):
             control.add(image, image, torch.ones(1, 16, 16), number)
         found = control.result("usual")
         assert found is not None
         assert np.isnan(found["psnr"])  # of an image and itself there is none
         assert found["psnr_shuffled"] < 15
-    alone = Shuffle(seed=1)
+    alone = ShuffleControl(seed=1)
     alone.add(images(1, 1)[0], images(1, 1)[0], torch.ones(1, 16, 16), 0)
     assert alone.result("usual") is None
 
@@ -83,14 +82,14 @@ def test_no_pair_is_held_against_its_own_truth() -> None:
 def test_shuffling_takes_the_truth_of_other_ground() -> None:
     ground = [0, 0, 0, 1, 1, 2]
     scenes = images(3, 7)
-    control = Shuffle(4, lambda a, b: ground[a] != ground[b])
+    control = ShuffleControl(4, lambda a, b: ground[a] != ground[b])
     for number, place in enumerate(ground):
         control.add(scenes[place], scenes[place], torch.ones(1, 16, 16), number)
     found = control.result("usual")
     assert found is not None
     assert found["pairs"] == 6
     assert found["psnr_shuffled"] < 15
-    same = Shuffle(4, lambda a, b: False)
+    same = ShuffleControl(4, lambda a, b: False)
     for number in range(3):
         same.add(scenes[0], scenes[0], torch.ones(1, 16, 16), number)
     assert same.result("usual") is None

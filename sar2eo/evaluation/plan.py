@@ -22,7 +22,7 @@ from sar2eo.model.card import ModelCard
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.settings import DataSettings, EvaluateSettings
 
-__all__ = ["MODEL", "SWEPT_PAIRS", "Request", "evenly", "model_facts", "prepare", "seen_by"]
+__all__ = ["MODEL", "SWEPT_PAIRS", "EvaluationPlan", "evenly", "model_facts", "prepare", "seen_by"]
 
 MODEL = "model"
 """Name of the evaluated model's own figures."""
@@ -34,7 +34,7 @@ _PACKAGES = ("torch", "diffusers", "torchmetrics", "scikit-image", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
+class EvaluationPlan:
     """An evaluation that can be done.
 
     Parameters
@@ -109,7 +109,7 @@ def prepare(
     settings: EvaluateSettings,
     *,
     overwrite: bool,
-) -> Request:
+) -> EvaluationPlan:
     """Check what was asked for; parameters and errors as in `sar2eo.evaluate`."""
     REPORT.check_target(Path(out), overwrite=overwrite)
     pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
@@ -125,7 +125,7 @@ def prepare(
             training = open_dataset(pairs, "train")
         except PairsError as error:
             left_out[MEAN_COLOUR] = f"{MEAN_COLOUR}: needs the training split: {error}"
-    request = Request(
+    request = EvaluationPlan(
         settings=settings,
         data=pairs,
         specs=specs,
