@@ -81,7 +81,6 @@ def bootstrap_ratio(
         Whether each match is wrong, of the same trials.
     places : sequence of str
         Where each trial is; what is of one place is drawn together.
-    resamples, seed : int
 
     Returns
     -------
@@ -121,7 +120,6 @@ def evaluate_matcher(
         Which pairs; a path is a folder of `sar2eo.build_pairs`.
     out : str or Path
         Folder of the report: ``matches.json`` and ``report.md``.
-    settings : MatchEvaluationSettings, optional
     overwrite : bool
         Replace an existing report.
     progress : callable, optional

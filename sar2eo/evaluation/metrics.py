@@ -53,7 +53,6 @@ def to_unit(images: Tensor, protocol: str = "usual") -> Tensor:
 
     Parameters
     ----------
-    images : Tensor
     protocol : {"usual", "release"}
         ``(x + 1) / 2``; or ``x + 0.5`` as in the authors' release, whose clamping takes the darkest and
         the brightest quarter of the range out of every figure. Both are clamped.

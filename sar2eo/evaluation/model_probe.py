@@ -27,7 +27,6 @@ class Forced(NamedTuple):
 
     Parameters
     ----------
-    variance : Tensor of float32
     error : Tensor of float32
         Squared error of the prediction, mean over the latent's channels.
     valid : Tensor of bool

@@ -99,11 +99,6 @@ def open_lpips(weights: str | None) -> Lpips:
     ----------
     weights : str or None
         safetensors with the keys ``features.*`` of torchvision's AlexNet; others are left out.
-
-    Raises
-    ------
-    SettingsError
-        If the file does not hold them; or without a file, if torchvision is missing or cannot fetch.
     """
     if weights is not None:
         state = _read(weights, "lpips_weights")
@@ -161,11 +156,6 @@ def inception(weights: str | None) -> nn.Module:
     ----------
     weights : str or None
         safetensors with the keys of torch-fidelity's ``FeatureExtractorInceptionV3``.
-
-    Raises
-    ------
-    SettingsError
-        If the file does not hold them, torch-fidelity is missing, or it cannot fetch.
     """
     state = None if weights is None else _read(weights, "fid_weights")
 

@@ -39,8 +39,6 @@ class EvaluationPlan:
 
     Parameters
     ----------
-    settings : EvaluateSettings
-    data : DataSettings
     specs : dict of str to ModelSpec
         Models by name, the evaluated one first.
     seen : dict of str to PairsDataset
@@ -49,7 +47,6 @@ class EvaluationPlan:
         Indices of the pairs that are.
     training : PairsDataset or None
         The training split, if its mean colour is wanted and it is there.
-    measures : Measures
     left_out : dict of str to str
         What was asked for and cannot be measured, and why.
     """

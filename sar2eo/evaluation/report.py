@@ -55,14 +55,8 @@ class ReportKind:
 
         Parameters
         ----------
-        out : Path
         overwrite : bool
             Whether an existing report may be replaced.
-
-        Raises
-        ------
-        OutputError
-            If it exists and is not to be replaced, or is no report of this kind, or cannot be made there.
         """
         there = next(path for path in (out, *out.absolute().parents) if path.exists())
         if there != out and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
@@ -88,8 +82,6 @@ class ReportKind:
 
         Parameters
         ----------
-        out : Path
-        results : dict
         describe : callable
             Returns the report for people; draws its pictures into the folder that it is given, beside the
             results as plain JSON values.
@@ -100,11 +92,6 @@ class ReportKind:
         -------
         dict
             The results as plain JSON values; what is not a finite number is None.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written; what was there before then stays.
         """
         plain: dict[str, Any] = plain_values(results)
         partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
@@ -291,7 +278,6 @@ class PictureCase:
         "best", "median" or "worst".
     name : str
         Of the pair.
-    psnr : float
     sar, prediction, truth : Tensor, shape (3, H, W)
         In [-1, 1].
     valid : Tensor of bool, shape (H, W)

@@ -53,9 +53,7 @@ class Measures:
 
     Parameters
     ----------
-    metrics : tuple of str
     protocol : {"usual", "release"}
-    lpips : Lpips or None
     inception : Module or None
         Of FID.
     """
@@ -68,10 +66,6 @@ class Measures:
 
 class Judge:
     """Gathers the figures of one method.
-
-    Parameters
-    ----------
-    measures : Measures
 
     Attributes
     ----------
@@ -187,11 +181,6 @@ def mean_colour(
     """Return the mean colour of valid pixels, shape (3,), in [-1, 1].
 
     Of a large data set 1000 pairs, spread evenly, tell it well enough.
-
-    Raises
-    ------
-    PairsError
-        If no pixel is valid.
     """
     chosen = np.linspace(0, len(training) - 1, min(len(training), _COLOUR_PAIRS)).astype(int)
     total, count = torch.zeros(3, dtype=torch.float64), 0.0

@@ -316,12 +316,7 @@ def _case(
 
 
 class DrawnImages:
-    """Images that an evaluation has drawn, those of an earlier process among them.
-
-    Parameters
-    ----------
-    folder : Path
-    """
+    """Images that an evaluation has drawn, those of an earlier process among them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -340,11 +335,6 @@ class DrawnImages:
         -------
         Drawn
             Without the variance; seconds are those of the process that drew.
-
-        Raises
-        ------
-        OutputError
-            If they cannot be kept.
         """
         path = self._folder / f"{name}.safetensors"
         try:
@@ -376,13 +366,6 @@ def keep_images(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
         All that the report depends on.
     overwrite : bool
         Discard images that belong to another.
-
-    Raises
-    ------
-    JournalError
-        If images that are there belong to another fingerprint, or another evaluation is writing here.
-    OutputError
-        If the folder cannot be written.
     """
     folder = out.absolute().with_name(f"{out.name}.partial")
     try:

@@ -337,8 +337,6 @@ def place_picture(
     search : ndarray of float32, shape (row, col)
         Amplitude.
     template : ndarray of uint8, shape (row, col, 3)
-    shift : tuple of float or None
-    path : Path
     """
     figure, (left, right) = _figure(2)
     left.imshow(template, interpolation="nearest")

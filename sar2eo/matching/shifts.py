@@ -258,7 +258,6 @@ def predict_shifts(displacements: Sequence[Displacement], drift: SceneDrift, pla
     ----------
     displacements : sequence of Displacement
         Sure ones, perhaps not those that the drift was fitted to.
-    drift : SceneDrift
     places : ndarray of float64, shape (place, 2)
         Row and column in pixels.
 

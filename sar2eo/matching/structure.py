@@ -98,11 +98,6 @@ def match(
     Returns
     -------
     Match
-
-    Raises
-    ------
-    SettingsError
-        For another method, a radius below 1, or arrays of other shapes.
     """
     if method not in METHODS:
         raise SettingsError(f"method={method!r}: must be one of {', '.join(METHODS)}")

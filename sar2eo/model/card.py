@@ -73,11 +73,6 @@ class ModelCard:
         Free text.
     metrics : dict of str to float
         Measured figures.
-
-    Raises
-    ------
-    CheckpointError
-        For a value that it may not have.
     """
 
     file_name: ClassVar[str]
@@ -124,15 +119,7 @@ class ModelCard:
             raise _wrong("metrics", self.metrics, "numbers by name")
 
     def changed(self, **fields: Any) -> Self:
-        """Return the card with other values in some fields.
-
-        Raises
-        ------
-        SettingsError
-            For a field that it does not have.
-        CheckpointError
-            For a value that it may not have.
-        """
+        """Return the card with other values in some fields."""
         try:
             return dataclasses.replace(self, **fields)
         except TypeError as error:
@@ -158,13 +145,7 @@ class ModelCard:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the card of a model's folder.
-
-        Raises
-        ------
-        CheckpointError
-            If it is missing, not JSON, or has other fields or values than it may.
-        """
+        """Read the card of a model's folder."""
         path = folder / cls.file_name
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))

@@ -54,7 +54,6 @@ class Checkpoint:
         Noise schedule of training, as `sar2eo.model.diffusion.schedule_config` returns it.
     prompt_embeds : Tensor or None
         Shape (1, tokens, dimensions); None for a U-Net without cross-attention.
-    card : TranslatorCard
     """
 
     unet: UNet2DConditionModel
@@ -97,15 +96,7 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, out: str | Path) -> Path:
-    """Write a checkpoint folder, whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        If the folder exists or cannot be written.
-    CheckpointError
-        If the parts do not fit each other.
-    """
+    """Write a checkpoint folder, whole or not at all."""
     out = Path(out)
     embeds = checkpoint.prompt_embeds
     check_fit(checkpoint.unet.config, checkpoint.vae.config, None if embeds is None else embeds.shape)
@@ -127,13 +118,7 @@ def _ddim_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def verify_checkpoint(folder: str | Path) -> None:
-    """Check a checkpoint without reading its weights: files, headers, shapes, schedule, card.
-
-    Raises
-    ------
-    CheckpointError
-        Naming what is missing or does not fit.
-    """
+    """Check a checkpoint without reading its weights: files, headers, shapes, schedule, card."""
     _empty_checkpoint(Path(folder))
 
 
@@ -142,7 +127,6 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
 
     Parameters
     ----------
-    folder : str or Path
     device : str
         As torch spells it.
     dtype : str
@@ -166,13 +150,7 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
 
 
 def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
-    """Describe a checkpoint as JSON values: architecture, parameters, schedule, card and sha256.
-
-    Raises
-    ------
-    CheckpointError
-        As `verify_checkpoint`.
-    """
+    """Describe a checkpoint as JSON values: architecture, parameters, schedule, card and sha256."""
     verify_checkpoint(folder)
     model = ModelFolder(Path(folder), TranslatorCard)
     unet = model.config("unet")

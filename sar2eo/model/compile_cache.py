@@ -21,11 +21,6 @@ def cache_folder() -> Path:
     ``$XDG_CACHE_HOME/sar2eo/compiled``, or ``~/.cache/sar2eo/compiled`` where that is not set, or no absolute
     path (XDG Base Directory Specification, https://specifications.freedesktop.org/basedir-spec). It may be
     deleted at any time.
-
-    Raises
-    ------
-    SettingsError
-        If this user has no home folder either.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:

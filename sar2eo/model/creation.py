@@ -147,14 +147,8 @@ def adapt_base(folder: Path, *, untrained: bool = False) -> Checkpoint:
 
     Parameters
     ----------
-    folder : Path
     untrained : bool
         Fresh weights for the U-Net.
-
-    Raises
-    ------
-    CheckpointError
-        If the base is incomplete, or already adapted.
     """
     raw = read_json(folder / SCHEDULER_CONFIG)
     unet = _load_unet(folder)
@@ -313,13 +307,7 @@ def _load_unet(folder: Path) -> UNet2DConditionModel:
 
 
 def pretrained_vae(folder: Path) -> Vae:
-    """Load the VAE of a folder in diffusers' layout, in float32.
-
-    Raises
-    ------
-    CheckpointError
-        If files are missing, or weights and configuration disagree.
-    """
+    """Load the VAE of a folder in diffusers' layout, in float32."""
     config = read_json(folder / "vae" / CONFIG)
     kind = vae_class(config)
     if kind is not AutoencoderDC:
@@ -335,11 +323,6 @@ def embed_prompt(folder: Path) -> Tensor:
     Returns
     -------
     Tensor of float32, shape (1, tokens, dimensions)
-
-    Raises
-    ------
-    CheckpointError
-        If tokenizer or text encoder are missing or cannot be read.
     """
     for part in ("text_encoder", "tokenizer"):
         if not (folder / part).is_dir():
@@ -384,11 +367,6 @@ def release_unet(path: Path, base: Path) -> UNet2DConditionModel:
         in and C (first stage: a variance channel is added) or C + 1 out.
     base : Path
         Folder of the base, of which only the configuration is read.
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, unexpected or misshapen, or the file is no safetensors file.
     """
     headers = tensor_headers(path)
     names = {key: _PREFIXES.sub("", key) for key in headers}

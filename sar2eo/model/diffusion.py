@@ -84,11 +84,6 @@ def schedule_config(config: Mapping[str, Any], *, set_alpha_to_one: bool) -> dic
     set_alpha_to_one : bool
         Whether the last step leaves no noise. False leaves 0.029 of it, which belongs to checkpoints
         that were made for it.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not a schedule of 1000 steps.
     """
     schedule = {name: config.get(name, default) for name, default in _STABLE_DIFFUSION_SCHEDULE.items()}
     if schedule["num_train_timesteps"] != TRAIN_TIMESTEPS:
@@ -117,14 +112,6 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
     -------
     ScheduledDDIM or DPMSolverMultistepScheduler
         It never clips latents.
-
-    Raises
-    ------
-    SettingsError
-        For other choices.
-    CheckpointError
-        If the schedule ends in pure noise and the network predicts noise (the clean latent would be
-        infinite), or diffusers cannot make the schedule.
     """
     choices = {"sampler": SAMPLERS, "spacing": SPACINGS, "prediction_type": PREDICTION_TYPES}
     given = {"sampler": sampler, "spacing": spacing, "prediction_type": prediction_type}
@@ -181,7 +168,6 @@ def sample(
     noise : Tensor of float32, shape (B, C, h, w)
     scheduler
         From `create_scheduler`; its state is reset.
-    steps : int
     confidence_timestep : int
         The variance is taken at the step nearest to it.
     temperature : float, optional (default: 1)
@@ -263,11 +249,6 @@ def c_diff_loss(
     weighting : {"timestep", "none"}
     mask : Tensor or None, shape (B, 1, h, w)
         As in `l2_loss`.
-
-    Raises
-    ------
-    SettingsError
-        For another weighting.
     """
     if weighting not in WEIGHTINGS:
         raise SettingsError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")

@@ -92,7 +92,6 @@ class ModelFolder(Generic[CardT]):
 
     Parameters
     ----------
-    path : Path
     card_class : type of ModelCard
         `TranslatorCard` or `MatcherCard`; it names the card's file and the networks.
     """
@@ -101,13 +100,7 @@ class ModelFolder(Generic[CardT]):
     card_class: type[CardT]
 
     def files(self) -> list[Path]:
-        """List the files of the model, sorted, after checking that all are there.
-
-        Raises
-        ------
-        CheckpointError
-            If the folder or a file is missing, or a pickle stands in for one.
-        """
+        """List the files of the model, sorted, after checking that all are there."""
         path, card = self.path, self.card_class
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such folder ({card.kind} is a folder with {card.file_name})")
@@ -263,13 +256,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, or is not a JSON object.
-    """
+    """Read a JSON object."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -282,13 +269,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensor_headers(path: Path) -> dict[str, TensorHeader]:
-    """Read names, dtypes and shapes of a safetensors file, not its tensors.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is missing, a pickle, or not whole.
-    """
+    """Read names, dtypes and shapes of a safetensors file, not its tensors."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     refuse_pickle(path)
@@ -313,13 +294,7 @@ def file_sha256(path: Path) -> str:
 
 
 def vae_facts(config: Mapping[str, Any]) -> VaeFacts:
-    """Read downsampling factor and latent channels from a VAE's configuration.
-
-    Raises
-    ------
-    CheckpointError
-        For another class of VAE, or a configuration that lacks these values.
-    """
+    """Read downsampling factor and latent channels from a VAE's configuration."""
     class_name = config.get("_class_name")
     if class_name not in _VAE_CLASSES:
         raise CheckpointError(f"vae: _class_name={class_name!r}, must be one of {', '.join(_VAE_CLASSES)}")
@@ -342,13 +317,7 @@ def _check_scaling(config: Mapping[str, Any]) -> None:
 
 
 def wants_prompt(unet_config: Mapping[str, Any]) -> bool:
-    """Tell from a U-Net's configuration whether it attends to a prompt.
-
-    Raises
-    ------
-    CheckpointError
-        If its blocks are no lists.
-    """
+    """Tell from a U-Net's configuration whether it attends to a prompt."""
     down, up = (unet_config.get(f"{way}_block_types", ()) for way in ("down", "up"))
     if not isinstance(down, list | tuple) or not isinstance(up, list | tuple):
         raise CheckpointError(f"unet: {CONFIG} says block types {down!r} and {up!r}, must be lists")
@@ -366,11 +335,6 @@ def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], prompt: Sequence[
         Their configurations.
     prompt : sequence of int or None
         Shape of the prompt's embedding.
-
-    Raises
-    ------
-    CheckpointError
-        If channels or dimensions differ.
     """
     latent = vae["latent_channels"]
     channels = (unet["in_channels"], unet["out_channels"])

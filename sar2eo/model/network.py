@@ -98,12 +98,6 @@ def adapt_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     UNet2DConditionModel
         The same, 2 C channels in and C + 1 out, which its configuration says, so that diffusers
         reloads it as it is.
-
-    Raises
-    ------
-    CheckpointError
-        If input and output channels differ, as in a U-Net that is already adapted or made for
-        inpainting.
     """
     if unet.config.in_channels != unet.config.out_channels:
         raise CheckpointError(
@@ -145,7 +139,6 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
 
     Parameters
     ----------
-    vae : Vae
     images : Tensor, shape (B, 3, H, W)
         In [-1, 1], in the VAE's dtype.
 
@@ -256,7 +249,6 @@ def create_autoencoder(
 
     Parameters
     ----------
-    latent_channels : int
     widths : sequence of int
         Channels of each level; every level but one halves the resolution.
     layers : int
@@ -265,11 +257,6 @@ def create_autoencoder(
         Stable Diffusion's, or that of deep-compression autoencoders (https://arxiv.org/abs/2410.10733):
         shortcuts between space and channels, which learn several times faster, and no normalisation
         over the image, so that a place looks the same in every tile.
-
-    Raises
-    ------
-    SettingsError
-        If widths or channels do not divide as the shortcuts of "dc" need.
     """
     if architecture == "dc":
         return _create_dc(latent_channels, tuple(widths), layers)

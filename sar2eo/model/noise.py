@@ -42,11 +42,6 @@ def scene_noise(
     -------
     ndarray of float32, shape (channels, rows, cols)
         Standard normal, computed in float64.
-
-    Raises
-    ------
-    SettingsError
-        For a seed or sample that is out of range.
     """
     for name, value in {"seed": seed, "sample": sample}.items():
         if not 0 <= value < 2**64:

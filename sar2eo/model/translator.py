@@ -87,12 +87,6 @@ class DiffusionTranslator:
     def translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
         """Translate up to ``batch`` windows; parameters as in `sar2eo.model.interface.Translator`.
 
-        Raises
-        ------
-        SettingsError
-            If there are more windows than a batch, or sizes or origins are not multiples of the factor; if
-            the device's memory does not hold a single window; or if the U-Net cannot be compiled.
-
         Warns
         -----
         Sar2eoWarning

@@ -50,13 +50,7 @@ _STATISTICS = ("latents_mean", "latents_std")  # which not every VAE of diffuser
 
 
 def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
-    """Create a network of diffusers on the device "meta": its shapes without its values.
-
-    Raises
-    ------
-    CheckpointError
-        If the configuration makes no such network.
-    """
+    """Create a network of diffusers on the device "meta": its shapes without its values."""
     _check_sizes(model_class.__name__, config)
     known = inspect.signature(model_class.__init__).parameters
     extra = {name: config[name] for name in _STATISTICS if name in config and name not in known}
@@ -90,16 +84,8 @@ def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None
 
     Parameters
     ----------
-    module : Module
-    path : Path
     names : mapping or None
         From the file's names to the network's; None: the same.
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, unexpected, misshapen or of whole numbers, or the file is not a whole
-        safetensors file.
     """
     headers = tensor_headers(path)
     shapes = {names[name] if names else name: header.shape for name, header in headers.items()}
@@ -136,11 +122,6 @@ def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Te
     """Read a safetensors file into memory of its own.
 
     The library would map the file, and a process that maps a file dies when someone writes over it.
-
-    Raises
-    ------
-    CheckpointError
-        If a value is not finite, or not in this dtype: every pixel would be made of it.
     """
     tensors = {name: tensor.to(dtype, copy=True) for name, tensor in load_file(path, device=device).items()}
     for name, tensor in tensors.items():
@@ -150,13 +131,7 @@ def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Te
 
 
 def disk_dtype(name: str) -> torch.dtype:
-    """Return the dtype of weights on disk, one of float16, bfloat16 and float32.
-
-    Raises
-    ------
-    SettingsError
-        For another one.
-    """
+    """Return the dtype of weights on disk, one of float16, bfloat16 and float32."""
     if name not in _ON_DISK:
         raise SettingsError(f"dtype={name!r}: must be one of {', '.join(_ON_DISK)}")
     dtype: torch.dtype = getattr(torch, name)
@@ -168,16 +143,10 @@ def narrow(modules: Iterable[nn.Module], dtype: torch.dtype, source: str | Path)
 
     Parameters
     ----------
-    modules : iterable of Module
     dtype : torch.dtype
         From `disk_dtype`.
     source : str or Path
         Where they are from, for messages.
-
-    Raises
-    ------
-    CheckpointError
-        If a weight is too large for it.
     """
     for module in modules:
         nn.Module.to(module, dtype)
@@ -191,14 +160,8 @@ def create_networks(folder: ModelFolder[Any], classes: Mapping[str, Any]) -> dic
 
     Parameters
     ----------
-    folder : ModelFolder
     classes : mapping of str to type
         Classes of diffusers by the networks' names.
-
-    Raises
-    ------
-    CheckpointError
-        If a configuration makes no network, or its weights do not fit.
     """
     networks = {name: create_empty(kind, folder.config(name)) for name, kind in classes.items()}
     for name, network in networks.items():
@@ -220,24 +183,17 @@ def new_model_folder(
 
     Parameters
     ----------
-    out : Path
     pipeline : str
         Class name in ``model_index.json``.
     networks : mapping of str to ModelMixin
         By the names of their subfolders.
     scheduler : mapping
         Configuration of a DDIMScheduler.
-    card : ModelCard
 
     Yields
     ------
     Path
         The unfinished folder, for files beyond these.
-
-    Raises
-    ------
-    OutputError
-        If `out` exists or cannot be written.
     """
     refuse_existing(out)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
@@ -269,7 +225,6 @@ def write_network(network: Any, folder: Path, **changes: Any) -> None:
 
     Parameters
     ----------
-    network : ModelMixin
     folder : Path
         New.
     **changes

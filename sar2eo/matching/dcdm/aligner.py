@@ -25,13 +25,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def open_calibrated(model: str | Path) -> tuple[ModelFolder[MatcherCard], MatcherCard]:
-    """Find a matcher's folder, and read its card.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or its threshold was never calibrated: then it cannot tell a match from none.
-    """
+    """Find a matcher's folder, and read its card."""
     folder = ModelFolder(find_folder(model, own=BUNDLED_MATCHER), MatcherCard)
     card = folder.card()
     if card.threshold is None:

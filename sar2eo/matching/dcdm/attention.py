@@ -64,7 +64,6 @@ class RegionAttention(nn.Module):
     ----------
     width, context_width : int
         Channels of the template's and the search image's features.
-    heads : int
     region : int
         Side of a region in tokens.
     top : int
@@ -288,7 +287,6 @@ class CalibratedAttention(nn.Module):
     ----------
     width, context_width : int
         Channels of the template's and the search image's features.
-    heads : int
     hidden : int
         Channels of the calibration.
     """

@@ -45,12 +45,10 @@ class MatcherCheckpoint:
 
     Parameters
     ----------
-    denoiser : MatchingDenoiser
     vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
         Frozen; of factor 8 in earnest, any in tests.
     schedule : dict
         Noise schedule of training, as `sar2eo.model.diffusion.schedule_config` returns it.
-    card : MatcherCard
     """
 
     denoiser: MatchingDenoiser
@@ -86,13 +84,7 @@ def values_sha256(module: nn.Module) -> str:
 
 
 def save_matcher(checkpoint: MatcherCheckpoint, out: str | Path) -> Path:
-    """Write a matcher's folder, whole or not at all.
-
-    Raises
-    ------
-    OutputError
-        If the folder exists or cannot be written.
-    """
+    """Write a matcher's folder, whole or not at all."""
     out = Path(out)
     networks = {"denoiser": checkpoint.denoiser, "vae": checkpoint.vae}
     scheduler = dict(matching_scheduler(checkpoint.schedule).config)
@@ -133,7 +125,6 @@ def load_matcher(folder: str | Path, *, device: str = "cpu") -> MatcherCheckpoin
 
     Parameters
     ----------
-    folder : str or Path
     device : str
         As torch spells it.
 
@@ -164,13 +155,7 @@ def load_matcher(folder: str | Path, *, device: str = "cpu") -> MatcherCheckpoin
 
 
 def describe_matcher(folder: str | Path) -> dict[str, Any]:
-    """Describe a matcher as JSON values: architecture, parameters, schedule, card and sha256.
-
-    Raises
-    ------
-    CheckpointError
-        As `load_matcher`.
-    """
+    """Describe a matcher as JSON values: architecture, parameters, schedule, card and sha256."""
     loaded = load_matcher(folder)
     denoiser = {name: value for name, value in loaded.denoiser.config.items() if name[0] != "_"}
     return ModelFolder(Path(folder), MatcherCard).describe(denoiser=denoiser)

@@ -54,7 +54,6 @@ def place_targets(shifts: Tensor, queries: int, keys: int, sigma: float = 1.0) -
     ----------
     shifts : Tensor, shape (B,)
         Of the template in the search image, in tokens; query q lies at key q + shift.
-    queries, keys : int
     sigma : float
         Of the Gaussian, in tokens.
 

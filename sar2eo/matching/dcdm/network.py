@@ -89,7 +89,6 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Of the VAE.
     widths : sequence of int
         Channels at strides 8 and 16; (128, 256) makes about 9 M parameters, (16, 32) a network for tests.
-    heads : int
     top_regions : int
         Regions of 4 x 4 tokens that a region attends to at stride 8.
     calibration : int
@@ -175,7 +174,6 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ----------
         noisy, optical : Tensor, shape (B, C, h, w)
             Scaled latents; h and w multiples of 4.
-        context : SearchContext
         timesteps : Tensor of int64, shape (B,)
         """
         waves = self.time_waves(timesteps).to(noisy.dtype)

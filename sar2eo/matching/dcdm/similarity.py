@@ -71,7 +71,6 @@ class PlantedTemplates(NamedTuple):
 
     Parameters
     ----------
-    images : Images
     truth : Tensor, shape (B, 3, h, w)
         What the SAR shows where the template lies.
     offsets : Tensor of int64, shape (B, 2)
@@ -182,7 +181,6 @@ class SimilarityMaps:
 
         Parameters
         ----------
-        weights : MapWeights
         within : tuple of int, optional
             Places (rows, columns) that count, from the first; by default all.
         """
@@ -231,20 +229,13 @@ def translate_latents(
 
     Parameters
     ----------
-    network : MatchingDenoiser
     optical : Tensor of float32, shape (B, C, h, w)
-    context : SearchContext
     schedule : dict
         As `sar2eo.model.diffusion.schedule_config` returns it.
     steps : int
         1 to 1000; the supplement takes 5 (section 2.2).
     seed : int
         Of the starting noise, which is the same for every template of a batch.
-
-    Raises
-    ------
-    SettingsError
-        For another number of steps.
     """
     if not 1 <= steps <= TRAIN_TIMESTEPS:
         raise SettingsError(f"steps={steps}: must be 1 to {TRAIN_TIMESTEPS}")
@@ -270,7 +261,6 @@ def compare_images(checkpoint: MatcherCheckpoint, images: Images, *, steps: int,
 
     Parameters
     ----------
-    checkpoint : MatcherCheckpoint
     images : Images
         Sides multiples of `pixel_multiple`.
     steps, seed : int
@@ -432,7 +422,6 @@ def to_pixels(surface: Tensor, step: int) -> Tensor:
     Parameters
     ----------
     surface : Tensor, shape (B, n, m)
-    step : int
 
     Returns
     -------
