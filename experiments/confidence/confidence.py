@@ -27,9 +27,9 @@ from scipy import ndimage
 
 import sar2eo
 from sar2eo.evaluation.model_probe import Probe
-from sar2eo.evaluation.plan import model_facts
-from sar2eo.evaluation.report import enlarge, limits, markdown_table, plain_values
-from sar2eo.evaluation.scores import calibration_table
+from sar2eo.evaluation.plan import collect_model_facts
+from sar2eo.evaluation.report import enlarge, format_table, limits, plain_values
+from sar2eo.evaluation.scores import compute_calibration
 from sar2eo.geo.blending import gather_block
 from sar2eo.geo.radiometry import amplitude_percentiles, fill_invalid, to_amplitude, to_model_range
 from sar2eo.geo.windows import Lattice, Window
@@ -173,7 +173,7 @@ def compute_maps(pair: ScenePair, spec: ModelSpec, timesteps: list[int]) -> Maps
             "index": [index],
         }
         for timestep in timesteps:
-            forced = probe.teacher_forced(batch, timestep)
+            forced = probe.predict_from_truth(batch, timestep)
             found[f"variance {timestep}"][index] = forced.variance.numpy()
             found[f"error {timestep}"][index] = forced.error.numpy()
         print(f"\r  tile {index + 1} of {len(tiles)}", end="", flush=True)
@@ -321,12 +321,12 @@ def write_report(spec: ModelSpec, folders: list[Path], timesteps: list[int], out
             np.concatenate([getattr(maps, name)[timestep][maps.valid] for maps in layers])
             for name in ("variance", "error")
         )
-        return calibration_table(variance, error)
+        return compute_calibration(variance, error)
 
     results: dict[str, Any] = plain_values(
         {
             "version": sar2eo.__version__,
-            "model": model_facts(spec),
+            "model": collect_model_facts(spec),
             "scenes": list(map(str, folders)),
             "groups": compare_groups(objects),
             "calibration": {timestep: calibration(timestep) for timestep in timesteps},
@@ -360,9 +360,9 @@ def describe(results: dict[str, Any]) -> str:
         f"{len(results['objects'])} objects of {len(results['scenes'])} simulated scenes; model sha256 "
         f"{results['model']['sha256'][:12]}, {results['model']['steps']} steps.",
         "## Area under the ROC curve",
-        markdown_table(["", *head], rows),
+        format_table(["", *head], rows),
         "## Calibration, over all valid latent pixels",
-        markdown_table(["timestep", "squared error over variance", "rank correlation"], calibration),
+        format_table(["timestep", "squared error over variance", "rank correlation"], calibration),
         "## How to read this",
         READING,
     ]

@@ -21,13 +21,20 @@ import torch
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
 from sar2eo.evaluation.plan import seen_by
-from sar2eo.evaluation.report import ReportKind, markdown_table
+from sar2eo.evaluation.report import ReportKind, format_table
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
 from sar2eo.matching.structure import StructuralAligner, match
 from sar2eo.settings import DataSettings, MatchEvaluationSettings, checked
 
-__all__ = ["REPORT", "bootstrap_ratio", "evaluate_matcher", "figures", "match_markdown", "write_match_report"]
+__all__ = [
+    "REPORT",
+    "bootstrap_error_ratio",
+    "evaluate_matcher",
+    "figures",
+    "format_match_report",
+    "write_match_report",
+]
 
 DCDM = "dcdm"
 RIGHT_PX, NEARER_PX = 5.0, 2.0
@@ -70,7 +77,7 @@ def figures(distances: npt.ArrayLike) -> dict[str, float]:
     }
 
 
-def bootstrap_ratio(
+def bootstrap_error_ratio(
     wrong: npt.ArrayLike, against: npt.ArrayLike, places: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, float]:
     """Return the ratio of two methods' errors, and its 95 % interval by drawing places anew, paired.
@@ -323,7 +330,7 @@ def _compared(
     if not others:
         return {}
     best = min(others, key=lambda name: wrong[name].mean())
-    found = bootstrap_ratio(
+    found = bootstrap_error_ratio(
         wrong[DCDM], wrong[best], places, resamples=settings.resamples, seed=settings.seed
     )
     return {"against": best, **found}
@@ -352,10 +359,10 @@ _READING = """\
 
 def write_match_report(out: Path, results: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
     """Write the report; returns and raises as `ReportKind.write`."""
-    return REPORT.write(out, results, lambda _, plain: match_markdown(plain), overwrite=overwrite)
+    return REPORT.write(out, results, lambda _, plain: format_match_report(plain), overwrite=overwrite)
 
 
-def match_markdown(results: dict[str, Any]) -> str:
+def format_match_report(results: dict[str, Any]) -> str:
     """Return the report in Markdown, from its JSON values."""
     data, methods = results["data"], results["methods"]
     count = next(iter(methods.values()))["matches"]
@@ -389,7 +396,7 @@ def match_markdown(results: dict[str, Any]) -> str:
             [name, *(_text(found["noise"][level]["cmr_5"], 3) for level in levels)]
             for name, found in methods.items()
         ]
-        parts += ["## By noise on the template", markdown_table(head, lines)]
+        parts += ["## By noise on the template", format_table(head, lines)]
     if results["steps"]:
         parts += ["## By number of steps", _table("steps", results["steps"], _FIGURES)]
     return "\n\n".join([*parts, "## Reading", _READING])
@@ -401,7 +408,7 @@ def _table(first: str, rows: dict[str, Any], columns: dict[str, tuple[str, int]]
         [name, *(_text(found[key], digits) for key, (_, digits) in columns.items())]
         for name, found in rows.items()
     ]
-    return markdown_table(head, lines)
+    return format_table(head, lines)
 
 
 def _text(value: float | None, digits: int) -> str:

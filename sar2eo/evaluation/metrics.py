@@ -3,9 +3,9 @@
 All of them take images in [0, 1] (`to_unit`), batches of shape (B, 3, H, W), and validity of shape
 (B, 1, H, W). An image in which a metric finds nothing to measure yields NaN.
 
-`octave_powers` tells detail from invented texture: noise or sharpening raises the power of fine octaves and
-not their correlation with the truth; blur lowers the power. Octave 0 holds wavelengths below 4 pixels, octave
-k those of 2**(k + 1) to 2**(k + 2) pixels, up to half of the image's shorter side.
+`sum_octave_powers` tells detail from invented texture: noise or sharpening raises the power of fine octaves
+and not their correlation with the truth; blur lowers the power. Octave 0 holds wavelengths below 4 pixels,
+octave k those of 2**(k + 1) to 2**(k + 2) pixels, up to half of the image's shorter side.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from sar2eo.settings.evaluation import Metric
 __all__ = [
     "BLOCK_PX",
     "OctavePowers",
-    "block_means",
+    "average_blocks",
     "colour_difference",
+    "count_octaves",
     "image_metrics",
-    "octave_count",
-    "octave_powers",
     "psnr",
     "scc",
-    "squared_errors",
     "ssim",
+    "sum_octave_powers",
+    "sum_squared_errors",
     "to_unit",
 ]
 
 FloatArray = npt.NDArray[np.float64]
 
 BLOCK_PX = 8
-"""Side of the blocks of `block_means`: about what a radar image knows despite its speckle."""
+"""Side of the blocks of `average_blocks`: about what a radar image knows despite its speckle."""
 
 _SSIM_SIGMA, _SSIM_PX = 1.5, 11  # Wang et al. 2004
 _SCC_PX = 8
@@ -133,7 +133,7 @@ def colour_difference(prediction: Tensor, truth: Tensor, valid: Tensor) -> Float
     return _masked_mean(difference[:, None], valid.cpu())
 
 
-def squared_errors(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[FloatArray, FloatArray]:
+def sum_squared_errors(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[FloatArray, FloatArray]:
     """Return each image's sum of squared errors over valid pixels and bands, and how many values that is.
 
     For errors pooled over many images, in which a pixel counts as a pixel.
@@ -144,7 +144,7 @@ def squared_errors(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[Fl
     return error.flatten(1).sum(1).cpu().numpy(), count.cpu().numpy()
 
 
-def block_means(images: Tensor, valid: Tensor, size: int = BLOCK_PX) -> tuple[Tensor, Tensor]:
+def average_blocks(images: Tensor, valid: Tensor, size: int = BLOCK_PX) -> tuple[Tensor, Tensor]:
     """Average valid pixels over blocks; what is left at the lower and right edge is dropped.
 
     Returns
@@ -213,7 +213,7 @@ class OctavePowers:
         return _quotient(self.cross, np.sqrt(self.prediction * self.truth))
 
 
-def octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.ArrayLike) -> OctavePowers:
+def sum_octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.ArrayLike) -> OctavePowers:
     """Sum spectra over octaves.
 
     Both images lose their mean over valid pixels and are multiplied by the same window: a Hann window,
@@ -231,7 +231,7 @@ def octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.Ar
     window = np.outer(_hann(height), _hann(width)) * (np.asarray(valid) > 0)
     spectra = [np.fft.fft2(_centred(image, window) * window) for image in (predicted, true)]
     octaves = _octave_of(height, width)
-    count = octave_count(height, width)
+    count = count_octaves(height, width)
 
     def summed(values: FloatArray) -> FloatArray:
         flat = values.reshape(-1, height * width).sum(axis=0)
@@ -246,7 +246,7 @@ def octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.Ar
     )
 
 
-def octave_count(height: int, width: int) -> int:
+def count_octaves(height: int, width: int) -> int:
     """Return how many octaves an image has: wavelengths up to half of its shorter side."""
     return max(1, int(np.log2(min(height, width))) - 2)
 
@@ -254,7 +254,7 @@ def octave_count(height: int, width: int) -> int:
 def _octave_of(height: int, width: int) -> npt.NDArray[np.intp]:
     """Return the octave of each place of a two-dimensional FFT; the count where it is in none."""
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))  # cycles per pixel
-    count = octave_count(height, width)
+    count = count_octaves(height, width)
     lower_edges = 0.5 ** np.arange(2, count + 2)  # 1/4, 1/8 ...
     return np.asarray((radius[..., None] < lower_edges).sum(axis=-1), dtype=np.intp)
 

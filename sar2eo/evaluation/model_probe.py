@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from sar2eo.datasets import Batch
 from sar2eo.model.checkpoint import Checkpoint
-from sar2eo.model.diffusion import add_noise, create_scheduler, sample, training_target
+from sar2eo.model.diffusion import add_noise, compute_target, create_scheduler, sample
 from sar2eo.model.interface import Translator
 from sar2eo.model.loading import load_translator
-from sar2eo.model.network import decode_latents, encode_images, variance_of
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.network import decode_latents, encode_images, to_variance
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec
 
 __all__ = ["Drawn", "Forced", "ModelImages", "Probe", "padded"]
@@ -66,7 +66,7 @@ class Probe:
         return torch.cat(decoded)[..., :height, :width]
 
     @torch.inference_mode()
-    def teacher_forced(self, batch: Batch, timestep: int | None = None) -> Forced:
+    def predict_from_truth(self, batch: Batch, timestep: int | None = None) -> Forced:
         """Predict from the noised truth (C-DiffSET, Fig. 7).
 
         Variance and error are then of one and the same thing. The noise of a pair is that of its
@@ -89,9 +89,9 @@ class Probe:
             noise = self._noise(index, latents.shape)
             noisy = add_noise(latents, noise, alpha_bar)
             prediction, raw = self.checkpoint.predict(self._encode(sar[None]), noisy, timestep)
-            target = training_target(latents, noise, alpha_bar, self.card.prediction_type)
+            target = compute_target(latents, noise, alpha_bar, self.card.prediction_type)
             errors.append((target - prediction).square().mean(1)[:, :rows, :cols].cpu())
-            variances.append(variance_of(raw)[:, 0, :rows, :cols].cpu())
+            variances.append(to_variance(raw)[:, 0, :rows, :cols].cpu())
         valid = functional.avg_pool2d(padded(batch["valid"], factor, value=0.0), factor)[:, 0] > 1 - 1e-6
         return Forced(torch.cat(variances), torch.cat(errors), valid)
 
@@ -140,9 +140,9 @@ class Probe:
         return decode_latents(self.checkpoint.vae, latents).clamp(-1, 1).cpu()
 
     def _noise(self, index: int, shape: torch.Size) -> Tensor:
-        row, col = (pixel // self.spec.factor for pixel in noise_origin(index))
+        row, col = (pixel // self.spec.factor for pixel in find_noise_origin(index))
         _, channels, height, width = shape
-        drawn = scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
+        drawn = draw_scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
         return torch.from_numpy(drawn)[None].to(self.spec.device)
 
 
@@ -203,7 +203,7 @@ class ModelImages:
         height, width = batch["sar"].shape[2:]
         rows, cols = (-(-side // self.spec.factor) for side in (height, width))
         sar = padded(batch["sar"], self.translator.multiple).numpy()
-        origins = [noise_origin(index, number) for index in batch["index"]]
+        origins = [find_noise_origin(index, number) for index in batch["index"]]
         start, images, variances = time.perf_counter(), [], []
         for first in range(0, len(sar), self.spec.batch):
             part = slice(first, first + self.spec.batch)
@@ -216,7 +216,7 @@ class ModelImages:
         return Drawn(eo, torch.cat(variances) if variances else None, seconds)
 
 
-def noise_origin(index: int, number: int = 0) -> tuple[int, int]:
+def find_noise_origin(index: int, number: int = 0) -> tuple[int, int]:
     """Return the pixel of the noise plane where the noise of a pair's draw starts."""
     return index * PITCH_PX, number * PITCH_PX
 

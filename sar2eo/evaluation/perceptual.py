@@ -38,7 +38,7 @@ class Lpips:
     Parameters
     ----------
     features : Module
-        Of `alexnet_features`.
+        Of `create_alexnet`.
     linear : sequence of Tensor
         Weights of the channels of each of the five layers, shapes (C,).
     """
@@ -74,7 +74,7 @@ class Lpips:
         return found
 
 
-def alexnet_features() -> nn.Sequential:
+def create_alexnet() -> nn.Sequential:
     """Create AlexNet's convolutions, numbered as in torchvision's ``alexnet().features``."""
     return nn.Sequential(
         nn.Conv2d(3, 64, 11, stride=4, padding=2),
@@ -104,7 +104,7 @@ def open_lpips(weights: str | None) -> Lpips:
         state = _read(weights, "lpips_weights")
     else:
         state = _fetched(_alexnet_of_torchvision, "lpips", "torchvision", "--lpips-weights", "AlexNet")
-    features = alexnet_features()
+    features = create_alexnet()
     chosen = {
         key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")
     }

@@ -22,7 +22,7 @@ from sar2eo.model.card import ModelCard
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.settings import DataSettings, EvaluateSettings
 
-__all__ = ["MODEL", "SWEPT_PAIRS", "EvaluationPlan", "evenly", "model_facts", "prepare", "seen_by"]
+__all__ = ["MODEL", "SWEPT_PAIRS", "EvaluationPlan", "collect_model_facts", "evenly", "prepare", "seen_by"]
 
 MODEL = "model"
 """Name of the evaluated model's own figures."""
@@ -95,7 +95,7 @@ class EvaluationPlan:
                 "gsd_m": dataset.gsd_m,
                 "fingerprint": dataset.fingerprint(),
             },
-            "models": {name: model_facts(spec) for name, spec in self.specs.items()},
+            "models": {name: collect_model_facts(spec) for name, spec in self.specs.items()},
         }
 
 
@@ -205,7 +205,7 @@ def _measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
     return Measures(settings.metrics, settings.protocol, networks.get("lpips"), networks.get("fid"))
 
 
-def model_facts(spec: ModelSpec) -> dict[str, Any]:
+def collect_model_facts(spec: ModelSpec) -> dict[str, Any]:
     """Return everything about a model that its figures depend on, as plain values."""
     return {
         "name": None if spec.card is None else spec.card.name,

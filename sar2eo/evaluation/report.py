@@ -27,9 +27,9 @@ __all__ = [
     "ReportKind",
     "draw_pictures",
     "enlarge",
+    "format_table",
     "limits",
     "markdown",
-    "markdown_table",
     "plain_values",
     "write_report",
 ]
@@ -119,7 +119,7 @@ class ReportKind:
         return plain
 
 
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+def format_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -211,7 +211,7 @@ def _methods(methods: dict[str, Any], first: str = "") -> str:
         if any(key in figures for figures in methods.values()):
             cells = [_number(figures.get(key), digits) for figures in methods.values()]
             rows.append([f"{title} ({note})" if note else title, *cells])
-    return markdown_table([first, *methods], rows)
+    return format_table([first, *methods], rows)
 
 
 def _octaves(methods: dict[str, Any]) -> str:
@@ -226,7 +226,7 @@ def _octaves(methods: dict[str, Any]) -> str:
                 *(f"{_number(cell['power_ratio'], 2)}, {_number(cell['correlation'], 2)}" for cell in cells),
             ]
         )
-    return markdown_table(head, rows)
+    return format_table(head, rows)
 
 
 def _controls(results: dict[str, Any]) -> list[str]:
@@ -249,7 +249,7 @@ def _controls(results: dict[str, Any]) -> list[str]:
             [str(number + 1), *(f"{group[key]:.3g}" for key in ("variance", "error")), str(group["values"])]
             for number, group in enumerate(found["quantiles"])
         ]
-        parts.append(markdown_table(["Quantile", "Variance", "Squared error", "Values"], rows))
+        parts.append(format_table(["Quantile", "Variance", "Squared error", "Values"], rows))
     return ["## Controls", *parts] if parts else []
 
 

@@ -18,12 +18,12 @@ from sar2eo.errors import PairsError
 from sar2eo.evaluation.metrics import (
     BLOCK_PX,
     OctavePowers,
-    block_means,
+    average_blocks,
     colour_difference,
     image_metrics,
-    octave_powers,
     psnr,
-    squared_errors,
+    sum_octave_powers,
+    sum_squared_errors,
     to_unit,
 )
 from sar2eo.evaluation.perceptual import Fid, Lpips
@@ -37,10 +37,10 @@ __all__ = [
     "Judge",
     "Measures",
     "ShuffleControl",
-    "calibration_table",
+    "compute_calibration",
     "constant",
     "mean_colour",
-    "sar_grey",
+    "predict_sar_grey",
 ]
 
 _POOLED = ("error", "values", f"error_{BLOCK_PX}px", f"values_{BLOCK_PX}px")
@@ -89,21 +89,21 @@ class Judge:
         columns = self._columns(predicted, truth, valid)
         if self.measures.lpips is not None:
             columns["lpips"] = self.measures.lpips(predicted, truth, valid)
-        coarse, kept = block_means(predicted, valid)
-        for name, column in self._columns(coarse, block_means(truth, valid)[0], kept).items():
+        coarse, kept = average_blocks(predicted, valid)
+        for name, column in self._columns(coarse, average_blocks(truth, valid)[0], kept).items():
             columns[f"{name}_{BLOCK_PX}px"] = column
         scenes = batch.get(_SCENE, [None] * len(truth))
         for i, (key, scene) in enumerate(zip(batch["id"], scenes, strict=True)):
             row = {name: float(column[i]) for name, column in columns.items()}
             self.rows.append({"id": key, "scene": scene, **row})
-            powers = octave_powers(predicted[i].numpy(), truth[i].numpy(), valid[i, 0].numpy())
+            powers = sum_octave_powers(predicted[i].numpy(), truth[i].numpy(), valid[i, 0].numpy())
             self._powers = powers if self._powers is None else self._powers + powers
         if self._fid is not None:
             self._fid.add(predicted, truth, valid)
         self.seconds += seconds
 
     def _columns(self, predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Any]:
-        error, values = squared_errors(predicted, truth, valid)
+        error, values = sum_squared_errors(predicted, truth, valid)
         return {
             **image_metrics(predicted, truth, valid, self.measures.metrics),
             "ciede2000": colour_difference(predicted, truth, valid),
@@ -199,13 +199,13 @@ def constant(colour: Tensor) -> Callable[[Batch], Tensor]:
     return lambda batch: colour.view(1, 3, 1, 1).expand_as(batch["eo"]).contiguous()
 
 
-def sar_grey(batch: Batch) -> Tensor:
+def predict_sar_grey(batch: Batch) -> Tensor:
     """Predict the SAR in grey."""
     grey: Tensor = batch["sar"].mean(1, keepdim=True).expand_as(batch["eo"]).contiguous()
     return grey
 
 
-def calibration_table(variance: npt.ArrayLike, error: npt.ArrayLike, quantiles: int = 10) -> dict[str, Any]:
+def compute_calibration(variance: npt.ArrayLike, error: npt.ArrayLike, quantiles: int = 10) -> dict[str, Any]:
     """Compare predicted variance with squared error, by quantile of the variance.
 
     Parameters
@@ -302,6 +302,6 @@ class ShuffleControl:
             to_unit(image.float() / 127.5 - 1, protocol)[None] for image in (own[0], other[0], own[1])
         )
         found = [psnr(image, truth, valid)[0] for image in (right, wrong)]
-        coarse_truth, kept = block_means(truth, valid)
-        found += [psnr(block_means(image, valid)[0], coarse_truth, kept)[0] for image in (right, wrong)]
+        coarse_truth, kept = average_blocks(truth, valid)
+        found += [psnr(average_blocks(image, valid)[0], coarse_truth, kept)[0] for image in (right, wrong)]
         return found

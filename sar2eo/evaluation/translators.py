@@ -20,14 +20,14 @@ from sar2eo.evaluation import scores
 from sar2eo.evaluation.model_probe import Drawn, Forced, ModelImages, Probe
 from sar2eo.evaluation.plan import MODEL, SWEPT_PAIRS, EvaluationPlan, evenly, prepare
 from sar2eo.evaluation.report import EvaluationPictures, PictureCase, write_report
-from sar2eo.evaluation.scores import Judge, ShuffleControl, calibration_table
+from sar2eo.evaluation.scores import Judge, ShuffleControl, compute_calibration
 from sar2eo.model.translator import DiffusionTranslator
 from sar2eo.settings import DataSettings, EvaluateSettings, checked
 from sar2eo.settings.toml import changed
 from sar2eo.store.atomic import refuse, write_atomically
 from sar2eo.store.journal import Journal
 
-__all__ = ["evaluate", "plan_evaluation", "torch_threads"]
+__all__ = ["evaluate", "plan_evaluation", "use_torch_threads"]
 
 SHUFFLED_PAIRS = 128
 """Pairs of the shuffle control at most, spread evenly: they are held in memory."""
@@ -99,7 +99,7 @@ def evaluate(
     facts = request.facts()  # looks at all files
     with (
         keep_images(Path(out), facts, overwrite=overwrite) as kept,
-        torch_threads(request.specs[MODEL].threads),
+        use_torch_threads(request.specs[MODEL].threads),
     ):
         under_way = _Evaluation(request, kept, progress or (lambda stage, done, total: None))
         results, pictures = under_way.results()
@@ -171,7 +171,7 @@ class _Evaluation:
             )
             found[scores.MEAN_COLOUR] = scores.constant(colour)
         if scores.SAR_GREY in self.settings.against:
-            found[scores.SAR_GREY] = scores.sar_grey
+            found[scores.SAR_GREY] = scores.predict_sar_grey
         if self.settings.upper_bound and probe is not None:
             found[scores.VAE_UPPER_BOUND] = probe.reconstruct
         return found
@@ -215,14 +215,14 @@ class _Evaluation:
         variances, errors = [], []
         share = max(1, CALIBRATED_VALUES // len(self.chosen))
         for batch in self._batches("calibration", self.chosen):
-            forced = probe.teacher_forced(batch)
+            forced = probe.predict_from_truth(batch)
             for variance, error, valid in zip(*forced, strict=True):
                 stride = -(-int(valid.sum()) // share) or 1
                 variances.append(variance[valid][::stride].numpy())
                 errors.append(error[valid][::stride].numpy())
         return {
             "timestep": probe.card.confidence_timestep,
-            **calibration_table(np.concatenate(variances), np.concatenate(errors)),
+            **compute_calibration(np.concatenate(variances), np.concatenate(errors)),
         }
 
     def _sweep(self, main: ModelImages) -> list[dict[str, Any]]:
@@ -246,11 +246,11 @@ class _Evaluation:
             (row for row in by_pair if not np.isnan(row["psnr_pooled"])), key=lambda row: -row["psnr_pooled"]
         )
         cases = []
-        for kind, rows in best_median_worst(ranked).items():
+        for kind, rows in pick_best_median_worst(ranked).items():
             for row in rows:
                 batch = collate([self.dataset[index_of[row["id"]]]])
                 drawn = main.draw(batch)
-                forced = None if probe is None else probe.teacher_forced(batch)
+                forced = None if probe is None else probe.predict_from_truth(batch)
                 cases.append(_case(kind, row, batch, drawn.eo, drawn.variance, forced))
         denoising = []
         if probe is not None:
@@ -271,7 +271,7 @@ class _Evaluation:
         self.progress(stage, len(indices), len(indices))
 
 
-def best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def pick_best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Take up to three from the start, the middle and the end of a ranking, none twice."""
     each = min(3, max(1, len(ranked) // 3))
     middle = max(each, (len(ranked) - each) // 2)
@@ -284,7 +284,7 @@ def best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, 
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
+def use_torch_threads(count: int) -> Iterator[None]:
     """Use so many torch threads, for metrics too: two runs that each take all cores wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

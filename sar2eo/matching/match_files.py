@@ -23,12 +23,12 @@ from sar2eo.store.atomic import write_atomically
 __all__ = [
     "METHODS",
     "FileMethod",
-    "attention_picture",
+    "draw_attention",
+    "draw_place",
+    "draw_similarity",
     "match_files",
-    "one_amplitude",
-    "place_picture",
-    "save_grey",
-    "similarity_picture",
+    "merge_polarisations",
+    "save_picture",
 ]
 
 FileMethod = Literal["dcdm", "structure", "phase", "ncc"]
@@ -136,7 +136,7 @@ def match_files(
     return report
 
 
-def one_amplitude(amplitude: FloatArray) -> FloatArray:
+def merge_polarisations(amplitude: FloatArray) -> FloatArray:
     """Return the mean of polarisations, each over its own 99th percentile: VV is several times VH.
 
     Parameters
@@ -154,7 +154,7 @@ def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict
     """Match by one of the methods that are not learned; the limits are those of `StructuralAligner`."""
     rows, cols = (a - b for a, b in zip(inputs.amplitude.shape[1:], inputs.template.shape[:2], strict=True))
     radius = (max(rows, cols) + 1) // 2 if min(rows, cols) > 0 else None
-    found = match(one_amplitude(inputs.amplitude), inputs.template, method=method, radius_px=radius)
+    found = match(merge_polarisations(inputs.amplitude), inputs.template, method=method, radius_px=radius)
     limits = StructuralAligner()
     least = limits.min_score if method == "structure" else None
     matched = limits.carries(found, method)
@@ -277,12 +277,12 @@ def _write(folder: Path, report: dict[str, Any], inputs: _Inputs, pictures: dict
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shown = np.nan_to_num(inputs.template).astype(np.uint8)
-        place_picture(inputs.amplitude.mean(axis=0), shown, shift, folder / "place.png")
-        similarity_picture(pictures["surface"], pictures["origin"], shift, folder / "similarity.png")
+        draw_place(inputs.amplitude.mean(axis=0), shown, shift, folder / "place.png")
+        draw_similarity(pictures["surface"], pictures["origin"], shift, folder / "similarity.png")
         if "translated" in pictures:
-            save_grey(pictures["translated"], folder / "translated.png")
+            save_picture(pictures["translated"], folder / "translated.png")
             before, after = pictures["attention"]
-            attention_picture(before, after, folder / "attention.png")
+            draw_attention(before, after, folder / "attention.png")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     write_atomically(folder / _REPORT, (json.dumps(report, indent=2) + "\n").encode())
@@ -293,14 +293,14 @@ _DECADES = 3.0  # of attention that are drawn
 _SHOWN_PERCENTILE = 99.0
 
 
-def save_grey(image: npt.NDArray[np.uint8], path: Path) -> None:
+def save_picture(image: npt.NDArray[np.uint8], path: Path) -> None:
     """Save an image, shape (row, col, 3), pixel by pixel."""
     from PIL import Image
 
     Image.fromarray(image).save(path)
 
 
-def similarity_picture(surface: FloatArray, origin: tuple[int, int], mark: Any, path: Path) -> None:
+def draw_similarity(surface: FloatArray, origin: tuple[int, int], mark: Any, path: Path) -> None:
     """Draw a similarity map over shifts; `mark` is the shift that was found, or None."""
     figure, (axes,) = _figure(1)
     rows, cols = surface.shape
@@ -313,7 +313,7 @@ def similarity_picture(surface: FloatArray, origin: tuple[int, int], mark: Any, 
     figure.savefig(path)
 
 
-def attention_picture(before: FloatArray, after: FloatArray, path: Path) -> None:
+def draw_attention(before: FloatArray, after: FloatArray, path: Path) -> None:
     """Draw attention before and after calibration, each template token a row, each search token a column.
 
     Where neighbours stay neighbours the maps are sparse along diagonals (supplement, section 2.2).
@@ -327,7 +327,7 @@ def attention_picture(before: FloatArray, after: FloatArray, path: Path) -> None
     figure.savefig(path)
 
 
-def place_picture(
+def draw_place(
     search: FloatArray, template: npt.NDArray[np.uint8], shift: tuple[float, float] | None, path: Path
 ) -> None:
     """Draw the template, and the search image with the place where it was found.

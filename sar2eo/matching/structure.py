@@ -24,10 +24,10 @@ __all__ = [
     "Match",
     "Method",
     "StructuralAligner",
+    "compare_structure",
     "describe",
     "match",
     "smoothed",
-    "structure_within",
     "vertex",
 ]
 
@@ -121,7 +121,7 @@ def match(
     return _peak(surface, (lags[0].start, lags[1].start))
 
 
-def structure_within(sar: FloatArray, eo: FloatArray) -> FloatArray:
+def compare_structure(sar: FloatArray, eo: FloatArray) -> FloatArray:
     """Return how well the structure of both agrees wherever an EO template lies in a SAR image as a whole.
 
     Parameters

@@ -256,7 +256,7 @@ class MatcherCard(ModelCard):
     false_accepts : float or None
         Share of wrong matches above the threshold, as measured in calibration.
     vae_sha256 : str
-        Hash of the frozen VAE's values (see `sar2eo.matching.dcdm.checkpoint.values_sha256`).
+        Hash of the frozen VAE's values (see `sar2eo.matching.dcdm.checkpoint.hash_values`).
     """
 
     file_name: ClassVar[str] = "sar2eo-matcher.json"

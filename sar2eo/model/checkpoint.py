@@ -17,18 +17,18 @@ from torch import Tensor
 
 from sar2eo.errors import CheckpointError
 from sar2eo.model.card import TranslatorCard
-from sar2eo.model.diffusion import create_scheduler, schedule_config
+from sar2eo.model.diffusion import create_scheduler, read_schedule
 from sar2eo.model.folder import (
     PROMPT_EMBEDS,
     SCHEDULER_CONFIG,
     WEIGHTS,
     ModelFolder,
     check_fit,
-    tensor_headers,
-    vae_facts,
+    read_headers,
+    read_vae_facts,
     wants_prompt,
 )
-from sar2eo.model.network import Vae, latent_multiple, split_prediction, vae_class
+from sar2eo.model.network import Vae, find_vae_class, latent_multiple, split_prediction
 from sar2eo.model.weights import create_networks, fill, new_model_folder, read_tensors
 
 __all__ = [
@@ -51,7 +51,7 @@ class Checkpoint:
     vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
         With C latent channels.
     schedule : dict
-        Noise schedule of training, as `sar2eo.model.diffusion.schedule_config` returns it.
+        Noise schedule of training, as `sar2eo.model.diffusion.read_schedule` returns it.
     prompt_embeds : Tensor or None
         Shape (1, tokens, dimensions); None for a U-Net without cross-attention.
     """
@@ -75,7 +75,7 @@ class Checkpoint:
         prediction : Tensor of float32, shape (B, C, h, w)
             Noise or v, as the card says.
         raw_variance : Tensor of float32, shape (B, 1, h, w)
-            For `sar2eo.model.network.variance_of` (Eq. 2).
+            For `sar2eo.model.network.to_variance` (Eq. 2).
         """
         dtype = next(self.unet.parameters()).dtype
         inputs = torch.cat([sar_latents, noisy], dim=1).to(dtype, memory_format=torch.channels_last)
@@ -87,7 +87,7 @@ class Checkpoint:
     @property
     def factor(self) -> int:
         """Pixels along a latent."""
-        return vae_facts(dict(self.vae.config)).factor
+        return read_vae_facts(dict(self.vae.config)).factor
 
     @property
     def pixel_multiple(self) -> int:
@@ -160,7 +160,7 @@ def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
         "block_out_channels": unet.get("block_out_channels"),
         "down_block_types": unet.get("down_block_types"),
         "prompt": wants_prompt(unet),
-        "dtype": tensor_headers(model.path / "unet" / WEIGHTS)["conv_in.weight"].dtype,
+        "dtype": read_headers(model.path / "unet" / WEIGHTS)["conv_in.weight"].dtype,
     }
     return model.describe(unet=facts)
 
@@ -170,17 +170,19 @@ def _empty_checkpoint(folder: Path) -> Checkpoint:
     model = ModelFolder(folder, TranslatorCard)
     model.files()
     card, raw = model.card(), model.scheduler()
-    schedule = schedule_config(raw, set_alpha_to_one=bool(raw.get("set_alpha_to_one", True)))
+    schedule = read_schedule(raw, set_alpha_to_one=bool(raw.get("set_alpha_to_one", True)))
     create_scheduler(card.sampler, card.spacing, card.prediction_type, schedule)
     if raw.get("prediction_type") != card.prediction_type:
         raise CheckpointError(
             f"{folder}: the card says prediction_type {card.prediction_type}, {SCHEDULER_CONFIG} says "
             f"{raw.get('prediction_type')}"
         )
-    networks = create_networks(model, {"unet": UNet2DConditionModel, "vae": vae_class(model.config("vae"))})
+    networks = create_networks(
+        model, {"unet": UNet2DConditionModel, "vae": find_vae_class(model.config("vae"))}
+    )
     embeds = None
     if wants_prompt(model.config("unet")):
-        found = tensor_headers(folder / PROMPT_EMBEDS)
+        found = read_headers(folder / PROMPT_EMBEDS)
         if set(found) != {"prompt_embeds"}:
             raise CheckpointError(f"{folder / PROMPT_EMBEDS}: must hold just the tensor prompt_embeds")
         embeds = torch.empty(found["prompt_embeds"].shape, device="meta")

@@ -18,7 +18,7 @@ from torch import Tensor
 from sar2eo.errors import CheckpointError, SettingsError, one_line
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sar2eo.model.diffusion import schedule_config
+from sar2eo.model.diffusion import read_schedule
 from sar2eo.model.folder import (
     CONFIG,
     MODEL_INDEX,
@@ -26,9 +26,9 @@ from sar2eo.model.folder import (
     SCHEDULER_CONFIG,
     WEIGHTS,
     find_folder,
+    read_headers,
     read_json,
     refuse_pickle,
-    tensor_headers,
     wants_prompt,
 )
 from sar2eo.model.network import (
@@ -38,9 +38,9 @@ from sar2eo.model.network import (
     add_variance_channel,
     create_unet,
     create_vae,
-    vae_class,
+    find_vae_class,
 )
-from sar2eo.model.weights import create_empty, disk_dtype, fill, narrow, refuse_existing
+from sar2eo.model.weights import create_empty, fill, narrow, parse_disk_dtype, refuse_existing
 
 __all__ = [
     "PROMPT",
@@ -48,8 +48,8 @@ __all__ = [
     "find_base",
     "import_checkpoint",
     "init_checkpoint",
+    "load_vae",
     "pack_checkpoint",
-    "pretrained_vae",
 ]
 
 PROMPT = "electro-optical image"
@@ -155,8 +155,8 @@ def adapt_base(folder: Path, *, untrained: bool = False) -> Checkpoint:
     unet = adapt_unet(_fresh(unet) if untrained else unet)
     return Checkpoint(
         unet=unet,
-        vae=pretrained_vae(folder),
-        schedule=schedule_config(raw, set_alpha_to_one=True),
+        vae=load_vae(folder),
+        schedule=read_schedule(raw, set_alpha_to_one=True),
         prompt_embeds=embed_prompt(folder) if wants_prompt(unet.config) else None,
         card=TranslatorCard(name=folder.name, prediction_type=raw.get("prediction_type", "epsilon")),
     )
@@ -172,14 +172,14 @@ def _fresh(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def _create_untrained(size: str, vae: str | Path | None) -> Checkpoint:
     """Create a U-Net, the same every time, and a VAE for it unless a folder has one."""
     with torch.random.fork_rng(devices=[]):
-        trained = None if vae is None else pretrained_vae(Path(vae))
+        trained = None if vae is None else load_vae(Path(vae))
         torch.manual_seed(_INIT_SEED)
         autoencoder = create_vae(size) if trained is None else trained
         unet = create_unet(size, autoencoder.config.latent_channels)
     return Checkpoint(
         unet=unet,
         vae=autoencoder,
-        schedule=schedule_config({}, set_alpha_to_one=True),
+        schedule=read_schedule({}, set_alpha_to_one=True),
         prompt_embeds=None,
         card=TranslatorCard(name=size),
     )
@@ -210,8 +210,8 @@ def import_checkpoint(
     """
     refuse_existing(Path(out))
     folder = find_base(base, revision)
-    imported = release_unet(Path(unet), folder)
-    vae = pretrained_vae(folder)
+    imported = load_release_unet(Path(unet), folder)
+    vae = load_vae(folder)
     defaults: dict[str, Any] = {
         "name": Path(out).name,
         "prediction_type": "epsilon",
@@ -223,7 +223,7 @@ def import_checkpoint(
     checkpoint = Checkpoint(
         unet=imported,
         vae=vae,
-        schedule=schedule_config(read_json(folder / SCHEDULER_CONFIG), set_alpha_to_one=False),
+        schedule=read_schedule(read_json(folder / SCHEDULER_CONFIG), set_alpha_to_one=False),
         prompt_embeds=embed_prompt(folder) if wants_prompt(imported.config) else None,
         card=_make_card(defaults | card),
     )
@@ -261,13 +261,13 @@ def pack_checkpoint(
         other latents than the U-Net knows.
     """
     refuse_existing(Path(out))
-    kept = disk_dtype(dtype)
+    kept = parse_disk_dtype(dtype)
     loaded = load_checkpoint(folder)
     changed = loaded.card.changed(**card)
     resampled = any(getattr(changed, name) != getattr(loaded.card, name) for name in _MEASURED_BY)
     if (resampled or vae is not None) and "metrics" not in card:
         changed = changed.changed(metrics={})  # those of another decoder or way of sampling
-    autoencoder = loaded.vae if vae is None else pretrained_vae(Path(vae))
+    autoencoder = loaded.vae if vae is None else load_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):
         raise CheckpointError(f"{vae}: its encoder is not that of {folder}, whose U-Net knows other latents")
     narrow((loaded.unet, autoencoder), kept, folder)
@@ -306,10 +306,10 @@ def _load_unet(folder: Path) -> UNet2DConditionModel:
     return _load(UNet2DConditionModel, folder / "unet")
 
 
-def pretrained_vae(folder: Path) -> Vae:
+def load_vae(folder: Path) -> Vae:
     """Load the VAE of a folder in diffusers' layout, in float32."""
     config = read_json(folder / "vae" / CONFIG)
-    kind = vae_class(config)
+    kind = find_vae_class(config)
     if kind is not AutoencoderDC:
         return _load(kind, folder / "vae")
     module: Vae = create_empty(kind, config)  # diffusers' way would warn of latents_mean
@@ -357,7 +357,7 @@ def embed_prompt(folder: Path) -> Tensor:
     return embedded.clone()
 
 
-def release_unet(path: Path, base: Path) -> UNet2DConditionModel:
+def load_release_unet(path: Path, base: Path) -> UNet2DConditionModel:
     """Read U-Net weights of the authors' release into the architecture of their base, in float32.
 
     Parameters
@@ -368,7 +368,7 @@ def release_unet(path: Path, base: Path) -> UNet2DConditionModel:
     base : Path
         Folder of the base, of which only the configuration is read.
     """
-    headers = tensor_headers(path)
+    headers = read_headers(path)
     names = {key: _PREFIXES.sub("", key) for key in headers}
     shapes = {names[key]: header.shape for key, header in headers.items()}
     if "conv_in.weight" not in shapes or "conv_out.weight" not in shapes:
@@ -412,7 +412,7 @@ def _variant(folder: Path, weights: str) -> str | None:
     stem, _, suffix = weights.rpartition(".")
     for variant, name in {None: weights, "fp16": f"{stem}.fp16.{suffix}"}.items():
         if (folder / name).is_file():
-            tensor_headers(folder / name)
+            read_headers(folder / name)
             return variant
     for path in sorted(folder.glob("*")):
         refuse_pickle(path)

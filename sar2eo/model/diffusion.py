@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS, TRAIN_TIMESTEPS
-from sar2eo.model.network import variance_of
+from sar2eo.model.network import to_variance
 
 __all__ = [
     "WEIGHTINGS",
@@ -23,12 +23,12 @@ __all__ = [
     "Weighting",
     "add_noise",
     "c_diff_loss",
+    "compute_target",
     "create_scheduler",
     "l2_loss",
+    "read_schedule",
     "sample",
-    "schedule_config",
     "set_timesteps",
-    "training_target",
 ]
 
 Weighting = Literal["timestep", "none"]
@@ -74,7 +74,7 @@ def _clean_and_noise(
     return signal * noisy - sigma * output, signal * output + sigma * noisy
 
 
-def schedule_config(config: Mapping[str, Any], *, set_alpha_to_one: bool) -> dict[str, Any]:
+def read_schedule(config: Mapping[str, Any], *, set_alpha_to_one: bool) -> dict[str, Any]:
     """Reduce a scheduler's configuration to the noise schedule of training, and complete it.
 
     Parameters
@@ -106,7 +106,7 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
         Of the timesteps; leading with an offset of 1, so that 50 DDIM steps are 981 ... 1.
     prediction_type : {"epsilon", "v_prediction"}
     config : mapping
-        As `schedule_config` returns it.
+        As `read_schedule` returns it.
 
     Returns
     -------
@@ -184,7 +184,7 @@ def sample(
     for index, timestep in enumerate(scheduler.timesteps):
         prediction, raw_variance = predict(latents, timestep)
         if index == nearest:
-            variance = variance_of(raw_variance)
+            variance = to_variance(raw_variance)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
     return latents, variance
 
@@ -202,7 +202,7 @@ def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return weight.sqrt() * latents + (1 - weight).sqrt() * noise
 
 
-def training_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+def compute_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
     """Return what the network should predict: the noise, or v = sqrt(ab) epsilon - sqrt(1 - ab) z.
 
     Shapes as in `add_noise`; v after Salimans and Ho (https://arxiv.org/abs/2202.00512).
@@ -252,7 +252,7 @@ def c_diff_loss(
     """
     if weighting not in WEIGHTINGS:
         raise SettingsError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
-    variance = variance_of(raw_variance)
+    variance = to_variance(raw_variance)
     error = (target.float() - prediction.float()).square()
     likelihood = 0.5 * (error / variance + variance.log() + math.log(2 * math.pi))
     if weighting == "timestep":

@@ -40,13 +40,13 @@ __all__ = [
     "TensorHeader",
     "VaeFacts",
     "check_fit",
-    "file_sha256",
-    "files_sha256",
     "find_folder",
+    "hash_file",
+    "hash_files",
+    "read_headers",
     "read_json",
+    "read_vae_facts",
     "refuse_pickle",
-    "tensor_headers",
-    "vae_facts",
     "wants_prompt",
     "write_json",
 ]
@@ -137,7 +137,7 @@ class ModelFolder(Generic[CardT]):
         """Count the values in the weights of each network."""
         counts = {}
         for network in self.card_class.networks:
-            headers = tensor_headers(self.path / network / WEIGHTS).values()
+            headers = read_headers(self.path / network / WEIGHTS).values()
             counts[network] = sum(math.prod(header.shape) for header in headers)
         return counts
 
@@ -147,7 +147,7 @@ class ModelFolder(Generic[CardT]):
         It is the sha256 of the text that ``sha256sum`` prints for `files`, named relative to the folder;
         other files in the folder (a README) do not count.
         """
-        return files_sha256(self.path, self.files())
+        return hash_files(self.path, self.files())
 
     def describe(self, **networks: dict[str, Any]) -> dict[str, Any]:
         """Describe the model as JSON values: sha256, parameters, networks, schedule and card.
@@ -158,7 +158,7 @@ class ModelFolder(Generic[CardT]):
             Facts of the networks other than the VAE.
         """
         vae, counts = self.config("vae"), self.count_parameters()
-        facts = vae_facts(vae)
+        facts = read_vae_facts(vae)
         return {
             "path": str(self.path),
             "sha256": self.sha256(),
@@ -268,7 +268,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def tensor_headers(path: Path) -> dict[str, TensorHeader]:
+def read_headers(path: Path) -> dict[str, TensorHeader]:
     """Read names, dtypes and shapes of a safetensors file, not its tensors."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
@@ -281,19 +281,19 @@ def tensor_headers(path: Path) -> dict[str, TensorHeader]:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def files_sha256(folder: Path, paths: Iterable[Path]) -> str:
+def hash_files(folder: Path, paths: Iterable[Path]) -> str:
     """Hash files in a folder, by their names in it: the sha256 of what ``sha256sum`` prints for them."""
-    lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    lines = [f"{hash_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hash a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def vae_facts(config: Mapping[str, Any]) -> VaeFacts:
+def read_vae_facts(config: Mapping[str, Any]) -> VaeFacts:
     """Read downsampling factor and latent channels from a VAE's configuration."""
     class_name = config.get("_class_name")
     if class_name not in _VAE_CLASSES:

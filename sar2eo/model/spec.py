@@ -17,7 +17,7 @@ from sar2eo.compute.device import default_batch, default_threads, resolve_device
 from sar2eo.errors import SettingsError
 from sar2eo.model.card import SAMPLERS, TRAIN_TIMESTEPS, TranslatorCard
 from sar2eo.model.compile_cache import use_compile_cache
-from sar2eo.model.folder import BUNDLED, ModelFolder, find_folder, vae_facts
+from sar2eo.model.folder import BUNDLED, ModelFolder, find_folder, read_vae_facts
 
 __all__ = ["BUNDLED", "IDENTITY", "ModelSpec", "resolve_model", "resolve_spacing"]
 
@@ -158,7 +158,7 @@ def resolve_model(
         return _identity_spec(seed, samples, batch)
     folder = ModelFolder(find_folder(model, revision=revision), TranslatorCard)
     sha256 = folder.sha256()
-    card, vae = folder.card(), vae_facts(folder.config("vae"))
+    card, vae = folder.card(), read_vae_facts(folder.config("vae"))
     place = resolve_device(device)
     if compile:
         use_compile_cache()  # of this process; those that work elsewhere have their own

@@ -25,7 +25,7 @@ from sar2eo.model.diffusion import create_scheduler, sample
 from sar2eo.model.folder import ModelFolder
 from sar2eo.model.interface import Translation
 from sar2eo.model.network import Vae, decode_latents, encode_images
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_spacing
 
 __all__ = ["DiffusionTranslator"]
@@ -213,7 +213,7 @@ class DiffusionTranslator:
         _, channels, height, width = shape
         corners = [(row // self._spec.factor, col // self._spec.factor) for row, col in origins]
         drawn = [
-            scene_noise(self._spec.seed, range(r, r + height), range(c, c + width), channels, index)
+            draw_scene_noise(self._spec.seed, range(r, r + height), range(c, c + width), channels, index)
             for r, c in corners
         ]
         return self._to_device(torch.from_numpy(np.stack(drawn)))

@@ -24,17 +24,17 @@ from sar2eo.model.folder import (
     SCHEDULER_CONFIG,
     WEIGHTS,
     ModelFolder,
-    tensor_headers,
+    read_headers,
     write_json,
 )
 
 __all__ = [
     "create_empty",
     "create_networks",
-    "disk_dtype",
     "fill",
     "narrow",
     "new_model_folder",
+    "parse_disk_dtype",
     "read_tensors",
     "refuse_existing",
     "write_network",
@@ -87,7 +87,7 @@ def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None
     names : mapping or None
         From the file's names to the network's; None: the same.
     """
-    headers = tensor_headers(path)
+    headers = read_headers(path)
     shapes = {names[name] if names else name: header.shape for name, header in headers.items()}
     state = module.state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -130,7 +130,7 @@ def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Te
     return tensors
 
 
-def disk_dtype(name: str) -> torch.dtype:
+def parse_disk_dtype(name: str) -> torch.dtype:
     """Return the dtype of weights on disk, one of float16, bfloat16 and float32."""
     if name not in _ON_DISK:
         raise SettingsError(f"dtype={name!r}: must be one of {', '.join(_ON_DISK)}")
@@ -144,7 +144,7 @@ def narrow(modules: Iterable[nn.Module], dtype: torch.dtype, source: str | Path)
     Parameters
     ----------
     dtype : torch.dtype
-        From `disk_dtype`.
+        From `parse_disk_dtype`.
     source : str or Path
         Where they are from, for messages.
     """

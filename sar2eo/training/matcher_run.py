@@ -11,13 +11,13 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
 from sar2eo.errors import SettingsError, TrainingWarning
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher, values_sha256
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, hash_values, load_matcher
 from sar2eo.matching.dcdm.losses import WINDOW
 from sar2eo.matching.dcdm.network import MatchingDenoiser
 from sar2eo.matching.dcdm.similarity import pixel_multiple
 from sar2eo.model.card import MatcherCard
-from sar2eo.model.creation import pretrained_vae
-from sar2eo.model.diffusion import schedule_config
+from sar2eo.model.creation import load_vae
+from sar2eo.model.diffusion import read_schedule
 from sar2eo.model.folder import BUNDLED_MATCHER, find_folder
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, checked
 from sar2eo.settings.toml import changed
@@ -130,7 +130,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     begun = _begun(recipe, pairs)
     known = {"vae": {"sha256": begun.card.vae_sha256}}
     if recipe.base is not None:
-        known["base"] = {"sha256": values_sha256(begun.denoiser)}
+        known["base"] = {"sha256": hash_values(begun.denoiser)}
     identity = checked_identity(recipe, accelerator, pairs, **known)
     task = MatcherTask(begun, settings, accelerator.device, pairs.apart)
     multiple = pixel_multiple(task.factor)
@@ -160,7 +160,7 @@ def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
         base = load_matcher(find_folder(recipe.base, own=BUNDLED_MATCHER))
         return dataclasses.replace(base, card=_card(recipe, base.card.vae_sha256, pairs))
     settings = recipe.settings
-    vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
+    vae = load_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         denoiser = MatchingDenoiser(
@@ -171,8 +171,8 @@ def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
     return MatcherCheckpoint(
         denoiser=denoiser,
         vae=vae,
-        schedule=schedule_config({}, set_alpha_to_one=True),
-        card=_card(recipe, values_sha256(vae), pairs),
+        schedule=read_schedule({}, set_alpha_to_one=True),
+        card=_card(recipe, hash_values(vae), pairs),
     )
 
 

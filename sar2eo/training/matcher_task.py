@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sar2eo.compute.device import resolve_dtype
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, save_matcher
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, compute_alpha_bars, save_matcher
 from sar2eo.matching.dcdm.losses import position_loss, routing_loss, similarity_loss, structure_loss
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised
 from sar2eo.matching.dcdm.similarity import (
@@ -26,7 +26,7 @@ from sar2eo.matching.dcdm.similarity import (
 )
 from sar2eo.model.card import TRAIN_TIMESTEPS, MatcherCard
 from sar2eo.model.diffusion import add_noise, l2_loss
-from sar2eo.model.network import encode_images, pooled_validity
+from sar2eo.model.network import encode_images, pool_validity
 from sar2eo.settings import MatcherSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
 
@@ -77,7 +77,7 @@ class MatcherTask:
         self._vae.to(device, memory_format=torch.channels_last)
         self._denoiser = checkpoint.denoiser.requires_grad_(True)
         self._denoiser.to(device, memory_format=torch.channels_last)
-        self._bars = alpha_bars(checkpoint.schedule).to(device)
+        self._bars = compute_alpha_bars(checkpoint.schedule).to(device)
         self.factor = checkpoint.factor
         self._memory: dict[bytes, Tensor] = {}
         self.phases: dict[str, nn.Module] = {"denoiser": self._denoiser}
@@ -97,7 +97,7 @@ class MatcherTask:
         images, positives = planted.images, len(planted.offsets)
         shown, searched = self._shown(batch["index"])
         truth, optical, search = self._latents(planted)
-        clean, seen = truth[shown], pooled_validity(images.search_valid, self.factor)
+        clean, seen = truth[shown], pool_validity(images.search_valid, self.factor)
         given = optical[shown], search[searched], seen[searched]
         noisy, timesteps, as_sampled = self._noised(clean, given, generator)
         denoised, of_templates, of_searches, sharpness, none = self.phases["denoiser"](
@@ -109,7 +109,7 @@ class MatcherTask:
         matches = torch.arange(len(shown), device=self._device) < positives
         offsets = planted.offsets[shown].float()
         similarity = similarity_loss(features.surface, offsets / stride, matches, sharpness, none)
-        latents_valid = pooled_validity(valid, self.factor)
+        latents_valid = pool_validity(valid, self.factor)
         error = l2_loss(denoised.clean, clean, latents_valid)
         structure = structure_loss(denoised.clean, clean, latents_valid)
         position = self._position(denoised, offsets[:positives], valid[:positives])
@@ -184,7 +184,7 @@ class MatcherTask:
     def _position(self, denoised: Denoised, offsets: Tensor, valid: Tensor) -> Tensor:
         """Return the position term of pairs that match, of the map before and after and of the routing."""
         token = self.factor * _COARSE
-        queries = pooled_validity(valid, token)
+        queries = pool_validity(valid, token)
         maps = [part[: len(offsets)] for part in (denoised.before, denoised.after)]
         dense = torch.stack([position_loss(part, offsets / token, queries) for part in maps]).mean()
         _, h, w, H, W = maps[0].shape
@@ -209,7 +209,7 @@ class MatcherTask:
             found = torch.from_numpy(maps.find_best(_LEARNED).shifts)
             distances.append((found - planted.offsets.cpu()).norm(dim=1))
             truth = self._latents(planted)[0]
-            valid = pooled_validity(planted.images.template_valid, self.factor)
+            valid = pool_validity(planted.images.template_valid, self.factor)
             errors += [l2_loss(maps.last.clean, truth, valid)] * len(places)
         distance = torch.cat(distances)
         return {

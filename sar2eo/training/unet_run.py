@@ -17,7 +17,7 @@ from sar2eo.errors import TrainingWarning
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint
 from sar2eo.model.creation import adapt_base, find_base
-from sar2eo.model.folder import ModelFolder, files_sha256
+from sar2eo.model.folder import ModelFolder, hash_files
 from sar2eo.model.network import encode_images
 from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, checked
 from sar2eo.settings.toml import changed
@@ -261,4 +261,4 @@ def open_base(base: str | Path, revision: str | None = None) -> Base:
 def parts_sha256(folder: Path, parts: Iterable[str]) -> str:
     """Hash the files of some parts of a checkpoint, such as its ``vae/``."""
     found = (path for part in parts for path in (folder / part).glob("*") if path.is_file())
-    return files_sha256(folder, sorted(found))
+    return hash_files(folder, sorted(found))

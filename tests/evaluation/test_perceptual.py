@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sar2eo.errors import SettingsError
-from sar2eo.evaluation.perceptual import Fid, Lpips, alexnet_features, inception, open_lpips
+from sar2eo.evaluation.perceptual import Fid, Lpips, create_alexnet, inception, open_lpips
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        state = {f"features.{key}": value for key, value in alexnet_features().state_dict().items()}
+        state = {f"features.{key}": value for key, value in create_alexnet().state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
     save_file(state | {"classifier.1.weight": torch.zeros(2)}, path)
     return path

@@ -9,13 +9,19 @@ from hypothesis import strategies as st
 from sar2eo.errors import PairsError
 from sar2eo.evaluation.model_probe import ModelImages, padded
 from sar2eo.evaluation.plan import evenly
-from sar2eo.evaluation.scores import ShuffleControl, calibration_table, constant, mean_colour, sar_grey
-from sar2eo.evaluation.translators import best_median_worst
+from sar2eo.evaluation.scores import (
+    ShuffleControl,
+    compute_calibration,
+    constant,
+    mean_colour,
+    predict_sar_grey,
+)
+from sar2eo.evaluation.translators import pick_best_median_worst
 from sar2eo.model.spec import resolve_model
 
 
 def test_calibration_by_hand() -> None:
-    found = calibration_table([4.0, 1.0, 2.0, 3.0], [8.0, 1.0, 3.0, 4.0], quantiles=2)
+    found = compute_calibration([4.0, 1.0, 2.0, 3.0], [8.0, 1.0, 3.0, 4.0], quantiles=2)
     assert found["quantiles"] == [
         {"variance": 1.5, "error": 2.0, "values": 2},
         {"variance": 3.5, "error": 6.0, "values": 2},
@@ -27,16 +33,16 @@ def test_calibration_by_hand() -> None:
 def test_calibrated_errors_have_ratio_one_in_every_quantile() -> None:
     draw = np.random.default_rng(1)
     variance = draw.uniform(0.1, 5, 200_000)
-    found = calibration_table(variance, variance * draw.standard_normal(200_000) ** 2)
+    found = compute_calibration(variance, variance * draw.standard_normal(200_000) ** 2)
     assert found["ratio"] == pytest.approx(1, abs=0.02)
     for group in found["quantiles"]:
         assert group["error"] == pytest.approx(group["variance"], rel=0.05)
-    unrelated = calibration_table(variance, draw.permutation(variance))
+    unrelated = compute_calibration(variance, draw.permutation(variance))
     assert abs(unrelated["rank_correlation"]) < 0.02
 
 
 def test_a_constant_variance_has_no_rank() -> None:
-    found = calibration_table(np.ones(7), np.arange(7.0), quantiles=3)
+    found = compute_calibration(np.ones(7), np.arange(7.0), quantiles=3)
     assert np.isnan(found["rank_correlation"])
     assert sum(group["values"] for group in found["quantiles"]) == 7
 
@@ -115,7 +121,7 @@ def test_mean_colour_is_that_of_valid_pixels() -> None:
 
 def test_sar_grey_is_the_mean_of_its_channels() -> None:
     sar = images(2, 6)
-    grey = sar_grey({"sar": sar, "eo": torch.zeros_like(sar)})
+    grey = predict_sar_grey({"sar": sar, "eo": torch.zeros_like(sar)})
     assert grey.shape == sar.shape
     torch.testing.assert_close(grey[:, 1], sar.mean(1))
 
@@ -132,7 +138,7 @@ def test_positions_spread_evenly(count: int, limit: int | None) -> None:
 @given(count=st.integers(1, 40))
 def test_best_median_and_worst_share_no_pair(count: int) -> None:
     ranked = [{"id": number} for number in range(count)]
-    parts = best_median_worst(ranked)
+    parts = pick_best_median_worst(ranked)
     shown = [row["id"] for rows in parts.values() for row in rows]
     assert shown == sorted(set(shown))
     assert shown[0] == 0

@@ -11,7 +11,7 @@ from sar2eo.matching.dcdm.attention import (
     CalibratedAttention,
     RegionAttention,
     _gates,
-    displacement_votes,
+    count_displacement_votes,
     from_regions,
     gather_regions,
     to_regions,
@@ -145,12 +145,12 @@ def test_votes_by_hand():
     evidence = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).view(1, 1, 1, 2, 1, 3)
     # Displacement 0: 1 and 5; 1: 2 and 6; 2: 3 alone; -1: 4 alone.
     expected = torch.tensor([[3.0, 4.0, 1.5], [2.0, 3.0, 4.0]])
-    assert torch.equal(displacement_votes(evidence)[0, 0, 0, :, 0], expected)
+    assert torch.equal(count_displacement_votes(evidence)[0, 0, 0, :, 0], expected)
 
 
 def test_votes_are_what_loops_count():
     evidence = torch.randn(1, 2, 2, 3, 4, 5)
-    votes = displacement_votes(evidence).numpy()
+    votes = count_displacement_votes(evidence).numpy()
     sums = {}
     for index in np.ndindex(2, 3, 4, 5):
         key = (index[2] - index[0], index[3] - index[1])

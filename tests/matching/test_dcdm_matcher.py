@@ -17,7 +17,7 @@ from sar2eo.errors import CheckpointError, OutputError, SettingsError
 from sar2eo.matching.dcdm import similarity
 from sar2eo.matching.dcdm.checkpoint import load_matcher, save_matcher
 from sar2eo.matching.dcdm.matcher import Matcher, match_dcdm
-from sar2eo.matching.structure import structure_within
+from sar2eo.matching.structure import compare_structure
 from sar2eo.model.card import MatcherCard
 from sar2eo.model.folder import SCHEDULER_CONFIG, WEIGHTS
 
@@ -230,7 +230,7 @@ def test_edges_are_compared_as_without_learning(tmp_path: Path, size: tuple[int,
     rows, cols = size
     template = np.ascontiguousarray(np.moveaxis(eo * 255, 0, -1)[30 : 30 + rows, 41 : 41 + cols])
     found = match_dcdm(template, sar, model=Matcher(made, threads=1))
-    surface = structure_within(np.clip(sar / np.percentile(sar, 99), 0, 1), template)
+    surface = compare_structure(np.clip(sar / np.percentile(sar, 99), 0, 1), template)
     assert found.surface.shape == surface.shape == (128 - rows + 1, 120 - cols + 1)
     np.testing.assert_allclose(found.surface, surface, atol=0.02)
     assert found.shift == pytest.approx(np.unravel_index(surface.argmax(), surface.shape), abs=0.6)

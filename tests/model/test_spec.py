@@ -22,7 +22,7 @@ from sar2eo.model import loading
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import describe_checkpoint
 from sar2eo.model.creation import init_checkpoint
-from sar2eo.model.diffusion import create_scheduler, schedule_config
+from sar2eo.model.diffusion import create_scheduler, read_schedule
 from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec, resolve_model, resolve_spacing
 
@@ -124,7 +124,7 @@ def test_older_cards_have_the_papers_temperature(untrained: Path, tmp_path: Path
 @given(steps=st.integers(1, 1000), sampler=st.sampled_from(["ddim", "dpm++"]))
 def test_leading_spacing_is_kept_only_where_it_starts_near_pure_noise(steps: int, sampler: str) -> None:
     spacing = resolve_spacing("leading", sampler, steps)
-    scheduler = create_scheduler(sampler, spacing, "epsilon", schedule_config({}, set_alpha_to_one=True))
+    scheduler = create_scheduler(sampler, spacing, "epsilon", read_schedule({}, set_alpha_to_one=True))
     scheduler.set_timesteps(steps)
     assert 900 <= int(scheduler.timesteps[0]) <= 999
     assert spacing == "leading" or resolve_spacing("trailing", sampler, steps) == "trailing"

@@ -23,8 +23,8 @@ from sar2eo.model.checkpoint import load_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.interface import Translation
 from sar2eo.model.loading import load_translator
-from sar2eo.model.network import decode_latents, encode_images, split_prediction, variance_of
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.network import decode_latents, encode_images, split_prediction, to_variance
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.model.translator import DiffusionTranslator
 
@@ -83,13 +83,13 @@ def test_it_equals_a_plain_loop(checkpoint: Path, windows: FloatArray) -> None:
     steps = [999, 749, 499, 249]
     with torch.inference_mode():
         condition = encode_images(parts.vae, torch.from_numpy(windows[1:2]))
-        latents = torch.from_numpy(scene_noise(2025, range(24), range(16, 40), 4))[None]
+        latents = torch.from_numpy(draw_scene_noise(2025, range(24), range(16, 40), 4))[None]
         for timestep, after in zip(steps, [*steps[1:], None], strict=True):
             inputs = torch.cat([condition, latents], dim=1)
             output = parts.unet(inputs, timestep, encoder_hidden_states=None).sample
             v, raw = split_prediction(output)
             if timestep == 499:  # nearest to the card's 500
-                variance = variance_of(raw)
+                variance = to_variance(raw)
             here, there = alpha_bars[timestep], 1.0 if after is None else alpha_bars[after]
             clean = here**0.5 * latents - (1 - here) ** 0.5 * v
             noise = here**0.5 * v + (1 - here) ** 0.5 * latents
@@ -180,7 +180,7 @@ def test_the_temperature_is_that_of_the_noise_it_starts_from(
     found, plain = (run(folder, windows, ORIGINS, batch=4) for folder in (warm, checkpoint))
     assert (found.eo != plain.eo).mean() > 0.5
     monkeypatch.setattr(
-        sar2eo.model.translator, "scene_noise", lambda *given: np.float32(1.5) * scene_noise(*given)
+        sar2eo.model.translator, "draw_scene_noise", lambda *given: np.float32(1.5) * draw_scene_noise(*given)
     )
     louder = run(checkpoint, windows, ORIGINS, batch=4)
     np.testing.assert_array_equal(found.eo, louder.eo)
@@ -193,9 +193,9 @@ def test_samples_are_averaged_and_their_spread_measured(
     first = run(checkpoint, windows[:1], ORIGINS[:1], batch=1)
 
     def second_noise(seed: int, rows: range, cols: range, channels: int, sample: int = 0) -> FloatArray:
-        return scene_noise(seed, rows, cols, channels, sample + 1)
+        return draw_scene_noise(seed, rows, cols, channels, sample + 1)
 
-    monkeypatch.setattr(sar2eo.model.translator, "scene_noise", second_noise)
+    monkeypatch.setattr(sar2eo.model.translator, "draw_scene_noise", second_noise)
     second = run(checkpoint, windows[:1], ORIGINS[:1], batch=1)
     assert (apart(first, second) > 1).mean() > 0.5
     mean = (first.eo.astype(float) + second.eo) / 2

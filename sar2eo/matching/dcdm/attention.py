@@ -23,7 +23,7 @@ __all__ = [
     "CalibratedAttention",
     "Mapped",
     "RegionAttention",
-    "displacement_votes",
+    "count_displacement_votes",
     "from_regions",
     "gather_regions",
     "to_regions",
@@ -237,7 +237,7 @@ class AttentionCalibration(nn.Module):
         evidence = logits.flatten(4).log_softmax(dim=-1).view_as(logits) + free
         evidence = evidence.clamp_min(_LEAST).masked_fill(barred, 0.0)
         evidence = evidence + self._smoothed(evidence)
-        votes = displacement_votes(evidence.masked_fill(barred, 0.0))
+        votes = count_displacement_votes(evidence.masked_fill(barred, 0.0))
         evidence = evidence + self.vote.view(1, -1, 1, 1, 1, 1) * votes
         final = evidence.float().masked_fill(barred, MASKED).flatten(4)
         return final.softmax(dim=-1).view_as(logits)
@@ -256,7 +256,7 @@ class AttentionCalibration(nn.Module):
         return x
 
 
-def displacement_votes(evidence: Tensor) -> Tensor:
+def count_displacement_votes(evidence: Tensor) -> Tensor:
     """Return for each query and key the mean evidence of all queries for keys displaced by as much.
 
     What would lie outside the search image says nothing, 0.

@@ -15,27 +15,27 @@ from torch import Tensor, nn
 from sar2eo.errors import CheckpointError
 from sar2eo.matching.dcdm.network import MatchingDenoiser
 from sar2eo.model.card import MatcherCard
-from sar2eo.model.diffusion import schedule_config
-from sar2eo.model.folder import SCHEDULER_CONFIG, WEIGHTS, ModelFolder, vae_facts
-from sar2eo.model.network import Vae, vae_class
+from sar2eo.model.diffusion import read_schedule
+from sar2eo.model.folder import SCHEDULER_CONFIG, WEIGHTS, ModelFolder, read_vae_facts
+from sar2eo.model.network import Vae, find_vae_class
 from sar2eo.model.weights import (
     create_networks,
-    disk_dtype,
     fill,
     narrow,
     new_model_folder,
+    parse_disk_dtype,
     refuse_existing,
 )
 
 __all__ = [
     "MatcherCheckpoint",
-    "alpha_bars",
+    "compute_alpha_bars",
+    "create_matching_scheduler",
     "describe_matcher",
+    "hash_values",
     "load_matcher",
-    "matching_scheduler",
     "pack_matcher",
     "save_matcher",
-    "values_sha256",
 ]
 
 
@@ -48,7 +48,7 @@ class MatcherCheckpoint:
     vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
         Frozen; of factor 8 in earnest, any in tests.
     schedule : dict
-        Noise schedule of training, as `sar2eo.model.diffusion.schedule_config` returns it.
+        Noise schedule of training, as `sar2eo.model.diffusion.read_schedule` returns it.
     """
 
     denoiser: MatchingDenoiser
@@ -59,22 +59,22 @@ class MatcherCheckpoint:
     @property
     def factor(self) -> int:
         """Pixels along a latent."""
-        return vae_facts(dict(self.vae.config)).factor
+        return read_vae_facts(dict(self.vae.config)).factor
 
 
-def matching_scheduler(schedule: dict[str, Any]) -> Any:
+def create_matching_scheduler(schedule: dict[str, Any]) -> Any:
     """Return diffusers' scheduler of a network that predicts x0, with trailing timesteps."""
     chosen = {"prediction_type": "sample", "timestep_spacing": "trailing"}
     return DDIMScheduler(**schedule, **chosen, clip_sample=False, steps_offset=1)
 
 
-def alpha_bars(schedule: dict[str, Any]) -> Tensor:
+def compute_alpha_bars(schedule: dict[str, Any]) -> Tensor:
     """Return the products of 1 - beta (supplement, Eq. 2), shape (1000,)."""
-    found: Tensor = matching_scheduler(schedule).alphas_cumprod
+    found: Tensor = create_matching_scheduler(schedule).alphas_cumprod
     return found
 
 
-def values_sha256(module: nn.Module) -> str:
+def hash_values(module: nn.Module) -> str:
     """Hash names, shapes and values of a network, in float32, whatever file they came from."""
     state = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -87,7 +87,7 @@ def save_matcher(checkpoint: MatcherCheckpoint, out: str | Path) -> Path:
     """Write a matcher's folder, whole or not at all."""
     out = Path(out)
     networks = {"denoiser": checkpoint.denoiser, "vae": checkpoint.vae}
-    scheduler = dict(matching_scheduler(checkpoint.schedule).config)
+    scheduler = dict(create_matching_scheduler(checkpoint.schedule).config)
     with new_model_folder(out, "DCDM", networks, scheduler, checkpoint.card):
         return out
 
@@ -112,11 +112,11 @@ def pack_matcher(folder: str | Path, out: str | Path, *, dtype: str = "float16",
         For what cannot be, before anything is written.
     """
     refuse_existing(Path(out))
-    kept = disk_dtype(dtype)
+    kept = parse_disk_dtype(dtype)
     loaded = load_matcher(folder)
     narrow((loaded.denoiser, loaded.vae), kept, folder)
     metrics = {**loaded.card.metrics, **card.pop("metrics", {})}
-    changed = loaded.card.changed(**card, metrics=metrics, vae_sha256=values_sha256(loaded.vae))
+    changed = loaded.card.changed(**card, metrics=metrics, vae_sha256=hash_values(loaded.vae))
     return save_matcher(dataclasses.replace(loaded, card=changed), out)
 
 
@@ -141,15 +141,15 @@ def load_matcher(folder: str | Path, *, device: str = "cpu") -> MatcherCheckpoin
             f"{folder}: {SCHEDULER_CONFIG} says prediction_type {raw.get('prediction_type')!r}, must be "
             "'sample': is it a matcher's?"
         )
-    schedule = schedule_config(raw, set_alpha_to_one=bool(raw.get("set_alpha_to_one", True)))
+    schedule = read_schedule(raw, set_alpha_to_one=bool(raw.get("set_alpha_to_one", True)))
     vae = model.config("vae")
-    networks = create_networks(model, {"denoiser": MatchingDenoiser, "vae": vae_class(vae)})
-    if networks["denoiser"].config.latent_channels != vae_facts(vae).latent_channels:
+    networks = create_networks(model, {"denoiser": MatchingDenoiser, "vae": find_vae_class(vae)})
+    if networks["denoiser"].config.latent_channels != read_vae_facts(vae).latent_channels:
         raise CheckpointError(f"{folder}: denoiser and VAE differ in their latent channels")
     for name, network in networks.items():
         fill(network, model.path / name / WEIGHTS, device=device)
         network.to(memory_format=torch.channels_last)  # which convolutions are fastest on
-    if values_sha256(networks["vae"]) != card.vae_sha256:
+    if hash_values(networks["vae"]) != card.vae_sha256:
         raise CheckpointError(f"{folder}: its VAE is not the one that the card names: was it exchanged?")
     return MatcherCheckpoint(**networks, schedule=schedule, card=card)
 

@@ -136,7 +136,7 @@ def similarity_loss(
     matches : Tensor of bool, shape (B,)
         Whether the template lies in the search image at all.
     sharpness, none : Tensor, scalars
-        As of `sar2eo.matching.dcdm.similarity.match_probability`.
+        As of `sar2eo.matching.dcdm.similarity.compute_match_probability`.
     """
     n, m = surface.shape[1:]
     factor = sharpness.exp()

@@ -39,7 +39,7 @@ class DcdmMatch:
         (rows, cols): what the template shows at pixel (r, c) is found in the search image at
         (r + rows, c + cols). None where it cannot be matched.
     score : float
-        Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.similarity.match_probability`).
+        Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.similarity.compute_match_probability`).
     threshold : float
         Of the matcher's card.
     surface : ndarray of float32, shape (H - h + 1, W - w + 1)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sar2eo.matching.dcdm.attention import CalibratedAttention, RegionAttention
-from sar2eo.model.network import pooled_validity
+from sar2eo.model.network import pool_validity
 
 __all__ = ["FEATURE_SCALE", "REGION", "Denoised", "MatchingDenoiser", "SearchContext"]
 
@@ -165,7 +165,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         y = self.search_down(x)
         for block in self.search_coarse:
             y = block(y, None)
-        return SearchContext(x, y, valid, pooled_validity(valid, 2))
+        return SearchContext(x, y, valid, pool_validity(valid, 2))
 
     def denoise(self, noisy: Tensor, optical: Tensor, context: SearchContext, timesteps: Tensor) -> Denoised:
         """Predict the clean latent (supplement, Eq. 4).

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from sar2eo.errors import SettingsError
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, matching_scheduler
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, compute_alpha_bars, create_matching_scheduler
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised, MatchingDenoiser, SearchContext
-from sar2eo.matching.structure import structure_within, vertex
+from sar2eo.matching.structure import compare_structure, vertex
 from sar2eo.model.card import TRAIN_TIMESTEPS
 from sar2eo.model.diffusion import set_timesteps
-from sar2eo.model.network import decode_latents, encode_images, pooled_validity
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.network import decode_latents, encode_images, pool_validity
+from sar2eo.model.noise import draw_scene_noise
 
 __all__ = [
     "BestPlaces",
@@ -33,12 +33,12 @@ __all__ = [
     "MapWeights",
     "SimilarityMaps",
     "compare_images",
+    "compute_match_probability",
     "correlate",
     "correlate_features",
-    "match_probability",
+    "find_subpixel_peak",
+    "interpolate_to_pixels",
     "pixel_multiple",
-    "subpixel_peak",
-    "to_pixels",
     "translate_latents",
 ]
 
@@ -150,7 +150,7 @@ class SimilarityMaps:
     step : int
         Pixels from place to place of `features`.
     sharpness, none : Tensor
-        As of `sar2eo.matching.dcdm.similarity.match_probability`.
+        As of `sar2eo.matching.dcdm.similarity.compute_match_probability`.
     """
 
     last: Denoised
@@ -165,13 +165,13 @@ class SimilarityMaps:
     @cached_property
     def learned(self) -> Tensor:
         """The map of `features` at every pixel, of shape (B, H - h + 1, W - w + 1)."""
-        return to_pixels(self.features.surface, self.step)
+        return interpolate_to_pixels(self.features.surface, self.step)
 
     @cached_property
     def structure(self) -> Tensor:
         """Agreement of the edges of the template, not translated, and the search image's.
 
-        Of the shape of `learned`; see `sar2eo.matching.structure.structure_within`; -1 where they share too
+        Of the shape of `learned`; see `sar2eo.matching.structure.compare_structure`; -1 where they share too
         little.
         """
         return _structure(self.images)
@@ -190,9 +190,9 @@ class SimilarityMaps:
         rows, cols = within or evidence.shape[1:]
         evidence = evidence[:, :rows, :cols]
         maps = (evidence / (1 + sum(weights))).float().cpu().numpy()
-        shifts = np.array([subpixel_peak(one) for one in maps], np.float64)
+        shifts = np.array([find_subpixel_peak(one) for one in maps], np.float64)
         places = torch.from_numpy(shifts).to(evidence.device)
-        scores = match_probability(evidence, places, self.sharpness, self.none, step=self.step)
+        scores = compute_match_probability(evidence, places, self.sharpness, self.none, step=self.step)
         return BestPlaces(shifts, scores.cpu().numpy(), maps)
 
 
@@ -211,9 +211,9 @@ def correlate_features(
     """Correlate features; validity is of pixels, `step` of them for each feature along an axis."""
     return correlate(
         template_features,
-        pooled_validity(template_valid, step),
+        pool_validity(template_valid, step),
         search_features,
-        pooled_validity(search_valid, step),
+        pool_validity(search_valid, step),
     )
 
 
@@ -231,7 +231,7 @@ def translate_latents(
     ----------
     optical : Tensor of float32, shape (B, C, h, w)
     schedule : dict
-        As `sar2eo.model.diffusion.schedule_config` returns it.
+        As `sar2eo.model.diffusion.read_schedule` returns it.
     steps : int
         1 to 1000; the supplement takes 5 (section 2.2).
     seed : int
@@ -239,10 +239,10 @@ def translate_latents(
     """
     if not 1 <= steps <= TRAIN_TIMESTEPS:
         raise SettingsError(f"steps={steps}: must be 1 to {TRAIN_TIMESTEPS}")
-    scheduler = matching_scheduler(schedule)
+    scheduler = create_matching_scheduler(schedule)
     set_timesteps(scheduler, steps)
-    bars = alpha_bars(schedule)
-    drawn = scene_noise(seed, range(optical.shape[2]), range(optical.shape[3]), optical.shape[1])
+    bars = compute_alpha_bars(schedule)
+    drawn = draw_scene_noise(seed, range(optical.shape[2]), range(optical.shape[3]), optical.shape[1])
     latents = torch.from_numpy(drawn).to(optical.device).expand_as(optical)
     timesteps = scheduler.timesteps.tolist()
     for timestep, after in zip(timesteps, [*timesteps[1:], None], strict=True):
@@ -268,7 +268,7 @@ def compare_images(checkpoint: MatcherCheckpoint, images: Images, *, steps: int,
     """
     network, vae, factor = checkpoint.denoiser, checkpoint.vae, checkpoint.factor
     optical, search = encode_images(vae, images.template), encode_images(vae, images.search)
-    context = network.encode_search(search, pooled_validity(images.search_valid, factor))
+    context = network.encode_search(search, pool_validity(images.search_valid, factor))
     last = translate_latents(network, optical, context, checkpoint.schedule, steps, seed)
     step = factor // FEATURE_SCALE
     features = correlate_features(
@@ -296,7 +296,7 @@ def _structure(images: Images) -> Tensor:
         colour = _known(template[index], template_valid[index, 0])
         if any(a < b for a, b in zip(amplitude.shape[1:], colour.shape[1:], strict=True)):
             continue  # of the search image less is known than the template covers
-        surface = structure_within(amplitude[0], np.moveaxis(colour, 0, -1))[:height, :width]
+        surface = compare_structure(amplitude[0], np.moveaxis(colour, 0, -1))[:height, :width]
         found[: surface.shape[0], : surface.shape[1]] = np.nan_to_num(surface, nan=-1)
     return torch.from_numpy(maps).to(images.search.device)
 
@@ -381,7 +381,7 @@ def _standardised(image: Tensor, valid: Tensor) -> Tensor:
     return centred / power.clamp_min(1e-12).sqrt()
 
 
-def match_probability(
+def compute_match_probability(
     surface: Tensor, places: Tensor, sharpness: Tensor, none: Tensor, *, step: int = 1
 ) -> Tensor:
     """Return how probable it is that templates lie where they were found, and nowhere else, or not at all.
@@ -416,7 +416,7 @@ def match_probability(
     return (here - torch.cat([logits.flatten(1), level], dim=1).logsumexp(dim=1)).exp()
 
 
-def to_pixels(surface: Tensor, step: int) -> Tensor:
+def interpolate_to_pixels(surface: Tensor, step: int) -> Tensor:
     """Interpolate a map with a place every `step` pixels to every pixel (bicubic), between its corners.
 
     Parameters
@@ -432,7 +432,7 @@ def to_pixels(surface: Tensor, step: int) -> Tensor:
     return fine[:, 0]
 
 
-def subpixel_peak(surface: FloatArray) -> tuple[float, float]:
+def find_subpixel_peak(surface: FloatArray) -> tuple[float, float]:
     """Return row and column of the highest place, to a fraction by a parabola along either axis.
 
     Parameters
