@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sar2eo._version import __version__
 from sar2eo.datasets import PairsDataset, open_dataset
 from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsError
-from sar2eo.evaluation.perceptual import inception, open_lpips
+from sar2eo.evaluation.perceptual import open_inception, open_lpips
 from sar2eo.evaluation.report import REPORT
 from sar2eo.evaluation.scores import BASELINES, MEAN_COLOUR, Measures
 from sar2eo.model.card import ModelCard
@@ -193,7 +193,7 @@ def _measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
     networks: dict[str, Any] = {}
     for name, make, weights in (
         ("lpips", open_lpips, settings.lpips_weights),
-        ("fid", inception, settings.fid_weights),
+        ("fid", open_inception, settings.fid_weights),
     ):
         if name in settings.metrics:
             try:

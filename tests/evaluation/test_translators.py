@@ -264,7 +264,7 @@ def test_what_needs_networks_or_training_pairs_is_left_out(pairs: Path, tmp_path
     assert len(told) == 3
     assert "psnr" in found["methods"]["model"]
     assert "ssim" not in found["methods"]["model"]
-    assert "pip install torchvision" in (tmp_path / "out" / "report.md").read_text()
+    assert "--lpips-weights" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
