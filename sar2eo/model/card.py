@@ -52,27 +52,27 @@ _GSD_TOLERANCE = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the cards of all models say: what the weights were trained on, and what they take.
+    """What the weights of a model were trained on, and which input they take.
 
     Parameters
     ----------
     name : str
-        Short name, written to the tags of what the model makes.
+        Short name, written to the tags of outputs.
     quantity, calibration : str
-        Of the SAR it was trained on (see `sar2eo.geo.radiometry`), which it was, and is, given as amplitude.
+        Radiometry of the SAR images of training (see `sar2eo.geo.radiometry`); input is their amplitude.
     polarisations : tuple of str
-        Those it wants.
+        Polarisations of the input.
     channels : tuple of tuple of str
-        Its three input channels, each the mean of the named polarisations; by default as
-        `sar2eo.geo.radiometry.default_channels` says.
+        Polarisations of which each of the three input channels is the mean; empty:
+        `sar2eo.geo.radiometry.default_channels`.
     gsd_m : float or None
-        Ground sample distance in true ground metres; None: not known, not checked.
+        Ground sample distance in true ground metres; None: unknown, and not checked.
     scaling : {"p99"} or float
-        "p99": amplitude divided by the scene's 99th percentile; a number: by that amplitude.
+        What amplitude is divided by: "p99", the scene's 99th percentile, or this number.
     training_data, licence : str
         Free text.
     metrics : dict of str to float
-        Measured figures.
+        Measured figures by name.
     """
 
     file_name: ClassVar[str]
@@ -101,7 +101,7 @@ class ModelCard:
         for name in ("name", "training_data", "licence"):
             value = getattr(self, name)
             if not isinstance(value, str) or (name == "name" and not (value and value.isprintable())):
-                raise _wrong(name, value, "text (the name: a line of it)")
+                raise _wrong(name, value, "text (the name: one line)")
         self.check_choices(quantity=QUANTITIES, calibration=CALIBRATIONS)
         names = set(self.polarisations)
         if not names or not names <= set(POLARISATIONS) or len(names) < len(self.polarisations):
@@ -118,26 +118,26 @@ class ModelCard:
         if not isinstance(self.metrics, dict) or not all(map(_is_number, self.metrics.values())):
             raise _wrong("metrics", self.metrics, "numbers by name")
 
-    def changed(self, **fields: Any) -> Self:
-        """Return the card with other values in some fields."""
+    def with_changes(self, **fields: Any) -> Self:
+        """Return a copy with other values in some fields."""
         try:
             return dataclasses.replace(self, **fields)
         except TypeError as error:
             raise SettingsError(f"card: {error}") from error
 
     def fits_gsd(self, *sizes_m: float) -> bool:
-        """Tell whether pixels of these sides on the ground are near enough to those it was trained on."""
+        """Whether pixels of these sizes on the ground are within a factor of 1.5 of those of training."""
         gsd = self.gsd_m
         return gsd is None or max(max(size / gsd, gsd / size) for size in sizes_m) <= _GSD_TOLERANCE
 
     def check_choices(self, **choices: tuple[str, ...]) -> None:
-        """Raise CheckpointError where a field is none of what it may be."""
+        """Raise CheckpointError if a field is not one of the allowed values."""
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise _wrong(name, getattr(self, name), f"one of {', '.join(allowed)}")
 
     def check_counts(self, **ranges: tuple[int, int]) -> None:
-        """Raise CheckpointError where a field is no whole number within its range."""
+        """Raise CheckpointError if a field is not a whole number within its range."""
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -159,14 +159,14 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, raw: Any) -> Self:
-        """Make a card from plain JSON values; unknown or missing fields are errors, but those of `later`."""
+        """Make a card from JSON values; unknown or missing fields are errors, except those in `later`."""
         if not isinstance(raw, dict):
             raise CheckpointError(f"card: must be a JSON object, not {type(raw).__name__}")
         known = {f.name for f in dataclasses.fields(cls)}
-        odd = sorted(set(raw) ^ known - (cls.later - set(raw)))
-        if odd:
+        wrong = sorted(set(raw) ^ known - (cls.later - set(raw)))
+        if wrong:
             raise CheckpointError(
-                f"card: unknown or missing fields {', '.join(n if n.isprintable() else repr(n) for n in odd)}"
+                f"card: unknown or missing fields {', '.join(n if n.isprintable() else repr(n) for n in wrong)}"
             )
         try:
             _check_lists(raw["polarisations"], raw["channels"], *raw["channels"])
@@ -179,7 +179,7 @@ class ModelCard:
             raise CheckpointError(f"card: a field has the wrong type ({error})") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the card as plain JSON values."""
+        """Return the card as JSON values."""
         raw: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return raw
 
@@ -194,7 +194,7 @@ class ModelCard:
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorCard(ModelCard):
-    """What a C-DiffSET checkpoint was trained on, and how it wants to be sampled.
+    """What a C-DiffSET checkpoint was trained on, and how it is sampled by default.
 
     Parameters
     ----------
@@ -203,11 +203,10 @@ class TranslatorCard(ModelCard):
     prediction_type, sampler, spacing, steps
         Defaults of sampling.
     temperature : float
-        Factor on the noise that sampling starts from, for this sampler and number of steps; 1 in the paper
-        and for all others. A little more gives back the power that few steps lose.
+        Factor on the starting noise with this sampler and number of steps; 1 in the paper and with others.
+        A little more makes up for the contrast that few steps lose.
     confidence_timestep : int
-        Timestep whose variance is the confidence (C-DiffSET, Fig. 7: half of T); the sampler takes
-        its nearest step.
+        The variance is taken at the step nearest to this timestep (C-DiffSET, Fig. 7: T / 2).
     """
 
     file_name: ClassVar[str] = "sar2eo.json"
@@ -230,10 +229,10 @@ class TranslatorCard(ModelCard):
         if not _is_positive(self.temperature):
             raise _wrong("temperature", self.temperature, "a positive number")
 
-    def changed(self, **fields: Any) -> Self:
-        """Return the card with other values in some fields; other steps or samplers have temperature 1."""
+    def with_changes(self, **fields: Any) -> Self:
+        """Return a copy with other values in some fields; other steps or samplers reset the temperature."""
         own = all(fields.get(name, getattr(self, name)) == getattr(self, name) for name in _SAMPLING)
-        return super().changed(**({} if own else {"temperature": 1.0}) | fields)
+        return super().with_changes(**({} if own else {"temperature": 1.0}) | fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,14 +285,14 @@ class MatcherCard(ModelCard):
 
 
 def _check_lists(*values: object) -> None:
-    """Raise TypeError for what is no list: a text would fall apart into letters."""
+    """Raise TypeError unless all are lists: a text would be split into letters."""
     for value in values:
         if not isinstance(value, list | tuple):
-            raise TypeError(f"{value!r} is no list")
+            raise TypeError(f"{value!r} is not a list")
 
 
 def _wrong(name: str, value: object, allowed: str) -> CheckpointError:
-    """Return the error of a field: its value, and what it must be."""
+    """Return the error for a field: its value, and what is allowed."""
     return CheckpointError(f"card: {name}={value!r}, must be {allowed}")
 
 
@@ -303,5 +302,5 @@ def _is_number(value: object) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether a value is a number that a float can hold, above 0."""
+    """Whether a value is a positive number within the range of floats."""
     return _is_number(value) and 0 < value <= sys.float_info.max

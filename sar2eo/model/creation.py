@@ -81,7 +81,7 @@ def init_checkpoint(
     untrained: bool = False,
     **card: Any,
 ) -> Path:
-    """Make a checkpoint to be trained: from a Stable-Diffusion base, or untrained from nothing.
+    """Create a checkpoint to train: from a Stable-Diffusion base, or a small untrained one.
 
     Parameters
     ----------
@@ -91,20 +91,20 @@ def init_checkpoint(
         Folder in diffusers' layout, or hub id; its U-Net is adapted (`sar2eo.model.network.adapt_unet`) and
         the prompt embedded.
     revision : str or None
-        Of a hub id.
+        Branch, tag or commit of a hub id.
     size : {"tiny", "small", "region"} or None
-        Instead of a base: an untrained checkpoint without cross-attention, the same every time.
+        Instead of a base: an untrained checkpoint without cross-attention, always the same.
     vae : str, Path or None
-        With a size: folder of a trained VAE (``vae/`` as `sar2eo.train_vae` and every checkpoint have it),
-        whose latents the untrained U-Net is made for.
+        With a size: folder with a trained ``vae/``, of `sar2eo.train_vae` or any checkpoint; the untrained
+        U-Net is made for its latents.
     zero_terminal_snr : bool
-        Let the noise schedule end in pure noise (https://arxiv.org/abs/2305.08891); the card then says
-        v_prediction and trailing spacing, unless told otherwise.
+        Let the noise schedule end in pure noise (https://arxiv.org/abs/2305.08891); the card's defaults
+        are then v_prediction and trailing spacing.
     untrained : bool
-        With a base: take its architecture, VAE and prompt, but fresh weights for the U-Net (the first
-        row of C-DiffSET, Table 3).
+        With a base: its architecture, VAE and prompt, but new weights for the U-Net (C-DiffSET, Table 3,
+        first row).
     **card
-        Fields of the card; by default named after the folder, predicting what the base predicts.
+        Fields of the card; the default name is the folder's, the default prediction type the base's.
 
     Returns
     -------
@@ -114,10 +114,10 @@ def init_checkpoint(
     Raises
     ------
     SettingsError
-        If not just one of base and size is given, a VAE comes with a base, `untrained` without one, or a
-        field is none of the card's.
+        If both or neither of base and size are given, a VAE with a base, `untrained` without one, or a
+        field that the card lacks.
     CheckpointError
-        If the base or the VAE is not what it should be, or the schedule does not suit what is predicted.
+        If base or VAE are incomplete, or noise schedule and prediction type do not go together.
     OutputError
         If the folder exists.
     """
@@ -125,10 +125,10 @@ def init_checkpoint(
         raise SettingsError(f"give either a base or a size ({', '.join(SIZES)})")
     if vae is not None and base is not None:
         raise SettingsError(
-            f"vae={str(vae)!r}: goes with a size; a base has its own, and its U-Net knows no other"
+            f"vae={str(vae)!r}: goes with a size; a base has its own VAE, which its U-Net was trained with"
         )
     if untrained and base is None:
-        raise SettingsError("untrained: goes with a base; a size is untrained as it is")
+        raise SettingsError("untrained: goes with a base; a size is always untrained")
     refuse_existing(Path(out))
     if base is not None:
         made = adapt_base(find_base(base, revision), untrained=untrained)
@@ -188,7 +188,7 @@ def _create_untrained(size: str, vae: str | Path | None) -> Checkpoint:
 def import_checkpoint(
     out: str | Path, *, unet: str | Path, base: str | Path, revision: str | None = None, **card: Any
 ) -> Path:
-    """Make a checkpoint of the authors' release: U-Net weights, and a base for all the rest.
+    """Make a checkpoint from the authors' release: its U-Net weights, and a base for the rest.
 
     Parameters
     ----------
@@ -198,10 +198,10 @@ def import_checkpoint(
         ``model.safetensors`` of U-Net keys, perhaps prefixed ``module.`` or ``unet.``; of the first
         stage (C channels out: the variance channel is added) or the second (C + 1).
     base, revision
-        As in `init_checkpoint`: the model that the release was trained from.
+        The model that the release was trained from; see `init_checkpoint`.
     **card
-        Fields of the card, over those of the release: noise prediction, 50 DDIM steps of leading
-        spacing, confidence from the middle one (timestep 481).
+        Fields of the card. Defaults are the release's: noise prediction, 50 DDIM steps of leading spacing,
+        confidence at the middle one (timestep 481).
 
     Raises
     ------
@@ -238,7 +238,7 @@ def pack_checkpoint(
     vae: str | Path | None = None,
     **card: Any,
 ) -> Path:
-    """Copy a checkpoint for others to use: in half the bytes, with the last words on its card.
+    """Copy a checkpoint for publishing: weights in half precision, and a final card.
 
     Parameters
     ----------
@@ -249,10 +249,10 @@ def pack_checkpoint(
     dtype : {"float16", "bfloat16", "float32"}
         Of the weights on disk.
     vae : str, Path or None
-        Folder of a VAE whose decoder was trained further (``sar2eo.train_vae`` with ``decoder_only``), to
-        take the place of the checkpoint's.
+        Folder of a VAE whose decoder was trained further (``sar2eo.train_vae`` with ``decoder_only``); it
+        replaces the checkpoint's.
     **card
-        Fields of the card that are to be others.
+        Fields of the card to change.
 
     Raises
     ------
@@ -263,19 +263,21 @@ def pack_checkpoint(
     refuse_existing(Path(out))
     kept = parse_disk_dtype(dtype)
     loaded = load_checkpoint(folder)
-    changed = loaded.card.changed(**card)
+    changed = loaded.card.with_changes(**card)
     resampled = any(getattr(changed, name) != getattr(loaded.card, name) for name in _MEASURED_BY)
     if (resampled or vae is not None) and "metrics" not in card:
-        changed = changed.changed(metrics={})  # those of another decoder or way of sampling
+        changed = changed.with_changes(metrics={})  # they were measured with another decoder or sampling
     autoencoder = loaded.vae if vae is None else load_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):
-        raise CheckpointError(f"{vae}: its encoder is not that of {folder}, whose U-Net knows other latents")
+        raise CheckpointError(
+            f"{vae}: its encoder is not that of {folder}, so the U-Net does not know its latents"
+        )
     narrow((loaded.unet, autoencoder), kept, folder)
     return save_checkpoint(dataclasses.replace(loaded, vae=autoencoder, card=changed), out)
 
 
 def _same_latents(one: Vae, other: Vae) -> bool:
-    """Tell whether two VAEs have one encoder and scale latents alike."""
+    """Whether two VAEs have the same encoder and scale latents alike."""
     scaling = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
     if any(one.config.get(name) != other.config.get(name) for name in scaling):
         return False

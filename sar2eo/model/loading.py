@@ -1,4 +1,4 @@
-"""From a spec to a translator: the weights are loaded at most once per process."""
+"""Load the translator that a spec names; the weights are loaded at most once per process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _create_translator(spec: ModelSpec) -> Translator:
 
 
 class IdentityTranslator:
-    """Returns its own three-channel input as bytes: a diagnostic of everything but the model."""
+    """Returns its three-channel input as bytes: it checks everything but the model."""
 
     multiple = 1
 
@@ -58,11 +58,11 @@ class IdentityTranslator:
         self._samples = samples
 
     def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
-        """Return the input as bytes; without variance, and with a spread of zero over several samples."""
+        """Return the input as bytes, without variance; the spread over several samples is zero."""
         with counters.timed("model_seconds"):
             spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
             return Translation(to_eo_bytes(sar), None, spread)
 
     def with_steps(self, steps: int) -> IdentityTranslator:
-        """Return itself: identity has no steps."""
+        """Return itself: it has no steps."""
         return self

@@ -1,8 +1,8 @@
-"""Starting noise that belongs to the place in the scene, not to the window or the batch.
+"""Starting noise that belongs to the place in the scene, not to the tile or the batch.
 
 Each latent pixel of a scene has its own block of a counter-based generator (Philox 4x64-10, Salmon et
 al. 2011, https://doi.org/10.1145/2063384.2063405), addressed by column, row, group of four channels
-and sample, under the seed as key. So the noise of any window can be drawn by itself, and windows that
+and sample, under the seed as key. So the noise of any tile can be drawn by itself, and tiles that
 overlap start from the same noise. Normal values come from Box-Muller, which uses a fixed number of
 words per value; a ziggurat would not be random-access.
 """

@@ -34,20 +34,19 @@ class ModelSpec:
     path : str
         "identity", "bundled", or a local checkpoint folder.
     sha256 : str
-        Of the folder's weights, configurations and card; of the text
-        "identity" for that.
+        Hash of the folder's weights, configurations and card; for identity of its name.
     parameters : int
-        Values in the weights of U-Net and VAE.
+        Number of weights of U-Net and VAE.
     factor, latent_channels : int
         The VAE's downsampling factor and channels.
     card : TranslatorCard or None
         None for identity.
     steps, sampler, spacing, seed, samples
-        How to sample; ``samples`` results of different noise are averaged.
+        How to sample; results of ``samples`` different noises are averaged.
     device, dtype : str
-        Where and in which precision the networks run, resolved (never "auto").
+        Device and precision of the networks, resolved (never "auto").
     batch : int
-        Windows per batch; smaller batches are padded to it.
+        Tiles per batch; smaller batches are padded.
     compile : bool
         Compile the U-Net.
     threads : int
@@ -73,14 +72,14 @@ class ModelSpec:
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint lies for this process; meaningless for identity."""
+        """The checkpoint's folder on this machine; meaningless for identity."""
         return find_folder(self.path) if self.path == BUNDLED else Path(self.path)
 
     @property
     def temperature(self) -> float:
-        """Factor on the noise that sampling starts from: the card's, with the card's own sampler and steps.
+        """Factor on the starting noise: the card's with the card's sampler and steps, else 1 as in the paper.
 
-        It makes up for what those lose, and would be too much for more steps: these take 1, as in the paper.
+        It makes up for the contrast that few steps lose, and would be too much for more.
         """
         card = self.card
         own = card is not None and (self.sampler, self.steps) == (card.sampler, card.steps)
@@ -88,7 +87,7 @@ class ModelSpec:
 
     @property
     def confidence(self) -> bool:
-        """Whether the model yields a variance."""
+        """Whether the model predicts a variance."""
         return self.card is not None
 
     def fingerprint(self) -> dict[str, Any]:
@@ -114,7 +113,7 @@ def resolve_model(
     compile: bool = False,  # noqa: A002 (the name of torch's function and of the flag)
     threads: int | None = None,
 ) -> ModelSpec:
-    """Find a model and settle every option, without loading weights.
+    """Find a model and resolve all options, without loading weights.
 
     Parameters
     ----------
@@ -134,17 +133,17 @@ def resolve_model(
     dtype : str
         "auto", "float32", "bfloat16" or "float16".
     batch, threads : int or None
-        None: fixed by the device.
+        None: chosen for the device.
     compile : bool
         Compile the U-Net, or take it from the cache (`sar2eo.model.compile_cache.use_compile_cache`).
 
     Raises
     ------
     SettingsError
-        For an option that is not allowed, a device that is not there, or a cache of compiled networks that
-        is not this user's own.
+        For an option out of range, a device that this machine lacks, or a cache of compiled networks that
+        belongs to another user.
     CheckpointError
-        If there is no such checkpoint, or it is broken.
+        If there is no such checkpoint, or it is incomplete.
     """
     counts = {"steps": steps, "samples": samples, "batch": batch, "threads": threads}
     for name, value in counts.items():
@@ -161,7 +160,7 @@ def resolve_model(
     card, vae = folder.card(), read_vae_facts(folder.config("vae"))
     place = resolve_device(device)
     if compile:
-        use_compile_cache()  # of this process; those that work elsewhere have their own
+        use_compile_cache()  # of this process; workers on other machines have their own
     steps, sampler = steps or card.steps, sampler or card.sampler
     return ModelSpec(
         path=BUNDLED if model == BUNDLED else str(folder.path.absolute()),
@@ -184,7 +183,7 @@ def resolve_model(
 
 
 def resolve_spacing(spacing: str, sampler: str, steps: int) -> str:
-    """Replace leading spacing by trailing where it would not start near pure noise.
+    """Replace leading spacing by trailing where leading would not start near pure noise.
 
     Leading spacing starts at one timestep less than a whole number of intervals, which is far from
     T for few steps (a single one starts at t = 1, so it would call pure noise almost clean), and for

@@ -40,17 +40,17 @@ __all__ = [
     "write_network",
 ]
 
-# Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
-# for hours, or fill the memory, before any shape is compared.
+# Far beyond the largest networks of this kind. A tampered number could keep the constructor busy for hours, or
+# fill the memory, before any shape is compared.
 _MOST_LAYERS = 64
 _LARGEST_SIZE = 1 << 16
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ON_DISK = ("float16", "bfloat16", "float32")
-_STATISTICS = ("latents_mean", "latents_std")  # which not every VAE of diffusers has a word for
+_STATISTICS = ("latents_mean", "latents_std")  # not every VAE class of diffusers has these arguments
 
 
 def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
-    """Create a network of diffusers on the device "meta": its shapes without its values."""
+    """Create a network of diffusers on the device "meta": shapes without values."""
     _check_sizes(model_class.__name__, config)
     known = inspect.signature(model_class.__init__).parameters
     extra = {name: config[name] for name in _STATISTICS if name in config and name not in known}
@@ -66,7 +66,7 @@ def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _check_sizes(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse numbers and lists in a configuration that no network has."""
+    """Refuse numbers and lists that are too large for any network."""
     for key, value in config.items():
         values = value if isinstance(value, list | tuple) else [value]
         limit = _MOST_LAYERS if "layers" in key else _LARGEST_SIZE
@@ -85,15 +85,15 @@ def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None
     Parameters
     ----------
     names : mapping or None
-        From the file's names to the network's; None: the same.
+        Names of tensors in the file, to those in the network; None: the same.
     """
     headers = read_headers(path)
     shapes = {names[name] if names else name: header.shape for name, header in headers.items()}
     state = module.state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for problem, odd in {"lacks": wanted.keys() - shapes, "has unexpected": shapes.keys() - wanted}.items():
-        if odd:
-            raise CheckpointError(f"{path} {problem} {len(odd)} tensors, such as {min(odd)}")
+    for problem, keys in {"lacks": wanted.keys() - shapes, "has unexpected": shapes.keys() - wanted}.items():
+        if keys:
+            raise CheckpointError(f"{path} {problem} {len(keys)} tensors, such as {min(keys)}")
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise CheckpointError(f"{path}: {name} has shape {shapes[name]}, must be {shape} by {CONFIG}")
@@ -110,7 +110,7 @@ def fill(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Give a network on the device "meta" its values, after `check_weights`."""
+    """Read the weights of a network on the device "meta", after `check_weights`."""
     check_weights(module, path, names)
     tensors = read_tensors(path, device=device, dtype=dtype)
     module.load_state_dict(
@@ -119,9 +119,9 @@ def fill(
 
 
 def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read a safetensors file into memory of its own.
+    """Read a safetensors file into memory; values must be finite.
 
-    The library would map the file, and a process that maps a file dies when someone writes over it.
+    safetensors would map the file, and a process that maps a file dies when another writes over it.
     """
     tensors = {name: tensor.to(dtype, copy=True) for name, tensor in load_file(path, device=device).items()}
     for name, tensor in tensors.items():

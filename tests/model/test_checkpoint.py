@@ -238,7 +238,7 @@ def test_a_packed_checkpoint_may_have_another_decoder_and_no_other_encoder(
     vae.save_pretrained(tmp_path / "decoder" / "vae")
     measured = tmp_path / "measured"
     shutil.copytree(made, measured)
-    TranslatorCard.read(measured).changed(metrics={"validation_psnr": 20.0}).write(measured)
+    TranslatorCard.read(measured).with_changes(metrics={"validation_psnr": 20.0}).write(measured)
     assert TranslatorCard.read(pack_checkpoint(measured, tmp_path / "same")).metrics == {
         "validation_psnr": 20.0
     }

@@ -101,14 +101,14 @@ def test_the_cards_temperature_goes_with_the_cards_steps(untrained: Path, tmp_pa
     assert resolve(untrained).temperature == 1.0
     folder = tmp_path / "warm"
     shutil.copytree(untrained, folder)
-    TranslatorCard.read(folder).changed(temperature=1.04).write(folder)
+    TranslatorCard.read(folder).with_changes(temperature=1.04).write(folder)
     assert resolve(folder).temperature == 1.04
     assert resolve(folder, sampler="dpm++", steps=20, seed=7).temperature == 1.04
     assert resolve(folder, steps=19).temperature == resolve(folder, sampler="ddim").temperature == 1.0
     assert resolve("identity").temperature == 1.0
-    assert TranslatorCard.read(folder).changed(licence="MIT", steps=20).temperature == 1.04
-    assert TranslatorCard.read(folder).changed(steps=50).temperature == 1.0
-    assert TranslatorCard.read(folder).changed(sampler="ddim", temperature=1.1).temperature == 1.1
+    assert TranslatorCard.read(folder).with_changes(licence="MIT", steps=20).temperature == 1.04
+    assert TranslatorCard.read(folder).with_changes(steps=50).temperature == 1.0
+    assert TranslatorCard.read(folder).with_changes(sampler="ddim", temperature=1.1).temperature == 1.1
 
 
 def test_older_cards_have_the_papers_temperature(untrained: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_the_temperature_is_that_of_the_noise_it_starts_from(
 ) -> None:
     warm = tmp_path / "warm"
     shutil.copytree(checkpoint, warm)
-    TranslatorCard.read(warm).changed(steps=4, temperature=1.5).write(warm)
+    TranslatorCard.read(warm).with_changes(steps=4, temperature=1.5).write(warm)
     found, plain = (run(folder, windows, ORIGINS, batch=4) for folder in (warm, checkpoint))
     assert (found.eo != plain.eo).mean() > 0.5
     monkeypatch.setattr(
@@ -217,13 +217,13 @@ def test_any_multiple_of_the_factor_is_a_tile(checkpoint: Path, windows: FloatAr
 
 
 def test_what_does_not_fit_is_refused(checkpoint: Path, windows: FloatArray) -> None:
-    with pytest.raises(SettingsError, match="4 windows with 4 origins: must be 1 to 2"):
+    with pytest.raises(SettingsError, match="4 tiles with 4 origins: must be 1 to 2"):
         run(checkpoint, windows, ORIGINS, batch=2)
-    with pytest.raises(SettingsError, match="2 windows with 1 origins"):
+    with pytest.raises(SettingsError, match="2 tiles with 1 origins"):
         run(checkpoint, windows[:2], ORIGINS[:1], batch=2)
     with pytest.raises(SettingsError, match="multiples of the model's factor 4"):
         run(checkpoint, windows[:1], [(0, 2)], batch=2)
-    with pytest.raises(SettingsError, match=r"windows of 30 x 96 pixels"):
+    with pytest.raises(SettingsError, match=r"tiles of 30 x 96 pixels"):
         run(checkpoint, windows[:1, :, :30], [(0, 0)], batch=2)
 
 
@@ -334,7 +334,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
         raise torch.OutOfMemoryError("out of memory")
 
     stand_in(translator, none, monkeypatch)
-    with pytest.raises(SettingsError, match=r"cpu has too little memory for one window of 96 x 96 pixels"):
+    with pytest.raises(SettingsError, match=r"cpu has too little memory for one tile of 96 x 96 pixels"):
         translator.translate(windows, ORIGINS)
 
 
@@ -361,8 +361,8 @@ def test_what_a_compiler_runs_out_of_or_lacks_is_told_as_without_it(
         translator.translate(windows[:2], ORIGINS[:2])
     fail_with(torch.OutOfMemoryError("out of memory"))
     with (
-        pytest.warns(Sar2eoWarning, match="from here on 1 windows"),
-        pytest.raises(SettingsError, match="too little memory for one window"),
+        pytest.warns(Sar2eoWarning, match="from here on 1 tiles"),
+        pytest.raises(SettingsError, match="too little memory for one tile"),
     ):
         translator.translate(windows[:2], ORIGINS[:2])
 

@@ -116,7 +116,7 @@ def pack_matcher(folder: str | Path, out: str | Path, *, dtype: str = "float16",
     loaded = load_matcher(folder)
     narrow((loaded.denoiser, loaded.vae), kept, folder)
     metrics = {**loaded.card.metrics, **card.pop("metrics", {})}
-    changed = loaded.card.changed(**card, metrics=metrics, vae_sha256=hash_values(loaded.vae))
+    changed = loaded.card.with_changes(**card, metrics=metrics, vae_sha256=hash_values(loaded.vae))
     return save_matcher(dataclasses.replace(loaded, card=changed), out)
 
 
