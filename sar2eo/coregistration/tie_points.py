@@ -72,7 +72,7 @@ class ClassicalFinder:
         found = match(sar.mean(axis=0), eo, method=self.method, radius_px=self.radius)
         rows, cols = found.rows - self.radius, found.cols - self.radius
         inside = max(abs(rows), abs(cols)) <= self.radius - 1
-        return LocalShift(rows, cols, found.score, inside and StructuralAligner().carries(found, self.method))
+        return LocalShift(rows, cols, found.score, inside and StructuralAligner().is_sure(found, self.method))
 
     def facts(self) -> dict[str, Any]:
         """See `Finder`."""

@@ -254,7 +254,7 @@ def _classical(method: Any) -> Callable[[Images], Answer]:
         eo = np.moveaxis(np.where(images.template_valid[0].numpy() > 0, eo, np.nan), 0, -1)
         # As for dcdm, places in which the template lies as a whole.
         found = match(sar, eo, method=method, radius_px=(sar.shape[0] - eo.shape[0]) // 2)
-        return found.rows, found.cols, limits.carries(found, method)
+        return found.rows, found.cols, limits.is_sure(found, method)
 
     return find
 

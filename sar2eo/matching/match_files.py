@@ -157,7 +157,7 @@ def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict
     found = match(merge_polarisations(inputs.amplitude), inputs.template, method=method, radius_px=radius)
     limits = StructuralAligner()
     least = limits.min_score if method == "structure" else None
-    matched = limits.carries(found, method)
+    matched = limits.is_sure(found, method)
     answer = {
         "matched": matched,
         "shift": [found.rows, found.cols] if matched else None,

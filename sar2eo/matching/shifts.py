@@ -30,25 +30,25 @@ _ORDERS = (0, 1, 2)
 # Bending penalties of the splines, from stiff to free, in units of _UNIT.
 _PENALTIES = (0.1, 0.03, 0.01, 0.003)
 _UNIT = 4096.0
-# Pixels: a local shift may be off by this much and count; one off by more counts as this far off.
+# Pixels: a local shift that is off by less than the first counts as right; errors are capped at the second.
 _NEAR = 3.0
 _FAR = 6.0
-# A local shift has support if so many of its nearest neighbours are within this many pixels of it. Support
-# is local so that a part of a scene which moves otherwise, such as a mountain, is not taken for wrong.
+# A local shift has support if so many of its nearest neighbours differ from it by at most this many pixels.
+# Support is local so that a part of a scene that moves differently, such as a mountain, also counts.
 _NEIGHBOURS, _SUPPORT, _SUPPORT_PX = 8, 3, 4.0
 # A higher order must bring the error of prediction down to this share of the lower one's.
 _BETTER = 0.95
-# Too thin: fewer sure local shifts, or a smaller share of them in agreement, or a surer guess than this
-# many pixels (one deviation) cannot be had.
+# No drift is fitted to fewer sure local shifts, to a smaller share of them in agreement, or where predictions
+# are off by more than this many pixels.
 _LEAST = 8
 _LEAST_SHARE = 0.5
 _LEAST_SURE_PX = 2.5
-# Places that a spline needs.
+# Least number of places for a spline.
 _LEAST_SPLINE = 20
 # Held-out predictions at the most, and draws of the bootstrap.
 _HELD_OUT = 80
 _RESAMPLES = 20
-# The weight of what does not count.
+# Weight of local shifts that do not count.
 _TRACE = 1e-6
 
 
@@ -62,7 +62,7 @@ class LocalShift(NamedTuple):
     score : float
         Similarity at the shift; larger is better.
     sure : bool
-        Whether the evidence carries the shift.
+        Whether the shift can be relied on.
     """
 
     rows: float
@@ -104,7 +104,7 @@ class _Family:
         return self.order if self.penalty is None else "spline"
 
     def can_fit(self, at: Points) -> bool:
-        """Tell whether places (point, 2) are twice what the model is determined by, and not on one line."""
+        """Whether there are twice as many places (point, 2) as the model needs, and not on one line."""
         if self.penalty is None:
             return len(at) >= (self.order + 1) * (self.order + 2)
         return len(at) >= _LEAST_SPLINE and np.linalg.matrix_rank(at - at.mean(axis=0), tol=1e-3) == 2
@@ -113,7 +113,7 @@ class _Family:
         """Fit to shifts (point, 2) at places (point, 2), by weighted least squares."""
         if self.penalty is None:
             terms, root = _terms(at, self.order), np.sqrt(weights)[:, None]
-            # Of places on one line some terms are not known: the smallest solution.
+            # Places on one line leave some terms open: take the smallest solution.
             solved = np.linalg.lstsq(terms * root, shifts * root, rcond=1e-9)[0]
             return lambda places: np.asarray(_terms(places, self.order) @ solved)
         spline = RBFInterpolator(
@@ -132,21 +132,21 @@ class SceneDrift:
     Parameters
     ----------
     order : int or "spline"
-        Of the polynomial, or a thin-plate spline.
+        Order of the polynomial, or a thin-plate spline.
     model : callable
         Places (place, 2), in units of 4096 pixels, to shifts (place, 2) in pixels.
     bounds : ndarray of float64, shape (2, 2)
-        Least and largest row and column of the neighbourhoods that were used, in pixels.
+        Smallest and largest row and column of the neighbourhoods used, in pixels.
     residual_px : float
-        Median distance of the local shifts that were used from the model.
+        Median distance of the local shifts used from the model.
     predicted_px : float
-        Median distance of a local shift from what those that share no pixel with it predict.
+        Median distance of a local shift from its prediction by those that share no pixel with it.
     uncertainty_px : float
-        Deviation of the model at the places measured: the median over them, by bootstrap.
+        Standard deviation of the model by bootstrap, median over the places measured.
     used, of : int
-        Local shifts that the model rests on, and all that were measured.
+        Number of local shifts that the model fits, and of all measured.
     family : object
-        Order and stiffness, by which `predict_shifts` fits again.
+        Order and stiffness, for `predict_shifts`.
     """
 
     order: int | str
@@ -160,7 +160,7 @@ class SceneDrift:
     family: _Family
 
     def at(self, row: float, col: float) -> tuple[float, float]:
-        """Return the shift (rows, cols) at a place, in pixels; beyond what was measured, that of its edge."""
+        """Return the shift (rows, cols) at a place, in pixels; outside the bounds that of the edge."""
         rows, cols = self.shifts(np.array([[row, col]], float))[0]
         return float(rows), float(cols)
 
@@ -183,13 +183,13 @@ class SceneDrift:
 class Aligner(Protocol):
     """Finds local shifts between a SAR and an EO image, and the drift that explains them.
 
-    One that has an attribute ``polarisations`` is given these, in this order, instead of their mean, and the
-    EO image's colours; one that has a method ``fits_gsd`` is asked whether it is made for pixels of these
-    sides on the ground, in metres.
+    An aligner with an attribute ``polarisations`` gets these, in this order, instead of their mean, and the
+    EO image's colours. A method ``fits_gsd`` is asked whether pixels of these sizes on the ground, in metres,
+    suit it.
     """
 
     neighbourhood_px: int
-    """Side of the square windows that `displacement` wants."""
+    """Side of the square images that `displacement` takes."""
 
     def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
         """Find the shift of one neighbourhood.
@@ -197,13 +197,13 @@ class Aligner(Protocol):
         Parameters
         ----------
         sar, eo : ndarray of float32, shape (row, col)
-            Amplitude and grey values of the same place; NaN where invalid. To an aligner with polarisations
-            they come as (polarisation, row, col) and (row, col, 3).
+            Amplitude and grey values of the same place; NaN where invalid. With polarisations, shapes
+            (polarisation, row, col) and (row, col, 3).
         """
         ...
 
     def drift(self, displacements: Sequence[Displacement]) -> SceneDrift | None:
-        """Fit the drift of one scene pair; None where the evidence is too thin."""
+        """Fit the drift of one scene pair; None if too few shifts agree."""
         ...
 
 
@@ -215,24 +215,23 @@ def fit_drift(
     Parameters
     ----------
     displacements : sequence of Displacement
-        Only the sure ones count.
+        Only sure ones count.
     apart_px : float
-        Side of the neighbourhoods: local shifts at least so far apart share no pixel.
+        Side of the neighbourhoods: local shifts at least this far apart share no pixel.
     seed : int
-        Of what is drawn; the same shifts give the same drift.
+        Seed of the bootstrap.
 
     Returns
     -------
     SceneDrift or None
-        None where the evidence is too thin: too few sure shifts, too few of them in agreement, or too
-        loose a prediction.
+        None if too few shifts are sure, too few of them agree, or predictions are off by too much.
     """
     sure = [d for d in displacements if d.sure and np.isfinite([d.rows, d.cols]).all()]
     if len(sure) < _LEAST:
         return None
     at = np.array([(d.row, d.col) for d in sure], float) / _UNIT
     shifts = np.array([(d.rows, d.cols) for d in sure], float)
-    supported = _supported(at, shifts)
+    supported = _find_supported(at, shifts)
     if supported.sum() < max(_LEAST, _LEAST_SHARE * len(sure)):
         return None
     start = np.where(supported, 1.0, _TRACE)
@@ -240,15 +239,15 @@ def fit_drift(
     for family in _FAMILIES:
         if not family.can_fit(at):
             continue
-        model, weights = _robust(family, at, shifts, start)
-        errors = _held_out(family, at, shifts, weights, apart_px / _UNIT)
-        # What nothing around bears out is far from every model, and would make them all look alike.
-        told = errors[supported & np.isfinite(errors)]
-        error = float(np.sqrt(np.mean(np.minimum(told, _FAR) ** 2))) if told.size else np.inf
-        # Among splines the best: they differ in how much noise they let through, not in kind.
+        model, weights = _fit_robustly(family, at, shifts, start)
+        errors = _predict_held_out(family, at, shifts, weights, apart_px / _UNIT)
+        # Shifts without support are far from every model, and would make all models look alike.
+        known = errors[supported & np.isfinite(errors)]
+        error = float(np.sqrt(np.mean(np.minimum(known, _FAR) ** 2))) if known.size else np.inf
+        # Splines differ only in stiffness: among them the best, by however little.
         if best is None or error < least * (1 if best[0].penalty else _BETTER):
             best, least = (family, model, weights, errors), error
-    return None if best is None else _judged(*best, at, shifts, len(displacements), apart_px, seed)
+    return None if best is None else _assess(*best, at, shifts, len(displacements), apart_px, seed)
 
 
 def predict_shifts(displacements: Sequence[Displacement], drift: SceneDrift, places: Points) -> Points:
@@ -257,20 +256,20 @@ def predict_shifts(displacements: Sequence[Displacement], drift: SceneDrift, pla
     Parameters
     ----------
     displacements : sequence of Displacement
-        Sure ones, perhaps not those that the drift was fitted to.
+        Sure ones, perhaps others than the drift was fitted to.
     places : ndarray of float64, shape (place, 2)
         Row and column in pixels.
 
     Returns
     -------
     ndarray of float64, shape (place, 2)
-        NaN where the local shifts are too few to fit to.
+        NaN if there are too few local shifts.
     """
     at = np.array([(d.row, d.col) for d in displacements], float).reshape(-1, 2) / _UNIT
     shifts = np.array([(d.rows, d.cols) for d in displacements], float).reshape(-1, 2)
     if len(at) < _LEAST or not drift.family.can_fit(at):
         return np.full_like(places, np.nan)
-    model, _ = _robust(drift.family, at, shifts, np.where(_supported(at, shifts), 1.0, _TRACE))
+    model, _ = _fit_robustly(drift.family, at, shifts, np.where(_find_supported(at, shifts), 1.0, _TRACE))
     return model(np.clip(places, drift.bounds[0], drift.bounds[1]) / _UNIT)
 
 
@@ -284,15 +283,15 @@ def _distances(model: Model, at: Points, shifts: Points) -> npt.NDArray[np.float
     return np.asarray(np.hypot(*(model(at) - shifts).T))
 
 
-def _supported(at: Points, shifts: Points) -> npt.NDArray[np.bool_]:
-    """Tell which shifts are like those around them."""
+def _find_supported(at: Points, shifts: Points) -> npt.NDArray[np.bool_]:
+    """Return which shifts are similar to enough of their neighbours."""
     _, near = cKDTree(at).query(at, k=_NEIGHBOURS)
     # The nearest of all is the place itself.
     apart = np.hypot(*np.moveaxis(shifts[near[:, 1:]] - shifts[:, None], 2, 0))
     return np.asarray((apart < _SUPPORT_PX).sum(axis=1) >= _SUPPORT)
 
 
-def _robust(
+def _fit_robustly(
     family: _Family, at: Points, shifts: Points, weights: npt.NDArray[np.float64]
 ) -> tuple[Model, npt.NDArray[np.float64]]:
     """Fit with weights that fall with the distance from the fit, until they agree (Geman-McClure)."""
@@ -304,10 +303,10 @@ def _robust(
     return family.fit(at, shifts, weights), weights
 
 
-def _held_out(
+def _predict_held_out(
     family: _Family, at: Points, shifts: Points, weights: npt.NDArray[np.float64], apart: float
 ) -> npt.NDArray[np.float64]:
-    """Return how far shifts are from what the others predict, which share no pixel with them; or NaN."""
+    """Return the distance of shifts from predictions by those that share no pixel with them, or NaN."""
     errors = np.full(len(at), np.nan)
     for one in np.unique(np.linspace(0, len(at) - 1, min(_HELD_OUT, len(at))).round().astype(int)):
         far = np.abs(at - at[one]).max(axis=1) >= apart - 1e-9
@@ -317,7 +316,7 @@ def _held_out(
     return errors
 
 
-def _judged(
+def _assess(
     family: _Family,
     model: Model,
     weights: npt.NDArray[np.float64],
@@ -328,16 +327,16 @@ def _judged(
     apart_px: float,
     seed: int,
 ) -> SceneDrift | None:
-    """Say how well a model is known; None if not well enough."""
+    """Measure the uncertainty of a model; None if it is too large."""
     distances = _distances(model, at, shifts)
     used = distances < _NEAR
-    told = errors[np.isfinite(errors)]
-    predicted = float(np.median(told)) if told.size else np.inf
+    known = errors[np.isfinite(errors)]
+    predicted = float(np.median(known)) if known.size else np.inf
     if used.sum() < max(_LEAST, _LEAST_SHARE * len(at)) or not predicted <= _LEAST_SURE_PX:
         return None
     draw, again = np.random.Generator(np.random.Philox(seed)), []
     for _ in range(_RESAMPLES):
-        # Each point as often as it is drawn; not at all is a trace, which keeps the places distinct.
+        # Each point counts as often as it is drawn; never drawn, it keeps a trace of weight.
         counts = np.bincount(draw.integers(len(at), size=len(at)), minlength=len(at))
         again.append(family.fit(at, shifts, np.maximum(weights * counts, _TRACE))(at))
     deviation = np.sqrt(np.var(again, axis=0).sum(axis=1))

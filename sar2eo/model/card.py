@@ -163,11 +163,10 @@ class ModelCard:
         if not isinstance(raw, dict):
             raise CheckpointError(f"card: must be a JSON object, not {type(raw).__name__}")
         known = {f.name for f in dataclasses.fields(cls)}
-        wrong = sorted(set(raw) ^ known - (cls.later - set(raw)))
-        if wrong:
-            raise CheckpointError(
-                f"card: unknown or missing fields {', '.join(n if n.isprintable() else repr(n) for n in wrong)}"
-            )
+        names = sorted(set(raw) ^ known - (cls.later - set(raw)))
+        if names:
+            listed = ", ".join(name if name.isprintable() else repr(name) for name in names)
+            raise CheckpointError(f"card: unknown or missing fields {listed}")
         try:
             _check_lists(raw["polarisations"], raw["channels"], *raw["channels"])
             tuples: dict[str, Any] = {

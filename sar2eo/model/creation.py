@@ -270,7 +270,7 @@ def pack_checkpoint(
     autoencoder = loaded.vae if vae is None else load_vae(Path(vae))
     if not _same_latents(autoencoder, loaded.vae):
         raise CheckpointError(
-            f"{vae}: its encoder is not that of {folder}, so the U-Net does not know its latents"
+            f"{vae}: its encoder is not that of {folder}: the U-Net does not know its latents"
         )
     narrow((loaded.unet, autoencoder), kept, folder)
     return save_checkpoint(dataclasses.replace(loaded, vae=autoencoder, card=changed), out)

@@ -53,7 +53,7 @@ SIZES: tuple[str, ...] = get_args(Size)
 VARIANCE_MIN, VARIANCE_MAX = 1e-6, 10.0
 
 _GROUPS_AT_MOST = 16
-_ATTENTION_HEAD_DIM = 32  # channels of a head, of blocks that attend
+_ATTENTION_HEAD_DIM = 32  # channels of an attention head
 
 _VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a raw 0 becomes variance 1
 
@@ -61,8 +61,8 @@ _VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a 
 def double_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Let a U-Net take [SAR latent | noisy EO latent]: C input channels become 2 C, in place.
 
-    The first convolution's weights are repeated and halved, so that two equal latents give the
-    activations that one gave.
+    The first convolution's weights are repeated and halved, so that two equal latents give the same
+    activations as one before.
     """
     old = unet.conv_in
     new = _create_convolution_like(old, 2 * old.in_channels, old.out_channels)
@@ -96,8 +96,8 @@ def adapt_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     Returns
     -------
     UNet2DConditionModel
-        The same, 2 C channels in and C + 1 out, which its configuration says, so that diffusers
-        reloads it as it is.
+        The same with 2 C channels in and C + 1 out, also in its configuration, from which diffusers reloads
+        it.
     """
     if unet.config.in_channels != unet.config.out_channels:
         raise CheckpointError(
@@ -152,7 +152,7 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
 
 
 def encode_raw(vae: Vae, images: Tensor) -> Tensor:
-    """Encode images to latents as the VAE has them, not scaled; parameters as in `encode_images`."""
+    """Encode images to latents that are not scaled; parameters as in `encode_images`."""
     encoded = vae.encode(images)
     if isinstance(vae, AutoencoderKL):
         latents: Tensor = encoded.latent_dist.mode()
@@ -222,7 +222,7 @@ def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
 def latent_multiple(config: Mapping[str, Any]) -> int:
     """Return what the sides of latents must be multiples of, from a U-Net's configuration.
 
-    Other blocks are told what size to come back to; diffusers' AttnUpBlock2D doubles whatever was halved.
+    Other blocks are given the size to return to; diffusers' AttnUpBlock2D always doubles.
     """
     doubles = "AttnUpBlock2D" in config["up_block_types"]
     return int(2 ** (len(config["block_out_channels"]) - 1)) if doubles else 1

@@ -54,9 +54,9 @@ class DiffusionTranslator:
     Attributes
     ----------
     checkpoint : Checkpoint
-        The networks in memory, for those who measure what is inside.
+        The networks in memory.
     multiple : int
-        What sides of tiles must be multiples of, in pixels.
+        Sides of tiles, in pixels, must be multiples of this.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -97,13 +97,13 @@ class DiffusionTranslator:
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
             while True:
-                parts = self._in_parts(sar, origins)
+                parts = self._translate_all(sar, origins)
                 if parts is not None:
-                    return _joined(parts)
+                    return _concatenate(parts)
                 self._shrink(sar.shape[2:])
 
-    def _in_parts(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> list[Translation] | None:
-        """Translate as many tiles at once as have fitted so far; None where the memory runs out."""
+    def _translate_all(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> list[Translation] | None:
+        """Translate as many tiles at once as fitted before; None if the memory does not hold them."""
         size = self._at_once
         try:
             return [
@@ -118,10 +118,10 @@ class DiffusionTranslator:
                 return None
             if reason is None:
                 raise
-            told = next(iter(str(reason).splitlines()), "")
+            first_line = next(iter(str(reason).splitlines()), "")
             raise SettingsError(
-                f"--compile: the U-Net cannot be compiled ({type(reason).__name__}: {told}): is there a C++ "
-                "compiler (g++, or CXX)? Without --compile none is needed"
+                f"--compile: the U-Net cannot be compiled ({type(reason).__name__}: {first_line}): is there a "
+                "C++ compiler (g++, or CXX)? Without --compile none is needed"
             ) from error
 
     def _shrink(self, sides: Sequence[int]) -> None:
@@ -134,8 +134,8 @@ class DiffusionTranslator:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(
-            f"{self._spec.device} has too little memory for more: from here on {self._at_once} tiles are "
-            "translated at once, whose pixels may differ by a level from those of a whole batch (--batch)",
+            f"{self._spec.device} has too little memory for a batch: from here on {self._at_once} tiles are "
+            "translated at once; pixels may differ by one level from those of whole batches (--batch)",
             Sar2eoWarning,
             stacklevel=4,
         )
@@ -225,7 +225,7 @@ class DiffusionTranslator:
         result = apply(self._half_vae, inputs)
         broken = ~result.isfinite().flatten(1).all(dim=1)  # [B]
         if broken.any():
-            # The other tiles keep their values: a tile does not depend on its companions.
+            # The other tiles keep their values: a tile does not depend on the rest of its batch.
             result[broken] = apply(self._vae, inputs.float())[broken]
         return result
 
@@ -235,8 +235,8 @@ class DiffusionTranslator:
         return tensor.to(self._device, non_blocking=True)
 
 
-def _joined(parts: list[Translation]) -> Translation:
-    """Return the tiles of several translations as those of one."""
+def _concatenate(parts: list[Translation]) -> Translation:
+    """Concatenate translations."""
     if len(parts) == 1:
         return parts[0]
     spreads = [part.spread for part in parts if part.spread is not None]

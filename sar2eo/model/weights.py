@@ -40,8 +40,8 @@ __all__ = [
     "write_network",
 ]
 
-# Far beyond the largest networks of this kind. A tampered number could keep the constructor busy for hours, or
-# fill the memory, before any shape is compared.
+# Far beyond the largest networks of this kind. A tampered number could keep the constructor busy for hours,
+# or fill the memory, before any shape is compared.
 _MOST_LAYERS = 64
 _LARGEST_SIZE = 1 << 16
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -1,6 +1,6 @@
-"""From latents to evidence: translate the template, compare it with every place, find the best.
+"""Translate a template, compare it with every place of a search image, and find the best place.
 
-The same for a match, for validation and for the calibration of the threshold.
+Matching, validation and the calibration of the threshold all use this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional
 from sar2eo.errors import SettingsError
 from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, compute_alpha_bars, create_matching_scheduler
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised, MatchingDenoiser, SearchContext
-from sar2eo.matching.structure import compare_structure, vertex
+from sar2eo.matching.structure import compare_structure, find_vertex
 from sar2eo.model.card import TRAIN_TIMESTEPS
 from sar2eo.model.diffusion import set_timesteps
 from sar2eo.model.network import decode_latents, encode_images, pool_validity
@@ -67,12 +67,12 @@ class Images(NamedTuple):
 
 
 class PlantedTemplates(NamedTuple):
-    """Templates cut at known places.
+    """Templates cut at known places, to learn from, to calibrate with and to evaluate on.
 
     Parameters
     ----------
     truth : Tensor, shape (B, 3, h, w)
-        What the SAR shows where the template lies.
+        The SAR image at the template's place.
     offsets : Tensor of int64, shape (B, 2)
         Rows and columns of the templates' first pixels in the search images.
     """
@@ -83,14 +83,14 @@ class PlantedTemplates(NamedTuple):
 
 
 def plant_templates(batch: Mapping[str, Any], side: int, generator: torch.Generator) -> PlantedTemplates:
-    """Cut a template from each EO image at a place drawn from all; the SAR image is what it is searched in.
+    """Cut a template from each EO image at a random place; the whole SAR image is its search image.
 
     Parameters
     ----------
     batch : mapping
         With "sar", "eo" and "valid".
     side : int
-        Of the templates, in pixels.
+        Side of the templates, in pixels.
     generator : torch.Generator
         On the CPU.
     """
@@ -107,7 +107,7 @@ def plant_templates(batch: Mapping[str, Any], side: int, generator: torch.Genera
 
 
 class MapWeights(NamedTuple):
-    """What maps count against 1 for that of the learned features (own choice; from validation pairs)."""
+    """Weights of the other maps against 1 for the learned features (own choice; from validation pairs)."""
 
     pixels: float
     structure: float
@@ -133,24 +133,24 @@ class BestPlaces(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SimilarityMaps:
-    """What is known of a batch of matches before a place is chosen.
+    """How similar templates and search images are at each place, by features, pixels and structure.
 
     Parameters
     ----------
     last : Denoised
-        Of the last step.
+        Output of the last step.
     translated : Tensor of float32, shape (B, 3, h, w)
         The template in the SAR domain, in [-1, 1].
     features : Correlation
-        Of latent features, a place every few pixels.
+        By latent features, at a place every `step` pixels.
     pixels : Correlation
-        Of the translated template's pixels and the search image's.
+        By pixels of translated template and search image.
     images : Images
-        What was examined.
+        The images compared.
     step : int
-        Pixels from place to place of `features`.
+        Pixels between the places of `features`.
     sharpness, none : Tensor
-        As of `sar2eo.matching.dcdm.similarity.compute_match_probability`.
+        See `compute_match_probability`.
     """
 
     last: Denoised
@@ -164,40 +164,39 @@ class SimilarityMaps:
 
     @cached_property
     def learned(self) -> Tensor:
-        """The map of `features` at every pixel, of shape (B, H - h + 1, W - w + 1)."""
+        """The map of `features` at every pixel, shape (B, H - h + 1, W - w + 1)."""
         return interpolate_to_pixels(self.features.surface, self.step)
 
     @cached_property
     def structure(self) -> Tensor:
-        """Agreement of the edges of the template, not translated, and the search image's.
+        """Agreement of edges, without translation, shape of `learned`; -1 where the overlap is too small.
 
-        Of the shape of `learned`; see `sar2eo.matching.structure.compare_structure`; -1 where they share too
-        little.
+        See `sar2eo.matching.structure.compare_structure`.
         """
         return _structure(self.images)
 
     def find_best(self, weights: MapWeights, within: tuple[int, int] | None = None) -> BestPlaces:
-        """Choose the best place of the sum of the maps.
+        """Find the best place in the weighted sum of the maps.
 
         Parameters
         ----------
         within : tuple of int, optional
-            Places (rows, columns) that count, from the first; by default all.
+            Number of rows and columns of places that count, from the first; by default all.
         """
-        evidence = self.learned + weights.pixels * self.pixels.surface
+        total = self.learned + weights.pixels * self.pixels.surface
         if weights.structure:
-            evidence = evidence + weights.structure * self.structure
-        rows, cols = within or evidence.shape[1:]
-        evidence = evidence[:, :rows, :cols]
-        maps = (evidence / (1 + sum(weights))).float().cpu().numpy()
+            total = total + weights.structure * self.structure
+        rows, cols = within or total.shape[1:]
+        total = total[:, :rows, :cols]
+        maps = (total / (1 + sum(weights))).float().cpu().numpy()
         shifts = np.array([find_subpixel_peak(one) for one in maps], np.float64)
-        places = torch.from_numpy(shifts).to(evidence.device)
-        scores = compute_match_probability(evidence, places, self.sharpness, self.none, step=self.step)
+        places = torch.from_numpy(shifts).to(total.device)
+        scores = compute_match_probability(total, places, self.sharpness, self.none, step=self.step)
         return BestPlaces(shifts, scores.cpu().numpy(), maps)
 
 
 def pixel_multiple(factor: int) -> int:
-    """Return what sides of images must be multiples of: whole regions of latents."""
+    """Return the number that sides of images must be multiples of: whole regions of latents."""
     return REGION * factor
 
 
@@ -440,4 +439,4 @@ def find_subpixel_peak(surface: FloatArray) -> tuple[float, float]:
     surface : ndarray of float32, shape (n, m)
     """
     row, col = (int(i) for i in np.unravel_index(int(np.argmax(surface)), surface.shape))
-    return row + vertex(surface[:, col], row), col + vertex(surface[row], col)
+    return row + find_vertex(surface[:, col], row), col + find_vertex(surface[row], col)
