@@ -28,7 +28,7 @@ from scipy import ndimage
 import sar2eo
 from sar2eo.evaluation.model_probe import Probe
 from sar2eo.evaluation.plan import collect_model_facts
-from sar2eo.evaluation.report import enlarge, format_table, limits, plain_values
+from sar2eo.evaluation.report import colour_limits, enlarge, format_table, plain_values
 from sar2eo.evaluation.scores import compute_calibration
 from sar2eo.geo.blending import gather_block
 from sar2eo.geo.radiometry import fill_invalid, sample_percentiles, to_amplitude, to_model_range
@@ -375,7 +375,7 @@ def draw_pair(pair: ScenePair, maps: Maps, spec: ModelSpec) -> Figure:
     known = np.where(maps.valid, maps.surprise(timestep), np.float32(np.nan))
     surprise = enlarge(np.log10(known), spec.factor, pair.valid.shape)
     confidence = np.log10(pair.confidence)
-    most = max(map(abs, limits([surprise])))
+    most = max(map(abs, colour_limits([surprise])))
     height, width = pair.valid.shape
     figure = Figure(figsize=(10, 10 * height / width + 1.5), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -391,7 +391,7 @@ def draw_pair(pair: ScenePair, maps: Maps, spec: ModelSpec) -> Figure:
             confidence,
             "log10 of 1 / variance",
             "viridis",
-            limits([confidence]),
+            colour_limits([confidence]),
         ),
         (
             axes[1, 1],

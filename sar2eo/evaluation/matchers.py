@@ -20,7 +20,7 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
-from sar2eo.evaluation.plan import seen_by
+from sar2eo.evaluation.plan import adapt_pairs
 from sar2eo.evaluation.report import ReportKind, format_table
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
@@ -156,7 +156,7 @@ def evaluate_matcher(
     pairs = open_dataset(given, settings.split, augmentation=Augmentation(crop=side, centre=True))
     if min(pairs.shape) < side:
         raise SettingsError(f"search={side}: pairs have {pairs.shape[0]} x {pairs.shape[1]} pixels")
-    pairs = seen_by(matcher.card, pairs)
+    pairs = adapt_pairs(matcher.card, pairs)
     if not pairs.has_strangers:
         raise PairsError(
             f"{len(pairs)} pairs of one place: templates are also looked for where they do not lie, so two "

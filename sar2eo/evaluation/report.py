@@ -1,4 +1,4 @@
-"""The report of an evaluation: a folder of JSON, Markdown and pictures, whole or not at all."""
+"""Reports of evaluations: a folder of JSON, Markdown and pictures, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = [
     "EvaluationPictures",
     "PictureCase",
     "ReportKind",
+    "colour_limits",
     "draw_pictures",
     "enlarge",
+    "format_report",
     "format_table",
-    "limits",
-    "markdown",
     "plain_values",
     "write_report",
 ]
@@ -42,25 +42,19 @@ class ReportKind:
     Parameters
     ----------
     results : str
-        The file of the results, by which a report of this kind is known.
+        File name of the results, which identifies reports of this kind.
     command : str
-        That makes them.
+        Subcommand that writes them.
     """
 
     results: str
     command: str
 
     def check_target(self, out: Path, *, overwrite: bool) -> None:
-        """Refuse a folder that may not be written.
-
-        Parameters
-        ----------
-        overwrite : bool
-            Whether an existing report may be replaced.
-        """
+        """Refuse a folder that cannot be written, or that holds anything but a report to overwrite."""
         there = next(path for path in (out, *out.absolute().parents) if path.exists())
         if there != out and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise OutputError(f"{out}: {there} is no folder that can be written to")
+            raise OutputError(f"{out}: {there} is not a writable folder")
         if not out.exists():
             return
         if not (out / self.results).is_file():
@@ -78,20 +72,12 @@ class ReportKind:
         *,
         overwrite: bool,
     ) -> dict[str, Any]:
-        """Write a report beside its place, then rename it.
+        """Write a report, and return its results as JSON values; numbers that are not finite are None.
 
         Parameters
         ----------
         describe : callable
-            Returns the report for people; draws its pictures into the folder that it is given, beside the
-            results as plain JSON values.
-        overwrite : bool
-            As of `check_target`, which is asked once more before the rename.
-
-        Returns
-        -------
-        dict
-            The results as plain JSON values; what is not a finite number is None.
+            From folder and JSON values to the Markdown text; it draws pictures into the folder.
         """
         plain: dict[str, Any] = plain_values(results)
         partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
@@ -126,7 +112,7 @@ def format_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def plain_values(value: Any) -> Any:
-    """Return JSON values; what is not finite becomes null, which JSON has no number for."""
+    """Return JSON values; numbers that are not finite become null."""
     if isinstance(value, dict):
         return {str(key): plain_values(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -153,10 +139,10 @@ _FIGURES = {
 }
 
 _READING = f"""\
-* Invalid pixels count in nothing. PSNR and SSIM are scikit-image's (peak 1; Gaussian window of sigma 1.5,
+* Invalid pixels never count. PSNR and SSIM are scikit-image's (peak 1; Gaussian window of sigma 1.5,
   population covariance, windows inside the image), SCC is torchmetrics'.
-* {BLOCK_PX} px: the same of means over blocks of {BLOCK_PX} x {BLOCK_PX} pixels, about what a radar knows.
-* Power ratio near 1 with a low correlation is texture that is not the truth's; below 1 is blur.
+* {BLOCK_PX} px: the same of means over blocks of {BLOCK_PX} x {BLOCK_PX} pixels, about what radar resolves.
+* A power ratio near 1 with a low correlation is invented texture; below 1 is blur.
 * LPIPS and CIEDE2000: lower is better, FID too; FID of fewer than some thousand images is biased upwards.
 """
 
@@ -167,20 +153,20 @@ def write_report(
     """Write the report with its pictures; returns and raises as `ReportKind.write`."""
 
     def describe(folder: Path, _: dict[str, Any]) -> str:
-        return markdown(results, draw_pictures(folder, results, pictures))
+        return format_report(results, draw_pictures(folder, results, pictures))
 
     return REPORT.write(out, results, describe, overwrite=overwrite)
 
 
-def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:
-    """Return the report for people.
+def format_report(results: dict[str, Any], drawn: dict[str, str]) -> str:
+    """Return the report in Markdown.
 
     Parameters
     ----------
     results : dict
-        What ``metrics.json`` holds.
+        Content of ``metrics.json``.
     drawn : dict of str to str
-        File names of pictures and what they show.
+        File names of pictures, and what they show.
     """
     data, settings, model = results["data"], results["settings"], results["models"]["model"]
     parts = [
@@ -270,19 +256,19 @@ _SHEET_DPI = 120
 
 @dataclass(frozen=True, kw_only=True)
 class PictureCase:
-    """One pair to be shown.
+    """One pair to show.
 
     Parameters
     ----------
     kind : str
         "best", "median" or "worst".
     name : str
-        Of the pair.
+        Name of the pair.
     sar, prediction, truth : Tensor, shape (3, H, W)
         In [-1, 1].
     valid : Tensor of bool, shape (H, W)
     variance, forced_variance : Tensor, shape (h, w), or None
-        Of the draw that is shown, and of the noised truth.
+        Predicted from the draw shown, and from the noised truth.
     """
 
     kind: str
@@ -298,7 +284,7 @@ class PictureCase:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPictures:
-    """What there is to draw.
+    """What to draw.
 
     Parameters
     ----------
@@ -316,13 +302,7 @@ class EvaluationPictures:
 
 
 def draw_pictures(folder: Path, results: dict[str, Any], pictures: EvaluationPictures) -> dict[str, str]:
-    """Draw all that there is to draw, as PNG.
-
-    Returns
-    -------
-    dict of str to str
-        File names, and what they show.
-    """
+    """Draw all pictures as PNG; return file names, and what they show."""
     drawn = {}
     if pictures.cases:
         drawn["contact_sheet.png"] = _draw_contact_sheet(folder, pictures)
@@ -395,7 +375,7 @@ def _sheet(
         figsize=(_TILE_INCHES * width + 0.9, _TILE_INCHES * len(rows) + 0.3), layout="constrained"
     )
     axes = figure.subplots(len(rows), width, squeeze=False)
-    low, high = (0.0, 1.0) if maps is None else limits(maps)
+    low, high = (0.0, 1.0) if maps is None else colour_limits(maps)
     shown = None
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
@@ -412,8 +392,8 @@ def _sheet(
     return figure
 
 
-def limits(maps: list[npt.NDArray[np.float32]]) -> tuple[float, float]:
-    """Return the range of values to draw maps in, of any shapes: all but one per cent at either end."""
+def colour_limits(maps: list[npt.NDArray[np.float32]]) -> tuple[float, float]:
+    """Return the range of colours for maps of any shapes: all values but one per cent at either end."""
     values = np.concatenate([each[np.isfinite(each)] for each in maps])
     if not values.size:
         return 0.0, 1.0

@@ -34,12 +34,12 @@ __all__ = [
     "MEAN_COLOUR",
     "SAR_GREY",
     "VAE_UPPER_BOUND",
-    "Judge",
     "Measures",
+    "ScoreKeeper",
     "ShuffleControl",
     "compute_calibration",
-    "constant",
-    "mean_colour",
+    "compute_mean_colour",
+    "predict_constant",
     "predict_sar_grey",
 ]
 
@@ -49,13 +49,13 @@ _SCENE = "sar_href"
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured, the same for every method.
+    """Metrics and networks, the same for every method.
 
     Parameters
     ----------
     protocol : {"usual", "release"}
     inception : Module or None
-        Of FID.
+        Network of FID.
     """
 
     metrics: tuple[Metric, ...]
@@ -64,15 +64,15 @@ class Measures:
     inception: nn.Module | None = None
 
 
-class Judge:
-    """Gathers the figures of one method.
+class ScoreKeeper:
+    """Collects the figures of one method.
 
     Attributes
     ----------
     rows : list of dict
-        Figures of each image that was judged, with the pair's "id".
+        Figures of each image, with the pair's "id".
     seconds : float
-        Spent in making the images.
+        Time spent drawing the images.
     """
 
     def __init__(self, measures: Measures) -> None:
@@ -83,7 +83,7 @@ class Judge:
         self._fid = None if measures.inception is None else Fid(measures.inception)
 
     def add(self, prediction: Tensor, batch: Batch, seconds: float = 0.0) -> None:
-        """Judge a batch of images, shape (B, 3, H, W) in [-1, 1], against the batch's truth."""
+        """Score a batch of images, shape (B, 3, H, W) in [-1, 1], against the batch's truth."""
         protocol, valid = self.measures.protocol, batch["valid"]
         predicted, truth = (to_unit(images, protocol) for images in (prediction, batch["eo"]))
         columns = self._columns(predicted, truth, valid)
@@ -111,42 +111,46 @@ class Judge:
             "values": values,
         }
 
-    def summary(self) -> dict[str, Any]:
-        """Return all figures: means over images, errors pooled over pixels, per scene and per octave."""
+    def summarise(self) -> dict[str, Any]:
+        """Return all figures: means over images, errors pooled over pixels, by scene and by octave."""
         scenes = sorted({row["scene"] for row in self.rows if row["scene"] is not None})
-        found: dict[str, Any] = {"images": len(self.rows), **figures(self.rows)}
+        found: dict[str, Any] = {"images": len(self.rows), **average_rows(self.rows)}
         if self._fid is not None:
             found["fid"] = self._fid.value()
         if self.seconds:
             found["seconds_per_image"] = self.seconds / len(self.rows)
         if scenes:
             found["scenes"] = {
-                scene: figures([row for row in self.rows if row["scene"] == scene]) for scene in scenes
+                scene: average_rows([row for row in self.rows if row["scene"] == scene]) for scene in scenes
             }
         if self._powers is not None:
             found["octaves"] = [
-                {"wavelength_px": wavelengths(octave), "power_ratio": float(ratio), "correlation": float(c)}
+                {
+                    "wavelength_px": format_wavelengths(octave),
+                    "power_ratio": float(ratio),
+                    "correlation": float(c),
+                }
                 for octave, (ratio, c) in enumerate(
                     zip(self._powers.ratios, self._powers.coherence, strict=True)
                 )
             ]
         return found
 
-    def by_pair(self) -> list[dict[str, Any]]:
-        """Return the figures of each pair, means over its draws."""
+    def summarise_pairs(self) -> list[dict[str, Any]]:
+        """Return the figures of each pair, as means over its draws."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows:
             groups.setdefault(row["id"], []).append(row)
-        return [{"id": key, "scene": rows[0]["scene"], **figures(rows)} for key, rows in groups.items()]
+        return [{"id": key, "scene": rows[0]["scene"], **average_rows(rows)} for key, rows in groups.items()]
 
 
-def wavelengths(octave: int) -> str:
+def format_wavelengths(octave: int) -> str:
     """Name the wavelengths of an octave in pixels."""
     return "below 4" if octave == 0 else f"{2 ** (octave + 1)} to {2 ** (octave + 2)}"
 
 
-def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return means over rows, without what is NaN, and the PSNR of errors pooled over their pixels."""
+def average_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return means over rows, ignoring NaN, and the PSNR of errors pooled over their pixels."""
     names = [name for name in rows[0] if name not in ("id", "scene", *_POOLED)]
     found = {}
     for name in names:
@@ -165,7 +169,7 @@ MEAN_COLOUR = "mean-colour"
 """The mean colour of the training split's valid pixels, everywhere."""
 
 SAR_GREY = "sar-grey"
-"""The SAR image itself as grey, as the model receives it: the mean of its three channels, not fitted."""
+"""The SAR image in grey: the mean of the model's three input channels, not fitted."""
 
 BASELINES = (MEAN_COLOUR, SAR_GREY)
 
@@ -175,12 +179,12 @@ VAE_UPPER_BOUND = "vae-upper-bound"
 _COLOUR_PAIRS = 1000
 
 
-def mean_colour(
+def compute_mean_colour(
     training: PairsDataset, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Tensor:
     """Return the mean colour of valid pixels, shape (3,), in [-1, 1].
 
-    Of a large data set 1000 pairs, spread evenly, tell it well enough.
+    At most 1000 pairs, spread evenly, are read.
     """
     chosen = np.linspace(0, len(training) - 1, min(len(training), _COLOUR_PAIRS)).astype(int)
     total, count = torch.zeros(3, dtype=torch.float64), 0.0
@@ -194,8 +198,8 @@ def mean_colour(
     return (total / count).float()
 
 
-def constant(colour: Tensor) -> Callable[[Batch], Tensor]:
-    """Return what predicts one colour everywhere."""
+def predict_constant(colour: Tensor) -> Callable[[Batch], Tensor]:
+    """Return a method that predicts one colour everywhere."""
     return lambda batch: colour.view(1, 3, 1, 1).expand_as(batch["eo"]).contiguous()
 
 
@@ -211,16 +215,16 @@ def compute_calibration(variance: npt.ArrayLike, error: npt.ArrayLike, quantiles
     Parameters
     ----------
     variance, error : array_like, shape (N,)
-        Of the same latent pixels at the same timestep.
+        At the same latent pixels and timestep.
     quantiles : int
-        Groups of as equal size as can be.
+        Number of groups of nearly equal size.
 
     Returns
     -------
     dict
-        "quantiles": from the lowest variance on, each with "variance" and "error" (means) and
-        "values" (how many); "ratio": mean error over mean variance, 1 if calibrated as a whole;
-        "rank_correlation": Spearman's, NaN if either never varies.
+        "quantiles" from the lowest variance on, each with means "variance" and "error" and number
+        "values"; "ratio" of mean error to mean variance, 1 if calibrated; "rank_correlation" (Spearman's),
+        NaN if either is constant.
     """
     predicted, found = (np.asarray(values, dtype=np.float64).ravel() for values in (variance, error))
     groups = [
@@ -242,17 +246,17 @@ def compute_calibration(variance: npt.ArrayLike, error: npt.ArrayLike, quantiles
 
 
 class ShuffleControl:
-    """The shuffle control: images made from one pair's SAR are held against another pair's truth.
+    """The shuffle control: images from one pair's SAR are compared with another pair's truth.
 
-    A model that looks at the SAR loses much by that; one that only knows what EO images look like
-    loses nothing. Both are measured on the pixels that are valid in both pairs.
+    A model that uses the SAR image loses much; one that only knows what EO images look like loses nothing.
+    Only pixels that are valid in both pairs count.
 
     Parameters
     ----------
     seed : int
-        Of the order in which the pairs are chained: each is judged against the next that is of other ground.
+        Seed of the order of pairs: each is compared with the next one that shows other ground.
     apart : callable, optional
-        Whether two pairs, by their numbers, show different ground; by default any two do.
+        Whether two pairs, by their indices, show different ground; by default any two do.
     """
 
     def __init__(self, seed: int, apart: Callable[[int, int], bool] = ne) -> None:
@@ -261,15 +265,15 @@ class ShuffleControl:
         self._numbers: list[int] = []
 
     def add(self, prediction: Tensor, truth: Tensor, valid: Tensor, number: int) -> None:
-        """Keep one pair: images of shape (3, H, W) in [-1, 1], validity of shape (1, H, W), its number."""
+        """Add one pair: images of shape (3, H, W) in [-1, 1], validity of shape (1, H, W), its index."""
         images = (((image + 1) * 127.5).round().byte() for image in (prediction, truth))
         self._held.append((*images, valid.bool()))  # type: ignore[arg-type]
         self._numbers.append(number)
 
-    def result(self, protocol: str) -> dict[str, Any] | None:
-        """Return mean PSNR as paired and as shuffled, and the difference; None for no two pairs apart.
+    def summarise(self, protocol: str) -> dict[str, Any] | None:
+        """Return mean PSNR as paired and as shuffled, and the difference, also of blocks of 8 pixels.
 
-        The same at means of 8 pixels.
+        None if no two pairs show different ground.
         """
         order = np.random.default_rng(self._seed).permutation(len(self._held)).tolist()
         rows = []

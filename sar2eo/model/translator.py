@@ -120,8 +120,8 @@ class DiffusionTranslator:
                 raise
             first_line = next(iter(str(reason).splitlines()), "")
             raise SettingsError(
-                f"--compile: the U-Net cannot be compiled ({type(reason).__name__}: {first_line}): is there a "
-                "C++ compiler (g++, or CXX)? Without --compile none is needed"
+                f"--compile: the U-Net cannot be compiled ({type(reason).__name__}: {first_line}): is there "
+                "a C++ compiler (g++, or CXX)? Without --compile none is needed"
             ) from error
 
     def _shrink(self, sides: Sequence[int]) -> None:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from sar2eo.errors import PairsError
 from sar2eo.evaluation.model_probe import ModelImages, padded
-from sar2eo.evaluation.plan import evenly
+from sar2eo.evaluation.plan import spread_evenly
 from sar2eo.evaluation.scores import (
     ShuffleControl,
     compute_calibration,
-    constant,
-    mean_colour,
+    compute_mean_colour,
+    predict_constant,
     predict_sar_grey,
 )
 from sar2eo.evaluation.translators import pick_best_median_worst
@@ -59,13 +59,13 @@ def test_shuffling_costs_who_knows_and_not_who_guesses() -> None:
     for i in range(6):
         knows.add((truth[i] + 0.1 * noise[i]).clamp(-1, 1), truth[i], valid[i], i)
         guesses.add(torch.zeros(3, 16, 16), truth[i], valid[i], i)
-    found = knows.result("usual")
+    found = knows.summarise("usual")
     assert found is not None
     assert found["pairs"] == 6
     assert found["cost_db"] > 10
     assert found["cost_8px_db"] > 10
     assert found["cost_db"] == pytest.approx(found["psnr"] - found["psnr_shuffled"])
-    blind = guesses.result("usual")
+    blind = guesses.summarise("usual")
     assert blind is not None
     assert blind["cost_db"] == 0
     assert blind["cost_8px_db"] == 0
@@ -76,13 +76,13 @@ def test_no_pair_is_held_against_its_own_truth() -> None:
         control = ShuffleControl(seed=count)
         for number, image in enumerate(images(count, count)):
             control.add(image, image, torch.ones(1, 16, 16), number)
-        found = control.result("usual")
+        found = control.summarise("usual")
         assert found is not None
         assert np.isnan(found["psnr"])  # of an image and itself there is none
         assert found["psnr_shuffled"] < 15
     alone = ShuffleControl(seed=1)
     alone.add(images(1, 1)[0], images(1, 1)[0], torch.ones(1, 16, 16), 0)
-    assert alone.result("usual") is None
+    assert alone.summarise("usual") is None
 
 
 def test_shuffling_takes_the_truth_of_other_ground() -> None:
@@ -91,14 +91,14 @@ def test_shuffling_takes_the_truth_of_other_ground() -> None:
     control = ShuffleControl(4, lambda a, b: ground[a] != ground[b])
     for number, place in enumerate(ground):
         control.add(scenes[place], scenes[place], torch.ones(1, 16, 16), number)
-    found = control.result("usual")
+    found = control.summarise("usual")
     assert found is not None
     assert found["pairs"] == 6
     assert found["psnr_shuffled"] < 15
     same = ShuffleControl(4, lambda a, b: False)
     for number in range(3):
         same.add(scenes[0], scenes[0], torch.ones(1, 16, 16), number)
-    assert same.result("usual") is None
+    assert same.summarise("usual") is None
 
 
 def samples(valid: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -110,13 +110,13 @@ def test_mean_colour_is_that_of_valid_pixels() -> None:
     valid[0, :, :8] = 0
     stored = samples(valid)
     expected = torch.cat([s["eo"][:, s["valid"][0] > 0] for s in stored], dim=1).mean(1)
-    found = mean_colour(stored)  # type: ignore[arg-type]
+    found = compute_mean_colour(stored)  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    drawn = constant(found)({"eo": torch.zeros(2, 3, 5, 7)})
+    drawn = predict_constant(found)({"eo": torch.zeros(2, 3, 5, 7)})
     assert drawn.shape == (2, 3, 5, 7)
     assert (drawn == found.view(1, 3, 1, 1)).all()
     with pytest.raises(PairsError, match="no valid pixel"):
-        mean_colour(samples(torch.zeros(2, 1, 16, 16)))  # type: ignore[arg-type]
+        compute_mean_colour(samples(torch.zeros(2, 1, 16, 16)))  # type: ignore[arg-type]
 
 
 def test_sar_grey_is_the_mean_of_its_channels() -> None:
@@ -128,7 +128,7 @@ def test_sar_grey_is_the_mean_of_its_channels() -> None:
 
 @given(count=st.integers(1, 200), limit=st.none() | st.integers(1, 250))
 def test_positions_spread_evenly(count: int, limit: int | None) -> None:
-    found = evenly(count, limit)
+    found = spread_evenly(count, limit)
     assert len(found) == len(set(found.tolist())) == min(count, limit or count)
     assert found[0] == 0
     assert found[-1] == (count - 1 if len(found) > 1 else 0)

@@ -19,7 +19,7 @@ from sar2eo.cli import cli
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.model_probe import ModelImages, Probe
-from sar2eo.evaluation.plan import prepare, seen_by
+from sar2eo.evaluation.plan import adapt_pairs, plan_translators
 from sar2eo.evaluation.translators import plan_evaluation
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.card import TranslatorCard
@@ -205,12 +205,12 @@ def test_sides_are_padded_to_what_the_network_wants_and_cut_back(checkpoint: Pat
 def test_pairs_of_another_kind_than_the_models_are_told(pairs: Path) -> None:
     dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
     own = TranslatorCard(name="own", polarisations=dataset.polarisations, gsd_m=dataset.gsd_m)
-    assert seen_by(own, dataset).channels == dataset.channels
+    assert adapt_pairs(own, dataset).channels == dataset.channels
     other = TranslatorCard(name="other", polarisations=("HV",), gsd_m=0.5, scaling=255.0)
     with pytest.warns(
         EvaluationWarning, match=r"polarisations .* for HV; pixels of .* for 0\.5 m; scaling p99"
     ):
-        seen_by(other, dataset)
+        adapt_pairs(other, dataset)
 
 
 def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> N
     card = json.loads((other / "sar2eo.json").read_text())
     card |= {"polarisations": ["VH"], "channels": [["VH"]] * 3}
     (other / "sar2eo.json").write_text(json.dumps(card))
-    request = prepare(
+    request = plan_translators(
         checkpoint, pairs, tmp_path / "out", EvaluateSettings(against=(str(other),)), overwrite=False
     )
     assert request.seen["model"].channels == TranslatorCard.read(checkpoint).channels == (("VV",),) * 3

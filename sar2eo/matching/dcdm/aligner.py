@@ -126,8 +126,8 @@ class DcdmAligner:
         folder, card = open_calibrated(model)
         if card.scaling != "p99":
             raise SettingsError(
-                f"{model}: takes amplitude divided by {card.scaling:g}; for pairs it is divided by the scene's "
-                "99th percentile"
+                f"{model}: takes amplitude divided by {card.scaling:g}; for pairs it is divided by the "
+                "scene's 99th percentile"
             )
         self.sha256, self.polarisations = folder.sha256(), card.polarisations
         self.neighbourhood_px, self.template_px = card.search_px, card.template_px
