@@ -1,8 +1,7 @@
-"""What a matcher is worth on pairs: templates cut at known places, against methods that are not learned.
+"""Evaluate matchers on templates cut from pairs at known places, against methods that are not learned.
 
-Measures are those of the supplement: CMR(T), the share of matches within T pixels; RMSE(T=5) over the
-correct ones; RMSE(all). The truth is the planted offset, so it is as good as the registration of the
-pairs: build them with ``align = "shift"``.
+Metrics of the supplement: CMR(T), the share of matches within T pixels; RMSE(T=5) over the correct ones;
+RMSE(all). The truth is as good as the registration of the pairs: build them with ``align = "shift"``.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ Answer = tuple[float, float, bool]
 
 
 class _Trial(NamedTuple):
-    """One template, the search image it lies in, one of another pair, and where it comes from."""
+    """One template, its own search image, that of another pair, and its place and scene."""
 
     own: PlantedTemplates
     other: PlantedTemplates
@@ -54,12 +53,12 @@ class _Trial(NamedTuple):
 
 
 def figures(distances: npt.ArrayLike) -> dict[str, float]:
-    """Return the measures of distances between shifts found and true, in pixels.
+    """Summarise distances between shifts found and true, in pixels.
 
     Parameters
     ----------
     distances : array_like
-        Of at least one match.
+        At least one.
 
     Returns
     -------
@@ -80,19 +79,19 @@ def figures(distances: npt.ArrayLike) -> dict[str, float]:
 def bootstrap_error_ratio(
     wrong: npt.ArrayLike, against: npt.ArrayLike, places: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, float]:
-    """Return the ratio of two methods' errors, and its 95 % interval by drawing places anew, paired.
+    """Return the ratio of two methods' errors, and its 95 % interval by bootstrap over places.
 
     Parameters
     ----------
     wrong, against : array_like of bool
-        Whether each match is wrong, of the same trials.
+        Whether each match is wrong, for the same trials.
     places : sequence of str
-        Where each trial is; what is of one place is drawn together.
+        Place of each trial; trials of one place are drawn together.
 
     Returns
     -------
     dict of str to float
-        ``ratio``, ``low`` and ``high``; nan where the other method makes no error.
+        ``ratio``, ``low`` and ``high``; nan if the other method makes no error.
     """
     names, index = np.unique(np.asarray(places), return_inverse=True)
     counts = [
@@ -117,7 +116,7 @@ def evaluate_matcher(
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure a matcher and the methods that are not learned on the same templates.
+    """Evaluate a matcher and methods that are not learned on the same templates.
 
     Parameters
     ----------
@@ -130,7 +129,7 @@ def evaluate_matcher(
     overwrite : bool
         Replace an existing report.
     progress : callable, optional
-        Called with what is done, templates done, and templates in all.
+        Called with the stage, templates done, and templates in total.
 
     Returns
     -------
@@ -140,7 +139,7 @@ def evaluate_matcher(
     Raises
     ------
     SettingsError, PairsError, CheckpointError
-        For what cannot be, before anything is done.
+        If something does not fit, before any work.
     OutputError
         If the report cannot be written.
     """
@@ -149,7 +148,7 @@ def evaluate_matcher(
     matcher = Matcher(model, device=settings.device, threads=settings.threads)
     if matcher.card.threshold is None:
         raise CheckpointError(
-            f"{model}: its card has no threshold: a matcher must be calibrated to be judged"
+            f"{model}: its card has no threshold: calibrate it, as 'sar2eo train-matcher' does"
         )
     given = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
     side = settings.search or matcher.card.search_px
@@ -159,28 +158,28 @@ def evaluate_matcher(
     pairs = adapt_pairs(matcher.card, pairs)
     if not pairs.has_strangers:
         raise PairsError(
-            f"{len(pairs)} pairs of one place: templates are also looked for where they do not lie, so two "
-            "places are needed"
+            f"{len(pairs)} pairs of one place: templates are also searched for in other places, so two "
+            "are needed"
         )
     template = _template_px(matcher, settings, side)
-    judged = _judged(matcher, pairs, settings, template, progress)
+    measured = _match_all(matcher, pairs, settings, template, progress)
     results = {
         "model": {"path": str(model), "card": dataclasses.asdict(matcher.card)},
         "data": {"pairs": pairs.describe(), "search_px": side, "template_px": template},
         "settings": dataclasses.asdict(settings),
-        **judged,
+        **measured,
     }
     return write_match_report(Path(out), results, overwrite=overwrite)
 
 
-def _judged(
+def _match_all(
     matcher: Matcher,
     pairs: PairsDataset,
     settings: MatchEvaluationSettings,
     template: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Any]:
-    """Match every template by every method, and sum it up."""
+    """Match every template by every method, and summarise."""
     methods = _methods(matcher, settings)
     sweeps = [_dcdm(matcher, steps, settings.seed) for steps in settings.sweep_steps]
     distances: dict[str, list[list[float]]] = {name: [[] for _ in settings.noise] for name in methods}
@@ -189,12 +188,12 @@ def _judged(
     seconds = dict.fromkeys(methods, 0.0)
     swept: list[list[float]] = [[] for _ in sweeps]
     places, scenes = [], []
-    numbers = _chosen(len(pairs), settings)
+    numbers = _choose_templates(len(pairs), settings)
     for done, trial in enumerate(_trials(pairs, settings, template, numbers), start=1):
         places.append(trial.place)
         scenes.append(trial.scene)
         for level, variance in enumerate(settings.noise):
-            noisy = _noisy(trial.own, variance, settings.seed + done)
+            noisy = _add_noise(trial.own, variance, settings.seed + done)
             for name, method in methods.items():
                 start = time.perf_counter()
                 answer = method(noisy.images)
@@ -209,12 +208,12 @@ def _judged(
         if progress is not None:
             progress("matches", done, len(numbers))
     table = {
-        name: _summed(distances[name], accepted[name], strangers[name], scenes, settings)
+        name: _summarise(distances[name], accepted[name], strangers[name], scenes, settings)
         | {"seconds": seconds[name] / (len(places) * len(settings.noise))}
         for name in methods
     }
     steps = {str(n): figures(found) for n, found in zip(settings.sweep_steps, swept, strict=True)}
-    return {"methods": table, "steps": steps, "comparison": _compared(distances, places, settings)}
+    return {"methods": table, "steps": steps, "comparison": _compare_errors(distances, places, settings)}
 
 
 def _template_px(matcher: Matcher, settings: MatchEvaluationSettings, side: int) -> int:
@@ -252,14 +251,14 @@ def _classical(method: Any) -> Callable[[Images], Answer]:
         sar, eo = images.search[0].mean(dim=0).add(1).numpy(), images.template[0].add(1).mul(127.5).numpy()
         sar = np.where(images.search_valid[0, 0].numpy() > 0, sar, np.nan)
         eo = np.moveaxis(np.where(images.template_valid[0].numpy() > 0, eo, np.nan), 0, -1)
-        # As for dcdm, places in which the template lies as a whole.
+        # As for dcdm, only places where the template fits in whole.
         found = match(sar, eo, method=method, radius_px=(sar.shape[0] - eo.shape[0]) // 2)
         return found.rows, found.cols, limits.is_sure(found, method)
 
     return find
 
 
-def _chosen(count: int, settings: MatchEvaluationSettings) -> list[tuple[int, int]]:
+def _choose_templates(count: int, settings: MatchEvaluationSettings) -> list[tuple[int, int]]:
     """Return the pair and the number of each template."""
     some = count if settings.limit is None else min(count, settings.limit)
     indices = np.unique(np.linspace(0, count - 1, some).round().astype(int)).tolist()
@@ -280,7 +279,7 @@ def _trials(
         yield _Trial(own, own._replace(images=searched), places[index], scene)
 
 
-def _noisy(planted: PlantedTemplates, percent: float, seed: int) -> PlantedTemplates:
+def _add_noise(planted: PlantedTemplates, percent: float, seed: int) -> PlantedTemplates:
     """Add Gaussian noise of a variance in percent to a template read as 0 to 1 (supplement, Fig. 4)."""
     if percent == 0:
         return planted
@@ -292,7 +291,7 @@ def _noisy(planted: PlantedTemplates, percent: float, seed: int) -> PlantedTempl
 
 
 def _distance(answer: Answer, planted: PlantedTemplates) -> float:
-    """Return how far an answer is from the truth, in pixels; at most as far as two places can be apart."""
+    """Return the distance of an answer from the truth, in pixels; the largest possible for no answer."""
     row, col = planted.offsets[0].tolist()
     distance = math.hypot(answer[0] - row, answer[1] - col)
     if math.isfinite(distance):
@@ -301,14 +300,14 @@ def _distance(answer: Answer, planted: PlantedTemplates) -> float:
     return math.hypot(*(images.search.shape[axis] - images.template.shape[axis] for axis in (2, 3)))
 
 
-def _summed(
+def _summarise(
     distances: list[list[float]],
     accepted: list[bool],
     strangers: list[bool],
     scenes: list[str],
     settings: MatchEvaluationSettings,
 ) -> dict[str, Any]:
-    """Return the figures of one method: in all, by scene, by noise, and of what it accepts."""
+    """Return the figures of one method: overall, by scene, by noise, and of accepted matches."""
     clean, taken = np.array(distances[0]), np.array(accepted)
     of = np.array(scenes)
     return {
@@ -321,7 +320,7 @@ def _summed(
     }
 
 
-def _compared(
+def _compare_errors(
     distances: dict[str, list[list[float]]], places: list[str], settings: MatchEvaluationSettings
 ) -> dict[str, Any]:
     """Compare the error 1 - CMR(T=5) with that of the best of the other methods."""

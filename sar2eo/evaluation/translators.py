@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sar2eo.datasets import Batch, PairsDataset, collate
 from sar2eo.evaluation import scores
-from sar2eo.evaluation.model_probe import Drawn, Forced, ModelImages, Probe
+from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe, TruthPrediction
 from sar2eo.evaluation.plan import MODEL, SWEPT_PAIRS, EvaluationPlan, plan_translators, spread_evenly
 from sar2eo.evaluation.report import EvaluationPictures, PictureCase, write_report
 from sar2eo.evaluation.scores import ScoreKeeper, ShuffleControl, compute_calibration
@@ -259,7 +259,7 @@ class _Evaluation:
             firsts = {case.kind: case for case in reversed(cases)}
             for case in reversed(firsts.values()):
                 sample = self.dataset[index_of[case.name]]
-                denoising.append((case, *probe.denoising(sample["sar"], sample["index"])))
+                denoising.append((case, *probe.trace_denoising(sample["sar"], sample["index"])))
         return EvaluationPictures(cases=cases, denoising=denoising, factor=main.spec.factor)
 
     def _batches(
@@ -302,7 +302,7 @@ def _case(
     batch: Batch,
     prediction: Tensor,
     variance: Tensor | None,
-    forced: Forced | None,
+    forced: TruthPrediction | None,
 ) -> PictureCase:
     return PictureCase(
         kind=kind,

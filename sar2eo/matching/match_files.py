@@ -1,4 +1,4 @@
-"""Matching of files: an optical template against a SAR image, by any method, with one kind of answer."""
+"""Match files: find an optical template in a SAR image, by any method, with one kind of report."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def match_files(
     search : str or Path
         Anything `sar2eo.open_scene` opens, with a georeference or without.
     template : str or Path
-        A raster of bytes with one or three bands; smaller than the search image for dcdm. Where both are
+        Raster of bytes with one or three bands; for dcdm smaller than the search image. If both are
         georeferenced they must share CRS and pixel size.
     method : {"dcdm", "structure", "phase", "ncc"}
     model : str, Path or None
@@ -87,25 +87,25 @@ def match_files(
     out : str, Path or None
         New folder for ``match.json`` and pictures.
     steps, seed, scaling
-        Of dcdm; see `sar2eo.matching.dcdm.matcher.match_dcdm`.
+        For dcdm; see `sar2eo.matching.dcdm.matcher.match_dcdm`.
     device, threads
-        Of dcdm.
+        For dcdm.
     overwrite : bool
-        Write into a folder that has a match already.
+        Overwrite the match in a folder.
     **scene
         Options of `sar2eo.open_scene`.
 
     Returns
     -------
     dict
-        JSON values: ``matched``; ``shift`` (rows, cols), null where it cannot be matched; ``score``, and
-        what it must reach; by georeference the ``expected`` shift and the ``displacement``, found less
-        expected, in pixels and in units of the CRS (y, x).
+        JSON values: ``matched``; ``shift`` (rows, cols), null if it cannot be matched; ``score`` and
+        threshold; by georeference the ``expected`` shift and the ``displacement``, found minus expected, in
+        pixels and in units of the CRS (y, x).
 
     Raises
     ------
     SettingsError
-        For settings or images that do not go together.
+        For settings or images that do not fit each other.
     SceneError, CheckpointError, OutputError
         If something cannot be read or written.
     """
@@ -137,12 +137,12 @@ def match_files(
 
 
 def merge_polarisations(amplitude: FloatArray) -> FloatArray:
-    """Return the mean of polarisations, each over its own 99th percentile: VV is several times VH.
+    """Average polarisations, each divided by its 99th percentile: VV is several times VH.
 
     Parameters
     ----------
     amplitude : ndarray of float32, shape (polarisation, row, col)
-        NaN where invalid; a single one is returned as it is.
+        NaN where invalid; a single polarisation is returned unchanged.
     """
     if len(amplitude) == 1 or not np.isfinite(amplitude).any(axis=(1, 2)).all():
         return np.asarray(amplitude.mean(axis=0))
@@ -151,7 +151,7 @@ def merge_polarisations(amplitude: FloatArray) -> FloatArray:
 
 
 def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Match by one of the methods that are not learned; the limits are those of `StructuralAligner`."""
+    """Match by a method that is not learned, with the limits of `StructuralAligner`."""
     rows, cols = (a - b for a, b in zip(inputs.amplitude.shape[1:], inputs.template.shape[:2], strict=True))
     radius = (max(rows, cols) + 1) // 2 if min(rows, cols) > 0 else None
     found = match(merge_polarisations(inputs.amplitude), inputs.template, method=method, radius_px=radius)
@@ -254,7 +254,7 @@ def _expected(search: Grid, template: Grid) -> tuple[tuple[float, float] | None,
 
 
 def _displacement(inputs: _Inputs, shift: list[float] | None) -> dict[str, Any]:
-    """Return what georeference says of a shift, as JSON values."""
+    """Compare a shift with the georeference, as JSON values."""
     expected = None if inputs.expected is None else list(inputs.expected)
     if expected is None or inputs.pixel is None or shift is None:
         return {"expected": expected, "displacement": None, "displacement_crs": None}
@@ -272,7 +272,7 @@ def _new_folder(out: Path, overwrite: bool) -> Path:
 
 
 def _write(folder: Path, report: dict[str, Any], inputs: _Inputs, pictures: dict[str, Any]) -> None:
-    """Write pictures, then the report, which says that all is there."""
+    """Write pictures, then the report, which marks the folder as complete."""
     shift = report["shift"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -294,7 +294,7 @@ _SHOWN_PERCENTILE = 99.0
 
 
 def save_picture(image: npt.NDArray[np.uint8], path: Path) -> None:
-    """Save an image, shape (row, col, 3), pixel by pixel."""
+    """Save an image, shape (row, col, 3), without resampling."""
     from PIL import Image
 
     Image.fromarray(image).save(path)

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Weighting = Literal["timestep", "none"]
-"""Factor on the likelihood: variance to the power sqrt(alpha_bar), or nothing."""
+"""Factor on the likelihood: variance to the power sqrt(alpha_bar), or none."""
 
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
@@ -49,8 +49,8 @@ _STABLE_DIFFUSION_SCHEDULE = {
 class ScheduledDDIM(DDIMScheduler):  # type: ignore[misc]
     """DDIM with eta 0 whose steps go where its own schedule says.
 
-    diffusers' goes down by ``1000 // steps`` timesteps from each, which for trailing spacing and
-    numbers of steps that do not divide 1000 is not its next timestep, and leaves noise in the last.
+    diffusers' steps down by ``1000 // steps`` timesteps: with trailing spacing and a number of steps that does
+    not divide 1000 this misses the next timestep, and leaves noise at the end.
     """
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True) -> Any:
@@ -103,7 +103,7 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
     ----------
     sampler : {"ddim", "dpm++"}
     spacing : {"leading", "trailing"}
-        Of the timesteps; leading with an offset of 1, so that 50 DDIM steps are 981 ... 1.
+        Spacing of the timesteps; leading has an offset of 1, so that 50 DDIM steps are 981 ... 1.
     prediction_type : {"epsilon", "v_prediction"}
     config : mapping
         As `read_schedule` returns it.
@@ -111,7 +111,7 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
     Returns
     -------
     ScheduledDDIM or DPMSolverMultistepScheduler
-        It never clips latents.
+        Latents are never clipped.
     """
     choices = {"sampler": SAMPLERS, "spacing": SPACINGS, "prediction_type": PREDICTION_TYPES}
     given = {"sampler": sampler, "spacing": spacing, "prediction_type": prediction_type}
@@ -136,10 +136,10 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
 
 
 def set_timesteps(scheduler: Any, steps: int) -> None:
-    """Set the timesteps of a scheduler, just as many as steps.
+    """Set exactly `steps` timesteps of a scheduler.
 
-    diffusers counts down from 1000 in floating point, which for 62 numbers of steps of trailing spacing (61,
-    103, 121, ...) gives one too many: a last one of -1, which would be taken for pure noise.
+    With trailing spacing diffusers counts down from 1000 in floating point. For 62 numbers of steps (61, 103,
+    121, ...) this adds a timestep of -1, which would mean pure noise.
     """
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps) == steps:

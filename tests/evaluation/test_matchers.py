@@ -15,7 +15,7 @@ from support.dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, OutputError, PairsError, SettingsError
-from sar2eo.evaluation.matchers import _noisy, bootstrap_error_ratio, evaluate_matcher, figures
+from sar2eo.evaluation.matchers import _add_noise, bootstrap_error_ratio, evaluate_matcher, figures
 from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates
 from sar2eo.settings import DataSettings, MatchEvaluationSettings
 
@@ -48,10 +48,10 @@ def test_the_bootstrap_draws_places_and_pairs_methods() -> None:
 def test_noise_has_the_variance_of_an_image_from_0_to_1() -> None:
     grey = torch.zeros(1, 3, 64, 64)
     planted = PlantedTemplates(Images(grey, grey[:, :1], grey, grey[:, :1]), grey, torch.zeros(1, 2))
-    noisy = _noisy(planted, 1.0, 5).images.template / 2  # as from 0 to 1, less a half
+    noisy = _add_noise(planted, 1.0, 5).images.template / 2  # as from 0 to 1, less a half
     assert float(noisy.var()) == pytest.approx(0.01, rel=0.05)
-    assert _noisy(planted, 0.0, 5) is planted
-    assert float(_noisy(planted, 30.0, 5).images.template.abs().max()) <= 1
+    assert _add_noise(planted, 0.0, 5) is planted
+    assert float(_add_noise(planted, 30.0, 5).images.template.abs().max()) <= 1
 
 
 def test_the_report_has_every_method_on_the_same_templates(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.errors import PairsError
-from sar2eo.evaluation.model_probe import ModelImages, padded
+from sar2eo.evaluation.model_probe import ModelImages, pad_to_multiple
 from sar2eo.evaluation.plan import spread_evenly
 from sar2eo.evaluation.scores import (
     ShuffleControl,
@@ -150,11 +150,11 @@ def test_best_median_and_worst_share_no_pair(count: int) -> None:
 @given(rows=st.integers(1, 20), cols=st.integers(1, 20), factor=st.sampled_from([1, 4, 8]))
 def test_padding_keeps_the_image_and_reaches_the_factor(rows: int, cols: int, factor: int) -> None:
     image = torch.rand(1, 3, rows, cols)
-    whole = padded(image, factor)
+    whole = pad_to_multiple(image, factor)
     assert whole.shape[2] % factor == whole.shape[3] % factor == 0
     assert whole.shape[2] - rows < factor
     assert torch.equal(whole[..., :rows, :cols], image)
-    outside = padded(torch.ones(1, 1, rows, cols), factor, value=0.0)
+    outside = pad_to_multiple(torch.ones(1, 1, rows, cols), factor, value=0.0)
     assert outside.sum() == rows * cols
 
 

@@ -173,13 +173,13 @@ def probe(checkpoint: Path) -> tuple[Probe, ModelImages]:
 
 def test_the_last_estimate_on_the_way_is_the_image(probe: tuple[Probe, ModelImages], pairs: Path) -> None:
     batch = collate([open_dataset(DataSettings(pairs=str(pairs)), "test")[4]])
-    timesteps, images = probe[0].denoising(batch["sar"][0], batch["index"][0])
+    timesteps, images = probe[0].trace_denoising(batch["sar"][0], batch["index"][0])
     assert timesteps == sorted(timesteps, reverse=True)
     assert len(images) == 3
     drawn = probe[1].draw(batch).eo[0]
     assert (images[-1] - drawn).abs().max() <= 1.01 / 127.5
     assert (images[0] - drawn).abs().max() > 0.1
-    assert len(probe[0].denoising(batch["sar"][0], 4, count=2)[0]) == 2
+    assert len(probe[0].trace_denoising(batch["sar"][0], 4, count=2)[0]) == 2
 
 
 def test_sides_are_padded_to_what_the_network_wants_and_cut_back(checkpoint: Path, pairs: Path) -> None:
@@ -245,7 +245,9 @@ def test_what_is_invalid_calibrates_nothing(probe: tuple[Probe, ModelImages], pa
     dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
     holed = next(i for i in range(len(dataset)) if not dataset[i]["valid"].all())
     forced = probe[0].predict_from_truth(collate([dataset[holed]]))
-    assert forced.variance.shape == forced.error.shape == forced.valid.shape == (1, 17, 17)  # 66 / 4, padded
+    assert (
+        forced.variance.shape == forced.error.shape == forced.valid.shape == (1, 17, 17)
+    )  # 66 / 4, padded
     assert not forced.valid[0, :2, :4].any()
     assert not forced.valid[0, 16].any()  # half of it is padding
     assert forced.valid[0, 3:16, 5:16].all()

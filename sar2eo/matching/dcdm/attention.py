@@ -1,9 +1,9 @@
 """Gated dynamic sparse cross-attention: only promising regions attend, and a gate filters outliers.
 
 The supplement names it (section 2.7: it saves memory and computation for 1.5 % more parameters) without
-saying how it is made. Own choice: tokens are gathered in square regions; each region of the template
+its construction. Own choice: tokens are gathered in square regions; each region of the template
 attends to the regions of the search image with the highest affinity (routing as in BiFormer,
-https://arxiv.org/abs/2303.08810), and what each of these contributes is multiplied by a gate that sees
+https://arxiv.org/abs/2303.08810), and the contribution of each is multiplied by a gate that sees
 how the attention to it is spread.
 """
 
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 MASKED = -1e4
-"""Logit of what must not be attended to: finite, so that a row with nothing else is not NaN."""
+"""Logit of masked keys: finite, so that a row of masked keys alone is not NaN."""
 
 _GATE_WIDTH = 16
 _OPEN = 3.0  # bias of a new gate: nearly open, sigmoid(3) = 0.95
 
 
 class Attended(NamedTuple):
-    """What cross-attention gives.
+    """Output of cross-attention.
 
     Parameters
     ----------
@@ -174,11 +174,11 @@ def gather_regions(tokens: Tensor, chosen: Tensor) -> Tensor:
 
 
 _KERNEL = 5
-_LEAST = -8.0  # of the evidence: one query that sees nothing must not overrule all others
+_LEAST = -8.0  # of the evidence: one query without evidence must not overrule all others
 
 
 class Mapped(NamedTuple):
-    """What calibrated cross-attention gives.
+    """Output of calibrated cross-attention.
 
     Parameters
     ----------
@@ -257,9 +257,9 @@ class AttentionCalibration(nn.Module):
 
 
 def count_displacement_votes(evidence: Tensor) -> Tensor:
-    """Return for each query and key the mean evidence of all queries for keys displaced by as much.
+    """Return for each query and key the mean evidence of all queries for keys with the same displacement.
 
-    What would lie outside the search image says nothing, 0.
+    Keys outside the search image count as 0.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ class MatcherCheckpoint:
     Parameters
     ----------
     vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
-        Frozen; of factor 8 in earnest, any in tests.
+        Frozen.
     schedule : dict
         Noise schedule of training, as `sar2eo.model.diffusion.read_schedule` returns it.
     """
@@ -63,7 +63,7 @@ class MatcherCheckpoint:
 
 
 def create_matching_scheduler(schedule: dict[str, Any]) -> Any:
-    """Return diffusers' scheduler of a network that predicts x0, with trailing timesteps."""
+    """Create diffusers' scheduler for a network that predicts x0, with trailing timesteps."""
     chosen = {"prediction_type": "sample", "timestep_spacing": "trailing"}
     return DDIMScheduler(**schedule, **chosen, clip_sample=False, steps_offset=1)
 
@@ -75,7 +75,7 @@ def compute_alpha_bars(schedule: dict[str, Any]) -> Tensor:
 
 
 def hash_values(module: nn.Module) -> str:
-    """Hash names, shapes and values of a network, in float32, whatever file they came from."""
+    """Hash names, shapes and values of a network in float32, whatever its file's dtype."""
     state = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         state.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -93,7 +93,7 @@ def save_matcher(checkpoint: MatcherCheckpoint, out: str | Path) -> Path:
 
 
 def pack_matcher(folder: str | Path, out: str | Path, *, dtype: str = "float16", **card: Any) -> Path:
-    """Copy a trained matcher for others to use: in half the bytes, with the last words on its card.
+    """Copy a trained matcher for publishing: weights in half precision, and a final card.
 
     Parameters
     ----------
@@ -102,14 +102,14 @@ def pack_matcher(folder: str | Path, out: str | Path, *, dtype: str = "float16",
     out : str or Path
         New folder.
     dtype : {"float16", "bfloat16", "float32"}
-        Of the weights on disk.
+        Dtype of the weights on disk.
     **card
-        Fields of the card that are to be others; metrics are added to those that it has.
+        Fields of the card to change; metrics are added to those of the card.
 
     Raises
     ------
     SettingsError, CheckpointError, OutputError
-        For what cannot be, before anything is written.
+        If something does not fit, before anything is written.
     """
     refuse_existing(Path(out))
     kept = parse_disk_dtype(dtype)

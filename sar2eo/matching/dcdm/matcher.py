@@ -1,4 +1,4 @@
-"""Where an optical template lies in a SAR image, by translation; or that it cannot be said."""
+"""Find an optical template in a SAR image by translating it, or report that it cannot be matched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PERCENTILE = 99.0
 
 @dataclass(frozen=True, eq=False)
 class DcdmMatch:
-    """What came of matching a template.
+    """Result of matching a template.
 
     Parameters
     ----------
@@ -41,11 +41,11 @@ class DcdmMatch:
     score : float
         Probability of the match, 0 to 1 (see `sar2eo.matching.dcdm.similarity.compute_match_probability`).
     threshold : float
-        Of the matcher's card.
+        Threshold of the matcher's card.
     surface : ndarray of float32, shape (H - h + 1, W - w + 1)
         Similarity at each place of the template's first pixel.
     translated : ndarray of uint8, shape (h, w, 3)
-        The template in the SAR domain, as the decoder shows it.
+        The template in the SAR domain, decoded.
     before, after : ndarray of float32, shape (h', w', H', W')
         Attention of the template's tokens, 16 pixels wide, to the search image's at the last step, before
         and after the calibration block; rows of the last two axes sum to 1.
@@ -62,7 +62,7 @@ class DcdmMatch:
 
 
 class Matcher:
-    """A matcher's folder; its weights are loaded when they are first needed.
+    """A matcher whose weights are loaded on first use.
 
     Parameters
     ----------
@@ -76,9 +76,9 @@ class Matcher:
     Raises
     ------
     CheckpointError
-        If there is no such folder, or its files are not a matcher's.
+        If there is no such folder, or it is not a matcher.
     SettingsError
-        For a device that is not there.
+        For a device that this machine lacks.
     """
 
     def __init__(self, model: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
@@ -92,7 +92,7 @@ class Matcher:
 
     @property
     def weights(self) -> MapWeights:
-        """Of the maps, as the card says."""
+        """Weights of the similarity maps, from the card."""
         return MapWeights(self.card.pixel_weight, self.card.structure_weight)
 
     @cached_property
@@ -129,14 +129,14 @@ def match_dcdm(
         SAR amplitude of the polarisations that the matcher's card names, NaN where there is no data; larger
         than the template along both axes.
     model : str, Path or Matcher
-        For many matches open it once, as a `Matcher`.
+        For many matches open a `Matcher` once.
     scaling : float, optional
-        Amplitude that becomes 1 for a card whose scaling is "p99"; by default the 99th percentile of the
-        search image, which differs from that of its whole scene.
+        Amplitude that becomes 1 for a card with scaling "p99"; by default the 99th percentile of the search
+        image, which differs from that of its scene.
     steps : int, optional
-        Of sampling; by default the card's.
+        Sampling steps; by default the card's.
     seed : int
-        Of the starting noise.
+        Seed of the starting noise.
 
     Returns
     -------
@@ -148,16 +148,16 @@ def match_dcdm(
     SettingsError
         For arrays of other shapes or without valid pixels.
     CheckpointError
-        If the matcher is broken, or its threshold was never calibrated.
+        If the matcher is incomplete, or its threshold not calibrated.
     """
     matcher = model if isinstance(model, Matcher) else Matcher(model)
     card = matcher.card
     if card.threshold is None:
         raise CheckpointError(
-            f"{matcher.folder}: its card has no threshold, so it cannot tell a match from none: calibrate "
-            "it, as 'sar2eo train-matcher' does at its end"
+            f"{matcher.folder}: its card has no threshold, so it cannot reject matches: calibrate it, "
+            "as 'sar2eo train-matcher' does"
         )
-    eo, sar = _optical(np.asarray(template, np.float32)), np.atleast_3d(np.asarray(search, np.float32))
+    eo, sar = _to_optical(np.asarray(template, np.float32)), np.atleast_3d(np.asarray(search, np.float32))
     sar = np.moveaxis(sar, -1, 0) if np.ndim(search) == 2 else sar
     if len(sar) != len(card.polarisations) or any(
         a >= b for a, b in zip(eo.shape[1:], sar.shape[1:], strict=True)
@@ -167,7 +167,7 @@ def match_dcdm(
             f"must be larger, and of the polarisations {', '.join(card.polarisations)}"
         )
     places = (sar.shape[1] - eo.shape[1] + 1, sar.shape[2] - eo.shape[2] + 1)
-    images = _images(eo, sar, card, scaling, pixel_multiple(matcher.checkpoint.factor))
+    images = _prepare_images(eo, sar, card, scaling, pixel_multiple(matcher.checkpoint.factor))
     maps = matcher.compare(images, steps=steps, seed=seed)
     found = maps.find_best(matcher.weights, within=places)
     score = float(found.scores[0])
@@ -186,7 +186,7 @@ def match_dcdm(
     )
 
 
-def _optical(template: FloatArray) -> FloatArray:
+def _to_optical(template: FloatArray) -> FloatArray:
     """Return a template of shape (3, h, w)."""
     if template.ndim == 2:
         template = np.repeat(template[..., None], 3, axis=2)
@@ -195,10 +195,10 @@ def _optical(template: FloatArray) -> FloatArray:
     return np.moveaxis(template, -1, 0)
 
 
-def _images(
+def _prepare_images(
     eo: FloatArray, sar: FloatArray, card: MatcherCard, scaling: float | None, multiple: int
 ) -> Images:
-    """Scale, fill and pad a template and a search image; what is added is not valid."""
+    """Scale, fill and pad a template and a search image; padding is not valid."""
     eo_valid, sar_valid = (np.asarray(np.isfinite(part).all(axis=0)) for part in (eo, sar))
     if not eo_valid.any() or not sar_valid.any():
         raise SettingsError("template or search image has no valid pixel: is its nodata right?")
@@ -211,22 +211,22 @@ def _images(
         raise SettingsError(
             f"search image: the amplitude that becomes 1 is {min(divisors):g}, must be above 0: is it empty?"
         )
-    sar = to_model_range(_filled(sar, sar_valid), divisors, card.polarisations, card.channels)
-    eo = _filled(eo, eo_valid) / np.float32(127.5) - np.float32(1)
-    template = _padded(eo, eo_valid, multiple, (0, 0))
-    # The padded template must fit in wherever the template itself does.
+    sar = to_model_range(_fill(sar, sar_valid), divisors, card.polarisations, card.channels)
+    eo = _fill(eo, eo_valid) / np.float32(127.5) - np.float32(1)
+    template = _pad(eo, eo_valid, multiple, (0, 0))
+    # The padded template must fit in at every place where the template itself does.
     more = tuple(p - n for p, n in zip(template[0].shape[-2:], eo.shape[1:], strict=True))
-    return Images(*template, *_padded(sar, sar_valid, multiple, more))
+    return Images(*template, *_pad(sar, sar_valid, multiple, more))
 
 
-def _filled(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
+def _fill(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray:
     return values if valid.all() else fill_invalid(values, valid)
 
 
-def _padded(
+def _pad(
     image: FloatArray, valid: npt.NDArray[np.bool_], multiple: int, more: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Pad to the next multiple of at least `more` pixels more, by the border's values, not valid."""
+    """Pad by at least `more` pixels to the next multiple, with the border's values, not valid."""
     sides = [-(-(n + extra) // multiple) * multiple for n, extra in zip(valid.shape, more, strict=True)]
     widths = [(0, side - n) for side, n in zip(sides, valid.shape, strict=True)]
     filled = np.pad(image, [(0, 0), *widths], mode="edge")

@@ -43,7 +43,7 @@ _FIRST_NONE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class SearchContext:
-    """What a search image is to the denoiser, the same for every step.
+    """Features of a search image, the same for every step.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class SearchContext:
 
 @dataclass(frozen=True, eq=False)
 class Denoised:
-    """What one pass yields.
+    """Output of one pass.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Denoised:
 
 
 class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Translates optical latents into SAR latents, given the SAR image in which the template lies.
+    """Translates optical latents into SAR latents, given the SAR image to search in.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(
         self, noisy: Tensor, optical: Tensor, search: Tensor, search_valid: Tensor, timesteps: Tensor
     ) -> tuple[Denoised, Tensor, Tensor, Tensor, Tensor]:
-        """Do all that a training step needs, for accelerate wraps forward passes only.
+        """Compute everything for a training step: accelerate wraps forward passes only.
 
         Returns
         -------
@@ -143,14 +143,14 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         template_features, search_features : Tensor
             See `features`.
         sharpness, none : Tensor
-            What turns correlations into probabilities; see `sar2eo.matching.dcdm.similarity`.
+            Turn correlations into probabilities; see `sar2eo.matching.dcdm.similarity`.
         """
         denoised = self.denoise(noisy, optical, self.encode_search(search, search_valid), timesteps)
         compared = self.features(denoised.clean), self.features(search)
         return denoised, *compared, self.sharpness, self.none
 
     def encode_search(self, search: Tensor, valid: Tensor) -> SearchContext:
-        """Compute what all steps attend to.
+        """Compute the features that all steps attend to.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return Denoised(clean, before, after, attended.affinity)
 
     def features(self, latents: Tensor) -> Tensor:
-        """Return what is compared: float32, shape (B, F, 2 H, 2 W) for latents of shape (B, C, H, W)."""
+        """Return features to compare: float32, shape (B, F, 2 H, 2 W) for latents of shape (B, C, H, W)."""
         features: Tensor = self.head(latents.to(self.conv_out.weight.dtype)).float()
         return features
 
