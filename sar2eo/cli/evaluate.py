@@ -19,12 +19,7 @@ from sar2eo.cli.options import (
     taking_several,
 )
 from sar2eo.cli.progress import ProgressLine, say, staged
-from sar2eo.settings import (
-    EvaluateRecipe,
-    EvaluateSettings,
-    MatchEvaluationRecipe,
-    MatchEvaluationSettings,
-)
+from sar2eo.settings import EvaluateRecipe, EvaluateSettings, MatchEvaluationRecipe, MatchEvaluationSettings
 
 __all__ = [
     "evaluate_all",

@@ -49,8 +49,8 @@ _STABLE_DIFFUSION_SCHEDULE = {
 class ScheduledDDIM(DDIMScheduler):  # type: ignore[misc]
     """DDIM with eta 0 whose steps go where its own schedule says.
 
-    diffusers' steps down by ``1000 // steps`` timesteps: with trailing spacing and a number of steps that does
-    not divide 1000 this misses the next timestep, and leaves noise at the end.
+    diffusers' steps down by ``1000 // steps`` timesteps: with trailing spacing and a number of steps that
+    does not divide 1000 this misses the next timestep, and leaves noise at the end.
     """
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True) -> Any:

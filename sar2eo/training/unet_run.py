@@ -21,8 +21,7 @@ from sar2eo.model.folder import ModelFolder, hash_files
 from sar2eo.model.network import encode_images
 from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, checked
 from sar2eo.settings.toml import changed
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask

@@ -12,8 +12,7 @@ from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.model.creation import load_vae
 from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, checked
 from sar2eo.settings.toml import changed
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_run import parts_sha256

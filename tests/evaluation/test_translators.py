@@ -245,9 +245,7 @@ def test_what_is_invalid_calibrates_nothing(probe: tuple[Probe, ModelImages], pa
     dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
     holed = next(i for i in range(len(dataset)) if not dataset[i]["valid"].all())
     forced = probe[0].predict_from_truth(collate([dataset[holed]]))
-    assert (
-        forced.variance.shape == forced.error.shape == forced.valid.shape == (1, 17, 17)
-    )  # 66 / 4, padded
+    assert forced.variance.shape == forced.error.shape == forced.valid.shape == (1, 17, 17)  # 66 / 4, padded
     assert not forced.valid[0, :2, :4].any()
     assert not forced.valid[0, 16].any()  # half of it is padding
     assert forced.valid[0, 3:16, 5:16].all()
