@@ -32,7 +32,6 @@ __all__ = [
     "evaluate_matcher",
     "figures",
     "format_match_report",
-    "write_match_report",
 ]
 
 DCDM = "dcdm"
@@ -169,7 +168,7 @@ def evaluate_matcher(
         "settings": dataclasses.asdict(settings),
         **measured,
     }
-    return write_match_report(Path(out), results, overwrite=overwrite)
+    return REPORT.write(Path(out), results, lambda _, plain: format_match_report(plain), overwrite=overwrite)
 
 
 def _match_all(
@@ -354,11 +353,6 @@ _READING = """\
 * Accepted elsewhere: templates that were accepted in the search image of another pair, where they do not lie.
 * The truth is as good as the registration of the pairs.
 """
-
-
-def write_match_report(out: Path, results: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
-    """Write the report; returns and raises as `ReportKind.write`."""
-    return REPORT.write(out, results, lambda _, plain: format_match_report(plain), overwrite=overwrite)
 
 
 def format_match_report(results: dict[str, Any]) -> str:

@@ -117,11 +117,6 @@ def _ddim_config(checkpoint: Checkpoint) -> dict[str, Any]:
     return {**checkpoint.schedule, **fixed, **chosen}
 
 
-def verify_checkpoint(folder: str | Path) -> None:
-    """Check a checkpoint without reading its weights: files, headers, shapes, schedule, card."""
-    _empty_checkpoint(Path(folder))
-
-
 def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Checkpoint:
     """Load a checkpoint for use, in evaluation mode.
 
@@ -139,7 +134,7 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
         As `verify_checkpoint`.
     """
     folder = Path(folder)
-    checkpoint = _empty_checkpoint(folder)
+    checkpoint = verify_checkpoint(folder)
     kind = getattr(torch, dtype)
     fill(checkpoint.unet, folder / "unet" / WEIGHTS, device=device, dtype=kind)
     fill(checkpoint.vae, folder / "vae" / WEIGHTS, device=device)
@@ -165,8 +160,20 @@ def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
     return model.describe(unet=facts)
 
 
-def _empty_checkpoint(folder: Path) -> Checkpoint:
-    """Check a checkpoint folder and return it without values: its tensors are on the device "meta"."""
+def verify_checkpoint(folder: str | Path) -> Checkpoint:
+    """Check a checkpoint without reading its weights: files, headers, shapes, schedule, card.
+
+    Returns
+    -------
+    Checkpoint
+        Without values: its tensors are on the device "meta".
+
+    Raises
+    ------
+    CheckpointError
+        Naming what is missing or does not fit.
+    """
+    folder = Path(folder)
     model = ModelFolder(folder, TranslatorCard)
     model.files()
     card, raw = model.card(), model.scheduler()

@@ -151,8 +151,8 @@ def adapt_base(folder: Path, *, untrained: bool = False) -> Checkpoint:
         Fresh weights for the U-Net.
     """
     raw = read_json(folder / SCHEDULER_CONFIG)
-    unet = _load_unet(folder)
-    unet = adapt_unet(_fresh(unet) if untrained else unet)
+    pretrained: UNet2DConditionModel = _load(UNet2DConditionModel, folder / "unet")
+    unet = adapt_unet(_fresh(pretrained) if untrained else pretrained)
     return Checkpoint(
         unet=unet,
         vae=load_vae(folder),
@@ -302,10 +302,6 @@ def find_base(base: str | Path, revision: str | None = None) -> Path:
         # Some ids hold half-precision files only; others hold both, of which one is enough.
         folder = find_folder(base, revision=revision, allow=_BASE_FILES, ignore=_NOT_NEEDED)
     return folder
-
-
-def _load_unet(folder: Path) -> UNet2DConditionModel:
-    return _load(UNet2DConditionModel, folder / "unet")
 
 
 def load_vae(folder: Path) -> Vae:

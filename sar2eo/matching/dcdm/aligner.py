@@ -36,7 +36,7 @@ def open_calibrated(model: str | Path) -> tuple[ModelFolder[MatcherCard], Matche
 
 
 @lru_cache(maxsize=2)
-def _matcher(folder: str, device: str, threads: int | None) -> Any:
+def _open_matcher(folder: str, device: str, threads: int | None) -> Any:
     from sar2eo.matching.dcdm.matcher import Matcher
 
     return Matcher(folder, device=device, threads=threads)
@@ -72,7 +72,7 @@ def find_learned(
 
     if not (np.isfinite(sar).all(axis=0).any() and np.isfinite(eo).any()):
         return LocalShift(np.nan, np.nan, 0.0, False)
-    matcher = _matcher(folder, device, threads)
+    matcher = _open_matcher(folder, device, threads)
     found = match_dcdm(eo, sar, model=matcher, scaling=1.0, steps=steps, seed=seed)
     if found.shift is None:
         return LocalShift(np.nan, np.nan, found.score, False)
