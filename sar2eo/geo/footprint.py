@@ -29,7 +29,7 @@ def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16
     Parameters
     ----------
     valid : ndarray of bool, shape (row, col)
-        Validity over the extent of `grid`, usually decimated (see `sar2eo.results.files.valid_pixels`).
+        Validity over the extent of `grid`, usually decimated (`sar2eo.results.outputs.read_valid_pixels`).
     grid : Grid
     smallest : int, optional (default: 16)
         Holes and islands of fewer pixels of `valid` are left out; the largest island never is.
