@@ -26,7 +26,7 @@ from sar2eo.matching.dcdm.evidence import Images, pixel_multiple
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.templates import Planted, plant
 from sar2eo.matching.structure import StructuralAligner, match
-from sar2eo.settings import DataSettings, MatchEvaluationSettings, checked
+from sar2eo.settings import DataSettings, MatchEvaluationSettings
 
 __all__ = ["REPORT", "bootstrap_ratio", "evaluate_matcher", "figures", "match_markdown", "write_match_report"]
 
@@ -140,7 +140,7 @@ def evaluate_matcher(
     OutputError
         If the report cannot be written.
     """
-    settings = checked(settings or MatchEvaluationSettings())
+    settings = settings or MatchEvaluationSettings()
     REPORT.check_target(Path(out), overwrite=overwrite)
     matcher = Matcher(model, device=settings.device, threads=settings.threads)
     if matcher.card.threshold is None:

@@ -22,7 +22,7 @@ from sar2eo.evaluation.metrics import (
 )
 from sar2eo.evaluation.perceptual import Fid, Lpips
 from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
-from sar2eo.settings.evaluation import Metric
+from sar2eo.settings.vocabulary import Metric
 
 __all__ = [
     "BASELINES",

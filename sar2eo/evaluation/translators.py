@@ -22,8 +22,7 @@ from sar2eo.evaluation.report import Case, Pictures, write_report
 from sar2eo.evaluation.request import MODEL, SWEPT_PAIRS, Request, evenly, prepare
 from sar2eo.evaluation.scores import Judge
 from sar2eo.model.translator import DiffusionTranslator
-from sar2eo.settings import DataSettings, EvaluateSettings, checked
-from sar2eo.settings.toml import changed
+from sar2eo.settings import DataSettings, EvaluateSettings, replace_settings
 
 __all__ = ["evaluate", "plan_evaluation", "torch_threads"]
 
@@ -92,7 +91,7 @@ def evaluate(
     EvaluationWarning
         If something could not be measured for lack of a network or of training pairs.
     """
-    settings = changed(settings or EvaluateSettings(), changes)
+    settings = replace_settings(settings or EvaluateSettings(), changes)
     request = prepare(model, data, out, settings, overwrite=overwrite)
     facts = request.facts()  # looks at all files
     with (
@@ -119,7 +118,7 @@ def plan_evaluation(
     SettingsError, PairsError, CheckpointError, OutputError
         As in `evaluate`.
     """
-    settings = checked(settings or EvaluateSettings())
+    settings = settings or EvaluateSettings()
     return prepare(model, data, out, settings, overwrite=overwrite).plan()
 
 

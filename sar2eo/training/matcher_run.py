@@ -19,8 +19,7 @@ from sar2eo.matching.dcdm.network import MatchingDenoiser
 from sar2eo.model.diffusion import schedule_config
 from sar2eo.model.hub import find_folder
 from sar2eo.model.stable_diffusion import pretrained_vae
-from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, checked
-from sar2eo.settings.toml import changed
+from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, replace_settings
 from sar2eo.training.accelerator import create_accelerator
 from sar2eo.training.loop import Outcome, Progress
 from sar2eo.training.matcher_task import MatcherTask
@@ -79,7 +78,7 @@ def train_matcher(
         out=str(out),
         vae=str(vae),
         base=None if base is None else str(base),
-        settings=changed(settings or MatcherSettings(), changes),
+        settings=replace_settings(settings or MatcherSettings(), changes),
     )
     return run_matcher_training(recipe, progress=progress).final
 
@@ -116,7 +115,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     SettingsError, PairsError, CheckpointError, TrainingError
         As `train_matcher`.
     """
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)

@@ -26,8 +26,7 @@ from sar2eo.model.stable_diffusion import (
     pretrained_unet,
     pretrained_vae,
 )
-from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, checked
-from sar2eo.settings.toml import changed
+from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, replace_settings
 from sar2eo.training.accelerator import create_accelerator
 from sar2eo.training.loop import Outcome, Progress
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
@@ -97,7 +96,7 @@ def train(
         out=str(out),
         revision=revision,
         latents=None if latents is None else str(latents),
-        settings=changed(settings or TrainSettings(), changes),
+        settings=replace_settings(settings or TrainSettings(), changes),
     )
     return run_training(recipe, progress=progress).final
 
@@ -117,7 +116,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
     SettingsError, PairsError, CheckpointError, TrainingError
         As `train`.
     """
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     accelerator = create_accelerator(settings)
     pairs = open_dataset(recipe.data, "train", augmentation=_augmentation(settings))
     held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True), pairs)

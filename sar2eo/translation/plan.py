@@ -29,7 +29,7 @@ from sar2eo.scenes.gdal import shown
 from sar2eo.scenes.metadata import attributes_of
 from sar2eo.scenes.sources import expand_sources, matches, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
-from sar2eo.settings import TranslateRecipe, checked
+from sar2eo.settings import TranslateRecipe
 from sar2eo.store.fingerprint import differences
 from sar2eo.translation.graph import count_windows
 from sar2eo.translation.job import Job, destination_of, further_outputs, is_there, opened, prepare, single_job
@@ -187,7 +187,7 @@ def _tmp(recipe: TranslateRecipe) -> Path | None:
 
 def _check_settings(recipe: TranslateRecipe, spec: ModelSpec) -> None:
     """Refuse what no scene could be translated with."""
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)
     if single_job(recipe) is None:
         for template in (recipe.name, *further_outputs(recipe).values()):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from support.dataset_fixtures import built_pairs
 
 from sar2eo.cli import cli
-from sar2eo.cli.train import train_command
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.settings import TrainSettings
 
@@ -35,7 +35,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def test_every_setting_has_a_flag_with_its_default() -> None:
-    options = {option.name: option for option in train_command.params}
+    options = {option.name: option for option in cli.get_command(click.Context(cli), "train").params}
     for name, field in TrainSettings.__dataclass_fields__.items():
         assert options[name].default == field.default, name
 
@@ -80,12 +80,12 @@ def test_flags_come_before_overrides_and_those_before_the_recipe(folder: Path, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--base", "x", "--out", "y"], "give either pairs (a folder), or dataset and root"),
-        (["--pairs", "p", "--out", "y"], "missing base"),
-        (["--pairs", "p", "--base", "x", "--out", "y", "--steps", "0"], "steps=0: must be at least 1"),
+        (["--base", "x", "--out", "y"], "give either --pairs (a folder), or --dataset and --root"),
+        (["--pairs", "p", "--out", "y"], "missing --base"),
+        (["--pairs", "p", "--base", "x", "--out", "y", "--steps", "0"], "--steps 0: must be at least 1"),
         (
             ["--pairs", "p", "--base", "x", "--out", "y", "--steps", "99"],
-            "warmup=100: must be at most steps=99,",
+            "--warmup 100: must be at most --steps 99,",
         ),
         (["--pairs", "p", "--base", "x", "--out", "y", "--set", "train.stepz=1"], "unknown stepz"),
     ],

@@ -26,7 +26,7 @@ from sar2eo.model.card import Card
 from sar2eo.model.checkpoint import load_checkpoint, save_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.spec import resolve_model
-from sar2eo.settings import ConfidenceRecipe, ConfidenceSettings
+from sar2eo.settings.confidence import ConfidenceRecipe, ConfidenceSettings
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")

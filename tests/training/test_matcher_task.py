@@ -18,6 +18,7 @@ from support.dataset_fixtures import built_pairs
 from support.dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
+from sar2eo.cli.commands import read_stages
 from sar2eo.errors import CheckpointError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.matching.dcdm.checkpoint import load_matcher
 from sar2eo.matching.dcdm.matcher import match_dcdm
@@ -25,7 +26,7 @@ from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.matching.dcdm.templates import plant
 from sar2eo.model.checkpoint import write_part
 from sar2eo.model.network import create_vae, encode_images
-from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, stages_of
+from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings
 from sar2eo.training import matcher_task
 from sar2eo.training.matcher_run import prepare_matcher_training, train_matcher
 from sar2eo.training.matcher_task import MatcherTask
@@ -313,7 +314,7 @@ def test_images_smaller_than_the_search_are_refused(folder: Path, tmp_path: Path
 
 def test_a_recipe_has_a_stage_for_it() -> None:
     table = {"train-matcher": {"data": {"pairs": "p"}, "out": "o", "settings": {"widths": [64, 128]}}}
-    (stage,) = stages_of(table)
+    (stage,) = read_stages(table)
     assert stage.recipe.settings.widths == (64, 128)
     assert stage.recipe.vae == "bundled"
 

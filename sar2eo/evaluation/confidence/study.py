@@ -31,7 +31,7 @@ from sar2eo.evaluation.translators import torch_threads
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
 from sar2eo.model.spec import ModelSpec, resolve_model
-from sar2eo.settings import ConfidenceSettings, checked
+from sar2eo.settings.confidence import ConfidenceSettings
 from sar2eo.store.atomic import write_atomically
 
 __all__ = ["judge_confidence", "picture_confidence", "plan_confidence", "spec_with_variance", "timesteps_of"]
@@ -109,7 +109,7 @@ def judge_confidence(
     SettingsError, SceneError, CheckpointError, OutputError
         Before anything is measured, if settings, scenes and model cannot be used or the report exists.
     """
-    settings = checked(settings or ConfidenceSettings())
+    settings = settings or ConfidenceSettings()
     request = _prepare(model, scenes, out, settings, overwrite=overwrite)
     timesteps = timesteps_of(request.spec, settings)
     objects: list[dict[str, Any]] = []
@@ -152,7 +152,7 @@ def plan_confidence(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Check what `judge_confidence` would do and say it, as plain values; parameters and errors are its."""
-    return _prepare(model, scenes, out, checked(settings or ConfidenceSettings()), overwrite=overwrite).plan()
+    return _prepare(model, scenes, out, settings or ConfidenceSettings(), overwrite=overwrite).plan()
 
 
 def picture_confidence(
@@ -184,7 +184,7 @@ def picture_confidence(
     SettingsError, SceneError, PairsError, CheckpointError, OutputError
         If they cannot be used, or the picture exists.
     """
-    settings, target = checked(settings or ConfidenceSettings()), Path(out)
+    settings, target = settings or ConfidenceSettings(), Path(out)
     if target.exists() and not overwrite:
         raise OutputError(f"{out} exists already: choose another name, or --overwrite it")
     if not target.absolute().parent.is_dir():
