@@ -34,8 +34,7 @@ from sar2eo.settings import (
     from_table,
     read_recipe,
 )
-from sar2eo.settings.confidence import ConfidenceRecipe
-from sar2eo.settings.schema import display_name
+from sar2eo.settings.schema import quote_name
 
 __all__ = ["COMMANDS", "TABLES", "CommandGroup", "Entry", "Stage", "read_stages", "run"]
 
@@ -69,9 +68,6 @@ class Entry(NamedTuple):
 COMMANDS = {
     "build-pairs": Entry(
         PairsRecipe, "pairs:build_pairs", "Cut SAR and EO scenes into paired chips.", table=True
-    ),
-    "confidence": Entry(
-        ConfidenceRecipe, "confidence:test_confidence", "Test whether a model's variance finds changes.", True
     ),
     "coregister": Entry(
         CoregisterRecipe, "pairs:coregister", "Move a scene to where it lies on another one.", table=True
@@ -174,7 +170,7 @@ def read_stages(tables: dict[str, Any]) -> list[Stage]:
     stages = []
     for name, value in tables.items():
         if name not in TABLES:
-            raise SettingsError(f"[{display_name(name)}]: not a stage; known are {', '.join(TABLES)}")
+            raise SettingsError(f"[{quote_name(name)}]: not a stage; known are {', '.join(TABLES)}")
         runs = value if isinstance(value, list) else [value]
         for number, run in enumerate(runs):
             where = name if len(runs) == 1 else f"{name}.{number}"

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from sar2eo.errors import RadiometryError
 from sar2eo.scenes.band_names import BandText, choose_cloud
-from sar2eo.scenes.gdal import opened
+from sar2eo.scenes.gdal import open_dataset
 from sar2eo.scenes.optical import EoScene, PictureReader
 from sar2eo.scenes.raster import Band, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sar_scene import SarScene
-from sar2eo.scenes.warped_reader import WarpedReader
+from sar2eo.scenes.warp import WarpedReader
 
 __all__ = ["Layout", "layout_of"]
 
@@ -153,7 +153,7 @@ def _all_bands(bands: tuple[Band, ...], named: int) -> tuple[Band, ...]:
 def _described(bands: tuple[Band, ...], *, together: bool, optical: bool) -> Layout:
     facts, dtypes, texts, tags = [], [], [], None
     for band in bands:
-        with opened(band.path) as dataset:
+        with open_dataset(band.path) as dataset:
             tags = _fresh(dataset.tags()) if tags is None else tags
             dtypes.append(np.dtype(dataset.dtypes[band.index - 1]))
             texts.append(BandText.read(dataset, band.index))

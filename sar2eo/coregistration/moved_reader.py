@@ -18,8 +18,7 @@ from sar2eo.geo.windows import Window
 from sar2eo.scenes.geolocation import AffineMapping, Mapping
 from sar2eo.scenes.identity import digest
 from sar2eo.scenes.reader import FloatArray, SceneReader
-from sar2eo.scenes.resampler import LOBES, from_amplitude, lanczos_taps, read_padded
-from sar2eo.scenes.warped_reader import WarpedReader, halves
+from sar2eo.scenes.warp import LOBES, WarpedReader, from_amplitude, lanczos_taps, read_padded, split_in_half
 
 __all__ = ["MovedMapping", "MovedReader", "lanczos_at", "moved_mapping"]
 
@@ -99,7 +98,7 @@ class MovedReader(SceneReader):
     """Read a scene through a transform, by a Lanczos kernel of three lobes; SAR in amplitude.
 
     Where target pixels are at least twice as large as source pixels, these are averaged (SAR in intensity)
-    as `sar2eo.scenes.warped_reader.WarpedReader` does.
+    as `sar2eo.scenes.warp.WarpedReader` does.
 
     Parameters
     ----------
@@ -159,7 +158,7 @@ class MovedReader(SceneReader):
         top, left = floor(row.min()) - LOBES, floor(col.min()) - LOBES
         box = Window(top, left, floor(row.max()) + LOBES + 2 - top, floor(col.max()) + LOBES + 2 - left)
         if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
-            for piece in halves(out, rows, cols):
+            for piece in split_in_half(out, rows, cols):
                 self._fill(*piece)
             return
         values = read_padded(self.source, box)
@@ -176,7 +175,7 @@ class MovedReader(SceneReader):
         row, col = np.floor(rows[inside]).astype(np.int64), np.floor(cols[inside]).astype(np.int64)
         box = Window(int(row.min()), int(col.min()), int(np.ptp(row)) + 1, int(np.ptp(col)) + 1)
         if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
-            for piece in halves(out, rows, cols):
+            for piece in split_in_half(out, rows, cols):
                 self._fill_nearest(*piece)
             return
         values = read_padded(self.source, box)

@@ -36,8 +36,7 @@ from sar2eo.pairs.output_folder import Work, check_target, finished_record
 from sar2eo.pairs.plan import Meeting, Scenes, meetings, open_scenes, survey
 from sar2eo.pairs.splits import SPLITS, assign
 from sar2eo.pairs.tasks import CellPlan, CutRun, Runner, cut_run, measured_shifts, planned_cells
-from sar2eo.scenes import shown_source
-from sar2eo.scenes.gdal import shown
+from sar2eo.scenes.gdal import display_name
 from sar2eo.settings import PairsSettings, SceneSettings, replace_settings
 from sar2eo.store.fingerprint import plain, write_record
 from sar2eo.store.task_results import PartStore
@@ -67,8 +66,8 @@ def plan(
     found = meetings(scenes, footprints, settings)
     table = gpd.GeoDataFrame(
         {
-            "sar_href": [shown_source(scenes.sar[each.sar].href) for each in found],
-            "eo_href": [shown(scenes.eo[each.eo].href) for each in found],
+            "sar_href": [display_name(scenes.sar[each.sar].href) for each in found],
+            "eo_href": [display_name(scenes.eo[each.eo].href) for each in found],
             "day_gap": np.array([each.day_gap for each in found], dtype=np.float64),
             "cells": [len(each.cells) for each in found],
         },
@@ -206,8 +205,8 @@ class _Build:
         chips = Counter(row["pair"] for row in kept)
         pairs = [
             {
-                "sar": shown_source(self.scenes.sar[each.sar].href),
-                "eo": shown(self.scenes.eo[each.eo].href),
+                "sar": display_name(self.scenes.sar[each.sar].href),
+                "eo": display_name(self.scenes.eo[each.eo].href),
                 "day_gap": each.day_gap,
                 "cells": len(each.cells),
                 "chips": chips[each.label],

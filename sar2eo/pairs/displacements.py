@@ -14,8 +14,8 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.shifts import Aligner, Displacement, FloatArray
 from sar2eo.pairs.chips import Eo
-from sar2eo.scenes.resampler import read_shifted
 from sar2eo.scenes.sar_scene import SarScene
+from sar2eo.scenes.warp import read_shifted
 
 __all__ = ["check_aligner", "measure", "nearest", "neighbourhoods"]
 

@@ -42,7 +42,7 @@ __all__ = [
     "convert",
     "describe_bounds",
     "describe_type",
-    "display_name",
+    "quote_name",
     "replace_settings",
     "settings_of",
 ]
@@ -347,6 +347,6 @@ def describe_bounds(hint: Any) -> str:
     return " and ".join(str(note) for note in notes if isinstance(note, Bounds | Names))
 
 
-def display_name(name: str) -> str:
+def quote_name(name: str) -> str:
     """Return a name as it is, or quoted where it would break the line of a message."""
     return name if name.isprintable() else repr(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sar2eo.errors import SettingsError
-from sar2eo.settings.schema import InvalidSettingsError, Settings, display_name, settings_of
+from sar2eo.settings.schema import InvalidSettingsError, Settings, quote_name, settings_of
 
 __all__ = ["apply_overrides", "from_table", "read_recipe"]
 
@@ -56,7 +56,7 @@ def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[s
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise SettingsError(
-                f"--set {display_name(pair)}: must be key=value, as in translate.settings.steps=10"
+                f"--set {quote_name(pair)}: must be key=value, as in translate.settings.steps=10"
             )
         try:
             value = tomllib.loads(f"value = {text}")["value"]
@@ -77,7 +77,7 @@ def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
     for each in inner if isinstance(inner, list) else [inner]:
         if not isinstance(each, dict) or not rest:
             raise SettingsError(
-                f"--set {display_name(pair)}: {display_name(first)} is not a table of the recipe"
+                f"--set {quote_name(pair)}: {quote_name(first)} is not a table of the recipe"
             )
         _set(each, rest, value, pair)
 
@@ -107,7 +107,7 @@ def from_table(kind: type[Record], table: Any, where: str, flags: Mapping[str, s
     fields = {each.name: each for each in settings_of(kind)}
     if unknown := sorted(set(table) - set(fields)):
         raise SettingsError(
-            f"[{where}]: unknown {', '.join(map(display_name, unknown))}; known are {', '.join(fields)}"
+            f"[{where}]: unknown {', '.join(map(quote_name, unknown))}; known are {', '.join(fields)}"
         )
     values = dict(table)
     for name, each in fields.items():
@@ -135,7 +135,7 @@ def _spell(error: InvalidSettingsError, where: str, flags: Mapping[str, str]) ->
     def pair(key: str, value: Any) -> str:
         if (text := name(key)) == key:
             return f"{key}={_as_toml(value)}"
-        return f"{text} {display_name(','.join(map(str, value)) if isinstance(value, tuple) else str(value))}"
+        return f"{text} {quote_name(','.join(map(str, value)) if isinstance(value, tuple) else str(value))}"
 
     text = error.spell(name, pair)
     return text if any(named) else f"[{where}] {text}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Flag, Names, Settings, display_name
+from sar2eo.settings.schema import Flag, Names, Settings, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -125,7 +125,7 @@ class TranslateSettings(Settings):
         for name, value in self.scaling.items() if isinstance(self.scaling, dict) else ():
             if isinstance(value, str) != (name in SCALED_AS):
                 what = "text" if name in SCALED_AS else "a number"
-                self.refuse(f"scaling.{display_name(name)}={value!r}: must be {what}")
+                self.refuse(f"scaling.{quote_name(name)}={value!r}: must be {what}")
 
 
 @dataclass(frozen=True, kw_only=True)
