@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from sar2eo.cli.options import GroupedCommand, RecipeCommand, run_options
+from sar2eo.cli.options import GroupedCommand, SettingsCommand, run_options
 from sar2eo.cli.output import format_table, say
 from sar2eo.errors import SettingsError
 from sar2eo.settings import (
@@ -25,6 +25,7 @@ from sar2eo.settings import (
     ModelInfoSettings,
     PackSettings,
     PairsRecipe,
+    Recipe,
     Settings,
     SimulateRecipe,
     TrainRecipe,
@@ -45,19 +46,16 @@ class Entry(NamedTuple):
     Parameters
     ----------
     settings : type or None
-        Settings class that its options are made from.
+        What its options are made from; a recipe may have a table of a `Recipe`.
     function : str
         Module of `sar2eo.cli` and function that runs it, "" for a group of commands.
     help : str
         A line for the overview.
-    table : bool
-        Whether a recipe may have a table of that name.
     """
 
     settings: type[Settings] | None
     function: str
     help: str
-    table: bool = False
 
     def load(self) -> Any:
         """Import the function."""
@@ -66,42 +64,31 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "build-pairs": Entry(
-        PairsRecipe, "pairs:build_pairs", "Cut SAR and EO scenes into paired chips.", table=True
-    ),
-    "coregister": Entry(
-        CoregisterRecipe, "pairs:coregister", "Move a scene to where it lies on another one.", table=True
-    ),
-    "evaluate": Entry(EvaluateRecipe, "evaluate:evaluate", "Judge a model on pairs.", table=True),
-    "evaluate-matcher": Entry(
-        MatchEvaluationRecipe, "evaluate:evaluate_matcher", "Judge a matcher on pairs.", table=True
-    ),
+    "build-pairs": Entry(PairsRecipe, "pairs:build_pairs", "Cut SAR and EO scenes into paired chips."),
+    "coregister": Entry(CoregisterRecipe, "pairs:coregister", "Move a scene onto another one."),
+    "evaluate": Entry(EvaluateRecipe, "evaluate:evaluate", "Judge a model."),
+    "evaluate-matcher": Entry(MatchEvaluationRecipe, "evaluate:evaluate_matcher", "Judge a matcher."),
     "info": Entry(InfoSettings, "translate:show_scene", "Show what a SAR scene is and how it will be read."),
     "match": Entry(MatchSettings, "pairs:match", "Find an optical image in a SAR image."),
     "model": Entry(None, "", "Make, import and describe checkpoints."),
-    "model import": Entry(
-        ImportSettings, "models:import_release", "Make a checkpoint of the C-DiffSET authors' release."
-    ),
+    "model import": Entry(ImportSettings, "models:import_release", "Import the C-DiffSET authors' release."),
     "model info": Entry(ModelInfoSettings, "models:show_model", "Show a checkpoint or a matcher."),
-    "model init": Entry(InitRecipe, "models:init_model", "Make a checkpoint to be trained.", table=True),
+    "model init": Entry(InitRecipe, "models:init_model", "Make a checkpoint to be trained."),
     "model pack": Entry(PackSettings, "models:pack_model", "Copy a trained checkpoint for others."),
     "run": Entry(None, "commands:run", "Run a recipe, a TOML file."),
-    "simulate": Entry(
-        SimulateRecipe,
-        "models:simulate",
-        "Simulate a pair of SAR and EO scenes with known truth.",
-        table=True,
-    ),
-    "train": Entry(TrainRecipe, "train:train", "Fine-tune a model on pairs.", table=True),
-    "train-matcher": Entry(MatcherRecipe, "train:train_matcher", "Train a matcher on pairs.", table=True),
-    "train-vae": Entry(VaeRecipe, "train:train_vae", "Train a VAE on the images of pairs.", table=True),
-    "translate": Entry(
-        TranslateRecipe, "translate:translate", "Translate SAR scenes into EO images (COGs).", table=True
-    ),
+    "simulate": Entry(SimulateRecipe, "models:simulate", "Simulate a pair of scenes with known truth."),
+    "train": Entry(TrainRecipe, "train:train", "Fine-tune a model on pairs."),
+    "train-matcher": Entry(MatcherRecipe, "train:train_matcher", "Train a matcher on pairs."),
+    "train-vae": Entry(VaeRecipe, "train:train_vae", "Train a VAE on the images of pairs."),
+    "translate": Entry(TranslateRecipe, "translate:translate", "Translate SAR scenes into EO images (COGs)."),
 }
 """Every command, in the order of ``sar2eo --help``; "model init" is `init` of the group `model`."""
 
-TABLES = {name.replace(" ", "-"): entry for name, entry in COMMANDS.items() if entry.table}
+TABLES = {
+    name.replace(" ", "-"): entry
+    for name, entry in COMMANDS.items()
+    if entry.settings is not None and issubclass(entry.settings, Recipe)
+}
 """Commands by the name of their table in a recipe."""
 
 
@@ -134,8 +121,7 @@ class CommandGroup(click.Group):
         found = entry.load()
         if entry.settings is None:
             return found  # type: ignore[no-any-return]
-        table = name.replace(" ", "-") if entry.table else None
-        return RecipeCommand(cmd_name, entry.settings, found, table)
+        return SettingsCommand(cmd_name, entry.settings, found, name.replace(" ", "-"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the line of each command, without importing it."""

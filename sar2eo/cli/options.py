@@ -14,11 +14,11 @@ import click
 from click.core import ParameterSource
 
 from sar2eo.errors import SettingsError
-from sar2eo.settings import Settings, apply_overrides, from_table, read_recipe
+from sar2eo.settings import Recipe, Settings, apply_overrides, from_table, read_recipe
 from sar2eo.settings.schema import Setting, arms, describe_type, settings_of
 from sar2eo.settings.vocabulary import RUN
 
-__all__ = ["RecipeCommand", "SettingType"]
+__all__ = ["SettingType", "SettingsCommand"]
 
 
 class _Option(click.Option):
@@ -178,7 +178,7 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(groups[name])
 
 
-class RecipeCommand(GroupedCommand):
+class SettingsCommand(GroupedCommand):
     """The command of a settings class.
 
     Parameters
@@ -188,17 +188,15 @@ class RecipeCommand(GroupedCommand):
         Settings class; each of its settings becomes an option.
     function : callable
         Takes the settings, and by keyword what `run_options` knows. Its docstring is the help.
-    table : str or None
-        Name of the command's table in a recipe, which ``--recipe`` and ``--set`` then fill too.
+    table : str
+        Name of its table in a recipe; of a `Recipe`, ``--recipe`` and ``--set`` fill it, too.
     """
 
-    def __init__(
-        self, name: str, kind: type[Settings], function: Callable[..., Any], table: str | None
-    ) -> None:
+    def __init__(self, name: str, kind: type[Settings], function: Callable[..., Any], table: str) -> None:
         self.kind, self.function, self.table = kind, function, table
         self.fields = {field.setting.name: field for field in _fields(kind)}
         params = [field.parameter() for field in self.fields.values()]
-        if table is not None:
+        if issubclass(kind, Recipe):
             params += [
                 _Option(
                     *("--recipe", "recipe_file"),
@@ -242,7 +240,7 @@ class RecipeCommand(GroupedCommand):
         SettingsError
             For unknown, missing or wrong values, or a file with several such tables.
         """
-        where = self.table or self.name or ""
+        where = self.table
         whole = apply_overrides({} if recipe_file is None else read_recipe(recipe_file), overrides)
         table = whole.get(where, {})
         if isinstance(table, list):

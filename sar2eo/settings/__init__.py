@@ -18,7 +18,7 @@ from sar2eo.settings.pairs import (
     PairsRecipe,
     PairsSettings,
 )
-from sar2eo.settings.schema import InvalidSettingsError, Settings, replace_settings
+from sar2eo.settings.schema import InvalidSettingsError, Recipe, Settings, replace_settings
 from sar2eo.settings.toml import apply_overrides, from_table, read_recipe
 from sar2eo.settings.training import (
     DataSettings,
@@ -65,6 +65,7 @@ __all__ = [
     "PackSettings",
     "PairsRecipe",
     "PairsSettings",
+    "Recipe",
     "RegionSettings",
     "SceneSettings",
     "Settings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Flag, Names, Settings
+from sar2eo.settings.schema import Flag, Names, Recipe, Settings
 from sar2eo.settings.vocabulary import (
     INPUT,
     OUTPUT,
@@ -62,7 +62,7 @@ class CardSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitRecipe(Settings):
+class InitRecipe(Recipe):
     """Make a checkpoint to be trained: the table ``[model-init]`` of a TOML recipe."""
 
     group = "Model"
@@ -115,7 +115,7 @@ class ModelInfoSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateRecipe(Settings):
+class SimulateRecipe(Recipe):
     """Simulate a pair of scenes: the table ``[simulate]`` of a TOML recipe."""
 
     group = "Scene"

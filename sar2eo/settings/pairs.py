@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Bounds, Flag, Settings, Without
+from sar2eo.settings.schema import Bounds, Flag, Recipe, Settings, Without
 from sar2eo.settings.translation import SceneSettings
 from sar2eo.settings.vocabulary import (
     INPUT,
@@ -84,10 +84,8 @@ class PairsSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsRecipe(Settings):
+class PairsRecipe(Recipe):
     """Cut scenes into pairs: the table ``[build-pairs]`` of a TOML recipe."""
-
-    group = "Output"
 
     sar: Annotated[Sources, "SAR scenes: rasters, products, folders, globs, STAC files, footprint tables."]
     eo: Annotated[Sources, "EO scenes, given in the same ways."]
@@ -144,10 +142,8 @@ class CoregisterSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoregisterRecipe(Settings):
+class CoregisterRecipe(Recipe):
     """Move one scene onto another: the table ``[coregister]`` of a TOML recipe."""
-
-    group = "Output"
 
     reference: Annotated[Source, "Scene that stays where it is and gives the grid."]
     moving: Annotated[Source, "Scene that is moved. One is SAR, the other optical."]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ __all__ = [
     "Group",
     "InvalidSettingsError",
     "Names",
+    "Recipe",
     "Setting",
     "Settings",
     "Without",
@@ -48,9 +50,18 @@ __all__ = [
 ]
 
 
+_RULES: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "multiple": ("a multiple of", lambda value, bound: value % bound == 0),
+    "least": ("at least", operator.ge),
+    "most": ("at most", operator.le),
+    "above": ("above", operator.gt),
+    "below": ("below", operator.lt),
+}
+
+
 @dataclass(frozen=True)
 class Bounds:
-    """What a number may be; an infinite `below` refuses infinity alone."""
+    """What a number may be, NaN never."""
 
     least: float | None = None
     most: float | None = None
@@ -59,27 +70,13 @@ class Bounds:
     multiple: int | None = None
 
     def allows(self, value: float) -> bool:
-        """Whether a number is within the bounds; NaN never is."""
-        return (
-            value == value
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-            and (self.multiple is None or value % self.multiple == 0)
-        )
+        """Whether a number is within the bounds."""
+        bounds = ((rule, getattr(self, name)) for name, (_, rule) in _RULES.items())
+        return all(bound is None or rule(value, bound) for rule, bound in bounds)
 
     def __str__(self) -> str:
-        parts = [] if self.multiple is None else [f"a multiple of {self.multiple}"]
-        if self.least is not None and self.most is not None:
-            parts.append(f"from {self.least} to {self.most}")
-        elif self.least is not None:
-            parts.append(f"at least {self.least}")
-        if self.above is not None:
-            parts.append(f"above {self.above}")
-        if self.below is not None and self.below < float("inf"):
-            parts.append(f"below {self.below}")
-        return " and ".join(parts)
+        words = ((text, getattr(self, name)) for name, (text, _) in _RULES.items())
+        return " and ".join(f"{text} {bound}" for text, bound in words if bound is not None)
 
 
 class Names(str):
@@ -175,6 +172,13 @@ class Settings:
     def refuse(self, template: str) -> NoReturn:
         """Raise InvalidSettingsError with a text in which ``{name}`` stands for a setting and its value."""
         raise InvalidSettingsError(template, vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Settings):
+    """Base of the settings of a command that a TOML recipe may have a table of."""
+
+    group = "Output"
 
 
 Record = TypeVar("Record", bound=Settings)

@@ -76,9 +76,7 @@ def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
         inner, rest = inner[int(rest[0])], rest[1:]
     for each in inner if isinstance(inner, list) else [inner]:
         if not isinstance(each, dict) or not rest:
-            raise SettingsError(
-                f"--set {quote_name(pair)}: {quote_name(first)} is not a table of the recipe"
-            )
+            raise SettingsError(f"--set {quote_name(pair)}: {quote_name(first)} is not a table of the recipe")
         _set(each, rest, value, pair)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Bounds, Flag, Settings
+from sar2eo.settings.schema import Bounds, Flag, Recipe, Settings
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -142,7 +142,7 @@ class TrainSettings(LoopSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecipe(Settings):
+class RunRecipe(Recipe):
     """What every training run takes besides its settings."""
 
     group = "Run"
@@ -282,10 +282,8 @@ class EvaluateSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportRecipe(Settings):
+class ReportRecipe(Recipe):
     """What every evaluation takes besides its settings."""
-
-    group = "Output"
 
     model: Annotated[Checkpoint, "Model to judge.", MODEL]
     data: DataSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Flag, Names, Settings, quote_name
+from sar2eo.settings.schema import Flag, Names, Recipe, Settings, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -129,10 +129,8 @@ class TranslateSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslateRecipe(Settings):
+class TranslateRecipe(Recipe):
     """Translate SAR scenes: the table ``[translate]`` of a TOML recipe."""
-
-    group = "Output"
 
     scenes: Annotated[
         tuple[str, ...],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -36,8 +37,8 @@ def run(*arguments: object) -> tuple[int, str]:
 
 def test_every_setting_has_a_flag_with_its_default() -> None:
     options = {option.name: option for option in cli.get_command(click.Context(cli), "train").params}
-    for name, field in TrainSettings.__dataclass_fields__.items():
-        assert options[name].default == field.default, name
+    for field in dataclasses.fields(TrainSettings):
+        assert options[field.name].default == field.default, field.name
 
 
 def test_a_run_a_finished_run_and_a_refused_one(folder: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_values_become_what_the_fields_say() -> None:
         ({"settings": {"tile": "512"}}, ["[translate.settings] tile='512'", "must be a whole number"]),
         ({"settings": {"tile": 512.0}}, ["tile=512.0"]),
         ({"settings": {"scaling": {"VV": "high"}}}, ["scaling.VV='high'", "must be a number"]),
-        ({"settings": {"samples": True}}, ["samples=True"]),
+        ({"settings": {"samples": True}}, ["samples=true"]),
         ({"settings": {"sampler": "euler"}}, ["'ddim'", "'dpm++'"]),
         ({"settings": 5}, ["[translate.settings]", "table"]),
         ({"compress": "lzw"}, ["deflate", "zstd"]),
