@@ -158,10 +158,18 @@ def recipes() -> str:
 
 
 def names() -> str:
-    """List the public names of the package for mkdocstrings."""
+    """List the public names of the package for mkdocstrings; fields of settings are on their own page."""
     import sar2eo
 
-    return "\n\n".join(f"::: sar2eo.{name}" for name in sar2eo.__all__ if not name.startswith("__"))
+    parts = []
+    for name in sar2eo.__all__:
+        if not name.startswith("__"):
+            parts.append(f"::: sar2eo.{name}")
+        if name == "TranslateSettings":
+            parts.append(
+                "Fields: the keys of [`[translate.settings]`](settings.md#translate-settings)."
+            )
+    return "\n\n".join(parts)
 
 
 def card(folder: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -315,6 +316,8 @@ def _convert_arm(arm: Any, value: Any) -> Any:
         # TOML's whole numbers have any number of digits.
         if type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max):
             return float(value)
+    elif arm is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif type(value) is arm:
         return value
     raise TypeError
@@ -341,11 +344,11 @@ def _describe(arm: Any) -> str:
         return f"a list of {_PLURALS.get(item) or _describe(item).removeprefix('one of ')}"
     if origin is dict:
         return f"a table of {describe_type(inner[1])}"
-    return _TYPE_NAMES[arm]
+    return _TYPE_NAMES.get(arm) or str(arm.__name__)
 
 
 def describe_bounds(hint: Any) -> str:
-    """Say in words which numbers a field may have: "from 1 to 1000"."""
+    """Say in words which numbers a field may have: "at least 1 and at most 1000"."""
     items = (item for arm in arms(hint) for item in get_args(arm)[:1])
     notes = [*_notes(hint), *(note for item in items for note in _notes(item))]
     return " and ".join(str(note) for note in notes if isinstance(note, Bounds | Names))
