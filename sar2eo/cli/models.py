@@ -25,7 +25,7 @@ def init_model(recipe: InitRecipe, *, dry_run: bool) -> None:
     from sar2eo.model.creation import init_checkpoint
 
     options = dict(vars(recipe))
-    out, card = Path(options.pop("out")), options.pop("card").given()
+    out, card = Path(options.pop("out")), options.pop("card").changes()
     options |= {"name": out.name, **card}
     if dry_run:
         say(f"{out}: {'exists already' if out.exists() else 'would be made'}")
@@ -46,14 +46,14 @@ def import_release(settings: ImportSettings) -> None:
     from sar2eo.model.creation import import_checkpoint
 
     options = dict(vars(settings))
-    say(import_checkpoint(options.pop("out"), **options.pop("card").given(), **options))
+    say(import_checkpoint(options.pop("out"), **options.pop("card").changes(), **options))
 
 
 def pack_model(settings: PackSettings) -> None:
     """Copy a trained checkpoint, or a matcher, for others: half the size, with its figures on the card."""
     folder = Path(settings.folder)
     is_matcher = _is_matcher(folder)
-    fields: dict[str, Any] = settings.card.given()
+    fields: dict[str, Any] = settings.card.changes()
     if settings.report is not None:
         fields["metrics"] = _read_metrics(Path(settings.report), is_matcher)
     if is_matcher:

@@ -56,8 +56,8 @@ class CardSettings(Settings):
     licence: Annotated[str | None, "Licence of the weights."] = None
     training_data: Annotated[str | None, "What it was trained on."] = None
 
-    def given(self) -> dict[str, object]:
-        """Return the fields that are given."""
+    def changes(self) -> dict[str, object]:
+        """Return the fields that are set, as changes of a card."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 

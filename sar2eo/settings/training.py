@@ -90,7 +90,7 @@ Steps = Annotated[Count, "Optimiser steps."]
 Batch = Annotated[Count, "Images per device and pass."]
 LearningRate = Annotated[Positive, "Peak learning rate."]
 Crop = Annotated[Count, "Side of random crops in pixels; smaller images are taken whole."]
-Decay = Annotated[Fraction, "Decay of the averaged weights that are validated and kept; 0: none."]
+Ema = Annotated[Fraction, "Decay of the averaged weights that are validated and kept; 0: none."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class LoopSettings(Settings):
     max_grad_norm: Annotated[Positive, "Norm to which longer gradients are clipped."] = 1.0
     crop: Crop
     seed: Annotated[Seed, "Seed of order, crops, noise and timesteps."] = 2025
-    ema: Decay
+    ema: Ema
     device: Device = "auto"
     dtype: Dtype = "auto"
     threads: Threads = None
@@ -134,7 +134,7 @@ class TrainSettings(LoopSettings):
     crop: Crop = 512
     gain_jitter: Annotated[Fraction, "Largest random change of the SAR's brightness, a share."] = 0.0
     dropout: Annotated[Fraction, "Share of values left out, against learning few pairs by heart."] = 0.0
-    ema: Decay = 0.9999
+    ema: Ema = 0.9999
     gradient_checkpointing: Annotated[bool, "Less memory, a third more time."] = False
     cache_latents: Annotated[bool, "Encode fixed crops once, before training."] = False
     crops: Annotated[Count, "Fixed crops of each image in a cache, each in 8 orientations."] = 4
@@ -194,7 +194,7 @@ class VaeSettings(LoopSettings):
     batch: Batch = 8
     lr: LearningRate = 4e-4
     crop: Crop = 256
-    ema: Decay = 0.999
+    ema: Ema = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class MatcherSettings(LoopSettings):
     batch: Batch = 16
     lr: LearningRate = 5e-4
     crop: Annotated[Side, "Side of the search images in pixels."] = 256
-    ema: Decay = 0.998
+    ema: Ema = 0.998
 
     def _check(self) -> None:
         super()._check()
@@ -258,7 +258,7 @@ class EvaluateSettings(Settings):
 
     group = "Evaluation"
 
-    split: Annotated[Split, "Split whose pairs are taken.", INPUT] = "test"
+    split: Annotated[Split, "Split that is judged.", INPUT] = "test"
     metrics: Annotated[Metrics, "Some of psnr, ssim, scc, lpips, fid."] = ("psnr", "ssim", "scc")
     protocol: Annotated[Protocol, "How images become 0..1: the usual way, or the release's."] = "usual"
     steps: CardSteps = None
@@ -304,7 +304,7 @@ class MatchEvaluationSettings(Settings):
 
     group = "Evaluation"
 
-    split: Annotated[Split, "Split whose pairs are taken.", INPUT] = "test"
+    split: Annotated[Split, "Split that is judged.", INPUT] = "test"
     against: Annotated[
         tuple[Literal["structure", "phase", "ncc"], ...],
         "Methods that are not learned, in the same table: structure, phase, ncc.",

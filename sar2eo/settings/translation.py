@@ -55,9 +55,11 @@ class SceneSettings(Settings):
 
     group = "Scene"
 
-    polarisations: Annotated[Polarisations | None, "Those of the bands, or which of them to take."] = None
+    polarisations: Annotated[Polarisations | None, "Polarisations of the bands, or the ones to take."] = None
     quantity: Annotated[Quantity | None, "What the values are, where the file does not say."] = None
-    calibration: Annotated[Calibration | None, "Their calibration, where the file does not say."] = None
+    calibration: Annotated[Calibration | None, "Calibration of the values, where the file does not say."] = (
+        None
+    )
     calibrate: Annotated[
         Literal["beta0", "sigma0", "gamma0"] | None,
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
