@@ -177,3 +177,8 @@ class MatchSettings(Settings):
     out: Annotated[Folder | None, "New folder for match.json and pictures.", OUTPUT] = None
     overwrite: Annotated[bool, "Replace an earlier match in the folder.", OUTPUT] = False
     json: Annotated[bool, "Print JSON.", OUTPUT] = False
+
+    def _check(self) -> None:
+        for name in ("model", "steps", "scaling"):
+            if self.method != "dcdm" and getattr(self, name) is not None:
+                self.refuse(f"{{{name}}}: goes with method dcdm, not with {self.method}")

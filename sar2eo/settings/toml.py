@@ -107,17 +107,18 @@ def from_table(kind: type[Record], table: Any, where: str, flags: Mapping[str, s
         raise SettingsError(
             f"[{where}]: unknown {', '.join(map(quote_name, unknown))}; known are {', '.join(fields)}"
         )
-    values = dict(table)
-    for name, each in fields.items():
-        if each.table is not None and (name in table or each.default is dataclasses.MISSING):
-            values[name] = from_table(each.table, table.get(name, {}), f"{where}.{name}", flags)
-    missing = [n for n, each in fields.items() if n not in values and each.default is dataclasses.MISSING]
-    if missing:
+    required = {name: each for name, each in fields.items() if each.default is dataclasses.MISSING}
+    if missing := [name for name, each in required.items() if name not in table and each.table is None]:
         named = ", ".join(flags.get(f"{where}.{name}", name) for name in missing)
         by_flag = all(f"{where}.{name}" in flags for name in missing)
         raise SettingsError(f"missing {named}" if by_flag else f"[{where}]: missing {named}")
+    tables = {name: each.table for name, each in fields.items() if each.table and name in {*table, *required}}
+    for name in tables:
+        if not isinstance(table.get(name, {}), dict):
+            raise SettingsError(f"[{where}.{name}]: must be a table, not {table[name]!r}")
+    inner = {n: from_table(of, table.get(n, {}), f"{where}.{n}", flags) for n, of in tables.items()}
     try:
-        return kind(**values)
+        return kind(**{**table, **inner})
     except InvalidSettingsError as error:
         raise SettingsError(_spell(error, where, flags)) from error
 
