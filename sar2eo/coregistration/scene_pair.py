@@ -22,13 +22,13 @@ from sar2eo.errors import (
     RadiometryError,
     SceneError,
     SettingsError,
-    misfit,
+    refuse_misfit,
 )
-from sar2eo.geo.chip_lattice import Cell, on_grid, outlines
+from sar2eo.geo.chip_lattice import Cell, cell_boxes, project_to_grid
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import nearest_polarisation, to_amplitude
 from sar2eo.matching.dcdm.matcher_card import MatcherCard
-from sar2eo.scenes.extent import scene_footprint
+from sar2eo.scenes.extent import read_footprint
 from sar2eo.scenes.gdal import gdal_path
 from sar2eo.scenes.optical import EoScene, open_eo_scene
 from sar2eo.scenes.raster import open_raster
@@ -159,7 +159,7 @@ def open_pair(
     if not first.grid.north_up:
         raise GeoreferenceError(f"{reference}: its grid is not north-up: warp it first, or let it be moved")
     areas = [
-        scene_footprint(Source(one.href), outline).area
+        read_footprint(Source(one.href), outline).area
         for one, outline in ((first, first_outline), (second, second_outline))
     ]
     shared = shapely.intersection(*areas)
@@ -170,13 +170,13 @@ def open_pair(
         raise CoregistrationError(
             f"{reference} and {moving} share no place (west, south, east, north: {places}): is a CRS wrong?"
         )
-    return ScenePair(first, second, on_grid(shared, first.grid))
+    return ScenePair(first, second, project_to_grid(shared, first.grid))
 
 
 def _opened(
     href: str, scene: SceneSettings, eo_range: tuple[float, float], *, own_grid: bool
 ) -> tuple[Scene, EoScene | xr.DataArray]:
-    """Open a scene as what it is, and as what `scene_footprint` takes."""
+    """Open a scene as what it is, and as what `read_footprint` takes."""
     refused = None
     if not _names_polarisations(href):
         try:
@@ -237,7 +237,7 @@ def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
     cells = [Cell(i, j, top + i * side, left + j * side) for i in range(down) for j in range(across)]
     if not cells:
         return []
-    boxes = outlines(cells, grid, side)
+    boxes = cell_boxes(cells, grid, side)
     shares = shapely.area(shapely.intersection(pair.overlap, boxes)) / shapely.area(boxes)
     found = [cell for cell, share in zip(cells, shares, strict=True) if share > _COARSE * LEAST_VALID]
     return _spread(found, most)
@@ -249,7 +249,7 @@ def _spread(cells: Sequence[Cell], most: int) -> list[Cell]:
     return [cells[at] for at in np.linspace(0, len(cells) - 1, most).round().astype(int)]
 
 
-_misfit = partial(misfit, verb="matches")
+_misfit = partial(refuse_misfit, verb="matches")
 
 
 def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import PairsError, PolarisationError
-from sar2eo.geo.chip_lattice import Cell, cells_of
+from sar2eo.geo.chip_lattice import Cell, list_cells
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.shifts import Aligner, Displacement, FloatArray
@@ -42,7 +42,7 @@ def neighbourhoods(grid: Grid, side: int, within: Any) -> list[Cell]:
     list of Cell
         At most 600, spread evenly.
     """
-    found = cells_of(grid, size=side, stride=max(1, side // 2), within=within, min_valid=_LEAST_VALID)
+    found = list_cells(grid, size=side, stride=max(1, side // 2), within=within, min_valid=_LEAST_VALID)
     if len(found) <= _MOST:
         return found
     chosen = np.linspace(0, len(found) - 1, _MOST).round().astype(int)

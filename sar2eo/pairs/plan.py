@@ -16,9 +16,9 @@ import xarray as xr
 
 from sar2eo.compute.dask_run import compute_keys
 from sar2eo.errors import PairsError, SettingsError
-from sar2eo.geo.chip_lattice import Cell, cells_of, on_grid
+from sar2eo.geo.chip_lattice import Cell, list_cells, project_to_grid
 from sar2eo.scenes import parse_source
-from sar2eo.scenes.extent import SceneFootprint, known_source, scene_footprint
+from sar2eo.scenes.extent import SceneFootprint, complete_source, read_footprint
 from sar2eo.scenes.identity import digest
 from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.optical import EoScene, open_eo_scene
@@ -60,7 +60,7 @@ class Scenes:
         how = dataclasses.asdict(aligner) if is_record else {}
         opened: tuple[Sequence[Any], ...] = self.arrays, self.eo
         said = [
-            [_told(known_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
+            [_told(complete_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
             for sources, role in zip(self.sources, opened, strict=True)
         ]
         return {
@@ -124,7 +124,7 @@ class _Outlining:
     scene: Any
 
     def run(self, store: PartStore | None) -> str:
-        area = scene_footprint(self.source, self.scene).area
+        area = read_footprint(self.source, self.scene).area
         text = str(shapely.to_wkb(area, hex=True))
         if store is not None:
             store.save(self.name, text)
@@ -207,7 +207,7 @@ def survey(
     footprints = []
     for task in tasks:
         area = shapely.from_wkb(found[task.name])
-        placed = scene_footprint(dataclasses.replace(task.source, footprint=area), task.scene)
+        placed = read_footprint(dataclasses.replace(task.source, footprint=area), task.scene)
         footprints.append(placed)
     return footprints[: len(scenes.sar)], footprints[len(scenes.sar) :]
 
@@ -231,8 +231,8 @@ def meetings(
 
 def _meeting(scenes: Scenes, candidate: Candidate, settings: PairsSettings) -> Meeting:
     grid = scenes.sar[candidate.sar].grid
-    within = on_grid(candidate.overlap, grid)
-    cells = cells_of(
+    within = project_to_grid(candidate.overlap, grid)
+    cells = list_cells(
         grid, size=settings.size, stride=settings.stride, within=within, min_valid=settings.min_valid
     )
     return Meeting(candidate.sar, candidate.eo, candidate.day_gap, candidate.overlap, within, cells)

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from sar2eo.settings.schema import Bounds, Flag, Group, Names
 
 Quantity = Literal["dn", "amplitude", "intensity", "db"]
-"""What the values are: digital numbers proportional to amplitude, amplitude, power, or 10 log10 of power."""
+"""Digital numbers proportional to amplitude; amplitude; its square; or 10 log10 of its square."""
 
 Calibration = Literal["none", "beta0", "sigma0", "gamma0", "rtc"]
-"""What they are calibrated to; rtc is radiometrically terrain-corrected gamma0."""
+"""What the values refer to; rtc is radiometrically terrain-corrected gamma0."""
 
 Polarisation = Literal["HH", "HV", "VH", "VV"]
 """Transmit, then receive."""
