@@ -145,11 +145,6 @@ def read_stages(tables: dict[str, Any]) -> list[Stage]:
     tables : dict
         The whole file. A command that runs several times is an array of tables, ``[[train]]``, whose runs
         follow each other where the first one stands.
-
-    Raises
-    ------
-    SettingsError
-        For a table that is no command's, for keys or values that it does not know, or if there is no table.
     """
     if not tables:
         raise SettingsError(f"the recipe is empty: it must have tables of {', '.join(TABLES)}")

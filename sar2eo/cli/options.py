@@ -233,13 +233,7 @@ class SettingsCommand(GroupedCommand):
         self.function(self.read_settings(recipe_file, overrides), **options)
 
     def read_settings(self, recipe_file: Path | None, overrides: tuple[str, ...]) -> Settings:
-        """Build the settings: flags come before overrides, and those before the file.
-
-        Raises
-        ------
-        SettingsError
-            For unknown, missing or wrong values, or a file with several such tables.
-        """
+        """Build the settings: flags come before overrides, and those before the file."""
         where = self.table
         whole = apply_overrides({} if recipe_file is None else read_recipe(recipe_file), overrides)
         table = whole.get(where, {})

@@ -236,13 +236,7 @@ def settings_of(kind: type[Settings]) -> Iterator[Setting]:
 
 
 def replace_settings(settings: Record, changes: dict[str, Any]) -> Record:
-    """Return settings with changes.
-
-    Raises
-    ------
-    SettingsError
-        For a name that they do not have, or a value that is not allowed.
-    """
+    """Return settings with changes."""
     known = [field.name for field in dataclasses.fields(settings)]
     if unknown := sorted(set(changes) - set(known)):
         raise SettingsError(f"unknown {', '.join(unknown)}; known are {', '.join(known)}")

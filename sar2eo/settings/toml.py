@@ -20,13 +20,7 @@ _LARGEST_BYTES = 1 << 20  # a thousand times what a recipe takes: the name of so
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a TOML recipe as plain tables.
-
-    Raises
-    ------
-    SettingsError
-        If it cannot be read or is not TOML.
-    """
+    """Read a TOML recipe as plain tables."""
     try:
         # Reading a pipe or a device would never end.
         if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST_BYTES):
@@ -45,11 +39,6 @@ def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[s
 
     In an array of tables a number picks one of them, as in ``train.0.settings.steps=10``; without it
     all are set.
-
-    Raises
-    ------
-    SettingsError
-        If a pair has no ``=``, or its key runs through something that is not a table.
     """
     result = copy.deepcopy(table)
     for pair in overrides:
@@ -93,11 +82,6 @@ def from_table(kind: type[Record], table: Any, where: str, flags: Mapping[str, s
         Name of the table, for messages.
     flags : mapping of str to str, optional
         Dotted keys that messages name by their flag, as in ``{"train.settings.steps": "--steps"}``.
-
-    Raises
-    ------
-    SettingsError
-        For unknown or missing keys, and values that are not allowed.
     """
     flags = flags or {}
     if not isinstance(table, dict):
