@@ -293,9 +293,9 @@ def test_ablations_make_other_networks(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"template": 64, "crop": 64}, "the template smaller"),
-        ({"template": 40}, "multiples of 32"),
-        ({"widths": (16,)}, "two positive multiples of 16"),
+        ({"template": 64, "crop": 64}, "must be smaller than crop=64"),
+        ({"template": 40}, "template=40: must be a multiple of 32"),
+        ({"widths": (16,)}, "must be two numbers"),
         ({"negatives": 1.5}, "negatives"),
         ({"false_accepts": 0.0}, "false_accepts"),
         ({"position": -1.0}, "position"),
