@@ -62,9 +62,9 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases 
         if not isinstance(value, str):
             return value
         if any(get_origin(kind) is dict for kind in self.kinds):
-            from sar2eo.translation.job import scaling_of
+            from sar2eo.translation.provenance import read_scaling
 
-            return scaling_of(value)
+            return read_scaling(value)
         names, expected = self.setting.names, describe_type(self.setting.type)
         if self.is_list:
             (item,) = arms(get_args(self.kinds[0])[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os.path
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,11 @@ def coregister(recipe: CoregisterRecipe, *, workers: int, scheduler: str | None,
     """  # noqa: D301  (click's mark for lines that stay as they are)
     from sar2eo.compute import cluster
     from sar2eo.coregistration import registration
-    from sar2eo.translation.job import is_there
 
     with cluster.running(workers=workers, scheduler=scheduler):
         if scheduler is not None:
             sources = [recipe.reference, recipe.moving, *filter(None, [recipe.settings.model])]
-            existing = [path.absolute() for path in map(Path, sources) if is_there(path)]
+            existing = [Path(name).absolute() for name in sources if os.path.exists(name)]  # noqa: PTH110
             # Tie points are kept beside the result.
             existing.append(Path(recipe.out).absolute().parent)
             cluster.check_workers(paths=existing, device=recipe.settings.device)

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,26 +41,26 @@ def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, d
     """
     from sar2eo.compute import cluster
     from sar2eo.translation import archive, plan
-    from sar2eo.translation.job import resolve, shared_paths, single_job
+    from sar2eo.translation.dataset import resolve_spec
 
-    single = single_job(recipe) is not None
+    target = plan.find_target(recipe)
+    single = target.single is not None
     with cluster.running(workers=workers, scheduler=scheduler):
         if recipe.settings.threads is None:
             threads = cluster.threads_per_worker(workers, scheduler)
             settings = dataclasses.replace(recipe.settings, threads=threads)
             recipe = dataclasses.replace(recipe, settings=settings)
-        spec = resolve(recipe)
+        spec = resolve_spec(recipe.model, recipe.settings)
 
         def check(entries: Sequence[Entry]) -> None:
             if scheduler is not None:
-                jobs = [entry.job for entry in entries if entry.status == "pending" and entry.job]
-                tmp = None if recipe.tmp is None else Path(recipe.tmp)
-                cluster.check_workers(paths=shared_paths(jobs, spec, tmp), device=spec.device)
+                paths = plan.find_shared_paths(entries, recipe, spec)
+                cluster.check_workers(paths=paths, device=spec.device)
             allow_resuming()
 
-        with ProgressLine(_tiles) as progress:
+        with ProgressLine(_format_progress) as progress:
             if dry_run:
-                entries = plan.plan(recipe, spec, progress=progress)
+                entries = plan.plan(recipe, spec, target, progress=progress)
                 check(entries)
                 progress.clear()
                 _show_estimate(entries, recipe, spec, single=single)
@@ -69,12 +68,12 @@ def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, d
                 return
             report = _SceneReporter(progress, single=single)
             started = time.perf_counter()
-            entries = archive.run(recipe, spec, planned=check, told=report, progress=progress)
+            entries = archive.run(recipe, spec, target, planned=check, report=report, progress=progress)
     if single:
         if entries[0].error is not None:
             raise entries[0].error
         return
-    say(_table(archive.summary(entries, time.perf_counter() - started)))
+    say(_table(archive.summarise(entries, time.perf_counter() - started)))
     _exit_if_failed(entries)
 
 
@@ -96,9 +95,8 @@ def _show_estimate(
     (entry,) = entries
     if entry.error is not None:
         raise entry.error
-    assert entry.job is not None  # noqa: S101  (it has not failed)
     skipped = entry.status == "skipped"
-    click.echo(format_table({"status": entry.status} if skipped else estimate(entry.job, recipe, spec)))
+    click.echo(format_table({"status": entry.status} if skipped else estimate(entry, recipe, spec)))
 
 
 class _SceneReporter:
@@ -109,11 +107,10 @@ class _SceneReporter:
 
     def __call__(self, entry: Entry) -> None:
         self.progress.clear()
-        path = None if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo)
         if entry.status == "done" and entry.report is not None:
-            say(_summary(path, entry.report))
+            say(_summary(entry.output, entry.report))
         elif entry.status == "skipped":
-            say(f"{path}: done before by the same settings (--restart makes it anew)")
+            say(f"{entry.output}: done before by the same settings (--restart makes it anew)")
         elif not self.single:
             say(f"Error: {entry.name}: {entry.reason}", err=True)
 
@@ -132,7 +129,7 @@ def _table(summary: Mapping[str, Any]) -> str:
 
 
 def _summary(path: Any, report: Mapping[str, Any]) -> str:
-    tiles, seconds = report["windows"], report["seconds"]
+    tiles, seconds = report["tiles"], report["seconds"]
     resumed = f", {tiles['resumed']} were done before" if tiles["resumed"] else ""
     return (
         f"{path}: {report['megapixels']:.1f} megapixels in {seconds['total']:.1f} s, "
@@ -140,11 +137,11 @@ def _summary(path: Any, report: Mapping[str, Any]) -> str:
     )
 
 
-def _tiles(counts: Mapping[str, float], seconds: float) -> str:
+def _format_progress(counts: Mapping[str, float], seconds: float) -> str:
     if "scenes_seen" in counts:
         return f"looked at {counts['scenes_seen']:.0f} of {counts['scenes']:.0f} scenes"
-    done = counts.get("windows_translated", 0) + counts.get("windows_skipped", 0)
-    total = counts["windows_total"]
+    done = counts.get("tiles_translated", 0) + counts.get("tiles_skipped", 0)
+    total = counts["tiles_total"]
     rate = done / max(counts.get("seconds", seconds), 1e-9)
     left = f", {format_duration((total - done) / rate)} left" if done else ""
     several = counts.get("scenes", 1) > 1

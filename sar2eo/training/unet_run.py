@@ -27,8 +27,7 @@ from sar2eo.model.stable_diffusion import (
     pretrained_vae,
 )
 from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, replace_settings
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask

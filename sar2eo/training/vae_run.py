@@ -11,8 +11,7 @@ import numpy as np
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.model.stable_diffusion import pretrained_vae
 from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, replace_settings
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_run import parts_sha256

@@ -75,8 +75,8 @@ def test_progress_renews_a_line_on_a_terminal_and_is_plain_otherwise(
     monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
     stream = Terminal(live)
     monkeypatch.setattr(output.sys, "stderr", stream)
-    counts = {"windows_total": 40, "windows_translated": 8, "windows_skipped": 2}
-    with output.ProgressLine(translate._tiles) as line:
+    counts = {"tiles_total": 40, "tiles_translated": 8, "tiles_skipped": 2}
+    with output.ProgressLine(translate._format_progress) as line:
         for clock[0] in (101.0, 140.0, 150.0):
             line(counts)
     told = stream.getvalue()

@@ -28,9 +28,8 @@ from sar2eo.model.checkpoint import write_part
 from sar2eo.model.network import create_vae, encode_images
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings
 from sar2eo.training import matcher_task
-from sar2eo.training.matcher_run import prepare_matcher_training, train_matcher
+from sar2eo.training.matcher_run import prepare_matcher_training, threshold_for, train_matcher
 from sar2eo.training.matcher_task import MatcherTask
-from sar2eo.training.matcher_threshold import threshold_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

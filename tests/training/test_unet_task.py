@@ -25,7 +25,7 @@ from sar2eo.model.checkpoint import Checkpoint, load_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.network import encode_images, split_prediction
 from sar2eo.settings import DataSettings, TrainSettings, VaeSettings
-from sar2eo.training.accelerator import create_accelerator
+from sar2eo.training.loop import create_accelerator
 from sar2eo.training.phase import Phase
 from sar2eo.training.task import Batch, contact_sheet
 from sar2eo.training.unet_run import train
