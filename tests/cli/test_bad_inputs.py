@@ -99,7 +99,7 @@ class Apart:
 
 
 def _serve(pipe: Any) -> None:
-    for name in ("info", "translate"):
+    for name in ("translate",):
         importlib.import_module(f"sar2eo.cli.{name}")
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + ADDRESSES, held + ADDRESSES))
