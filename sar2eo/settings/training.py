@@ -265,12 +265,8 @@ class EvaluateSettings(Settings):
     sweep_steps: SweepSteps = ()
     upper_bound: Annotated[bool, "Judge the VAE's own reconstruction of the truth, too."] = False
     against: Annotated[Models, "Further models, or the baselines."] = ("mean-colour", "sar-grey")
-    lpips_weights: Annotated[
-        File | None, "AlexNet's weights, .safetensors; without them LPIPS is left out."
-    ] = None
-    fid_weights: Annotated[
-        File | None, "Inception's weights, .safetensors; without them FID is left out."
-    ] = None
+    lpips_weights: Annotated[File | None, "AlexNet's weights, .safetensors; else no LPIPS."] = None
+    fid_weights: Annotated[File | None, "Inception's weights, .safetensors; else no FID."] = None
     limit: Limit = None
     seed: Annotated[Seed, "Seed of the noise."] = 2025
     device: Device = "auto"
