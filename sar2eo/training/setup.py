@@ -14,8 +14,14 @@ from accelerate import Accelerator
 from sar2eo.compute.cluster import available_cores
 from sar2eo.datasets import Augmentation, Order, PairsDataset, batches, collate, open_dataset
 from sar2eo.errors import PairsError, TrainingWarning
-from sar2eo.settings import DataSettings, LoopSettings, MatcherRecipe, TrainRecipe, VaeRecipe
-from sar2eo.settings.toml import changed
+from sar2eo.settings import (
+    DataSettings,
+    LoopSettings,
+    MatcherRecipe,
+    TrainRecipe,
+    VaeRecipe,
+    replace_settings,
+)
 from sar2eo.training.loop import Outcome, Progress, describe_run, run_loop
 from sar2eo.training.run_folder import RunFolder
 from sar2eo.training.task import Batch, Task
@@ -98,7 +104,7 @@ def build_recipe(
     """
     return kind(
         data=data if isinstance(data, DataSettings) else DataSettings(pairs=str(data)),
-        settings=changed(settings, changes),
+        settings=replace_settings(settings, changes),
         **{name: None if path is None else str(path) for name, path in paths.items()},
     )
 

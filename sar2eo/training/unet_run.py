@@ -17,19 +17,12 @@ from torch import Tensor
 from sar2eo.compute.dask_run import peak_rss_bytes
 from sar2eo.datasets import Augmentation, PairsDataset, build_latent_cache, collate, open_dataset
 from sar2eo.errors import TrainingWarning
-from sar2eo.model.card import CARD_NAME, Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint
-from sar2eo.model.checkpoint_files import files_sha256, folder_sha256, wants_prompt
-from sar2eo.model.diffusion import schedule_config
-from sar2eo.model.network import adapt_unet, encode_images
-from sar2eo.model.stable_diffusion import (
-    embed_prompt,
-    find_base,
-    pretrained_schedule,
-    pretrained_unet,
-    pretrained_vae,
-)
-from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, checked
+from sar2eo.model.creation import adapt_base, find_base
+from sar2eo.model.folder import ModelFolder, hash_files
+from sar2eo.model.network import encode_images
+from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings
 from sar2eo.training.loop import Outcome, Progress, create_accelerator, describe_environment
 from sar2eo.training.phase import Phase
 from sar2eo.training.setup import Preparation, build_recipe, check_identity, open_held_out, training_batches
@@ -110,7 +103,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
 
     Nothing is written: latents are cached when the loop asks for the first batch.
     """
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     accelerator = create_accelerator(settings)
     pairs = open_dataset(recipe.data, "train", augmentation=_create_augmentation(settings))
     held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True), pairs)
@@ -188,10 +181,10 @@ def _create_loader(
     return cached
 
 
-def _create_card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> Card:
+def _create_card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> TranslatorCard:
     """Create the card of the result: radiometry of the pairs, sampling of the base."""
     base = checkpoint.card
-    if base.training_data != Card.training_data and base.channels != pairs.channels:
+    if base.training_data != TranslatorCard.training_data and base.channels != pairs.channels:
         warnings.warn(
             f"the base was trained on {_format_channels(base.channels)}, these pairs have "
             f"{_format_channels(pairs.channels)}: pairs with the base's polarisations would suit it better",
@@ -230,31 +223,23 @@ class Base(NamedTuple):
 
     def load(self) -> Checkpoint:
         """Load the base in float32; a Stable Diffusion U-Net is adapted to C-DiffSET."""
-        if (self.folder / CARD_NAME).is_file():
+        if (self.folder / TranslatorCard.file_name).is_file():
             return load_checkpoint(self.folder)
-        raw = pretrained_schedule(self.folder)
-        unet = adapt_unet(pretrained_unet(self.folder))
-        return Checkpoint(
-            unet=unet,
-            vae=pretrained_vae(self.folder),
-            schedule=schedule_config(raw, set_alpha_to_one=True),
-            prompt_embeds=embed_prompt(self.folder) if wants_prompt(unet.config) else None,
-            card=Card(name=self.folder.name, prediction_type=raw.get("prediction_type", "epsilon")),
-        )
+        return adapt_base(self.folder)
 
 
 def open_base(base: str | Path, revision: str | None = None) -> Base:
     """Find a base, download it if it is a hub id, and hash its files."""
     folder = find_base(base, revision)
-    if (folder / CARD_NAME).is_file():
-        return Base(folder, folder_sha256(folder))
+    if (folder / TranslatorCard.file_name).is_file():
+        return Base(folder, ModelFolder(folder, TranslatorCard).sha256())
     return Base(folder, parts_sha256(folder, _PARTS))
 
 
 def parts_sha256(folder: Path, parts: Iterable[str]) -> str:
     """Hash the files in some folders of a checkpoint, such as its ``vae/``."""
     found = (path for part in parts for path in (folder / part).glob("*") if path.is_file())
-    return files_sha256(folder, sorted(found))
+    return hash_files(folder, sorted(found))
 
 
 _STATE_BYTES = 16  # of a trained weight: weight, average, two moments

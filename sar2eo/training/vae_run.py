@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
-from sar2eo.model.stable_diffusion import pretrained_vae
-from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, checked
+from sar2eo.model.creation import load_vae
+from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, build_recipe, check_identity, open_held_out, training_batches
 from sar2eo.training.task import Batch
@@ -66,11 +66,11 @@ def run_vae_training(recipe: VaeRecipe, *, progress: Progress | None = None) -> 
 
 def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     """Open pairs and base, and check them against settings and run folder; nothing is written."""
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
-    base = None if recipe.base is None else pretrained_vae(Path(recipe.base))
+    base = None if recipe.base is None else load_vae(Path(recipe.base))
     task = VaeTask(settings, lambda: _load_measured(whole), base)
     whole = _centre_crop(pairs, task.factor)
     held_out = open_held_out(recipe.data, Augmentation(centre=True), pairs)

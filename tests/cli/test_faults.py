@@ -281,7 +281,7 @@ def test_a_report_that_was_cut_short_is_taken_over(case: Case) -> None:
     assert case.run(out, *flags, on=rf"replace {report.name}").code == -signal.SIGKILL
     assert not report.exists()
     case.resume(out, "--restart", "--overwrite", *flags)
-    assert json.loads(report.read_text())["windows"]["total"] == 20
+    assert json.loads(report.read_text())["tiles"]["total"] == 20
     assert not list(report.parent.glob(".*"))
 
 
@@ -392,7 +392,7 @@ def test_a_damaged_block_is_made_again(case: Case, damage: Callable[[Path], None
     damage(random.Random(SEED).choice(blocks))
     report = out.with_suffix(".json")
     case.resume(out, "--report", report)
-    windows = json.loads(report.read_text())["windows"]
+    windows = json.loads(report.read_text())["tiles"]
     assert windows["translated"] > 0
     assert windows["resumed"] > 0
 
@@ -729,9 +729,7 @@ class Pairs:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
-    with Launcher(
-        tmp_path_factory.mktemp("told"), ["sar2eo.cli.build_pairs", "sar2eo.pairs.builder"]
-    ) as launcher:
+    with Launcher(tmp_path_factory.mktemp("told"), ["sar2eo.cli.pairs", "sar2eo.pairs.builder"]) as launcher:
         yield Pairs(launcher, tmp_path_factory.mktemp("pairs"))
 
 
