@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from sar2eo.errors import PairsError, Sar2eoError, SettingsError
 
@@ -27,18 +27,15 @@ Batch = dict[str, Any]
 
 
 class Samples(Dataset[dict[str, Any]], ABC):
-    """Samples by index and epoch: pairs, or their latents.
+    """Samples by index and epoch: pairs, or their latents; ``samples[index]`` is of epoch 0.
 
     Attributes
     ----------
     ids : tuple of str
         Names of the pairs.
-    epoch : int
-        Epoch of ``samples[index]``.
     """
 
     ids: tuple[str, ...]
-    epoch: int = 0
 
     @abstractmethod
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
@@ -47,12 +44,8 @@ class Samples(Dataset[dict[str, Any]], ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of ``samples[index]``."""
-        self.epoch = epoch
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.sample(index, self.epoch)
+        return self.sample(index, 0)
 
 
 @dataclass(frozen=True)
@@ -115,17 +108,6 @@ class _ByEpoch(Dataset["dict[str, Any] | Sar2eoError"]):
             return error
 
 
-class _Steps(Sampler[list[tuple[int, int]]]):
-    def __init__(self, order: Order, steps: range) -> None:
-        self.order, self.steps = order, steps
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return map(self.order.indices, self.steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
 def batches(
     samples: Samples, order: Order, start_step: int, stop_step: int, workers: int = 0, *, pin: bool = False
 ) -> Iterator[Batch]:
@@ -146,7 +128,7 @@ def batches(
     """
     loader = DataLoader(
         _ByEpoch(samples),
-        batch_sampler=_Steps(order, range(start_step, stop_step)),
+        batch_sampler=map(order.indices, range(start_step, stop_step)),
         num_workers=workers,
         collate_fn=_collate_or_error,
         worker_init_fn=_ignore_signals,

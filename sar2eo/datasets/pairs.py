@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from sar2eo.errors import PairsError
 from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
 from sar2eo.model.card import ModelCard
 
-__all__ = ["Pair", "PairsDataset", "Raster", "read_picture", "read_raster"]
+__all__ = ["Pair", "PairsDataset", "read_picture", "read_raster"]
 
 _CACHE_BYTES = 512 * 2**20
 _SAMPLED_FILES, _SAMPLED_BYTES = 32, 65536
@@ -281,15 +281,8 @@ def _to_tensor(values: FloatArray, place: Place) -> Tensor:
     return torch.from_numpy(np.array(orient(values, place.orientation), order="C"))
 
 
-class Raster(NamedTuple):
-    """Values (band, row, col) and their validity (row, col)."""
-
-    values: npt.NDArray[Any]
-    valid: npt.NDArray[np.bool_]
-
-
-def read_raster(path: Path) -> Raster:
-    """Read a GeoTIFF with its mask; GDAL scale and offset are applied."""
+def read_raster(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read the values (band, row, col) and validity (row, col) of a GeoTIFF; scale and offset are applied."""
     import rasterio
     from rasterio.errors import RasterioError
 
@@ -302,10 +295,11 @@ def read_raster(path: Path) -> Raster:
     except (RasterioError, OSError) as error:
         raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
     if any(scale != 1 for scale in scales) or any(offsets):
-        values = values * _by_band(scales) + _by_band(offsets)
+        scale, offset = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (scales, offsets))
+        values = values * scale + offset
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
-    return Raster(values, valid)
+    return values, valid
 
 
 def read_picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
@@ -318,10 +312,6 @@ def read_picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
     except (UnidentifiedImageError, OSError) as error:
         raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
     return np.moveaxis(np.atleast_3d(values), -1, 0)
-
-
-def _by_band(numbers: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    return np.asarray(numbers, np.float32)[:, None, None]
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
@@ -29,7 +29,7 @@ from sar2eo.training.setup import Preparation, build_recipe, check_identity, ope
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask
 
-__all__ = ["Base", "open_base", "parts_sha256", "plan_training", "prepare_training", "run_training", "train"]
+__all__ = ["hash_parts", "plan_training", "prepare_training", "run_training", "train"]
 
 _ENCODED_AT_ONCE = 8
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
@@ -107,9 +107,11 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
     accelerator = create_accelerator(settings)
     pairs = open_dataset(recipe.data, "train", augmentation=_create_augmentation(settings))
     held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True), pairs)
-    base = open_base(recipe.base, recipe.revision)
-    identity = check_identity(recipe, accelerator, pairs, base={"sha256": base.sha256})
-    checkpoint = base.load()
+    base = find_base(recipe.base, recipe.revision)
+    adapted = (base / TranslatorCard.file_name).is_file()
+    sha256 = ModelFolder(base, TranslatorCard).sha256() if adapted else hash_parts(base, _PARTS)
+    identity = check_identity(recipe, accelerator, pairs, base={"sha256": sha256})
+    checkpoint = load_checkpoint(base) if adapted else adapt_base(base)
     card = _create_card(recipe, checkpoint, pairs)
     task = UNetTask(checkpoint, card, settings, accelerator.device)
     for images in (pairs, held_out):
@@ -120,7 +122,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
         accelerator=accelerator,
         pairs=pairs,
         held_out=held_out,
-        batches=_create_loader(recipe, pairs, task, accelerator, base.vae_sha256(), progress),
+        batches=_create_loader(recipe, pairs, task, accelerator, hash_parts(base, ("vae",)), progress),
         identity=identity,
     )
 
@@ -211,32 +213,7 @@ def _format_channels(channels: Sequence[Sequence[str]]) -> str:
     return ", ".join("+".join(names) for names in channels)
 
 
-class Base(NamedTuple):
-    """Folder of a base checkpoint and its hash; the weights are not loaded yet."""
-
-    folder: Path
-    sha256: str
-
-    def vae_sha256(self) -> str:
-        """Hash the VAE alone, on which cached latents depend."""
-        return parts_sha256(self.folder, ("vae",))
-
-    def load(self) -> Checkpoint:
-        """Load the base in float32; a Stable Diffusion U-Net is adapted to C-DiffSET."""
-        if (self.folder / TranslatorCard.file_name).is_file():
-            return load_checkpoint(self.folder)
-        return adapt_base(self.folder)
-
-
-def open_base(base: str | Path, revision: str | None = None) -> Base:
-    """Find a base, download it if it is a hub id, and hash its files."""
-    folder = find_base(base, revision)
-    if (folder / TranslatorCard.file_name).is_file():
-        return Base(folder, ModelFolder(folder, TranslatorCard).sha256())
-    return Base(folder, parts_sha256(folder, _PARTS))
-
-
-def parts_sha256(folder: Path, parts: Iterable[str]) -> str:
+def hash_parts(folder: Path, parts: Iterable[str]) -> str:
     """Hash the files in some folders of a checkpoint, such as its ``vae/``."""
     found = (path for part in parts for path in (folder / part).glob("*") if path.is_file())
     return hash_files(folder, sorted(found))

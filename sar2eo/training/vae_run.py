@@ -14,7 +14,7 @@ from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, build_recipe, check_identity, open_held_out, training_batches
 from sar2eo.training.task import Batch
-from sar2eo.training.unet_run import parts_sha256
+from sar2eo.training.unet_run import hash_parts
 from sar2eo.training.vae_task import VaeTask
 
 __all__ = ["prepare_vae_training", "run_vae_training", "train_vae"]
@@ -78,7 +78,7 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     for images in (pairs, whole, held_out):
         if images is not None:
             task.check_shape(images.shape)
-    known = {} if recipe.base is None else {"base": {"sha256": parts_sha256(Path(recipe.base), ("vae",))}}
+    known = {} if recipe.base is None else {"base": {"sha256": hash_parts(Path(recipe.base), ("vae",))}}
     return Preparation(
         task=task,
         accelerator=accelerator,

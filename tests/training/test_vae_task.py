@@ -339,7 +339,7 @@ def test_a_vae_that_goes_on_measures_its_latents_anew(tmp_path: Path) -> None:
 def test_what_a_base_cannot_be_is_refused() -> None:
     blocks = {"num_encoder_blocks": (1,), "num_decoder_blocks": (1,)}
     tiny = AutoencoderTiny(encoder_block_out_channels=(8,), decoder_block_out_channels=(8,), **blocks)
-    with pytest.raises(SettingsError, match="AutoencoderTiny is not trained here"):
+    with pytest.raises(SettingsError, match="AutoencoderTiny cannot be trained"):
         task_of(base=tiny)
     with pytest.raises(SettingsError, match="decoder_only: goes with a base"):
         VaeRecipe(data=DataSettings(pairs="pairs"), out="out", settings=VaeSettings(decoder_only=True))
