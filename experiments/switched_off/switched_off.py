@@ -1,14 +1,13 @@
-"""What each part of a trained matcher (DCDM) is worth: validation pairs matched with parts switched off.
+"""Match validation pairs with parts of a trained matcher (DCDM) switched off.
 
     python experiments/switched_off/switched_off.py PAIRS --model bundled
 
-Nothing is trained anew, so this says what a trained network relies on, not what one trained without a part
-would reach. Printed are CMR(T=5) and CMR(T=2) by the learned map and that of pixels, and by all maps with the
+Nothing is trained again, so this shows what a trained network relies on, not what one trained without a part
+would reach. It prints CMR(T=5) and CMR(T=2) by the learned map and that of pixels, and by all maps with the
 weights of the matcher's card.
 """
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ AT_ONCE = 8
 LEARNED = MapWeights(pixels=1.0, structure=0.0)
 
 
-class Nothing(nn.Module):
-    """Adds nothing."""
+class Zero(nn.Module):
+    """A layer that adds nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
@@ -45,17 +44,20 @@ class Uncalibrated(nn.Module):
         return logits.flatten(4).softmax(dim=-1).view_as(logits)
 
 
-def switch(network: Any, *parts: str) -> None:
+def switch_off(network: Any, *parts: str) -> None:
     """Switch parts of a denoiser off."""
-    ways: dict[str, Callable[[], None]] = {
-        "routing": lambda: setattr(network.attend_fine, "top", 10**6),
-        "gates": lambda: setattr(network.attend_fine, "gate", OpenGate()),
-        "calibration": lambda: setattr(network.attend_coarse, "calibration", Uncalibrated()),
-        "attention at stride 8": lambda: setattr(network.attend_fine, "to_out", Nothing()),
-        "attention at stride 16": lambda: setattr(network.attend_coarse, "to_out", Nothing()),
-    }
     for part in parts:
-        ways[part]()
+        match part:
+            case "routing":
+                network.attend_fine.top = 10**6
+            case "gates":
+                network.attend_fine.gate = OpenGate()
+            case "calibration":
+                network.attend_coarse.calibration = Uncalibrated()
+            case "attention at stride 8":
+                network.attend_fine.to_out = Zero()
+            case "attention at stride 16":
+                network.attend_coarse.to_out = Zero()
 
 
 CASES = [
@@ -79,13 +81,13 @@ def main() -> None:
     given = parser.parse_args()
     for parts in CASES:
         matcher = Matcher(given.model)
-        switch(matcher.checkpoint.denoiser, *parts)
-        found = measured(matcher, given.pairs, given.offsets)
-        print(f"without {' and '.join(parts) or 'nothing'}: {found}", flush=True)
+        switch_off(matcher.checkpoint.denoiser, *parts)
+        figures_text = match_pairs(matcher, given.pairs, given.offsets)
+        print(f"without {' and '.join(parts) or 'nothing'}: {figures_text}", flush=True)
 
 
-def measured(matcher: Matcher, folder: str, offsets: int) -> str:
-    """Match the same templates of all validation pairs, and say how many were found."""
+def match_pairs(matcher: Matcher, folder: str, offsets: int) -> str:
+    """Match the same templates of all validation pairs; return the shares that were found as text."""
     card = matcher.card
     augmentation = Augmentation(crop=card.search_px, centre=True)
     pairs = open_dataset(DataSettings(pairs=folder), "val", augmentation=augmentation).seen_by(card)

@@ -26,7 +26,7 @@ from sar2eo.errors import OutputError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.matching.shifts import Displacement
-from sar2eo.results.cog import signals_raised, validate
+from sar2eo.results.cog import raise_gdal_errors, validate
 from sar2eo.scenes.reader import SceneReader
 from sar2eo.store.atomic import sync_file
 
@@ -114,7 +114,7 @@ def write_moved(
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=_CACHE_BYTES):
             valid = _write_plain(reader, layout, grid, plain, tags, progress)
             if valid:
-                with signals_raised():
+                with raise_gdal_errors():
                     rasterio.shutil.copy(
                         str(plain), str(target), driver="COG", BLOCKSIZE=_BLOCK, BIGTIFF="IF_SAFER",
                         COMPRESS="deflate", PREDICTOR="YES", NUM_THREADS="ALL_CPUS",

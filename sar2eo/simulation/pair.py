@@ -48,7 +48,7 @@ class SimulatedPair:
     settings : SimulationSettings
         The settings of the simulation.
     grid : Grid
-        Of all rasters, in UTM.
+        Grid of all rasters, in UTM.
     sar : ndarray of float32, shape (polarisation, H, W)
         Amplitude, the square root of sigma nought; NaN without data.
     backscatter : ndarray of float32, shape (polarisation, H, W)
@@ -207,7 +207,7 @@ def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
         except rasterio.errors.RasterioError:
             found = "no raster"
         if found != _settings_text(settings):
-            raise OutputError(f"{path} is there, and is another file ({found}): choose another folder")
+            raise OutputError(f"{path} is another file ({found}): choose another folder")
     return len(existing) == len(_paths(folder))
 
 
@@ -259,10 +259,7 @@ def _write(
     }  # fmt: skip
     temporary = path.with_name(f".{uuid.uuid4().hex}.tif")
     try:
-        with (
-            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-            rasterio.open(temporary, "w", **profile) as dataset,
-        ):
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(temporary, "w", **profile) as dataset:
             dataset.descriptions = names
             dataset.update_tags(**tags, **{SETTINGS_TAG: _settings_text(pair.settings)})
             dataset.write(bands)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 _MODULES = (
     "sar2eo.cli.translate",
     "sar2eo.translation.archive",
-    "sar2eo.translation.job",
+    "sar2eo.translation.plan",
     "rasterio.shutil",
     "rio_cogeo.cogeo",
     "rioxarray",
