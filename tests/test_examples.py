@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sar2eo.cli import cli
+from sar2eo.cli.commands import read_stages
 from sar2eo.errors import SettingsError
-from sar2eo.settings import apply_overrides, read_recipe, stages_of
+from sar2eo.settings import apply_overrides, read_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted([*(ROOT / "pipelines").glob("*.toml"), *(ROOT / "experiments").glob("*/*.toml")])
@@ -46,22 +47,22 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_understood(path: Path) -> None:
     table = read_recipe(path)
-    stages = stages_of(table)
+    stages = read_stages(table)
     assert [name for name, _ in stages] == [
         name for name, value in table.items() for _ in (value if isinstance(value, list) else [value])
     ]
     name, recipe = stages[-1]
-    changed = stages_of(apply_overrides(table, (f"{name}.settings.seed=7", f"{name}.out=other")))[-1].recipe
+    changed = read_stages(apply_overrides(table, (f"{name}.settings.seed=7", f"{name}.out=other")))[-1].recipe
     assert (changed.settings.seed, changed.out) == (7, "other")
     assert recipe.settings.seed in (2025, 2026)
     with pytest.raises(SettingsError, match="unknown sede"):
-        stages_of(apply_overrides(table, (f"{name}.settings.sede=7",)))
+        read_stages(apply_overrides(table, (f"{name}.settings.sede=7",)))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_run_dry(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    stages = stages_of(read_recipe(path))
+    stages = read_stages(read_recipe(path))
     told = CliRunner().invoke(cli, ["run", str(path), "--dry-run"])
     if len(stages) > 1:
         assert told.exit_code == 0, told.output

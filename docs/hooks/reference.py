@@ -14,13 +14,10 @@ The pictures of ``examples/`` and ``experiments/`` are added to the site below `
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 import logging
 import re
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,13 +28,6 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[2]
 log = logging.getLogger("mkdocs.hooks.reference")
 MARK = re.compile(r"<!-- generate: (\w+)(?: (\S+))? -->")
-TYPE_NAMES = {
-    bool: "true or false",
-    int: "integer",
-    float: "number",
-    str: "text",
-    type(None): "none",
-}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -114,52 +104,32 @@ def _help(text: str) -> str:
 
 def settings() -> str:
     """Describe every table that a recipe may have, and the tables inside of it."""
-    tables = _recipe_tables()
+    from sar2eo.cli.commands import TABLES
+    from sar2eo.settings.schema import settings_of
+
     shared: dict[type, str] = {}
     parts = []
-    for name, kind in tables.items():
-        parts.append(_table(name, kind, shared))
-        for field, inner in _inner_tables(kind):
-            if inner not in shared:
-                shared[inner] = f"{name}.{field}"
-                parts.append(_table(f"{name}.{field}", inner, shared, level=3))
+    for name, entry in TABLES.items():
+        parts.append(_table(name, entry.settings, shared))
+        for setting in settings_of(entry.settings):
+            if setting.table is not None and setting.table not in shared:
+                shared[setting.table] = f"{name}.{setting.name}"
+                parts.append(_table(shared[setting.table], setting.table, shared, level=3))
     return "\n\n".join(parts)
 
 
-def _recipe_tables() -> dict[str, type]:
-    """Return the settings dataclasses by the name of their table."""
-    for module in ("sar2eo.settings", "sar2eo.recipe"):
-        try:
-            package = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-            continue
-        for value in vars(package).values():
-            if isinstance(value, dict) and value and all(map(dataclasses.is_dataclass, value.values())):
-                return value
-    raise LookupError("no mapping of recipe tables to dataclasses")
-
-
-def _inner_tables(kind: type) -> Iterator[tuple[str, type]]:
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield field.name, hints[field.name]
-
-
 def _table(name: str, kind: type, shared: dict[type, str], *, level: int = 2) -> str:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    texts = _documented(kind)
+    from sar2eo.settings.schema import describe_bounds, describe_type, settings_of
+
     rows = []
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            table = shared.get(hint, f"{name}.{field.name}")
-            rows.append(f"| `{field.name}` | [table](#{_anchor(table)}) | | As in `[{table}]`. |")
+    for setting in settings_of(kind):
+        if setting.table is not None:
+            table = shared.get(setting.table, f"{name}.{setting.name}")
+            rows.append(f"| `{setting.name}` | [table](#{_anchor(table)}) | | As in `[{table}]`. |")
             continue
-        text = _help_of(field, hint) or texts.get(field.name, "")
-        rows.append(f"| `{field.name}` | {_cell(_type(hint))} | {_default(field)} | {_cell(_prose(text))} |")
+        text = ", ".join(filter(None, [describe_type(setting.type), describe_bounds(setting.type)]))
+        cells = [f"`{setting.name}`", _cell(text), _default(setting.default), _cell(_prose(setting.help))]
+        rows.append(f"| {' | '.join(cells)} |")
     first = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
     return "\n\n".join(
         [
@@ -170,57 +140,10 @@ def _table(name: str, kind: type, shared: dict[type, str], *, level: int = 2) ->
     )
 
 
-def _help_of(field: Any, hint: Any) -> str:
-    """Return the help that stands with a field: in its metadata, or in a pydantic ``Field``."""
-    if "help" in field.metadata:
-        return str(field.metadata["help"])
-    for source in (field.default, *getattr(hint, "__metadata__", ())):
-        if text := getattr(source, "help", None) or getattr(source, "description", None):
-            return str(text)
-    return ""
-
-
-def _documented(kind: type) -> dict[str, str]:
-    """Return the texts of a dataclass's documented parameters, those of its bases included."""
-    texts: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(each):
-            continue
-        _, _, section = inspect.cleandoc(each.__doc__ or "").partition("Parameters\n----------\n")
-        section = re.split(r"\n\n\w+\n-+\n", section)[0].replace("\\\n", "")
-        for entry in re.split(r"\n(?=\S)", section):
-            head, _, body = entry.partition("\n")
-            for name in head.partition(" :")[0].split(","):
-                texts[name.strip()] = " ".join(body.split())
-    return texts
-
-
-def _type(hint: Any) -> str:
-    if hasattr(hint, "__metadata__"):
-        hint = hint.__origin__
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return ", ".join(f"`{choice}`" for choice in inner)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_type(each) for each in inner if each is not type(None))
-    if origin is tuple:
-        return f"list of {_type(inner[0])}"
-    if origin is dict:
-        return f"table of {_type(inner[1])}"
-    return TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _default(field: Any) -> str:
-    value = field.default
-    if hasattr(value, "default") and hasattr(value, "default_factory"):  # a pydantic field
-        value = value.default if value.default_factory is None else value.default_factory()
+def _default(value: Any) -> str:
     if value is dataclasses.MISSING:
-        if field.default_factory is dataclasses.MISSING:
-            return "required"
-        value = field.default_factory()
-    if value is None:
-        return ""
-    return f"`{json.dumps(value)}`"
+        return "required"
+    return "" if value is None else f"`{json.dumps(value)}`"
 
 
 # Recipes, names, cards
@@ -235,10 +158,16 @@ def recipes() -> str:
 
 
 def names() -> str:
-    """List the public names of the package for mkdocstrings."""
+    """List the public names of the package for mkdocstrings; fields of settings are on their own page."""
     import sar2eo
 
-    return "\n\n".join(f"::: sar2eo.{name}" for name in sar2eo.__all__ if not name.startswith("__"))
+    parts = []
+    for name in sar2eo.__all__:
+        if not name.startswith("__"):
+            parts.append(f"::: sar2eo.{name}")
+        if name == "TranslateSettings":
+            parts.append("Fields: the keys of [`[translate.settings]`](settings.md#translate-settings).")
+    return "\n\n".join(parts)
 
 
 def card(folder: str) -> str:

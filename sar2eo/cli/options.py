@@ -1,304 +1,264 @@
-"""Options that several commands share, defined once and spelled as rasterio's ``rio`` spells them."""
+"""Commands of the command line, made from settings classes and the functions that take them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
 from sar2eo.errors import SettingsError
-from sar2eo.geo.radiometry import CALIBRATIONS, QUANTITIES
-from sar2eo.settings import DataSettings, apply_overrides, from_table, read_recipe
+from sar2eo.settings import Recipe, Settings, apply_overrides, from_table, read_recipe
+from sar2eo.settings.schema import Setting, arms, describe_type, settings_of
+from sar2eo.settings.vocabulary import RUN
 
-__all__ = [
-    "data_options",
-    "debug_option",
-    "numbers",
-    "polarisations_option",
-    "recipe_from_flags",
-    "recipe_options",
-    "scene_options",
-    "scene_options_except",
-    "settings_options",
-    "taken",
-    "taking_several",
-]
-
-Decorator = Callable[[Any], Any]
+__all__ = ["SettingType", "SettingsCommand"]
 
 
-class _Numbers(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no argument
-    """A fixed count of numbers with commas between them."""
+class _Option(click.Option):
+    """An option that stands under a heading of ``--help``."""
 
-    name = "numbers"
+    def __init__(self, *names: str, group: str = RUN, **options: Any) -> None:
+        super().__init__(list(names), **options)
+        self.group = group
 
-    def __init__(self, names: str, kind: type) -> None:
-        self.names = names
-        self.kind = kind
+
+class _Argument(click.Argument):
+    """A positional argument that stands among the options of ``--help``."""
+
+    def __init__(self, name: str, *, group: str, help: str, **options: Any) -> None:  # noqa: A002
+        super().__init__([name], required=False, **options)
+        self.group, self.text = group, help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.make_metavar(ctx), self.text
+
+
+class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no argument
+    """Text to a setting's value; its bounds are checked later, with the other settings."""
+
+    name = "setting"
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        kinds = [arms(arm)[0] for arm in arms(setting.type)]
+        self.kinds = [kind for kind in kinds if kind is not NoneType]
+        self.is_list = any(get_origin(kind) is tuple for kind in kinds)
+        self.takes_auto = NoneType in kinds and not {int, float}.isdisjoint(kinds)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return self.names
+        """Return the placeholder of the value."""
+        words = {int: "INTEGER", float: "NUMBER"}
+        return self.setting.names or ("A,B,..." if self.is_list else words.get(self.kinds[0], "TEXT"))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
+        """Read a value; "auto" is None where a number may be left out."""
+        if not isinstance(value, str):
             return value
-        try:
-            found = tuple(self.kind(part) for part in value.split(","))
-        except ValueError:
-            found = ()
-        if len(found) != len(self.names.split(",")):
-            self.fail(f"{value!r} must be {self.names}", param, ctx)
-        return found
+        if any(get_origin(kind) is dict for kind in self.kinds):
+            from sar2eo.translation.provenance import read_scaling
+
+            return read_scaling(value)
+        names, expected = self.setting.names, describe_type(self.setting.type)
+        if self.is_list:
+            (item,) = arms(get_args(self.kinds[0])[0])
+            read, change = item if item in (int, float) else str, self.setting.flag.item or str
+            with suppress(ValueError):
+                items = tuple(read(change(part.strip())) for part in value.split(","))
+                if not names or len(items) == names.count(",") + 1:
+                    return items
+            expected = names or f"{expected.removeprefix('a list of ')} with commas between them"
+        for kind in self.kinds:
+            if kind is str or value in get_args(kind):
+                return value
+            with suppress(ValueError):
+                if kind in (int, float):
+                    return kind(value)
+        if self.takes_auto:
+            if value == "auto":
+                return None
+            expected += " or auto"
+        raise click.BadParameter(f"{value!r} must be {expected}", ctx=ctx, param=param)
 
 
-def numbers(names: str, kind: type = float) -> click.ParamType:  # type: ignore[type-arg]
-    """Return a parameter type for as many numbers as there are names in ``A,B,C``."""
-    return _Numbers(names, kind)
+class _Field(NamedTuple):
+    """A setting that has a flag, and the table it is in, "" for none."""
+
+    table: str
+    setting: Setting
+
+    @property
+    def flag(self) -> str:
+        name, metavar, _ = dataclasses.astuple(self.setting.flag)
+        return str(metavar if name == "" else name or f"--{self.setting.name.replace('_', '-')}")
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes all words up to the next flag."""
+        return (self.setting.flag.metavar or "").endswith("...")
+
+    def parameter(self) -> click.Parameter:
+        """Make the option or argument that sets it."""
+        name, setting, several = self.setting.name, self.setting, self.several
+        kind = SettingType(setting)
+        texts: dict[str, Any] = {
+            "group": setting.group,
+            "help": setting.help,
+            "metavar": setting.flag.metavar,
+        }
+        if setting.flag.name == "":
+            return _Argument(name, type=str if several else kind, nargs=-1 if several else 1, **texts)
+        default = setting.default
+        if default is dataclasses.MISSING:
+            default, text = None, "  [required]"
+        elif default in (None, (), False):
+            text = ""
+        else:
+            items = default if isinstance(default, tuple) else (default,)
+            words = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+            text = f"  [default: {(' ' if several else ',').join(words)}]"
+        texts |= {"help": setting.help + text, "default": default}
+        if kind.kinds == [bool]:
+            off = f"/--no-{self.flag.removeprefix('--')}" if default else ""
+            return _Option(self.flag + off, name, is_flag=True, **texts | {"help": setting.help})
+        if get_origin(kind.kinds[0]) is Literal and len(kind.kinds) == 1:
+            return _Option(self.flag, name, type=click.Choice(get_args(kind.kinds[0])), **texts)
+        return _Option(self.flag, name, type=str if several else kind, multiple=several, **texts)
 
 
-def taking_several(*flags: str) -> type[click.Command]:
-    """Return a kind of command whose named flags take all that follows up to the next option.
-
-    So a shell's * can stand there. The options themselves are ``multiple``.
-    """
-
-    class Several(click.Command):
-        def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-            spread: list[str] = []
-            current = None
-            for position, text in enumerate(args):
-                if text.startswith("-"):
-                    current = text if text in flags else None
-                elif current is not None and args[position - 1] != current:
-                    spread.append(current)
-                spread.append(text)
-            return super().parse_args(ctx, spread)
-
-    return Several
+def _fields(kind: type[Settings]) -> Iterator[_Field]:
+    """List every setting of a class and of its tables that has a flag."""
+    for setting in settings_of(kind):
+        if setting.table is None:
+            yield _Field("", setting)
+        else:
+            inner = settings_of(setting.table)
+            yield from (_Field(setting.name, each) for each in inner if each.name not in setting.without)
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(part.strip().upper() for part in value.split(","))
-
-
-def polarisations_option(flag: str, help: str) -> Decorator:  # noqa: A002  (click's own name)
-    """Return an option that takes polarisations with commas between them."""
-    return click.option(flag, "polarisations", metavar="VV,VH", callback=_names, help=help)
+_RUN_OPTIONS: dict[str, dict[str, Any]] = {
+    "workers": {"type": click.IntRange(min=0), "default": 0, "help": "Worker processes; 0: this process."},
+    "scheduler": {"metavar": "ADDRESS", "help": "Join this Dask cluster."},
+    "dry_run": {"is_flag": True, "help": "Show what would be done, and what it takes."},
+}
 
 
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta["sar2eo.debug"] = value
 
 
-debug_option: Decorator = click.option(
-    "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show tracebacks."
-)
+def run_options(function: Callable[..., Any]) -> list[click.Parameter]:
+    """Return the options for the parameters of a function that say how work is run, and --debug."""
+    names = [name for name in _RUN_OPTIONS if name in inspect.signature(function).parameters]
+    return [
+        *(_Option(f"--{name.replace('_', '-')}", name, **_RUN_OPTIONS[name]) for name in names),
+        _Option(
+            "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show tracebacks."
+        ),
+    ]
 
 
-def scene_options(command: Any) -> Any:
-    """Add the options that say how scenes are opened; they arrive as `SceneSettings` fields."""
-    return scene_options_except()(command)
+class GroupedCommand(click.Command):
+    """A command whose options stand under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each group, in the order of the groups' first options; "Run" is last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", RUN), []).append(record)
+        for name in sorted(groups, key=lambda name: name == RUN):
+            with formatter.section(name):
+                formatter.write_dl(groups[name])
 
 
-def scene_options_except(*fields: str) -> Decorator:
-    """Return a decorator that adds the options of scenes but those of some fields."""
-
-    def add(command: Any) -> Any:
-        for field, option in reversed(_SCENE_OPTIONS.items()):
-            if field not in fields:
-                command = option(command)
-        return command
-
-    return add
-
-
-_SCENE_OPTIONS: dict[str, Decorator] = {
-    "polarisations": polarisations_option(
-        "--pol", help="Of the bands in order, or which of a product's to take."
-    ),
-    "quantity": click.option("--quantity", type=click.Choice(QUANTITIES), help="What the values are."),
-    "calibration": click.option(
-        "--calibration", type=click.Choice(CALIBRATIONS), help="What they are calibrated to."
-    ),
-    "calibrate": click.option(
-        "--calibrate",
-        type=click.Choice(["beta0", "sigma0", "gamma0"]),
-        help="Calibrate a Sentinel-1 SAFE product by its annotation.",
-    ),
-    "nodata": click.option(
-        "--nodata", type=float, help="The value that means no data, instead of the file's own."
-    ),
-    "crs": click.option("--crs", help="Warp to this CRS; 'source' keeps a geographic grid."),
-    "resolution": click.option(
-        "--resolution", type=float, help="Warp to this pixel size, in units of the CRS."
-    ),
-    "datetime": click.option(
-        "--datetime", metavar="ISO8601", help="Acquisition time, if the file is silent."
-    ),
-    "allow_ungeoreferenced": click.option(
-        "--allow-ungeoreferenced", is_flag=True, help="Take an image without a georeference."
-    ),
-}
-
-
-def taken(kind: type, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those flags that are fields of a settings dataclass."""
-    return {f.name: flags[f.name] for f in dataclasses.fields(kind) if f.name in flags}
-
-
-Record = TypeVar("Record")
-
-
-class _List(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no argument
-    """Values with commas between them."""
-
-    name = "list"
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return "A,B,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(self.kind(part) for part in value.split(","))
-        except ValueError:
-            what = "whole numbers" if self.kind is int else "values"
-            self.fail(f"{value!r} must be {what} with commas between them", param, ctx)
-
-
-def settings_options(kind: type, helps: Mapping[str, str]) -> Decorator:
-    """Return a decorator that adds a flag for each named field of a settings dataclass.
+class SettingsCommand(GroupedCommand):
+    """The command of a settings class.
 
     Parameters
     ----------
+    name : str
     kind : type
-        A dataclass whose fields have defaults.
-    helps : mapping
-        Text by field; the flags are named after the fields.
+        Settings class; each of its settings becomes an option.
+    function : callable
+        Takes the settings, and by keyword what `run_options` knows. Its docstring is the help.
+    table : str
+        Name of its table in a recipe; of a `Recipe`, ``--recipe`` and ``--set`` fill it, too.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    hints = get_type_hints(kind)
 
-    def add(command: Any) -> Any:
-        for name, text in reversed(list(helps.items())):
-            default = fields[name].default
-            options: dict[str, Any] = {"help": text, "default": default, "show_default": default is not None}
-            options |= {"is_flag": True} if hints[name] is bool else {"type": _type(hints[name])}
-            command = click.option(f"--{name.replace('_', '-')}", name, **options)(command)
-        return command
+    def __init__(self, name: str, kind: type[Settings], function: Callable[..., Any], table: str) -> None:
+        self.kind, self.function, self.table = kind, function, table
+        self.fields = {field.setting.name: field for field in _fields(kind)}
+        params = [field.parameter() for field in self.fields.values()]
+        if issubclass(kind, Recipe):
+            params += [
+                _Option(
+                    *("--recipe", "recipe_file"),
+                    metavar="FILE.toml",
+                    type=click.Path(path_type=Path),
+                    help=f"Take the table [{table}] of this file; flags come before it.",
+                ),
+                _Option(
+                    *("--set", "overrides"),
+                    multiple=True,
+                    metavar="KEY=VALUE",
+                    help=f"Set a key of the table, as in {table}.out=NAME; flags come before it.",
+                ),
+            ]
+        help = inspect.getdoc(function) or ""  # noqa: A001  (click's own name)
+        super().__init__(name, params=[*params, *run_options(function)], help=help, callback=self.run)
 
-    return add
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat a flag before each of several words that follow it, so that a shell's * can stand there."""
+        several = {field.flag for field in self.fields.values() if field.several}
+        spread: list[str] = []
+        flag = None
+        for position, text in enumerate(args):
+            if text.startswith("-"):
+                flag = text if text in several else None
+            elif flag is not None and args[position - 1] != flag:
+                spread.append(flag)
+            spread.append(text)
+        return super().parse_args(ctx, spread)
 
+    def run(self, recipe_file: Path | None = None, overrides: tuple[str, ...] = (), **params: Any) -> None:
+        """Build the settings from the recipe's table, overrides and flags, and call the function."""
+        options = {name: params[name] for name in _RUN_OPTIONS if name in params}
+        self.function(self.read_settings(recipe_file, overrides), **options)
 
-def _type(hint: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-    option = next(option for option in options if option is not type(None))
-    if get_origin(option) is Literal:
-        return click.Choice(get_args(option))
-    if get_origin(option) is tuple:
-        item = get_args(option)[0]
-        return _List(str if get_origin(item) is Literal else item)
-    return option
-
-
-def data_options(command: Any) -> Any:
-    """Add the flags that say which pairs."""
-    hints = get_type_hints(DataSettings)
-    for option in (
-        click.option("--split-by", type=_type(hints["split_by"]), default="release", show_default=True),
-        click.option("--root", metavar="DIR", help="Folder of --dataset."),
-        click.option("--dataset", type=_type(hints["dataset"]), help="A published data set."),
-        click.option("--pairs", metavar="DIR", help="Pairs made by build-pairs."),
-    ):
-        command = option(command)
-    return command
-
-
-def recipe_options(section: str) -> Decorator:
-    """Return a decorator that adds --recipe, --set and --dry-run to the command of a recipe's table."""
-
-    def add(command: Any) -> Any:
-        for option in (
-            click.option("--dry-run", is_flag=True, help="Show what would be done, and what it takes."),
-            click.option(
-                "--set",
-                "overrides",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help=f"As {section}.settings.seed=1.",
-            ),
-            click.option(
-                "--recipe",
-                "recipe_file",
-                metavar="FILE.toml",
-                type=click.Path(path_type=Path),
-                help=f"Take the table [{section}] of this file; flags come before it.",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def recipe_from_flags(
-    kind: type[Record], section: str, *, recipe_file: Path | None, overrides: tuple[str, ...]
-) -> Record:
-    """Build a recipe from its table in a file, overrides, and the flags of the command that runs.
-
-    Parameters
-    ----------
-    kind : type
-        A recipe with the table ``settings``, and perhaps ``data``.
-    section : str
-        Name of its table.
-    recipe_file : Path or None
-    overrides : tuple of str
-        As of ``sar2eo run``: keys begin with the table's name.
-
-    Raises
-    ------
-    SettingsError
-        For unknown, missing or wrong values, or a file with several such tables.
-    """
-    whole = apply_overrides({} if recipe_file is None else read_recipe(recipe_file), overrides)
-    table = whole.get(section, {})
-    if isinstance(table, list):
-        if len(table) > 1:
-            raise SettingsError(f"{recipe_file} has {len(table)} tables [[{section}]]: use 'sar2eo run'")
-        table = table[0] if table else {}
-    if not isinstance(table, dict):
-        raise SettingsError(f"[{section}]: must be a table, not {table!r}")
-    table = dict(table)
-    given = _given()
-    hints = get_type_hints(kind)
-    for name in (name for name in ("data", "settings") if name in hints):
-        own = hints[name]
-        values = {f.name: given.pop(f.name) for f in dataclasses.fields(own) if f.name in given}
-        if name == "data" and values.keys() & {"pairs", "dataset"}:
-            table["data"] = {}  # others than the file's
-        known = table.get(name, {})
-        if isinstance(known, dict) and (values or name == "data"):
-            table[name] = {**known, **values}  # what is no table is refused below
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    table |= {name: value for name, value in given.items() if name in names}
-    return from_table(kind, table, section)
-
-
-def _given() -> dict[str, Any]:
-    """Return the flags that the user gave, as plain values; not those with their default."""
-    context = click.get_current_context()
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in context.params.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    def read_settings(self, recipe_file: Path | None, overrides: tuple[str, ...]) -> Settings:
+        """Build the settings: flags come before overrides, and those before the file."""
+        where = self.table
+        whole = apply_overrides({} if recipe_file is None else read_recipe(recipe_file), overrides)
+        table = whole.get(where, {})
+        if isinstance(table, list):
+            if len(table) > 1:
+                raise SettingsError(f"{recipe_file} has {len(table)} tables [[{where}]]: use 'sar2eo run'")
+            table = table[0] if table else {}
+        if not isinstance(table, dict):
+            raise SettingsError(f"[{where}]: must be a table, not {table!r}")
+        context = click.get_current_context()
+        given = {
+            name: value
+            for name, value in context.params.items()
+            if name in self.fields and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        }
+        for setting in settings_of(self.kind):
+            if setting.table is not None and given.keys() & set(setting.table.alternatives):
+                table[setting.name] = {}
+        flags = {}
+        for name, (key, _) in self.fields.items():
+            inner = table.setdefault(key, {}) if key else table
+            if not isinstance(inner, dict):
+                continue  # from_table refuses it
+            if name in given:
+                inner[name] = given[name]
+            if name in given or name not in inner:
+                flags[".".join(filter(None, (where, key, name)))] = self.fields[name].flag
+        return from_table(self.kind, table, where, flags)

@@ -1,151 +1,79 @@
-"""``sar2eo translate``."""
+"""``sar2eo translate`` and ``sar2eo info``."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sar2eo.cli.info import lines
-from sar2eo.cli.options import debug_option, numbers, scene_options, taken
-from sar2eo.cli.progress import ProgressLine, clock, say
-from sar2eo.model.card import SAMPLERS
-from sar2eo.settings import Compression, RegionSettings, SceneSettings, TranslateRecipe, TranslateSettings
+from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say
+from sar2eo.settings import InfoSettings, TranslateRecipe
 
 if TYPE_CHECKING:
     from sar2eo.model.spec import ModelSpec
     from sar2eo.translation.plan import Entry
 
-__all__ = ["translate_all", "translate_command"]
+__all__ = ["show_scene", "translate"]
 
 
-@click.command("translate")
-@click.argument("scenes", metavar="SCENE...", nargs=-1, required=True)
-@click.option(
-    "--out", required=True, metavar="FILE|FOLDER", help="A .tif, or a folder for any scenes; also s3://."
-)
-@click.option("--name", default="{id}_eo", show_default=True, help="Of results in a folder; see below.")
-@click.option(
-    "--model",
-    metavar="DIR|HUB_ID",
-    default="bundled",
-    show_default=True,
-    help="A checkpoint; 'bundled' is for VH of Sentinel-1 at 10 m, 'identity' for tests.",
-)
-@click.option("--tile", type=int, default=512, show_default=True, help="Size of tiles, in pixels.")
-@click.option("--overlap", type=int, default=64, show_default=True, help="Overlap of tiles, in pixels.")
-@click.option("--steps", type=int, help="Denoising steps.  [default: as the model's card says]")
-@click.option("--sampler", type=click.Choice(SAMPLERS), help="[default: as the model's card says]")
-@click.option("--seed", type=int, default=2025, show_default=True, help="Of the noise.")
-@click.option("--samples", type=int, default=1, show_default=True, help="Results to average.")
-@click.option("--confidence", metavar="FILE", help="Also write the confidence, a COG.")
-@click.option("--spread", metavar="FILE", help="Also write the standard deviation over samples, a COG.")
-@click.option("--bbox", type=numbers("W,S,E,N"), help="Translate this part only.")
-@click.option("--bbox-crs", default="EPSG:4326", show_default=True, help="CRS of --bbox.")
-@click.option(
-    "--aoi",
-    metavar="FILE",
-    help="Translate the polygons of this file only (GeoJSON, GeoPackage, Shapefile and others).",
-)
-@click.option("--window", type=numbers("ROW,COL,HEIGHT,WIDTH", int), help="Translate these pixels only.")
-@scene_options
-@click.option("--scaling-from", metavar="FILE|VALUE", help="Amplitude that becomes 1, or a report.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16.")
-@click.option("--batch", default="auto", show_default=True, help="Tiles per model call.")
-@click.option("--compile", is_flag=True, help="Compile the U-Net: slower to start, at first by minutes.")
-@click.option("--threads", type=int, help="Torch threads per process.  [default: the cores, shared out]")
-@click.option("--revision", help="Of a model on a hub.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, help="Worker processes; 0: this process.")
-@click.option("--scheduler", metavar="ADDRESS", help="Join this Dask cluster.")
-@click.option("--compress", type=click.Choice(get_args(Compression)), default="deflate", show_default=True)
-@click.option("--quicklook", metavar="FILE.png", help="Also write a small picture.")
-@click.option(
-    "--tmp", metavar="DIR", help="For unfinished work.  [default: beside the result; for s3:// here]"
-)
-@click.option("--overwrite", is_flag=True, help="Replace outputs made by other settings.")
-@click.option("--restart", is_flag=True, help="Begin anew instead of going on, or of keeping what is done.")
-@click.option("--force", is_flag=True, help="Go on where scene and model, or result and disk, do not fit.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and what it takes.")
-@click.option("--report", metavar="FILE.json", help="Write what was done as JSON.")
-@debug_option
-def translate_command(
-    *, workers: int, scheduler: str | None, dry_run: bool, batch: str, scaling_from: str | None, **flags: Any
-) -> None:
+def show_scene(settings: InfoSettings) -> None:
+    """Show what a SAR scene is and how it will be read."""
+    from sar2eo.scenes import describe_scene, open_scene
+
+    facts = describe_scene(open_scene(settings.source, **vars(settings.scene)))
+    click.echo(json.dumps(facts, indent=2) if settings.json else format_table(facts))
+
+
+def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, dry_run: bool) -> None:
     """Translate SAR scenes into EO images: Cloud Optimized GeoTIFFs on the scenes' grids.
 
     A SCENE is a raster, a product or a STAC item; for a folder also a glob, a folder of scenes or a STAC
-    item collection. Results there are named by a template with {id}, {stem}, {date}, {time}, {platform},
-    {orbit} and {polarisations}, and --confidence, --spread and --quicklook are templates, too.
+    item collection. Results in a folder are named by a template with {id}, {stem}, {date}, {time},
+    {platform}, {orbit} and {polarisations}; --confidence, --spread and --quicklook are templates, too.
 
-    The same command goes on where an interrupted one stopped, and skips what is done. Results for s3:// are
-    made in a folder NAME-HASH.partial, here or in --tmp, and uploaded when they are whole. The images are
+    The same command goes on where an interrupted one stopped, and skips finished results. Results for s3://
+    are made in a folder NAME-HASH.partial, here or in --tmp, and uploaded when they are whole. The images are
     generated by a model: look at them, never measure from them.
-    """
-    from sar2eo.translation.provenance import read_scaling
-
-    settings = {
-        **taken(TranslateSettings, flags),
-        "batch": None if batch == "auto" else _whole("--batch", batch),
-        "scaling": None if scaling_from is None else read_scaling(scaling_from),
-    }
-    recipe = TranslateRecipe(
-        **taken(TranslateRecipe, flags),
-        scene=SceneSettings(**taken(SceneSettings, flags)),
-        region=RegionSettings(**taken(RegionSettings, flags)),
-        settings=TranslateSettings(**settings),
-    )
-    translate_all(recipe, workers=workers, scheduler=scheduler, dry_run=dry_run)
-
-
-def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, dry_run: bool) -> None:
-    """Translate every scene of a recipe; a failing one does not stop the others.
-
-    Raises
-    ------
-    click.exceptions.Exit
-        With 1 if a scene of a folder failed, or would.
     """
     from sar2eo.compute import cluster
     from sar2eo.translation import archive, plan
     from sar2eo.translation.dataset import resolve_spec
 
-    context = click.get_current_context()
     target = plan.find_target(recipe)
     single = target.single is not None
     with cluster.running(workers=workers, scheduler=scheduler):
         if recipe.settings.threads is None:
             threads = cluster.threads_per_worker(workers, scheduler)
-            recipe = dataclasses.replace(
-                recipe, settings=dataclasses.replace(recipe.settings, threads=threads)
-            )
+            settings = dataclasses.replace(recipe.settings, threads=threads)
+            recipe = dataclasses.replace(recipe, settings=settings)
         spec = resolve_spec(recipe.model, recipe.settings)
 
         def check(entries: Sequence[Entry]) -> None:
             if scheduler is not None:
-                cluster.check_workers(paths=plan.find_shared_paths(entries, recipe, spec), device=spec.device)
-            context.meta["sar2eo.resume"] = ": run the same command again to go on where it stopped"
+                paths = plan.find_shared_paths(entries, recipe, spec)
+                cluster.check_workers(paths=paths, device=spec.device)
+            allow_resuming()
 
         with ProgressLine(_format_progress) as progress:
             if dry_run:
                 entries = plan.plan(recipe, spec, target, progress=progress)
                 check(entries)
                 progress.clear()
-                _tell_estimate(entries, recipe, spec, single=single)
+                _show_estimate(entries, recipe, spec, single=single)
                 _exit_if_failed(entries)
                 return
-            told = _Teller(progress, single=single)
+            report = _SceneReporter(progress, single=single)
             started = time.perf_counter()
-            entries = archive.run(recipe, spec, target, planned=check, report=told, progress=progress)
+            entries = archive.run(recipe, spec, target, planned=check, report=report, progress=progress)
     if single:
         if entries[0].error is not None:
             raise entries[0].error
         return
-    whole = archive.summarise(entries, time.perf_counter() - started)
-    say("\n".join(_table(whole)))
+    say(_table(archive.summarise(entries, time.perf_counter() - started)))
     _exit_if_failed(entries)
 
 
@@ -156,23 +84,23 @@ def _exit_if_failed(entries: Sequence[Entry]) -> None:
         click.get_current_context().exit(1)
 
 
-def _tell_estimate(
+def _show_estimate(
     entries: Sequence[Entry], recipe: TranslateRecipe, spec: ModelSpec, *, single: bool
 ) -> None:
     from sar2eo.translation.plan import estimate, estimate_archive
 
     if not single:
-        click.echo("\n".join(lines(estimate_archive(entries, recipe, spec))))
+        click.echo(format_table(estimate_archive(entries, recipe, spec)))
         return
     (entry,) = entries
     if entry.error is not None:
         raise entry.error
-    found = {"status": entry.status} if entry.status == "skipped" else estimate(entry, recipe, spec)
-    click.echo("\n".join(lines(found)))
+    skipped = entry.status == "skipped"
+    click.echo(format_table({"status": entry.status} if skipped else estimate(entry, recipe, spec)))
 
 
-class _Teller:
-    """Says what became of a scene as soon as it is known."""
+class _SceneReporter:
+    """Prints the result of a scene as soon as it is known."""
 
     def __init__(self, progress: ProgressLine, *, single: bool) -> None:
         self.progress, self.single = progress, single
@@ -187,28 +115,17 @@ class _Teller:
             say(f"Error: {entry.name}: {entry.reason}", err=True)
 
 
-def _table(whole: Mapping[str, Any]) -> list[str]:
-    """Lay the summary of a run out: what was done, what not, and why."""
-    rows = []
-    for status, count in whole["counts"].items():
-        found = [scene for scene in whole["scenes"] if scene["status"] == status]
-        pixels, seconds = (sum(scene[name] for scene in found) for name in ("megapixels", "seconds"))
+def _table(summary: Mapping[str, Any]) -> str:
+    """Lay the summary of a run out: scenes, pixels and seconds by status, and why scenes failed."""
+    rows = [f"{'':<8}{'scenes':>8}{'megapixels':>14}{'seconds':>12}"]
+    for status, count in summary["counts"].items():
+        scenes = [scene for scene in summary["scenes"] if scene["status"] == status]
+        pixels, seconds = (sum(scene[name] for scene in scenes) for name in ("megapixels", "seconds"))
         if count:
             rows.append(f"{status:<8}{count:>8}{pixels:>14.1f}{seconds:>12.1f}")
         if status == "failed":
-            rows += [f"    {scene['source']}: {scene['error']}" for scene in found]
-    return [
-        f"{'':<8}{'scenes':>8}{'megapixels':>14}{'seconds':>12}",
-        *rows,
-        f"{clock(whole['seconds'])} in all",
-    ]
-
-
-def _whole(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} must be a whole number or auto", param_hint=name) from error
+            rows += [f"    {scene['source']}: {scene['error']}" for scene in scenes]
+    return "\n".join([*rows, f"{format_duration(summary['seconds'])} in all"])
 
 
 def _summary(path: Any, report: Mapping[str, Any]) -> str:
@@ -226,7 +143,7 @@ def _format_progress(counts: Mapping[str, float], seconds: float) -> str:
     done = counts.get("tiles_translated", 0) + counts.get("tiles_skipped", 0)
     total = counts["tiles_total"]
     rate = done / max(counts.get("seconds", seconds), 1e-9)
-    left = f", {clock((total - done) / rate)} left" if done else ""
+    left = f", {format_duration((total - done) / rate)} left" if done else ""
     several = counts.get("scenes", 1) > 1
     place = f"scene {counts['scene']:.0f} of {counts['scenes']:.0f}: " if several else ""
     return f"{place}{done:.0f} of {total:.0f} tiles, {rate:.2f} a second{left}"

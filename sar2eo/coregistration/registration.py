@@ -32,8 +32,7 @@ from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.matching.shifts import Displacement
 from sar2eo.results.cog import check_space, check_target, publish
 from sar2eo.scenes.sar_scene import SarScene
-from sar2eo.settings import CoregisterSettings, SceneSettings
-from sar2eo.settings.toml import changed
+from sar2eo.settings import CoregisterSettings, SceneSettings, replace_settings
 from sar2eo.store.atomic import write_atomically
 
 __all__ = ["coregister", "result_paths"]
@@ -106,8 +105,8 @@ def coregister(
     >>> done["quality"]["after"]["rmse_px"]  # doctest: +SKIP
     """
     started = time.perf_counter()
-    settings = changed(settings or CoregisterSettings(), changes)
-    scene = changed(scene or SceneSettings(), {})
+    settings = replace_settings(settings or CoregisterSettings(), changes)
+    scene = scene or SceneSettings()
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, told = Path(out), None if report is None else Path(report)

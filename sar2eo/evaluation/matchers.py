@@ -24,7 +24,7 @@ from sar2eo.evaluation.report import ReportKind, format_table
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
 from sar2eo.matching.structure import StructuralAligner, match
-from sar2eo.settings import DataSettings, MatchEvaluationSettings, checked
+from sar2eo.settings import DataSettings, MatchEvaluationSettings
 
 __all__ = [
     "REPORT",
@@ -142,7 +142,7 @@ def evaluate_matcher(
     OutputError
         If the report cannot be written.
     """
-    settings = checked(settings or MatchEvaluationSettings())
+    settings = settings or MatchEvaluationSettings()
     REPORT.check_target(Path(out), overwrite=overwrite)
     matcher = Matcher(model, device=settings.device, threads=settings.threads)
     if matcher.card.threshold is None:

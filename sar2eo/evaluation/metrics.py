@@ -21,7 +21,7 @@ from torch.nn import functional
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.functional.image.scc import _scc_per_channel_compute
 
-from sar2eo.settings.evaluation import Metric
+from sar2eo.settings.vocabulary import Metric
 
 __all__ = [
     "BLOCK_PX",

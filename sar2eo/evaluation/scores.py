@@ -27,7 +27,7 @@ from sar2eo.evaluation.metrics import (
     to_unit,
 )
 from sar2eo.evaluation.perceptual import Fid, Lpips
-from sar2eo.settings.evaluation import Metric
+from sar2eo.settings.vocabulary import Metric
 
 __all__ = [
     "BASELINES",

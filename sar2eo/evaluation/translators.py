@@ -22,8 +22,7 @@ from sar2eo.evaluation.plan import MODEL, SWEPT_PAIRS, EvaluationPlan, plan_tran
 from sar2eo.evaluation.report import EvaluationPictures, PictureCase, write_report
 from sar2eo.evaluation.scores import ScoreKeeper, ShuffleControl, compute_calibration
 from sar2eo.model.translator import DiffusionTranslator
-from sar2eo.settings import DataSettings, EvaluateSettings, checked
-from sar2eo.settings.toml import changed
+from sar2eo.settings import DataSettings, EvaluateSettings, replace_settings
 from sar2eo.store.atomic import refuse, write_atomically
 from sar2eo.store.journal import Journal
 
@@ -94,7 +93,7 @@ def evaluate(
     EvaluationWarning
         If something cannot be measured without network weights or training pairs.
     """
-    settings = changed(settings or EvaluateSettings(), changes)
+    settings = replace_settings(settings or EvaluateSettings(), changes)
     plan = plan_translators(model, data, out, settings, overwrite=overwrite)
     facts = plan.facts()  # reads all files
     with (
@@ -121,7 +120,7 @@ def plan_evaluation(
     SettingsError, PairsError, CheckpointError, OutputError
         As in `evaluate`.
     """
-    settings = checked(settings or EvaluateSettings())
+    settings = settings or EvaluateSettings()
     return plan_translators(model, data, out, settings, overwrite=overwrite).describe()
 
 

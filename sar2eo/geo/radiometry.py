@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import PolarisationError, RadiometryError
 from sar2eo.geo.windows import Window
+from sar2eo.settings.vocabulary import Calibration, Polarisation, Quantity
 
 __all__ = [
     "CALIBRATIONS",
@@ -37,15 +38,6 @@ __all__ = [
     "to_eo_bytes",
     "to_model_range",
 ]
-
-Quantity = Literal["dn", "amplitude", "intensity", "db"]
-"""Digital numbers proportional to amplitude; amplitude; its square; or 10 log10 of its square."""
-
-Calibration = Literal["none", "beta0", "sigma0", "gamma0", "rtc"]
-"""What the values refer to; rtc is radiometrically terrain-corrected gamma0."""
-
-Polarisation = Literal["HH", "HV", "VH", "VV"]
-"""Transmit, then receive."""
 
 Channels = tuple[tuple[str, ...], ...]
 """Three channels, each the mean of the polarisations it names."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, Channels, default_channels
+from sar2eo.settings.vocabulary import PredictionType, Sampler, Spacing
 
 __all__ = [
     "PREDICTION_TYPES",
@@ -31,15 +32,6 @@ __all__ = [
 
 TRAIN_TIMESTEPS = 1000
 """T of the noise schedules (C-DiffSET, section 4.2)."""
-
-Sampler = Literal["ddim", "dpm++"]
-"""DDIM with eta 0, or DPM-Solver++ of second order (2M)."""
-
-Spacing = Literal["leading", "trailing"]
-"""Which timesteps few steps take; the paper's 981 ... 1 are leading."""
-
-PredictionType = Literal["epsilon", "v_prediction"]
-"""What the U-Net's first channels mean."""
 
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SPACINGS: tuple[str, ...] = get_args(Spacing)

@@ -37,8 +37,7 @@ from sar2eo.pairs.plan import Meeting, Scenes, meetings, open_scenes, survey
 from sar2eo.pairs.splits import SPLITS, assign
 from sar2eo.pairs.tasks import CellPlan, CutRun, Runner, cut_run, measured_shifts, planned_cells
 from sar2eo.scenes.gdal import display_name
-from sar2eo.settings import PairsSettings, SceneSettings
-from sar2eo.settings.toml import changed
+from sar2eo.settings import PairsSettings, SceneSettings, replace_settings
 from sar2eo.store.fingerprint import plain, write_record
 from sar2eo.store.task_results import PartStore
 
@@ -409,8 +408,8 @@ def build_pairs(
     >>> import sar2eo
     >>> pairs = sar2eo.build_pairs("sar/", "eo/", "pairs", align="shift")  # doctest: +SKIP
     """
-    settings = changed(settings or PairsSettings(), changes)
-    scene = changed(scene or SceneSettings(), {})
+    settings = replace_settings(settings or PairsSettings(), changes)
+    scene = scene or SceneSettings()
     if scene.resolution is not None:
         raise SettingsError(
             f"scene.resolution={scene.resolution:g}: the pixel size of chips is a setting of the pairs"

@@ -1,39 +1,49 @@
-"""Every setting of a run as a frozen dataclass; TOML in, the resolved recipe out.
+"""Every setting, declared once: name, type, bounds, default and help, as frozen dataclasses.
 
-Choices are written once, here and in the modules they belong to, and the command line takes them from
-here.
+Flags, the reading of TOML recipes, ``--help`` and the reference page come from them.
 """
 
-from sar2eo.settings.coregistration import CoregisterRecipe, CoregisterSettings
-from sar2eo.settings.evaluation import (
-    EvaluateRecipe,
-    EvaluateSettings,
-    MatchEvaluationRecipe,
-    MatchEvaluationSettings,
+from sar2eo.settings.models import (
+    CardSettings,
+    ImportSettings,
+    InitRecipe,
+    ModelInfoSettings,
+    PackSettings,
+    SimulateRecipe,
 )
-from sar2eo.settings.models import CardSettings, InitRecipe, SimulateRecipe
-from sar2eo.settings.pairs import PairsRecipe, PairsSettings
-from sar2eo.settings.toml import STAGES, Stage, apply_overrides, checked, from_table, read_recipe, stages_of
+from sar2eo.settings.pairs import (
+    CoregisterRecipe,
+    CoregisterSettings,
+    MatchSettings,
+    PairsRecipe,
+    PairsSettings,
+)
+from sar2eo.settings.schema import InvalidSettingsError, Recipe, Settings, replace_settings
+from sar2eo.settings.toml import apply_overrides, from_table, read_recipe
 from sar2eo.settings.training import (
     DataSettings,
+    EvaluateRecipe,
+    EvaluateSettings,
     LoopSettings,
     MatcherRecipe,
     MatcherSettings,
+    MatchEvaluationRecipe,
+    MatchEvaluationSettings,
     TrainRecipe,
     TrainSettings,
     VaeRecipe,
     VaeSettings,
 )
 from sar2eo.settings.translation import (
-    Compression,
+    InfoSettings,
     RegionSettings,
     SceneSettings,
     TranslateRecipe,
     TranslateSettings,
 )
+from sar2eo.settings.vocabulary import Compression
 
 __all__ = [
-    "STAGES",
     "CardSettings",
     "Compression",
     "CoregisterRecipe",
@@ -41,18 +51,25 @@ __all__ = [
     "DataSettings",
     "EvaluateRecipe",
     "EvaluateSettings",
+    "ImportSettings",
+    "InfoSettings",
     "InitRecipe",
+    "InvalidSettingsError",
     "LoopSettings",
     "MatchEvaluationRecipe",
     "MatchEvaluationSettings",
+    "MatchSettings",
     "MatcherRecipe",
     "MatcherSettings",
+    "ModelInfoSettings",
+    "PackSettings",
     "PairsRecipe",
     "PairsSettings",
+    "Recipe",
     "RegionSettings",
     "SceneSettings",
+    "Settings",
     "SimulateRecipe",
-    "Stage",
     "TrainRecipe",
     "TrainSettings",
     "TranslateRecipe",
@@ -60,8 +77,7 @@ __all__ = [
     "VaeRecipe",
     "VaeSettings",
     "apply_overrides",
-    "checked",
     "from_table",
     "read_recipe",
-    "stages_of",
+    "replace_settings",
 ]

@@ -1,48 +1,28 @@
-"""TOML tables to settings dataclasses, strictly."""
+"""Recipes: TOML files and overrides of their keys to settings, strictly."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from sar2eo.errors import SettingsError
-from sar2eo.settings.coregistration import CoregisterRecipe
-from sar2eo.settings.evaluation import EvaluateRecipe, MatchEvaluationRecipe
-from sar2eo.settings.models import InitRecipe, SimulateRecipe
-from sar2eo.settings.pairs import PairsRecipe
-from sar2eo.settings.training import MatcherRecipe, TrainRecipe, VaeRecipe
-from sar2eo.settings.translation import TranslateRecipe
+from sar2eo.settings.schema import InvalidSettingsError, Settings, quote_name, settings_of
 
-__all__ = [
-    "STAGES",
-    "Stage",
-    "apply_overrides",
-    "changed",
-    "checked",
-    "from_table",
-    "read_recipe",
-    "stages_of",
-]
+__all__ = ["apply_overrides", "from_table", "read_recipe"]
 
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound=Settings)
 
 _LARGEST_BYTES = 1 << 20  # a thousand times what a recipe takes: the name of something else was given
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a TOML recipe as plain tables.
-
-    Raises
-    ------
-    SettingsError
-        If it cannot be read or is not TOML.
-    """
+    """Read a TOML recipe as plain tables."""
     try:
-        # A pipe or a device would be waited for, or read, for ever.
+        # Reading a pipe or a device would never end.
         if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST_BYTES):
             raise SettingsError(
                 f"{path}: not a recipe, which is a TOML file of at most {_LARGEST_BYTES} bytes"
@@ -59,111 +39,20 @@ def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[s
 
     In an array of tables a number picks one of them, as in ``train.0.settings.steps=10``; without it
     all are set.
-
-    Raises
-    ------
-    SettingsError
-        If a pair has no ``=``, or its key runs through something that is not a table.
     """
-    result: dict[str, Any] = _copied(table)
+    result = copy.deepcopy(table)
     for pair in overrides:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise SettingsError(f"--set {_shown(pair)}: must be key=value, as in translate.settings.steps=10")
+            raise SettingsError(
+                f"--set {quote_name(pair)}: must be key=value, as in translate.settings.steps=10"
+            )
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         _set(result, key.split("."), value, pair)
     return result
-
-
-def from_table(kind: type[Record], table: Any, where: str) -> Record:
-    """Build a settings dataclass from a TOML table, strictly.
-
-    Parameters
-    ----------
-    kind : type
-        A dataclass.
-    table : dict
-        Plain TOML values.
-    where : str
-        Name of the table, for messages.
-
-    Raises
-    ------
-    SettingsError
-        For unknown or missing keys, or values of another type.
-    """
-    if not isinstance(table, dict):
-        raise SettingsError(f"[{where}]: must be a table, not {table!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(table) - set(fields))
-    if unknown:
-        raise SettingsError(
-            f"[{where}]: unknown {', '.join(map(_shown, unknown))}; known are {', '.join(fields)}"
-        )
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in table and f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise SettingsError(f"[{where}]: missing {', '.join(missing)}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _converted(hints[name], value, f"{where}.{name}") for name, value in table.items()})
-
-
-def checked(record: Record) -> Record:
-    """Return a settings dataclass as it is, if its values have the types of its fields.
-
-    Raises
-    ------
-    SettingsError
-        If one has not.
-    """
-    hints = get_type_hints(type(record))
-    for name, hint in hints.items():
-        value = getattr(record, name)
-        _converted(hint, list(value) if isinstance(value, tuple) else value, name)
-    return record
-
-
-def _converted(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_table(hint, value, where)  # type: ignore[arg-type]
-    options = get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-    for option in options:
-        if get_origin(option) is Literal and value in get_args(option):
-            return value
-        if get_origin(option) is tuple and isinstance(value, list):
-            return tuple(_converted(get_args(option)[0], item, where) for item in value)
-        if get_origin(option) is dict and isinstance(value, dict):
-            return {
-                name: _converted(get_args(option)[1], item, f"{where}.{name}") for name, item in value.items()
-            }
-        if option is float and (type(value) is float or _fits_float(value)):
-            return float(value)
-        if isinstance(option, type) and type(value) is option:
-            return value
-    allowed = " or ".join(
-        ", ".join(map(repr, get_args(option)))
-        if get_origin(option) is Literal
-        else getattr(option, "__name__", str(option))
-        for option in options
-        if option is not type(None)
-    )
-    raise SettingsError(f"{where}={value!r}: must be {allowed}")
-
-
-def _shown(name: str) -> str:
-    """Return a name as it is, or quoted where it would break the line of a message."""
-    return name if name.isprintable() else repr(name)
-
-
-def _fits_float(value: Any) -> bool:
-    """Whether a value is a whole number that a float can hold: TOML's have any number of digits."""
-    return type(value) is int and abs(value) <= sys.float_info.max
 
 
 def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
@@ -176,82 +65,66 @@ def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
         inner, rest = inner[int(rest[0])], rest[1:]
     for each in inner if isinstance(inner, list) else [inner]:
         if not isinstance(each, dict) or not rest:
-            raise SettingsError(f"--set {_shown(pair)}: {_shown(first)} is not a table of the recipe")
+            raise SettingsError(f"--set {quote_name(pair)}: {quote_name(first)} is not a table of the recipe")
         _set(each, rest, value, pair)
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
-    return [_copied(inner) for inner in value] if isinstance(value, list) else value
-
-
-def changed(given: Record, changes: dict[str, Any]) -> Record:
-    """Return settings with changes, with the types that a recipe would give them: 30 days are 30.0.
-
-    Raises
-    ------
-    SettingsError
-        For a field that there is not, or a value that it may not have.
-    """
-    values = {**dataclasses.asdict(given), **changes}  # type: ignore[call-overload]
-    table = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return from_table(type(given), table, "settings")
-
-
-STAGES: dict[str, type] = {
-    "simulate": SimulateRecipe,
-    "coregister": CoregisterRecipe,
-    "build-pairs": PairsRecipe,
-    "train-vae": VaeRecipe,
-    "model-init": InitRecipe,
-    "train": TrainRecipe,
-    "train-matcher": MatcherRecipe,
-    "translate": TranslateRecipe,
-    "evaluate": EvaluateRecipe,
-    "evaluate-matcher": MatchEvaluationRecipe,
-}
-"""Tables that a recipe may have, each named after its command."""
-
-
-class Stage(NamedTuple):
-    """One step of a recipe.
+def from_table(kind: type[Record], table: Any, where: str, flags: Mapping[str, str] | None = None) -> Record:
+    """Build settings from a TOML table, strictly.
 
     Parameters
     ----------
-    name : str
-        Of the command.
-    recipe : object
-        A dataclass of `STAGES`.
-    """
-
-    name: str
-    recipe: Any
-
-
-def stages_of(table: dict[str, Any]) -> list[Stage]:
-    """Read every stage of a recipe before any of them runs.
-
-    Parameters
-    ----------
+    kind : type
+        A settings class.
     table : dict
-        Of the whole file. A command that runs several times is an array of tables, ``[[train]]``,
-        whose runs follow each other where the first one stands.
-
-    Raises
-    ------
-    SettingsError
-        For a table that is no command's, for keys or values that a command does not know, or if there
-        is no table.
+        Plain TOML values.
+    where : str
+        Name of the table, for messages.
+    flags : mapping of str to str, optional
+        Dotted keys that messages name by their flag, as in ``{"train.settings.steps": "--steps"}``.
     """
-    if not table:
-        raise SettingsError(f"the recipe is empty: it must have tables of {', '.join(STAGES)}")
-    found = []
-    for name, value in table.items():
-        if name not in STAGES:
-            raise SettingsError(f"[{name}]: not a stage; known are {', '.join(STAGES)}")
-        runs = value if isinstance(value, list) else [value]
-        for number, run in enumerate(runs):
-            where = name if len(runs) == 1 else f"{name}.{number}"
-            found.append(Stage(name, from_table(STAGES[name], run, where)))
-    return found
+    flags = flags or {}
+    if not isinstance(table, dict):
+        raise SettingsError(f"[{where}]: must be a table, not {table!r}")
+    fields = {each.name: each for each in settings_of(kind)}
+    if unknown := sorted(set(table) - set(fields)):
+        raise SettingsError(
+            f"[{where}]: unknown {', '.join(map(quote_name, unknown))}; known are {', '.join(fields)}"
+        )
+    required = {name: each for name, each in fields.items() if each.default is dataclasses.MISSING}
+    if missing := [name for name, each in required.items() if name not in table and each.table is None]:
+        named = ", ".join(flags.get(f"{where}.{name}", name) for name in missing)
+        by_flag = all(f"{where}.{name}" in flags for name in missing)
+        raise SettingsError(f"missing {named}" if by_flag else f"[{where}]: missing {named}")
+    tables = {name: each.table for name, each in fields.items() if each.table and name in {*table, *required}}
+    for name in tables:
+        if not isinstance(table.get(name, {}), dict):
+            raise SettingsError(f"[{where}.{name}]: must be a table, not {table[name]!r}")
+    inner = {n: from_table(of, table.get(n, {}), f"{where}.{n}", flags) for n, of in tables.items()}
+    try:
+        return kind(**{**table, **inner})
+    except InvalidSettingsError as error:
+        raise SettingsError(_spell(error, where, flags)) from error
+
+
+def _spell(error: InvalidSettingsError, where: str, flags: Mapping[str, str]) -> str:
+    """Name the settings of an error by their flags, or by their keys and the table."""
+    named = []
+
+    def name(key: str) -> str:
+        named.append(flags.get(f"{where}.{key}"))
+        return named[-1] or key.rpartition(".")[2]
+
+    def pair(key: str, value: Any) -> str:
+        if (text := name(key)) == key:
+            return f"{key}={_as_toml(value)}"
+        return f"{text} {quote_name(','.join(map(str, value)) if isinstance(value, tuple) else str(value))}"
+
+    text = error.spell(name, pair)
+    return text if any(named) else f"[{where}] {text}"
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(_as_toml, value))}]" if isinstance(value, list | tuple) else repr(value)

@@ -1,4 +1,4 @@
-"""Settings of `sar2eo.train` and `sar2eo.train_vae`, and of the commands of those names.
+"""Settings of training and evaluation: pairs, loops, networks, figures.
 
 Defaults are the paper's where it has any (C-DiffSET, section 4.2).
 """
@@ -6,16 +6,47 @@ Defaults are the paper's where it has any (C-DiffSET, section 4.2).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from sar2eo.errors import SettingsError
-from sar2eo.model.card import PredictionType
+from sar2eo.settings.schema import Bounds, Flag, Recipe, Settings
+from sar2eo.settings.vocabulary import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    RUN,
+    CardSampler,
+    CardSteps,
+    Checkpoint,
+    Count,
+    Dataset,
+    Device,
+    Dtype,
+    File,
+    Folder,
+    Fraction,
+    Loss,
+    Metric,
+    Natural,
+    Positive,
+    PredictionType,
+    Protocol,
+    Revision,
+    Samples,
+    SamplingSteps,
+    Seed,
+    Share,
+    Split,
+    Threads,
+    Weight,
+)
 
 __all__ = [
     "DataSettings",
-    "Dataset",
+    "EvaluateRecipe",
+    "EvaluateSettings",
     "LoopSettings",
-    "Loss",
+    "MatchEvaluationRecipe",
+    "MatchEvaluationSettings",
     "MatcherRecipe",
     "MatcherSettings",
     "TrainRecipe",
@@ -24,357 +55,276 @@ __all__ = [
     "VaeSettings",
 ]
 
-Dataset = Literal["qxs", "sar2opt", "spacenet6"]
-"""Published data sets whose folders are read as they come."""
-
-Loss = Literal["c-diff", "c-diff-timestep", "l2"]
-"""Likelihood of the variance channel, the same with the release's timestep weight, or squared error."""
+Schedule = Literal["cosine", "constant"]
+Architecture = Literal["kl", "dc"]
+Models = Annotated[tuple[str, ...], Flag(metavar="MODEL_OR_BASELINE...")]
+Metrics = tuple[Metric, ...]
+Widths = Annotated[tuple[Count, ...], MODEL]
+MatcherWidths = Annotated[tuple[Annotated[int, Bounds(least=16, multiple=16)], ...], MODEL]
+Side = Annotated[int, Bounds(least=32, multiple=32)]  # pixels: regions of 4 x 4 latents of 8 x 8 pixels
+SearchSide = Annotated[int, Bounds(least=64, multiple=64)]
+OpenShare = Annotated[float, Bounds(above=0, below=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Which pairs: built ones, or a published data set.
+class DataSettings(Settings):
+    """Which pairs: built ones, or a published data set."""
 
-    Parameters
-    ----------
-    pairs : str or None
-        Folder of `sar2eo.build_pairs`.
-    dataset, root : str or None
-        A published data set instead, and its folder.
-    split_by : {"release", "place"}
-        Of published data sets: the random list of the authors' release, or places that do not touch.
-    """
+    group = "Input"
+    alternatives = ("pairs", "dataset")
 
-    pairs: str | None = None
-    dataset: Dataset | None = None
-    root: str | None = None
-    split_by: Literal["release", "place"] = "release"
+    pairs: Annotated[Folder | None, "Pairs made by build-pairs."] = None
+    dataset: Annotated[Dataset | None, "Published data set instead."] = None
+    root: Annotated[Folder | None, "Folder of the data set."] = None
+    split_by: Annotated[
+        Literal["release", "place"],
+        "Split of a data set: the random list of the authors' release, or places that do not touch.",
+    ] = "release"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if (self.pairs is None) == (self.dataset is None) or (self.dataset is None) != (self.root is None):
-            raise SettingsError("give either pairs (a folder), or dataset and root (its folder)")
+            self.refuse("give either {pairs:} (a folder), or {dataset:} and {root:} (its folder)")
+
+
+Steps = Annotated[Count, "Optimiser steps."]
+Batch = Annotated[Count, "Images per device and pass."]
+LearningRate = Annotated[Positive, "Peak learning rate."]
+Crop = Annotated[Count, "Side of random crops in pixels; smaller images are taken whole."]
+Ema = Annotated[Fraction, "Decay of the averaged weights that are validated and kept; 0: none."]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """What every training run has; the defaults are each kind of run's own.
+class LoopSettings(Settings):
+    """What every training run has; the defaults are each kind of run's own."""
 
-    Parameters
-    ----------
-    steps, batch, accumulate : int
-        Optimiser steps; images per device and pass; passes per step.
-    lr, warmup, decay
-        Peak learning rate, steps to reach it (at most `steps`), and whether it then falls as a half cosine.
-    weight_decay, max_grad_norm : float
-    crop : int
-        Side of random crops in pixels; images smaller than that are taken whole.
-    seed : int
-    ema : float
-        Decay of the averaged weights that are validated and kept; 0: none.
-    device, dtype : str
-    threads : int or None
-        Torch threads; None: all cores.
-    validate_every, save_every : int
-        Steps between; 0: only at the end.
-    keep : int
-        States kept for resuming.
-    """
+    group = "Training"
 
-    steps: int
-    batch: int
-    accumulate: int = 1
-    lr: float
-    warmup: int = 100
-    decay: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    crop: int
-    seed: int = 2025
-    ema: float
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    validate_every: int = 1000
-    save_every: int = 1000
-    keep: int = 2
+    steps: Steps
+    batch: Batch
+    accumulate: Annotated[Count, "Passes per step."] = 1
+    lr: LearningRate
+    warmup: Annotated[Natural, "Steps to reach the peak learning rate."] = 100
+    decay: Annotated[Schedule, "Learning rate after its peak; constant lets a run be extended."] = "cosine"
+    weight_decay: Annotated[Weight, "Weight decay of AdamW."] = 0.01
+    max_grad_norm: Annotated[Positive, "Norm to which longer gradients are clipped."] = 1.0
+    crop: Crop
+    seed: Annotated[Seed, "Seed of order, crops, noise and timesteps."] = 2025
+    ema: Ema
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    threads: Threads = None
+    validate_every: Annotated[Natural, "Steps between validations; 0: only at the end.", RUN] = 1000
+    save_every: Annotated[Natural, "Steps between saved states; 0: only at the end.", RUN] = 1000
+    keep: Annotated[Count, "Saved states to keep.", RUN] = 2
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "crop", "keep"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise SettingsError(f"threads={self.threads}: must be at least 1")
-        for name in ("warmup", "weight_decay", "validate_every", "save_every", "seed"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name}={getattr(self, name)}: must not be negative")
-        for name in ("lr", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name}={getattr(self, name):g}: must be above 0")
+    def _check(self) -> None:
         if self.warmup > self.steps:
-            raise SettingsError(
-                f"warmup={self.warmup}: must be at most steps={self.steps}, or the learning rate never rises "
-                f"to lr={self.lr:g}"
-            )
-        if not 0 <= self.ema < 1:
-            raise SettingsError(f"ema={self.ema:g}: must be from 0 to below 1")
+            self.refuse("{warmup}: must be at most {steps}, or the learning rate never rises to {lr}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(LoopSettings):
-    """How a U-Net is fine-tuned; further fields are those of `LoopSettings`.
+    """How a U-Net is fine-tuned."""
 
-    Parameters
-    ----------
-    loss : {"c-diff", "c-diff-timestep", "l2"}
-    prediction_type : str or None
-        None: as the base's card says.
-    gain_jitter : float
-        The SAR is multiplied by a random factor of up to ``1 +- gain_jitter`` before clipping.
-    dropout : float
-        Share of the values in the U-Net's residual blocks that are left out at each step, against learning
-        few pairs by heart.
-    gradient_checkpointing : bool
-    cache_latents : bool
-        Encode the images once, before training.
-    crops : int
-        Fixed crops of each image in a cache (each in 8 orientations).
-    lora : int or None
-        Rank of adapters to train instead of all weights.
-    """
-
-    loss: Loss = "c-diff"
-    prediction_type: PredictionType | None = None
-    steps: int = 50_000
-    batch: int = 16
-    lr: float = 3e-5
-    crop: int = 512
-    gain_jitter: float = 0.0
-    dropout: float = 0.0
-    ema: float = 0.9999
-    gradient_checkpointing: bool = False
-    cache_latents: bool = False
-    crops: int = 4
-    lora: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.gain_jitter < 1:
-            raise SettingsError(f"gain_jitter={self.gain_jitter:g}: must be from 0 to below 1")
-        if not 0 <= self.dropout < 1:
-            raise SettingsError(f"dropout={self.dropout:g}: must be from 0 to below 1")
-        if self.crops < 1 or (self.lora is not None and self.lora < 1):
-            raise SettingsError(f"crops={self.crops}, lora={self.lora}: must be at least 1")
+    loss: Annotated[Loss, "Likelihood, the same with the release's weights, or squared error."] = "c-diff"
+    prediction_type: Annotated[PredictionType | None, "Target; by default as the base says."] = None
+    steps: Steps = 50_000
+    batch: Batch = 16
+    lr: LearningRate = 3e-5
+    crop: Crop = 512
+    gain_jitter: Annotated[Fraction, "Largest random change of the SAR's brightness, a share."] = 0.0
+    dropout: Annotated[Fraction, "Share of values left out, against learning few pairs by heart."] = 0.0
+    ema: Ema = 0.9999
+    gradient_checkpointing: Annotated[bool, "Less memory, a third more time."] = False
+    cache_latents: Annotated[bool, "Encode fixed crops once, before training."] = False
+    crops: Annotated[Count, "Fixed crops of each image in a cache, each in 8 orientations."] = 4
+    lora: Annotated[Count | None, "Rank of adapters to train instead of all weights."] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRecipe:
-    """Fine-tuning: the table ``[train]`` of a TOML recipe.
+class RunRecipe(Recipe):
+    """What every training run takes besides its settings."""
 
-    Parameters
-    ----------
-    data
-        The table ``[train.data]``.
-    base : str
-        Checkpoint folder, or a Stable Diffusion folder or hub id.
-    revision : str or None
-        Of a hub id.
-    out : str
-        Run folder; the same command goes on in it.
-    latents : str or None
-        Folder of the cache of latents, which several runs may share; None: in the run folder.
-    settings
-        The table ``[train.settings]``.
-    """
+    group = "Run"
 
     data: DataSettings
-    base: str
-    out: str
-    revision: str | None = None
-    latents: str | None = None
+    out: Annotated[Folder, "Folder of the run; the same command goes on in it.", OUTPUT]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe(RunRecipe):
+    """Fine-tune a model: the table ``[train]`` of a TOML recipe."""
+
+    base: Annotated[Checkpoint, "Checkpoint, or a Stable Diffusion model.", MODEL]
+    revision: Revision = None
+    latents: Annotated[
+        Folder | None, "Cache of latents to share; by default in the run's folder.", OUTPUT
+    ] = None
     settings: TrainSettings = field(default_factory=TrainSettings)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.latents is not None and not self.settings.cache_latents:
-            raise SettingsError(f"latents={self.latents}: goes with cache_latents (--cache-latents)")
+            self.refuse("{latents}: goes with {settings.cache_latents:}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VaeSettings(LoopSettings):
-    """How a VAE is trained from nothing; further fields are those of `LoopSettings`.
+    """How a VAE is trained from nothing."""
 
-    Parameters
-    ----------
-    architecture : {"kl", "dc"}
-        Stable Diffusion's or a deep-compression autoencoder; see `sar2eo.model.network.create_autoencoder`.
-    latent_channels : int
-    widths : tuple of int
-        Channels of each level; one level more doubles the factor.
-    layers : int
-        Residual blocks per level.
-    images : {"both", "eo", "sar"}
-        Of the pairs.
-    sar : float
-        Share of the gradient that SAR images get, where EO images get 1: nobody decodes a SAR image, but
-        its latents must tell what is there.
-    l1, l2, gradient, texture, kl, adversarial : float
-        Weights of the absolute error, of the squared error, of the absolute error of the image's gradient, of
-        that of the log power of its detail (`sar2eo.training.vae_losses`), of the divergence from a standard
-        normal, and of a patch discriminator (a few thousandths of the squared error's are plenty).
-    adversarial_from : float
-        Share of the steps after which the discriminator joins.
-    decoder_only : bool
-        Of a base: leave its encoder, and so its latents, as they are, and every U-Net that knows them.
-    """
-
-    architecture: Literal["kl", "dc"] = "kl"
-    latent_channels: int = 8
-    widths: tuple[int, ...] = (32, 64, 96, 128)
-    layers: int = 1
-    images: Literal["both", "eo", "sar"] = "both"
-    sar: float = 1.0
-    l1: float = 1.0
-    l2: float = 0.0
-    gradient: float = 1.0
-    texture: float = 0.0
-    kl: float = 1e-6
-    adversarial: float = 0.0
-    adversarial_from: float = 0.67
-    decoder_only: bool = False
-    steps: int = 20_000
-    batch: int = 8
-    lr: float = 4e-4
-    crop: int = 256
-    ema: float = 0.999
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.latent_channels < 1 or self.layers < 1 or not self.widths or min(self.widths) < 1:
-            raise SettingsError(
-                f"latent_channels={self.latent_channels}, widths={self.widths}, layers={self.layers}: must "
-                "be at least 1"
-            )
-        for name in ("l1", "l2", "gradient", "texture", "kl", "adversarial"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name}={getattr(self, name):g}: must not be negative")
-        if not self.sar > 0:
-            raise SettingsError(f"sar={self.sar:g}: must be above 0; images = 'eo' leaves SAR out")
-        if not 0 <= self.adversarial_from <= 1:
-            raise SettingsError(f"adversarial_from={self.adversarial_from:g}: must be a share from 0 to 1")
+    architecture: Annotated[Architecture, "Stable Diffusion's, or a deep-compression one.", MODEL] = "kl"
+    latent_channels: Annotated[Count, "Channels of the latents.", MODEL] = 8
+    widths: Annotated[Widths, "Channels of each level; one level more doubles the factor."] = (
+        32,
+        64,
+        96,
+        128,
+    )
+    layers: Annotated[Count, "Residual blocks per level.", MODEL] = 1
+    images: Annotated[Literal["both", "eo", "sar"], "Which images of the pairs.", INPUT] = "both"
+    sar: Annotated[Positive, "Share of the gradient that SAR images get, where EO images get 1."] = 1.0
+    l1: Annotated[Weight, "Weight of the absolute error."] = 1.0
+    l2: Annotated[Weight, "Weight of the squared error."] = 0.0
+    gradient: Annotated[Weight, "Weight of the absolute error of the image's gradient."] = 1.0
+    texture: Annotated[Weight, "Weight of the absolute error of the log power of the image's detail."] = 0.0
+    kl: Annotated[Weight, "Weight of the latents' divergence from a standard normal."] = 1e-6
+    adversarial: Annotated[Weight, "Weight of a patch discriminator; 0: none."] = 0.0
+    adversarial_from: Annotated[Share, "Share of the steps after which the discriminator joins."] = 0.67
+    decoder_only: Annotated[bool, "With a base: keep its encoder, and so its latents.", MODEL] = False
+    steps: Steps = 20_000
+    batch: Batch = 8
+    lr: LearningRate = 4e-4
+    crop: Crop = 256
+    ema: Ema = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeRecipe:
-    """Training of a VAE: the table ``[train-vae]`` of a TOML recipe.
+class VaeRecipe(RunRecipe):
+    """Train a VAE: the table ``[train-vae]`` of a TOML recipe."""
 
-    Parameters
-    ----------
-    data
-        The table ``[train-vae.data]``.
-    base : str or None
-        Folder of a VAE (``vae/``) to go on from, with its own architecture; None: from nothing.
-    out : str
-        Run folder; the same command goes on in it.
-    settings
-        The table ``[train-vae.settings]``.
-    """
-
-    data: DataSettings
-    out: str
-    base: str | None = None
+    base: Annotated[Folder | None, "VAE to go on from, with its own architecture.", MODEL] = None
     settings: VaeSettings = field(default_factory=VaeSettings)
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if self.settings.decoder_only and self.base is None:
-            raise SettingsError("decoder_only: goes with a base, whose encoder is kept")
-
-
-_MULTIPLE = 32  # pixels: regions of 4 x 4 latents of 8 x 8 pixels
+            self.refuse("{settings.decoder_only:}: goes with a base, whose encoder is kept")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherSettings(LoopSettings):
-    """How a matcher is trained; further fields are those of `LoopSettings`, where crop is the search's side.
+    """How a matcher is trained."""
 
-    Parameters
-    ----------
-    template : int
-        Side of the templates in pixels.
-    widths : tuple of int
-        Channels of the denoiser at strides 8 and 16; (64, 128) makes a small one.
-    top_regions : int
-        Regions of the search that a region of the template attends to at stride 8.
-    ssim, position, similarity : float
-        Weights of 1 - SSIM of latents, of the attention's position term, and of the cross-entropy on the
-        similarity map, beside the squared error, whose weight is 1.
-    truth : float
-        Share of the templates that are noised from the truth, as in the supplement's Eq. 2; the others begin
-        with pure noise or with the network's own translation, as in sampling.
-    negatives : float
-        Share of a batch that is shown again with the search image of another place.
-    false_accepts : float
-        Share of wrong matches that may be accepted, from which the threshold follows.
-    trials : int
-        Matches of either kind, right and wrong search image, that the threshold is measured on.
-    """
+    template: Annotated[Side, "Side of the templates in pixels.", MODEL] = 128
+    widths: Annotated[MatcherWidths, "Channels at strides 8 and 16; 64,128 makes a small one."] = (128, 256)
+    top_regions: Annotated[Count, "Regions of the search that a template's region attends to.", MODEL] = 16
+    ssim: Annotated[Weight, "Weight of 1 - SSIM of latents; the squared error's is 1."] = 0.2
+    position: Annotated[Weight, "Weight of the attention's position term."] = 0.1
+    similarity: Annotated[Weight, "Weight of the cross-entropy on the similarity map."] = 0.25
+    truth: Annotated[Share, "Share of templates noised from the truth, the others as in sampling."] = 0.25
+    negatives: Annotated[Share, "Share of a batch shown again with another place's search image."] = 0.25
+    false_accepts: Annotated[OpenShare, "Share of wrong matches that may be accepted."] = 0.005
+    trials: Annotated[Count, "Right and wrong matches each that the threshold is measured on."] = 1000
+    steps: Steps = 10_000
+    batch: Batch = 16
+    lr: LearningRate = 5e-4
+    crop: Annotated[Side, "Side of the search images in pixels."] = 256
+    ema: Ema = 0.998
 
-    template: int = 128
-    widths: tuple[int, ...] = (128, 256)
-    top_regions: int = 16
-    ssim: float = 0.2
-    position: float = 0.1
-    similarity: float = 0.25
-    truth: float = 0.25
-    negatives: float = 0.25
-    false_accepts: float = 0.005
-    trials: int = 1000
-    steps: int = 10_000
-    batch: int = 16
-    lr: float = 5e-4
-    crop: int = 256
-    ema: float = 0.998
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.template % _MULTIPLE or self.crop % _MULTIPLE or not 0 < self.template < self.crop:
-            raise SettingsError(
-                f"template={self.template}, crop={self.crop}: must be multiples of {_MULTIPLE} pixels, the "
-                "template smaller than the crop, which is what it is searched in"
-            )
-        if len(self.widths) != 2 or any(width < 16 or width % 16 for width in self.widths):
-            raise SettingsError(f"widths={self.widths}: must be two positive multiples of 16")
-        if self.top_regions < 1 or self.trials < 1:
-            raise SettingsError(f"top_regions={self.top_regions}, trials={self.trials}: must be at least 1")
-        for name in ("ssim", "position", "similarity"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name}={getattr(self, name):g}: must not be negative")
-        for name in ("truth", "negatives"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name}={getattr(self, name):g}: must be a share from 0 to 1")
-        if not 0 < self.false_accepts < 1:
-            raise SettingsError(f"false_accepts={self.false_accepts:g}: must be a share above 0 and below 1")
+    def _check(self) -> None:
+        super()._check()
+        if self.template >= self.crop:
+            self.refuse("{template}: must be smaller than {crop}, the side of what it is searched in")
+        if len(self.widths) != 2:
+            self.refuse("{widths}: must be two numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatcherRecipe:
-    """Training of a matcher: the table ``[train-matcher]`` of a TOML recipe.
+class MatcherRecipe(RunRecipe):
+    """Train a matcher: the table ``[train-matcher]`` of a TOML recipe."""
 
-    Parameters
-    ----------
-    data
-        The table ``[train-matcher.data]``.
-    out : str
-        Run folder; the same command goes on in it.
-    vae : str
-        Folder with a trained VAE in ``vae/`` (of `sar2eo.train_vae`, or a checkpoint), or "bundled".
-    base : str or None
-        A matcher to go on from (a folder, a hub id, or "bundled"), with its own architecture and VAE; `vae`
-        and the settings of the architecture are not looked at then.
-    settings
-        The table ``[train-matcher.settings]``.
-    """
-
-    data: DataSettings
-    out: str
-    vae: str = "bundled"
-    base: str | None = None
+    vae: Annotated[Folder, "Trained VAE; 'bundled' is the package's own.", MODEL] = "bundled"
+    base: Annotated[Checkpoint | None, "Matcher to go on from, with its own VAE.", MODEL] = None
     settings: MatcherSettings = field(default_factory=MatcherSettings)
+
+
+SweepSteps = Annotated[tuple[SamplingSteps, ...], "Numbers of steps to compare."]
+Limit = Annotated[Count | None, "Largest number of pairs, spread evenly over the split.", INPUT]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Settings):
+    """What is measured, and how images are sampled."""
+
+    group = "Evaluation"
+
+    split: Annotated[Split, "Split that is judged.", INPUT] = "test"
+    metrics: Annotated[Metrics, "Some of psnr, ssim, scc, lpips, fid."] = ("psnr", "ssim", "scc")
+    protocol: Annotated[Protocol, "How images become 0..1: the usual way, or the release's."] = "usual"
+    steps: CardSteps = None
+    sampler: CardSampler = None
+    samples: Annotated[Samples, "Images to draw from each scene, judged singly and as their mean."] = 1
+    sweep_steps: SweepSteps = ()
+    upper_bound: Annotated[bool, "Judge the VAE's own reconstruction of the truth, too."] = False
+    against: Annotated[Models, "Further models, or the baselines."] = ("mean-colour", "sar-grey")
+    lpips_weights: Annotated[File | None, "AlexNet's weights, .safetensors; else no LPIPS."] = None
+    fid_weights: Annotated[File | None, "Inception's weights, .safetensors; else no FID."] = None
+    limit: Limit = None
+    seed: Annotated[Seed, "Seed of the noise."] = 2025
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    threads: Threads = None
+    batch: Annotated[Count | None, "Images at a time; by default what the device's memory holds.", RUN] = None
+
+    def _check(self) -> None:
+        if not self.metrics:
+            self.refuse("{metrics:}: must name at least one of psnr, ssim, scc, lpips, fid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRecipe(Recipe):
+    """What every evaluation takes besides its settings."""
+
+    model: Annotated[Checkpoint, "Model to judge.", MODEL]
+    data: DataSettings
+    out: Annotated[Folder, "Folder of the report."]
+    overwrite: Annotated[bool, "Replace an existing report, or unfinished work of another."] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRecipe(ReportRecipe):
+    """Judge a model: the table ``[evaluate]`` of a TOML recipe."""
+
+    settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchEvaluationSettings(Settings):
+    """How matches are judged."""
+
+    group = "Evaluation"
+
+    split: Annotated[Split, "Split that is judged.", INPUT] = "test"
+    against: Annotated[
+        tuple[Literal["structure", "phase", "ncc"], ...],
+        "Methods that are not learned, in the same table: structure, phase, ncc.",
+    ] = ("structure", "phase", "ncc")
+    search: Annotated[SearchSide | None, "Side of search images, twice the templates'; or as trained."] = None
+    offsets: Annotated[Count, "Templates from each pair."] = 1
+    noise: Annotated[tuple[Weight, ...], "Variances of noise on the templates, in percent."] = (0.0,)
+    steps: CardSteps = None
+    sweep_steps: SweepSteps = ()
+    limit: Limit = None
+    resamples: Annotated[Count, "Draws of the bootstrap over places."] = 2000
+    seed: Annotated[Seed, "Seed of places and noise."] = 2025
+    device: Device = "auto"
+    threads: Threads = None
+
+    def _check(self) -> None:
+        if not self.noise or self.noise[0] != 0:
+            self.refuse("{noise}: must begin with 0, of which most figures are")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchEvaluationRecipe(ReportRecipe):
+    """Judge a matcher: the table ``[evaluate-matcher]`` of a TOML recipe."""
+
+    settings: MatchEvaluationSettings = field(default_factory=MatchEvaluationSettings)

@@ -24,8 +24,7 @@ from sar2eo.model.card import MatcherCard
 from sar2eo.model.creation import load_vae
 from sar2eo.model.diffusion import read_schedule
 from sar2eo.model.folder import BUNDLED_MATCHER, find_folder
-from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, checked
-from sar2eo.settings.toml import changed
+from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, replace_settings
 from sar2eo.store.atomic import write_atomically
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.matcher_task import MatcherTask
@@ -89,7 +88,7 @@ def train_matcher(
         out=str(out),
         vae=str(vae),
         base=None if base is None else str(base),
-        settings=changed(settings or MatcherSettings(), changes),
+        settings=replace_settings(settings or MatcherSettings(), changes),
     )
     return run_matcher_training(recipe, progress=progress).final
 
@@ -126,7 +125,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     SettingsError, PairsError, CheckpointError, TrainingError
         As `train_matcher`.
     """
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)

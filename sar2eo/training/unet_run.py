@@ -19,8 +19,7 @@ from sar2eo.model.checkpoint import Checkpoint, load_checkpoint
 from sar2eo.model.creation import adapt_base, find_base
 from sar2eo.model.folder import ModelFolder, hash_files
 from sar2eo.model.network import encode_images
-from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, checked
-from sar2eo.settings.toml import changed
+from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, replace_settings
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
@@ -89,7 +88,7 @@ def train(
         out=str(out),
         revision=revision,
         latents=None if latents is None else str(latents),
-        settings=changed(settings or TrainSettings(), changes),
+        settings=replace_settings(settings or TrainSettings(), changes),
     )
     return run_training(recipe, progress=progress).final
 
@@ -109,7 +108,7 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
     SettingsError, PairsError, CheckpointError, TrainingError
         As `train`.
     """
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     accelerator = create_accelerator(settings)
     pairs = open_dataset(recipe.data, "train", augmentation=_augmentation(settings))
     held_out = open_held_out(recipe.data, Augmentation(crop=settings.crop, centre=True), pairs)

@@ -10,8 +10,7 @@ import numpy as np
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.model.creation import load_vae
-from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, checked
-from sar2eo.settings.toml import changed
+from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, replace_settings
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
@@ -64,7 +63,7 @@ def train_vae(
         data=chosen_data(data),
         out=str(out),
         base=None if base is None else str(base),
-        settings=changed(settings or VaeSettings(), changes),
+        settings=replace_settings(settings or VaeSettings(), changes),
     )
     return run_vae_training(recipe, progress=progress).final
 
@@ -82,7 +81,7 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     SettingsError, PairsError, TrainingError
         As `train_vae`.
     """
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)

@@ -33,8 +33,7 @@ from sar2eo.model.card import TranslatorCard
 from sar2eo.model.spec import BUNDLED, ModelSpec, resolve_model
 from sar2eo.scenes import find_reader, find_window, normalise_array
 from sar2eo.scenes.lazy_array import decode_attributes, encode_attributes
-from sar2eo.settings import TranslateSettings
-from sar2eo.settings.toml import changed
+from sar2eo.settings import TranslateSettings, replace_settings
 from sar2eo.settings.translation import SCALED_AS
 from sar2eo.translation.tasks import (
     TaskContext,
@@ -105,7 +104,7 @@ def translate(
     """
     if not isinstance(scene, xr.DataArray):
         raise SceneError(f"{type(scene).__name__} is not a scene: open it with sar2eo.open_scene first")
-    settings = changed(settings or TranslateSettings(), options)
+    settings = replace_settings(settings or TranslateSettings(), options)
     if settings.tile > _LARGEST_TILE:
         raise SettingsError(f"tile={settings.tile}: must be at most {_LARGEST_TILE}")
     spec = model if isinstance(model, ModelSpec) else resolve_spec(model, settings)

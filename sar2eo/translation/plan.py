@@ -33,7 +33,7 @@ from sar2eo.scenes.gdal import display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
-from sar2eo.settings import TranslateRecipe, checked
+from sar2eo.settings import TranslateRecipe
 from sar2eo.store.fingerprint import differences
 from sar2eo.store.journal import Journal
 from sar2eo.store.s3 import is_object
@@ -197,7 +197,7 @@ def plan(
     SettingsError, OutputError
         If no scene could be translated as asked: settings, names, the report.
     """
-    settings = checked(recipe.settings)
+    settings = recipe.settings
     Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)
     if target.single is None:
         for template in (recipe.name, *_further_outputs(recipe).values()):

@@ -155,8 +155,8 @@ def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
         found = sample_percentiles(read, context.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
     if context.quantity == "db" and max(found) > _BRIGHTEST:
         raise RadiometryError(
-            f"the 99th percentile of the dB values is {20 * np.log10(max(found)):.0f}, brighter than any "
-            "ground: is --quantity right?"
+            f"dB values whose 99th percentile is {20 * np.log10(max(found)):.0f}, brighter than any ground: "
+            "is --quantity right?"
         )
     return np.asarray(found, np.float32)
 

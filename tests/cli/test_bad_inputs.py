@@ -99,7 +99,7 @@ class Apart:
 
 
 def _serve(pipe: Any) -> None:
-    for name in ("info", "translate"):
+    for name in ("translate",):
         importlib.import_module(f"sar2eo.cli.{name}")
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + ADDRESSES, held + ADDRESSES))
@@ -126,7 +126,7 @@ def judge(told: Told, verdict: Refused | None) -> None:
         return
     assert told.code == verdict.code, told.stderr
     lines = [
-        line for line in told.stderr.splitlines() if not re.search(r"^Warning: |^\d+ of \d+ windows", line)
+        line for line in told.stderr.splitlines() if not re.search(r"^Warning: |^\d+ of \d+ tiles", line)
     ]
     assert len(lines) == 1, told.stderr
     assert lines[0].startswith("Error: ")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from support.pairs_scenes import write_scenes
 
 from sar2eo.cli import cli
-from sar2eo.cli.build_pairs import _Progress
+from sar2eo.cli.pairs import PairsProgress
 from sar2eo.pairs.index import read_index
 
 FLAGS = [
@@ -88,8 +88,8 @@ def test_a_dry_run_of_scenes_without_times_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--size", "8"], 2, "size=8"),
-        (["--resolution", "fine"], 2, "native or metres"),
+        (["--size", "8"], 2, "--size 8: must be at least 16"),
+        (["--resolution", "fine"], 2, "must be 'native' or a number"),
         (["--eo-range", "5"], 2, "LOW,HIGH"),
         (["--val", "0.6", "--test", "0.5"], 2, "nothing is left to train on"),
         (["--max-days", "0.5"], 1, "none taken within max_days=0.5"),
@@ -104,7 +104,7 @@ def test_what_is_wrong_is_one_line(scenes, tmp_path, flags, code, words):
 
 
 def test_progress_tells_what_is_left_from_when_the_cutting_began():
-    progress = _Progress()
+    progress = PairsProgress()
     assert (
         progress({"neighbourhoods_total": 40, "neighbourhoods_done": 3}, 90.0)
         == "3 of 40 neighbourhoods aligned"

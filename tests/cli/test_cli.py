@@ -190,7 +190,7 @@ def area_of(path: Path, ring: list[list[float]] = TRIANGLE) -> Path:
     [
         (("--aoi", "eo.json"), "eo.json is the file of --aoi"),
         (("--aoi", "area.json", "--report", "area.json"), "is the file of --aoi"),
-        ((), "eo.json is no STAC item of a result"),
+        ((), "eo.json is not the STAC item of a result"),
         (("--report", "."), "is a folder"),
     ],
 )
@@ -289,7 +289,11 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(scene_file: Path, tmp_pat
         (["--model", "identity", "--window", "1,2,3"], 2, ["ROW,COL,HEIGHT,WIDTH"]),
         (["--model", "identity", "--window", "1,2,3,9999"], 2, ["400 rows and 500 columns"]),
         (["--model", "identity", "--bbox", "1,2,3,4"], 2, ["outside of the scene"]),
-        (["--model", "identity", "--bbox", "1,2,3,4", "--window", "0,0,9,9"], 2, ["bbox and window"]),
+        (
+            ["--model", "identity", "--bbox", "1,2,3,4", "--window", "0,0,9,9"],
+            2,
+            ["--bbox and --window are given"],
+        ),
         (["--model", "identity", "--batch", "many"], 2, ["--batch"]),
         (["--model", "identity", "--quantity", "db"], 1, ["99th percentile is", "is --quantity right"]),
         (["--model", "identity", "--pol", "VV,VH"], 1, ["VV"]),

@@ -729,9 +729,7 @@ class Pairs:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
-    with Launcher(
-        tmp_path_factory.mktemp("told"), ["sar2eo.cli.build_pairs", "sar2eo.pairs.builder"]
-    ) as launcher:
+    with Launcher(tmp_path_factory.mktemp("told"), ["sar2eo.cli.pairs", "sar2eo.pairs.builder"]) as launcher:
         yield Pairs(launcher, tmp_path_factory.mktemp("pairs"))
 
 

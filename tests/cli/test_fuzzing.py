@@ -14,14 +14,16 @@ from affine import Affine
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sar2eo.cli.options import numbers
+from sar2eo.cli.commands import TABLES, read_stages
+from sar2eo.cli.options import SettingType
 from sar2eo.errors import GeoreferenceError, Sar2eoError, SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window, axis_origins
 from sar2eo.model.card import TranslatorCard
 from sar2eo.scenes.gdal import parse_source
 from sar2eo.scenes.metadata import iso_datetime, iso_datetime_or_none
-from sar2eo.settings import STAGES, apply_overrides, from_table, read_recipe, stages_of
+from sar2eo.settings import RegionSettings, apply_overrides, from_table, read_recipe
+from sar2eo.settings.schema import settings_of
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -133,18 +135,18 @@ def near(kind: type) -> st.SearchStrategy[Any]:
     return st.tuples(whole, plain).map(lambda two: {**two[0], **two[1]})
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", TABLES)
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_table_of_anything_is_a_recipe_or_refused(name: str, data: st.DataObject) -> None:
-    kind = STAGES[name]
+    kind = TABLES[name].settings
     recipe = value_or_line(lambda: from_table(kind, data.draw(near(kind) | ANYTHING), name))
     assert recipe is None or isinstance(recipe, kind)
 
 
-@given(st.dictionaries(st.sampled_from([*STAGES, "other"]), ANYTHING, max_size=3))
+@given(st.dictionaries(st.sampled_from([*TABLES, "other"]), ANYTHING, max_size=3))
 def test_a_file_of_any_tables_is_stages_or_refused(tables: dict[str, Any]) -> None:
-    stages = value_or_line(lambda: stages_of(tables))
+    stages = value_or_line(lambda: read_stages(tables))
     assert stages is None or all(stage.name in tables for stage in stages)
 
 
@@ -191,13 +193,19 @@ def test_any_json_is_a_card_or_refused(raw: Any) -> None:
     assert value_or_line(lambda: TranslatorCard.from_dict(raw)) is None
 
 
+FOUR = {
+    kind: next(setting for setting in settings_of(RegionSettings) if setting.name == name)
+    for kind, name in ((int, "window"), (float, "bbox"))
+}
+
+
 @given(st.text(max_size=30) | NUMBERS)
 @example("1,2,3," + "9" * 5000)
 @example("1_0,2,3,4")
 @pytest.mark.parametrize("kind", [int, float])
 def test_numbers_with_commas_are_as_many_as_named_or_refused(kind: type, text: str) -> None:
     try:
-        found = numbers("W,S,E,N", kind).convert(text, None, None)
+        found = SettingType(FOUR[kind]).convert(text, None, None)
     except click.BadParameter:
         return
     assert len(found) == 4

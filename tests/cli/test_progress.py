@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.scenes import amplitude, write_scene
 
-from sar2eo.cli import cli, progress, translate
+from sar2eo.cli import cli, output, translate
 
 SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
 
@@ -44,7 +44,7 @@ def test_nobody_there_to_read_stops_no_work(
 ) -> None:
     scenes = [write_scene(tmp_path / f"scene{n}.tif", amplitude((60, 60), n)) for n in (1, 2)]
     stream = None if gone == "closed" else Gone(live=gone == "terminal")
-    monkeypatch.setattr(progress.ProgressLine, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(output.ProgressLine, "PLAIN_SECONDS", 0.0)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(sys, "stdout", stream)
     (tmp_path / "out").mkdir()
@@ -72,11 +72,11 @@ def test_progress_renews_a_line_on_a_terminal_and_is_plain_otherwise(
     monkeypatch: pytest.MonkeyPatch, live: bool
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(output.time, "monotonic", lambda: clock[0])
     stream = Terminal(live)
-    monkeypatch.setattr(progress.sys, "stderr", stream)
+    monkeypatch.setattr(output.sys, "stderr", stream)
     counts = {"tiles_total": 40, "tiles_translated": 8, "tiles_skipped": 2}
-    with progress.ProgressLine(translate._format_progress) as line:
+    with output.ProgressLine(translate._format_progress) as line:
         for clock[0] in (101.0, 140.0, 150.0):
             line(counts)
     told = stream.getvalue()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from support.dataset_fixtures import built_pairs
 
 from sar2eo.cli import cli
-from sar2eo.cli.train import train_command
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.settings import TrainSettings
 
@@ -35,9 +36,9 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def test_every_setting_has_a_flag_with_its_default() -> None:
-    options = {option.name: option for option in train_command.params}
-    for name, field in TrainSettings.__dataclass_fields__.items():
-        assert options[name].default == field.default, name
+    options = {option.name: option for option in cli.get_command(click.Context(cli), "train").params}
+    for field in dataclasses.fields(TrainSettings):
+        assert options[field.name].default == field.default, field.name
 
 
 def test_a_run_a_finished_run_and_a_refused_one(folder: Path, tmp_path: Path) -> None:
@@ -80,12 +81,12 @@ def test_flags_come_before_overrides_and_those_before_the_recipe(folder: Path, t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--base", "x", "--out", "y"], "give either pairs (a folder), or dataset and root"),
-        (["--pairs", "p", "--out", "y"], "missing base"),
-        (["--pairs", "p", "--base", "x", "--out", "y", "--steps", "0"], "steps=0: must be at least 1"),
+        (["--base", "x", "--out", "y"], "give either --pairs (a folder), or --dataset and --root"),
+        (["--pairs", "p", "--out", "y"], "missing --base"),
+        (["--pairs", "p", "--base", "x", "--out", "y", "--steps", "0"], "--steps 0: must be at least 1"),
         (
             ["--pairs", "p", "--base", "x", "--out", "y", "--steps", "99"],
-            "warmup=100: must be at most steps=99,",
+            "--warmup 100: must be at most --steps 99,",
         ),
         (["--pairs", "p", "--base", "x", "--out", "y", "--set", "train.stepz=1"], "unknown stepz"),
     ],

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import dask
 import numpy as np
 import pytest
@@ -282,9 +283,9 @@ def test_scenes_of_one_kind_and_other_slips_are_refused(scenes, tmp_path):
 
 
 def test_the_command_offers_what_the_settings_allow_and_a_recipe_runs_it(scenes, tmp_path):
-    from sar2eo.cli.coregister import coregister_command
-
-    defaults = {option.name: option.default for option in coregister_command.params}
+    defaults = {
+        option.name: option.default for option in cli.get_command(click.Context(cli), "coregister").params
+    }
     settings = CoregisterSettings()
     assert defaults["transform"] == settings.transform == "local"
     assert defaults["grid"] == settings.grid == 512

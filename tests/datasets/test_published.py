@@ -211,7 +211,7 @@ def test_pairs_of_different_size_are_refused(tmp_path):
 def test_every_named_data_set_can_be_opened():
     from typing import get_args
 
-    from sar2eo.settings.training import Dataset
+    from sar2eo.settings.vocabulary import Dataset
 
     assert set(PUBLISHED) == set(get_args(Dataset)) == set(MAKERS)
 

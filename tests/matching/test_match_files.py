@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from affine import Affine
@@ -47,9 +48,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def test_the_command_offers_the_methods_there_are() -> None:
-    from sar2eo.cli.match import match_command
-
-    options = {option.name: option for option in match_command.params}
+    options = {option.name: option for option in cli.get_command(click.Context(cli), "match").params}
     assert tuple(options["method"].type.choices) == METHODS  # type: ignore[attr-defined]
     assert options["method"].default == "structure"
 

@@ -339,7 +339,7 @@ def test_a_dry_run_writes_nothing(scenes, whole, tmp_path):
         ({"max_days": 1.0}, PairsError, "none taken within max_days=1"),
         ({"size": 2000}, PairsError, "no chip is left"),
         ({"sise": 32}, SettingsError, "unknown sise"),
-        ({"size": "32"}, SettingsError, "size='32': must be int"),
+        ({"size": "32"}, SettingsError, "size='32': must be a whole number"),
         ({"align": "rigid"}, SettingsError, "'off', 'score', 'shift'"),
         ({"scene": SceneSettings(resolution=20.0)}, SettingsError, "scene.resolution=20"),
         ({"scene": SceneSettings(allow_ungeoreferenced=True)}, SettingsError, "without a georeference"),

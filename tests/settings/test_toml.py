@@ -31,10 +31,10 @@ def test_values_become_what_the_fields_say() -> None:
     ("change", "words"),
     [
         ({"modle": "x"}, ["modle", "model"]),
-        ({"settings": {"tile": "512"}}, ["translate.settings.tile='512'", "int"]),
+        ({"settings": {"tile": "512"}}, ["[translate.settings] tile='512'", "must be a whole number"]),
         ({"settings": {"tile": 512.0}}, ["tile=512.0"]),
-        ({"settings": {"scaling": {"VV": "high"}}}, ["scaling.VV='high'", "float"]),
-        ({"settings": {"samples": True}}, ["samples=True"]),
+        ({"settings": {"scaling": {"VV": "high"}}}, ["scaling.VV='high'", "must be a number"]),
+        ({"settings": {"samples": True}}, ["samples=true"]),
         ({"settings": {"sampler": "euler"}}, ["'ddim'", "'dpm++'"]),
         ({"settings": 5}, ["[translate.settings]", "table"]),
         ({"compress": "lzw"}, ["deflate", "zstd"]),

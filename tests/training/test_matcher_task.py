@@ -18,6 +18,7 @@ from support.dataset_fixtures import built_pairs
 from support.dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
+from sar2eo.cli.commands import read_stages
 from sar2eo.errors import CheckpointError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.matching.dcdm.checkpoint import load_matcher
 from sar2eo.matching.dcdm.matcher import match_dcdm
@@ -25,7 +26,7 @@ from sar2eo.matching.dcdm.similarity import plant_templates
 from sar2eo.model.card import MatcherCard
 from sar2eo.model.network import create_vae, encode_images
 from sar2eo.model.weights import write_network
-from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, stages_of
+from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings
 from sar2eo.training import matcher_task
 from sar2eo.training.matcher_run import prepare_matcher_training, threshold_for, train_matcher
 from sar2eo.training.matcher_task import MatcherTask
@@ -280,9 +281,9 @@ def test_without_validation_pairs_there_is_no_threshold(folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"template": 64, "crop": 64}, "the template smaller"),
-        ({"template": 40}, "multiples of 32"),
-        ({"widths": (16,)}, "two positive multiples of 16"),
+        ({"template": 64, "crop": 64}, "must be smaller than crop=64"),
+        ({"template": 40}, "template=40: must be a multiple of 32"),
+        ({"widths": (16,)}, "must be two numbers"),
         ({"negatives": 1.5}, "negatives"),
         ({"false_accepts": 0.0}, "false_accepts"),
         ({"position": -1.0}, "position"),
@@ -301,7 +302,7 @@ def test_images_smaller_than_the_search_are_refused(folder: Path, tmp_path: Path
 
 def test_a_recipe_has_a_stage_for_it() -> None:
     table = {"train-matcher": {"data": {"pairs": "p"}, "out": "o", "settings": {"widths": [64, 128]}}}
-    (stage,) = stages_of(table)
+    (stage,) = read_stages(table)
     assert stage.recipe.settings.widths == (64, 128)
     assert stage.recipe.vae == "bundled"
 

@@ -170,9 +170,9 @@ def test_the_command_takes_a_recipe_overrides_and_flags(pairs: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "run"], "give either pairs (a folder)"),
-        (["--out", "run", "--pairs", "a", "--dataset", "qxs"], "either pairs (a folder), or dataset"),
-        (["--pairs", "a"], "missing out"),
+        (["--out", "run"], "give either --pairs (a folder)"),
+        (["--out", "run", "--pairs", "a", "--dataset", "qxs"], "either --pairs (a folder), or --dataset"),
+        (["--pairs", "a"], "missing --out"),
         (
             ["--out", "run", "--pairs", "a", "--widths", "8x16"],
             "must be whole numbers with commas between them",

@@ -29,7 +29,7 @@ def scaled(values: np.ndarray, divisor: float = 255.0) -> np.ndarray:
     ("options", "words"),
     [
         ({"bogus": 1}, "unknown bogus; known are tile"),
-        ({"tile": None}, "tile=None: must be int"),
+        ({"tile": None}, "tile=None: must be a whole number"),
         ({"seed": "3"}, "seed='3'"),
     ],
 )

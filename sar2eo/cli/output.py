@@ -1,4 +1,4 @@
-"""How long work goes on, on standard error."""
+"""What commands print: lines, tables, and how far the work is."""
 
 from __future__ import annotations
 
@@ -11,42 +11,69 @@ from typing import Any
 
 import click
 
-__all__ = ["ProgressLine", "clock", "say", "staged"]
+__all__ = ["ProgressLine", "allow_resuming", "format_duration", "format_table", "say", "show_stages"]
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Say a line on standard output or error, if anybody is there to hear it."""
-    with _heard_or_not(sys.stderr if err else sys.stdout):
+    """Print on standard output or error; nobody reading it is no error."""
+    with _ignore_closed(sys.stderr if err else sys.stdout):
         click.echo(text, err=err)
 
 
 @contextmanager
-def _heard_or_not(stream: Any) -> Iterator[None]:
+def _ignore_closed(stream: Any) -> Iterator[None]:
     """Let work of hours go on where its terminal is gone, or nobody reads the other end of a pipe."""
     try:
         yield
     except OSError:
-        # What waits in the stream's buffer would fail once more when the process ends.
+        # What is left in the stream's buffer would fail once more when the process ends.
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except ValueError:
         pass  # closed
 
 
+def allow_resuming() -> None:
+    """From now on, say after an interruption that the same command goes on."""
+    click.get_current_context().meta["sar2eo.resume"] = (
+        ": run the same command again to go on where it stopped"
+    )
+
+
+def format_table(table: Mapping[str, Any], indent: str = "") -> str:
+    """Lay a nested table out as aligned lines."""
+    width = max((len(key) for key in table), default=0)
+    lines = [
+        f"{indent}{key}\n{format_table(value, indent + '  ')}".rstrip("\n")
+        if isinstance(value, dict)
+        else f"{indent}{key:<{width}}  {_format_value(value)}"
+        for key, value in table.items()
+    ]
+    return "\n".join(lines)
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_format_value, value))
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return "-" if value is None else str(value)
+
+
 class ProgressLine:
-    """A line that renews itself on a terminal, and comes now and then otherwise.
+    """A line on standard error that renews itself on a terminal, and is printed now and then otherwise.
 
     Parameters
     ----------
     text : callable
-        Of counts and seconds since the start to what the line says.
+        Makes the line of counts and the seconds since the start.
     """
 
     PLAIN_SECONDS = 30.0
 
     def __init__(self, text: Callable[[Mapping[str, float], float], str]) -> None:
         self.text = text
-        self.start = self.told = time.monotonic()
+        self.start = self.printed = time.monotonic()
         self.stream = sys.stderr  # None where it was closed
         self.live = self.stream is not None and not self.stream.closed and self.stream.isatty()
 
@@ -57,29 +84,29 @@ class ProgressLine:
         self.clear()
 
     def clear(self) -> None:
-        """Take the line away, for something else to be said."""
+        """Remove the line, so that something else can be printed."""
         if self.live:
             self._write("\r\x1b[K")
 
     def _write(self, text: str) -> None:
         if self.stream is not None:
-            with _heard_or_not(self.stream):
+            with _ignore_closed(self.stream):
                 self.stream.write(text)
                 self.stream.flush()
 
     def __call__(self, counts: Mapping[str, float]) -> None:
-        """Say how far it is, unless it was said just now."""
+        """Print the line, unless one was printed just now."""
         now = time.monotonic()
-        if not self.live and now - self.told < self.PLAIN_SECONDS:
+        if not self.live and now - self.printed < self.PLAIN_SECONDS:
             return
-        self.told = now
+        self.printed = now
         text = self.text(counts, now - self.start)
         self._write(f"\r\x1b[K{text}" if self.live else f"{text}\n")
 
 
 @contextmanager
-def staged() -> Iterator[Callable[[str, int, int], None]]:
-    """Give what says on a line what is being done, how many are done, and how many there are."""
+def show_stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function that prints what is being done, how many are done, and how many there are."""
     stage = ""
 
     def text(counts: Mapping[str, float], _: float) -> str:
@@ -95,8 +122,8 @@ def staged() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def clock(seconds: float) -> str:
-    """Return seconds as hours, minutes and seconds."""
+def format_duration(seconds: float) -> str:
+    """Return seconds as hours, minutes and seconds, "0:02:00"."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
