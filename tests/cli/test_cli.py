@@ -190,7 +190,7 @@ def area_of(path: Path, ring: list[list[float]] = TRIANGLE) -> Path:
     [
         (("--aoi", "eo.json"), "eo.json is the file of --aoi"),
         (("--aoi", "area.json", "--report", "area.json"), "is the file of --aoi"),
-        ((), "eo.json is no STAC item of a result"),
+        ((), "eo.json is not the STAC item of a result"),
         (("--report", "."), "is a folder"),
     ],
 )
