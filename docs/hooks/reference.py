@@ -166,9 +166,7 @@ def names() -> str:
         if not name.startswith("__"):
             parts.append(f"::: sar2eo.{name}")
         if name == "TranslateSettings":
-            parts.append(
-                "Fields: the keys of [`[translate.settings]`](settings.md#translate-settings)."
-            )
+            parts.append("Fields: the keys of [`[translate.settings]`](settings.md#translate-settings).")
     return "\n\n".join(parts)
 
 

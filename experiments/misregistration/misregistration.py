@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 
 import sar2eo
 from sar2eo.errors import CoregistrationError
-from sar2eo.matching.dcdm.aligner import folder_of, matcher_sha256
+from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
 
 LARGEST_PX, NEAR_PX = 20.0, 1.0
@@ -60,7 +60,7 @@ def main() -> None:
         parser.error(f"--strangers {given.strangers}: {given.shifts} places make fewer pairs")
     methods = dict.fromkeys(filter(None, given.methods.split(",")), "")
     if given.model is not None:
-        methods["dcdm"] = matcher_sha256(folder_of(given.model)[0])
+        methods["dcdm"] = open_calibrated(given.model)[0].sha256()
     given.folder.mkdir(parents=True, exist_ok=True)
     log = given.folder / "cases.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []

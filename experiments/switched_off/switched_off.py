@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from sar2eo.datasets import Augmentation, collate, open_dataset
 from sar2eo.evaluation.matchers import figures
-from sar2eo.matching.dcdm.evidence import Weights
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.templates import plant
+from sar2eo.matching.dcdm.similarity import MapWeights, plant_templates
 from sar2eo.settings import DataSettings
 
 AT_ONCE = 8
-LEARNED = Weights(pixels=1.0, structure=0.0)
+LEARNED = MapWeights(pixels=1.0, structure=0.0)
 
 
 class Zero(nn.Module):
@@ -31,6 +30,20 @@ class Zero(nn.Module):
         return torch.zeros_like(x)
 
 
+class OpenGate(nn.Module):
+    """Lets everything through."""
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return torch.full_like(seen[..., :1], 100.0)
+
+
+class Uncalibrated(nn.Module):
+    """Plain attention."""
+
+    def forward(self, logits: Tensor, closed: Tensor) -> Tensor:
+        return logits.flatten(4).softmax(dim=-1).view_as(logits)
+
+
 def switch_off(network: Any, *parts: str) -> None:
     """Switch parts of a denoiser off."""
     for part in parts:
@@ -38,9 +51,9 @@ def switch_off(network: Any, *parts: str) -> None:
             case "routing":
                 network.attend_fine.top = 10**6
             case "gates":
-                network.attend_fine.gate = None
+                network.attend_fine.gate = OpenGate()
             case "calibration":
-                network.attend_coarse.calibration = None
+                network.attend_coarse.calibration = Uncalibrated()
             case "attention at stride 8":
                 network.attend_fine.to_out = Zero()
             case "attention at stride 16":
@@ -83,10 +96,10 @@ def match_pairs(matcher: Matcher, folder: str, offsets: int) -> str:
     for first in numbers[::AT_ONCE]:
         batch = collate([pairs.sample(n % len(pairs), 0) for n in numbers[first : first + AT_ONCE]])
         draw = torch.Generator().manual_seed(2025 + first)
-        images, _, places = plant(batch, card.template_px, draw)
-        evidence = matcher.evidence(images)
+        images, _, places = plant_templates(batch, card.template_px, draw)
+        maps = matcher.compare(images)
         for found, weights in zip(distances.values(), (LEARNED, matcher.weights), strict=True):
-            found.append((torch.from_numpy(evidence.found(weights).shifts) - places).norm(dim=1))
+            found.append((torch.from_numpy(maps.find_best(weights).shifts) - places).norm(dim=1))
     counted = {name: figures(torch.cat(found).numpy()) for name, found in distances.items()}
     return ", ".join(f"{name} {each['cmr_5']:.3f} {each['cmr_2']:.3f}" for name, each in counted.items())
 

@@ -21,8 +21,9 @@ def init_model(recipe: InitRecipe, *, dry_run: bool) -> None:
 
     The same command again keeps the checkpoint; a folder that holds another one is an error.
     """
-    from sar2eo.model.checkpoint_files import folder_sha256
+    from sar2eo.model.card import TranslatorCard
     from sar2eo.model.creation import init_checkpoint
+    from sar2eo.model.folder import ModelFolder
 
     options = dict(vars(recipe))
     out, card = Path(options.pop("out")), options.pop("card").changes()
@@ -34,7 +35,7 @@ def init_model(recipe: InitRecipe, *, dry_run: bool) -> None:
     else:
         with TemporaryDirectory() as scratch:  # it is made the same every time
             again = init_checkpoint(Path(scratch) / "again", **options)
-            if folder_sha256(again) != folder_sha256(out):
+            if ModelFolder(again, TranslatorCard).sha256() != ModelFolder(out, TranslatorCard).sha256():
                 raise OutputError(
                     f"{out} exists, and holds another checkpoint: choose another folder or remove it"
                 )
@@ -70,7 +71,7 @@ def pack_model(settings: PackSettings) -> None:
 
 def _read_metrics(report: Path, of_matcher: bool) -> dict[str, float]:
     """Read a model's figures from a report of `sar2eo evaluate`, a matcher's from evaluate-matcher."""
-    from sar2eo.model.checkpoint_files import read_json
+    from sar2eo.model.folder import read_json
 
     file, method = ("matches.json", "dcdm") if of_matcher else ("metrics.json", "model")
     content = read_json(report / file)
@@ -92,18 +93,18 @@ def show_model(settings: ModelInfoSettings) -> None:
 
     'bundled' and 'bundled_matcher' are the package's own.
     """
-    from sar2eo.model.hub import BUNDLED, BUNDLED_MATCHER, find_folder
+    from sar2eo.model.folder import BUNDLED, BUNDLED_MATCHER, find_folder
 
     name = settings.folder
     own = name in (BUNDLED, BUNDLED_MATCHER)
-    facts = _describe(find_folder(BUNDLED, allow=(), own=name) if own else Path(name))
+    facts = _describe(find_folder(BUNDLED, own=name) if own else Path(name))
     click.echo(json.dumps(facts, indent=2) if settings.json else format_table(facts))
 
 
 def _is_matcher(folder: Path) -> bool:
-    from sar2eo.matching.dcdm.matcher_card import MATCHER_CARD_NAME
+    from sar2eo.model.card import MatcherCard
 
-    return (folder / MATCHER_CARD_NAME).is_file()
+    return (folder / MatcherCard.file_name).is_file()
 
 
 def _describe(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import shapely
 
 from sar2eo.coregistration.transforms import FieldTransform, MovingTransform, arrays_of, fit_transform, near
-from sar2eo.matching.drift import predicted_shifts
-from sar2eo.matching.shifts import Displacement
+from sar2eo.matching.shifts import Displacement, predict_shifts
 from sar2eo.settings import CoregisterSettings
 
 __all__ = ["LEAST", "Evidence", "weigh"]
@@ -193,7 +192,7 @@ def _held_out(
         others = [tie for tie, where in zip(ties, fold, strict=True) if where != number]
         here = fold == number
         if isinstance(transform, FieldTransform):
-            predicted[here] = predicted_shifts(others, transform.drift, at[here])
+            predicted[here] = predict_shifts(others, transform.drift, at[here])
             continue
         fitted = fit_transform(others, settings)
         if fitted is not None:

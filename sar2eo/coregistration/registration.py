@@ -28,7 +28,7 @@ from sar2eo.coregistration.tie_points import Finder, finder_of, measure_ties
 from sar2eo.coregistration.transforms import MovingTransform
 from sar2eo.coregistration.work_folder import Work, fingerprint_of, is_publishing, working
 from sar2eo.errors import CoregistrationError, OutputError, SettingsError
-from sar2eo.matching.dcdm.aligner import folder_of
+from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.matching.shifts import Displacement
 from sar2eo.results.cog import check_space, check_target, publish
 from sar2eo.scenes.sar_scene import SarScene
@@ -117,7 +117,7 @@ def coregister(
         str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
     )
     if settings.matcher is not None:
-        check_fit(pair, folder_of(settings.matcher)[1], force=settings.force)
+        check_fit(pair, open_calibrated(settings.matcher)[1], force=settings.force)
     # Refused now what could not be written in the end.
     needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = tie_cells(pair, settings.grid, settings.points)

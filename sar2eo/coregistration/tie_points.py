@@ -16,7 +16,7 @@ from sar2eo.coregistration.scene_pair import LEAST_VALID, OpticalView, RadarView
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.matching.dcdm.aligner import find_learned, folder_of, matcher_sha256
+from sar2eo.matching.dcdm.aligner import find_learned, open_calibrated
 from sar2eo.matching.shifts import Displacement, LocalShift
 from sar2eo.matching.structure import Method, StructuralAligner, match
 from sar2eo.scenes.sar_scene import SarScene
@@ -72,7 +72,7 @@ class ClassicalFinder:
         found = match(sar.mean(axis=0), eo, method=self.method, radius_px=self.radius)
         rows, cols = found.rows - self.radius, found.cols - self.radius
         inside = max(abs(rows), abs(cols)) <= self.radius - 1
-        return LocalShift(rows, cols, found.score, inside and StructuralAligner().carries(found, self.method))
+        return LocalShift(rows, cols, found.score, inside and StructuralAligner().is_sure(found, self.method))
 
     def facts(self) -> dict[str, Any]:
         """See `Finder`."""
@@ -127,18 +127,18 @@ def finder_of(settings: CoregisterSettings) -> Finder:
     if settings.method != "dcdm":
         radius = StructuralAligner.radius_px if settings.radius is None else settings.radius
         return ClassicalFinder(settings.method, settings.grid, radius)
-    folder, card = folder_of(str(settings.matcher))
+    folder, card = open_calibrated(str(settings.matcher))
     radius = (card.search_px - card.template_px) // 2 if settings.radius is None else settings.radius
     return LearnedFinder(
         side=min(settings.grid, card.template_px),
         radius=radius,
-        folder=str(folder),
+        folder=str(folder.path),
         device=settings.device,
         threads=settings.threads,
         steps=settings.steps,
         seed=settings.seed,
         threshold=float(card.threshold or 0),
-        sha256=matcher_sha256(folder),
+        sha256=folder.sha256(),
     )
 
 
@@ -153,7 +153,7 @@ def views_of(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarView, 
     optical, sar = OpticalView(pair.eo), pair.sar
     if settings.method != "dcdm":
         return RadarView(sar, sar.percentiles()), optical
-    _, card = folder_of(str(settings.matcher))
+    _, card = open_calibrated(str(settings.matcher))
     divisors = sar.percentiles() if card.scaling == "p99" else (1.0,) * len(sar.reader.polarisations)
     return RadarView(sar, divisors, bands_for(sar, card)), optical
 

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.matching.drift import SceneDrift, fit_drift
-from sar2eo.matching.shifts import Displacement
+from sar2eo.matching.shifts import Displacement, SceneDrift, fit_drift
 from sar2eo.settings import CoregisterSettings
 
 __all__ = ["FieldTransform", "LinearTransform", "MovingTransform", "arrays_of", "fit_transform", "near"]
@@ -101,7 +100,7 @@ def fit_transform(ties: Sequence[Displacement], settings: CoregisterSettings) ->
     MovingTransform or None
         A shift is the median of the largest agreement; an affine transform is fitted by least squares to
         the largest agreement that RANSAC finds (Fischler and Bolles, CACM 24(6), 1981); for a field see
-        `sar2eo.matching.drift.fit_drift`. None where there is none.
+        `sar2eo.matching.shifts.fit_drift`. None where there is none.
     """
     if settings.transform == "local":
         drift = fit_drift(ties, apart_px=settings.grid, seed=settings.seed)

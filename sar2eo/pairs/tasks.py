@@ -14,7 +14,7 @@ from sar2eo.compute import counters
 from sar2eo.compute.dask_run import Progress, compute_keys, reporting
 from sar2eo.errors import PairsWarning
 from sar2eo.geo.chip_lattice import Cell
-from sar2eo.matching.shifts import Aligner, Displacement, Drift
+from sar2eo.matching.shifts import Aligner, Displacement, SceneDrift
 from sar2eo.pairs.chips import ChipPair, cut_pair, write_pair
 from sar2eo.pairs.displacements import check_aligner, measure, nearest, neighbourhoods
 from sar2eo.pairs.plan import Meeting, Scenes
@@ -286,7 +286,7 @@ def _told(one: Displacement) -> dict[str, Any]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _plan(cell: Cell, size: int, measured: Sequence[Displacement], drift: Drift | None) -> CellPlan:
+def _plan(cell: Cell, size: int, measured: Sequence[Displacement], drift: SceneDrift | None) -> CellPlan:
     row, col = cell.row + size / 2, cell.col + size / 2
     local = nearest(measured, row, col)
     score = None if local is None else local.score

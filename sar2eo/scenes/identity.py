@@ -74,14 +74,7 @@ def identify_files(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) ->
 
     GDAL lists the files that a VRT names, but not those that these consist of, nor the chunks of a Zarr
     array: they are looked up here. Statistics in a local ``.aux.xml`` do not count, for any viewer may write
-    them.
-
-    Parameters
-    ----------
-    paths : iterable of str
-        As of `identify_file`.
-    known : mapping
-        Identities that are known already, by path.
+    them. `known` holds identities that need not be asked for again, by path.
     """
     chosen = dict.fromkeys(p for p in _all_files(paths) if not p.endswith(".ovr"))
     sidecars = {path: _sidecar_identity(path) for path in chosen if path.endswith(_SIDECAR)}
@@ -145,14 +138,12 @@ def digest(values: Any) -> str:
 
 
 def _sampled_sha256(path: Path, size: int) -> str:
-    starts = [0]
+    starts, length = [0], size
     if size > (_BLOCKS + 2) * _BLOCK_BYTES:
         draw = np.random.Generator(np.random.Philox(size))
         inner = sorted(draw.integers(_BLOCK_BYTES, size - 2 * _BLOCK_BYTES, size=_BLOCKS).tolist())
         starts = [0, *inner, size - _BLOCK_BYTES]
         length = _BLOCK_BYTES
-    else:
-        length = size
     found = hashlib.sha256()
     with path.open("rb") as file:
         for start in starts:
@@ -173,7 +164,7 @@ def _remote_identity(path: str) -> dict[str, Any]:
                 start = hashlib.sha256(http.beginning(signed, _BLOCK_BYTES)).hexdigest()
                 return {"href": url, "bytes": found.bytes, "sha256": start}
     except PermissionError as error:
-        # What the user tells GDAL alone may be what it takes.
+        # Credentials that only GDAL knows may be enough.
         if any(name.startswith(_GDAL_KEYS) for name in os.environ):
             return {"href": url}
         raise SceneError(str(error)) from error

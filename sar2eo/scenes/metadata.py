@@ -150,23 +150,10 @@ def polarisation_names(
     tags: Mapping[str, str],
     file_name: str,
 ) -> tuple[tuple[str, ...] | None, bool]:
-    """Find the polarisation of every band.
+    """Find the polarisation of every band, by descriptions and tags of bands, tags of the file, or its name.
 
-    Parameters
-    ----------
-    descriptions, band_tags : sequence of str or None, and of mapping
-        One per band.
-    tags : mapping
-        Of the file.
-    file_name : str
-        Without folder.
-
-    Returns
-    -------
-    names : tuple of str or None
-        One per band, or None if not all are known.
-    by_band : bool
-        Whether the bands themselves say so. Otherwise the file names them, in the order of the bands.
+    Returns the names, one per band, or None if not all are known; and whether the bands themselves say so
+    (otherwise the file names them, in the order of the bands).
     """
     count = len(descriptions)
     of_bands = [
@@ -189,19 +176,10 @@ def read_facts(
     descriptions: Iterable[str | None] = (),
     units: Iterable[str | None] = (),
 ) -> Facts:
-    """Gather what a file says about itself: its name, then its tags, then the words in both.
+    """Gather what a file says about itself: its name, then its tags, then the words in both and in its bands.
 
     A product's name, as the file's own or in a tag, goes before TIFFTAG_DATETIME, which is often the time at
-    which the file was written.
-
-    Parameters
-    ----------
-    file_name : str
-        Without folder.
-    tags : mapping
-        Of the file.
-    descriptions, units : iterable of str or None
-        One per band.
+    which the file was written. `descriptions` and `units` are those of the bands.
     """
     words = _words(file_name)
     if not _CALIBRATION_WORDS.keys() & set(words):
@@ -220,7 +198,7 @@ def read_facts(
         platform=platform_name(_tag(tags, _PLATFORM_TAGS)),
         orbit_direction=_ORBITS.get((_tag(tags, _ORBIT_TAGS) or "").strip().lower()),
     )
-    # What the values are, only the file's own name tells: a tag may name what the file was made from.
+    # Only the file's own name says what the values are: a tag may name what the file was made from.
     found = _read_values(file_name).over(_read_acquisition([file_name, *tags.values()])).over(said)
     return Facts(terrain_corrected=True).over(found) if found.calibration == "rtc" else found
 

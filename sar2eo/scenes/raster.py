@@ -187,7 +187,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         A path or URL.
     names : int
         How many polarisations the caller names. If as many as there are bands, one marked as alpha is a
-        polarisation too (GDAL marks the fourth of four byte bands so, unless told otherwise).
+        polarisation too (GDAL marks the fourth of four byte bands so, unless set otherwise).
     nodata : float, optional
         Replaces the nodata value of the file.
 

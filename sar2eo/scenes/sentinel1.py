@@ -111,7 +111,7 @@ def is_sentinel1(path: Path) -> bool:
 def open_sentinel1(
     path: Path, *, polarisations: tuple[str, ...] | None = None, calibrate: str | None = None
 ) -> OpenedSource:
-    """Open a Sentinel-1 GRD product.
+    """Open a Sentinel-1 GRD product, in the frame of the sensor with its control points.
 
     Parameters
     ----------
@@ -121,11 +121,6 @@ def open_sentinel1(
         Those to take, in this order; by default all.
     calibrate : {"sigma0", "beta0", "gamma0"}, optional
         What to calibrate to. Values are then amplitude, else digital numbers.
-
-    Returns
-    -------
-    OpenedSource
-        In the frame of the sensor, with control points of the annotation, or else of the measurement file.
     """
     if calibrate is not None and calibrate not in CALIBRATED:
         raise SettingsError(f"calibrate={calibrate!r}: must be one of {', '.join(CALIBRATED)}")

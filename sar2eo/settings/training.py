@@ -216,8 +216,6 @@ class MatcherSettings(LoopSettings):
     template: Annotated[Side, "Side of the templates in pixels.", MODEL] = 128
     widths: Annotated[MatcherWidths, "Channels at strides 8 and 16; 64,128 makes a small one."] = (128, 256)
     top_regions: Annotated[Count, "Regions of the search that a template's region attends to.", MODEL] = 16
-    dense: Annotated[bool, "Attend to all regions, without gates: an ablation.", MODEL] = False
-    uncalibrated: Annotated[bool, "Leave the attention calibration block out: an ablation.", MODEL] = False
     ssim: Annotated[Weight, "Weight of 1 - SSIM of latents; the squared error's is 1."] = 0.2
     position: Annotated[Weight, "Weight of the attention's position term."] = 0.1
     similarity: Annotated[Weight, "Weight of the cross-entropy on the similarity map."] = 0.25
@@ -267,8 +265,8 @@ class EvaluateSettings(Settings):
     sweep_steps: SweepSteps = ()
     upper_bound: Annotated[bool, "Judge the VAE's own reconstruction of the truth, too."] = False
     against: Annotated[Models, "Further models, or the baselines."] = ("mean-colour", "sar-grey")
-    lpips_weights: Annotated[File | None, "AlexNet's weights, .safetensors; by default fetched once."] = None
-    fid_weights: Annotated[File | None, "Inception's weights, .safetensors; by default fetched once."] = None
+    lpips_weights: Annotated[File | None, "AlexNet's weights, .safetensors; else no LPIPS."] = None
+    fid_weights: Annotated[File | None, "Inception's weights, .safetensors; else no FID."] = None
     limit: Limit = None
     seed: Annotated[Seed, "Seed of the noise."] = 2025
     device: Device = "auto"

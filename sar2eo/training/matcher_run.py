@@ -15,17 +15,17 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher, values_sha256
-from sar2eo.matching.dcdm.evidence import Weights, pixel_multiple
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, hash_values, load_matcher
 from sar2eo.matching.dcdm.losses import WINDOW
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
 from sar2eo.matching.dcdm.network import MatchingDenoiser
-from sar2eo.matching.dcdm.templates import plant
-from sar2eo.model.diffusion import schedule_config
-from sar2eo.model.hub import find_folder
-from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.matching.dcdm.similarity import MapWeights, pixel_multiple, plant_templates
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.creation import load_vae
+from sar2eo.model.diffusion import read_schedule
+from sar2eo.model.folder import BUNDLED_MATCHER, find_folder
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, replace_settings
+from sar2eo.store.atomic import write_atomically
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.matcher_task import MatcherTask
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
@@ -139,7 +139,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     begun = _begun(recipe, pairs)
     known = {"vae": {"sha256": begun.card.vae_sha256}}
     if recipe.base is not None:
-        known["base"] = {"sha256": values_sha256(begun.denoiser)}
+        known["base"] = {"sha256": hash_values(begun.denoiser)}
     identity = checked_identity(recipe, accelerator, pairs, **known)
     task = MatcherTask(begun, settings, accelerator.device, pairs.apart)
     multiple = pixel_multiple(task.factor)
@@ -166,25 +166,22 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
 def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
     """Return the matcher that training begins with: the base, or an untrained one, the same every time."""
     if recipe.base is not None:
-        base = load_matcher(matcher_folder(recipe.base))
+        base = load_matcher(find_folder(recipe.base, own=BUNDLED_MATCHER))
         return dataclasses.replace(base, card=_card(recipe, base.card.vae_sha256, pairs))
     settings = recipe.settings
-    vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
-    sizes: dict[str, Any] = {"calibration": 0} if settings.uncalibrated else {}
+    vae = load_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         denoiser = MatchingDenoiser(
             latent_channels=int(vae.config.latent_channels),
             widths=settings.widths,
             top_regions=settings.top_regions,
-            dense=settings.dense,
-            **sizes,
         )
     return MatcherCheckpoint(
         denoiser=denoiser,
         vae=vae,
-        schedule=schedule_config({}, set_alpha_to_one=True),
-        card=_card(recipe, values_sha256(vae), pairs),
+        schedule=read_schedule({}, set_alpha_to_one=True),
+        card=_card(recipe, hash_values(vae), pairs),
     )
 
 
@@ -209,7 +206,7 @@ Values = npt.NDArray[np.float64]
 
 _AT_ONCE = 8
 _WEIGHTS = [
-    Weights(pixels, structure)
+    MapWeights(pixels, structure)
     for structure in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
     for pixels in (0.0, 0.5, 1.0, 2.0)
 ]
@@ -314,7 +311,7 @@ def calibrate_matcher(
         false_accepts=settings.false_accepts,
         metrics=matcher.card.metrics | metrics,
     )
-    card.write(matcher.folder)
+    write_atomically(matcher.folder / card.file_name, card.to_text().encode())
     return card
 
 
@@ -339,12 +336,12 @@ def _trials(
         numbers = range(first, min(first + _AT_ONCE, settings.trials))
         batch = collate([pairs.sample(number % len(pairs), 0) for number in numbers])
         generator = torch.Generator().manual_seed(settings.seed + first)
-        images, _, offsets = plant(batch, settings.template, generator)
+        images, _, offsets = plant_templates(batch, settings.template, generator)
         if others:
             strange = collate([pairs.sample(_stranger(pairs, number), 0) for number in numbers])
             images = images._replace(search=strange["sar"], search_valid=strange["valid"])
-        evidence = matcher.evidence(images, seed=settings.seed)
-        found = [evidence.found(weights) for weights in _WEIGHTS]
+        maps = matcher.compare(images, seed=settings.seed)
+        found = [maps.find_best(weights) for weights in _WEIGHTS]
         true = offsets.numpy()
         distances.append([np.hypot(*(f.shifts - true).T) for f in found])
         scores.append([f.scores for f in found])

@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sar2eo._version import __version__
 from sar2eo.errors import CheckpointError, OutputError, TrainingError, TrainingWarning
-from sar2eo.model.checkpoint_files import file_sha256
+from sar2eo.model.folder import hash_file
 from sar2eo.store.atomic import acquire, refuse, sync_file, sync_folder, write_atomically
 
 __all__ = ["RunFolder", "State", "States", "record"]
@@ -398,7 +398,7 @@ def _write(state: State, folder: Path) -> None:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(plain, path)
         sync_file(path)
-        digests[path.name] = file_sha256(path)
+        digests[path.name] = hash_file(path)
     facts = {"step": state.step, "sha256": digests, "facts": state.facts}
     write_atomically(folder / _FACTS, (json.dumps(facts, indent=2) + "\n").encode())
 
@@ -407,7 +407,7 @@ def _read(folder: Path) -> State:
     raw = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     tensors = {}
     for name, digest in raw["sha256"].items():
-        if file_sha256(folder / name) != digest:
+        if hash_file(folder / name) != digest:
             raise CheckpointError(f"{name} is not what was written")
         # Copied: the library maps the file, which a later save may delete.
         tensors[Path(name).stem] = {key: value.clone() for key, value in load_file(folder / name).items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
-from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.model.creation import load_vae
 from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, replace_settings
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
@@ -85,7 +85,7 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
-    base = None if recipe.base is None else pretrained_vae(Path(recipe.base))
+    base = None if recipe.base is None else load_vae(Path(recipe.base))
     task = VaeTask(settings, lambda: _measured(whole), base)
     whole = _whole(pairs, task.factor)
     held_out = open_held_out(recipe.data, Augmentation(centre=True), pairs)

@@ -29,7 +29,7 @@ from sar2eo.errors import PolarisationError, RadiometryError, SceneError, Settin
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
 from sar2eo.geo.windows import Lattice, Window
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.spec import BUNDLED, ModelSpec, resolve_model
 from sar2eo.scenes import find_reader, find_window, normalise_array
 from sar2eo.scenes.lazy_array import decode_attributes, encode_attributes
@@ -161,7 +161,7 @@ def resolve_spec(model: str | Path, settings: TranslateSettings) -> ModelSpec:
     return resolve_model(model, **{name: getattr(settings, name) for name in names})
 
 
-def _check_fit(scene: xr.DataArray, grid: Grid, card: Card | None, *, force: bool) -> None:
+def _check_fit(scene: xr.DataArray, grid: Grid, card: TranslatorCard | None, *, force: bool) -> None:
     """Refuse a scene of another ground sample distance or calibration than the model's."""
     if card is None:
         return
@@ -225,7 +225,7 @@ def _read_polarisations(scene: xr.DataArray) -> tuple[str, ...]:
 
 
 def _choose_channels(
-    found: tuple[str, ...], card: Card | None, *, force: bool
+    found: tuple[str, ...], card: TranslatorCard | None, *, force: bool
 ) -> tuple[tuple[str, ...], Channels]:
     """Return the scene's polarisations that the model takes, and which of them each channel averages."""
     if card is None:

@@ -23,6 +23,7 @@ from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import BUNDLED, IDENTITY, ModelSpec
 from sar2eo.results.cog import estimate_bytes
 from sar2eo.results.outputs import Destination, Outputs, check_tmp
@@ -516,7 +517,7 @@ def _estimate_seconds(spec: ModelSpec, tile: int, tiles: int) -> float:
     """Return the seconds inside the model, from the times of batches of one step and of three."""
     sar = np.zeros((spec.batch, 3, tile, tile), np.float32)
     origins = [(0, tile * k) for k in range(spec.batch)]
-    translator = spec.load()
+    translator = load_translator(spec)
 
     def measure(steps: int) -> float:
         start = time.perf_counter()

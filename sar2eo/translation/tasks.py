@@ -29,6 +29,7 @@ from sar2eo.geo.radiometry import (
     to_model_range,
 )
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import SceneReader
 
@@ -154,8 +155,8 @@ def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
         found = sample_percentiles(read, context.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
     if context.quantity == "db" and max(found) > _BRIGHTEST:
         raise RadiometryError(
-            f"the 99th percentile of the dB values is {20 * np.log10(max(found)):.0f}, brighter than any "
-            "ground: is --quantity right?"
+            f"dB values whose 99th percentile is {20 * np.log10(max(found)):.0f}, brighter than any ground: "
+            "is --quantity right?"
         )
     return np.asarray(found, np.float32)
 
@@ -210,7 +211,7 @@ def translate_batches(context: TaskContext, divisors: FloatArray, task: int, *re
         if not inputs:
             continue
         tiles = [context.lattice[index] for index in inputs]
-        found = context.spec.load().translate(
+        found = load_translator(context.spec).translate(
             np.stack([sar for sar, _ in inputs.values()]), [(tile.row, tile.col) for tile in tiles]
         )
         counters.add("tiles_translated", len(inputs))

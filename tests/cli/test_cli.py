@@ -363,7 +363,7 @@ def test_run_takes_a_recipe_and_overrides(scene_file: Path, tmp_path: Path) -> N
 def test_interrupting_says_how_to_go_on_and_the_same_command_does(tmp_path: Path) -> None:
     scene = write_scene(tmp_path / "scene.tif", amplitude((3000, 3000), 7))
     slow = (
-        "import time\nfrom sar2eo.model import spec as models; from sar2eo import cli\n"
+        "import time\nfrom sar2eo.model import loading as models; from sar2eo import cli\n"
         "quick = models.IdentityTranslator.translate\n"
         "def slow(self, *args):\n    time.sleep(0.1)\n    return quick(self, *args)\n"
         "models.IdentityTranslator.translate = slow\ncli.main()"

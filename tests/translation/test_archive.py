@@ -21,7 +21,7 @@ from support.scenes import amplitude, write_scene
 
 from sar2eo.cli import cli
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
-from sar2eo.model import spec
+from sar2eo.model import loading
 from sar2eo.model.spec import resolve_model
 from sar2eo.results import cog
 from sar2eo.results.outputs import Outputs
@@ -417,9 +417,9 @@ def test_the_model_is_loaded_once_for_all_scenes(
     scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[int] = []
-    make = spec.ModelSpec._make
-    monkeypatch.setattr(spec.ModelSpec, "_make", lambda self: loaded.append(1) or make(self))
-    monkeypatch.setattr(spec, "_LOADED", type(spec._LOADED)())
+    create = loading._create_translator
+    monkeypatch.setattr(loading, "_create_translator", lambda spec: loaded.append(1) or create(spec))
+    monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
     archive.run(recipe(scenes, out=out), IDENTITY)
     assert loaded == [1]
 
@@ -429,7 +429,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, out: Path) -> Non
     for number in range(4):
         write_scene(tmp_path / f"s{number}.tif", amplitude((700, 700), number))
     slow = (
-        "import signal, time\nfrom sar2eo.model import spec as models; from sar2eo import cli\n"
+        "import signal, time\nfrom sar2eo.model import loading as models; from sar2eo import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background
         "quick = models.IdentityTranslator.translate\n"
         "def slow(self, *args):\n    time.sleep(0.05)\n    return quick(self, *args)\n"

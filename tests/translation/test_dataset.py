@@ -13,7 +13,7 @@ import sar2eo
 from sar2eo.compute import counters
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.geo.radiometry import fill_invalid
-from sar2eo.model.interface import IdentityTranslator
+from sar2eo.model.loading import IdentityTranslator
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes import lazy_array
 from sar2eo.translation import dataset

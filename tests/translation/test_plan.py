@@ -17,7 +17,7 @@ from support.scenes import amplitude, scene_array, write_scene
 import sar2eo
 from sar2eo.cli import cli
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import TranslateRecipe
@@ -52,7 +52,7 @@ def test_bands_keep_their_names_when_selected_or_reordered() -> None:
 
 
 def test_force_substitutes_like_by_like() -> None:
-    card = Card(name="a", polarisations=("VV", "VH"))
+    card = TranslatorCard(name="a", polarisations=("VV", "VH"))
     with pytest.warns(FitWarning, match="HV, HH"):
         names, channels = _choose_channels(("HV", "HH"), card, force=True)
     assert names == ("HH", "HV")
@@ -206,7 +206,7 @@ def test_a_scene_that_does_not_fit_the_card_is_refused_or_forced_with_a_warning(
 ) -> None:
     scene = scene_array(amplitude((64, 64), 4))
     spec = dataclasses.replace(
-        resolve_model("identity"), card=Card(name="a", **{"polarisations": ("VV",)} | card)
+        resolve_model("identity"), card=TranslatorCard(name="a", **{"polarisations": ("VV",)} | card)
     )
     with pytest.raises(error) as caught:
         sar2eo.translate(scene, spec)
@@ -216,7 +216,7 @@ def test_a_scene_that_does_not_fit_the_card_is_refused_or_forced_with_a_warning(
 
 
 def test_a_card_that_fits_says_nothing_and_its_fixed_scaling_is_used() -> None:
-    card = Card(name="a", gsd_m=10.0, scaling=100.0)
+    card = TranslatorCard(name="a", gsd_m=10.0, scaling=100.0)
     eo = sar2eo.translate(
         scene_array(amplitude((64, 64), 4)), dataclasses.replace(resolve_model("identity"), card=card)
     )

@@ -24,7 +24,7 @@ ROWS = 4096
 # Every process leaves a byte for each window, so that what a killed one had done is counted, too.
 SLOW = """
 import os, time
-from sar2eo.model import spec as models
+from sar2eo.model import loading as models
 quick = models.IdentityTranslator.translate
 def slow(self, *arguments):
     time.sleep(0.01)
