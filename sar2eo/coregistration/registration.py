@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,24 @@ import numpy as np
 
 from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
-from sar2eo.coregistration.acceptance import LEAST, Evidence, weigh
-from sar2eo.coregistration.band_layout import layout_of
-from sar2eo.coregistration.moved_reader import MovedReader, moved_mapping
-from sar2eo.coregistration.output import (
-    geojson_of,
+from sar2eo.coregistration.moved_scene import (
+    MovedReader,
+    layout_of,
+    moved_mapping,
     needed_bytes,
-    quiver_picture,
-    tie_rows,
-    versions,
     write_moved,
 )
 from sar2eo.coregistration.scene_pair import ScenePair, check_fit, open_pair, tie_cells
-from sar2eo.coregistration.tie_points import Finder, finder_of, measure_ties
-from sar2eo.coregistration.transforms import MovingTransform
-from sar2eo.coregistration.work_folder import Work, fingerprint_of, is_publishing, working
+from sar2eo.coregistration.tie_points import (
+    Finder,
+    create_finder,
+    draw_ties,
+    encode_geojson,
+    measure_ties,
+    tie_rows,
+    versions,
+)
+from sar2eo.coregistration.transforms import LEAST, Evidence, MovingTransform, weigh
 from sar2eo.errors import CoregistrationError, OutputError, SettingsError
 from sar2eo.matching.dcdm.aligner import folder_of
 from sar2eo.matching.shifts import Displacement
@@ -34,9 +40,14 @@ from sar2eo.results.cog import check_space, check_target, publish
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings, SceneSettings
 from sar2eo.settings.toml import changed
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import refuse, write_json
+from sar2eo.store.journal import Journal
+from sar2eo.store.task_results import TaskResults
 
 __all__ = ["coregister", "result_paths"]
+
+# Settings that change where and how fast it runs, or what is insisted on, but not the result.
+_FREE = ("device", "threads", "force", "model")
 
 
 def coregister(
@@ -110,10 +121,10 @@ def coregister(
     scene = changed(scene or SceneSettings(), {})
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
-    target, told = Path(out), None if report is None else Path(report)
-    _check_inputs(target, told, (str(reference), str(moving)))
-    _check_targets(target, told, overwrite=overwrite or dry_run)
-    finder = finder_of(settings)
+    target, report_path = Path(out), None if report is None else Path(report)
+    _check_inputs(target, report_path, (str(reference), str(moving)))
+    _check_targets(target, report_path, overwrite=overwrite or dry_run)
+    finder = create_finder(settings)
     pair = open_pair(
         str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
     )
@@ -128,33 +139,72 @@ def coregister(
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
             f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
         )
-        _tell(None if dry_run else told, {**facts, "accepted": False, "refusal": refusal})
+        if report_path is not None and not dry_run:
+            write_json(report_path, {**facts, "accepted": False, "refusal": refusal})
         raise CoregistrationError(refusal)
     if dry_run:
         return facts
     if not settings.force:
         check_space([(target.absolute().parent, needed)], elsewhere="--out")
     reset_telemetry()
-    with working(target, fingerprint_of(pair, scene, settings, finder), overwrite=overwrite) as work:
+    fingerprint = _fingerprint(pair, scene, settings, finder)
+    with _open_journal(target, fingerprint, overwrite=overwrite) as journal:
         # Again, now that nobody else writes here: another run may just have ended.
-        _check_targets(target, told, overwrite=overwrite)
-        ties = measure_ties(pair, cells, settings, finder, work.store, progress)
+        _check_targets(target, report_path, overwrite=overwrite)
+        results = TaskResults(journal.blocks / "parts")
+        ties = measure_ties(pair, cells, settings, finder, results, progress)
         lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
         evidence = weigh(ties, lattice, settings, finder.radius)
         facts |= _found(pair, len(cells), ties, evidence)
         if evidence.refusal is None and evidence.transform is not None:
-            _write(pair, settings, evidence.transform, facts, target, work, progress)
+            _write(pair, settings, evidence.transform, facts, target, journal, progress)
             facts["out"] = str(target)
         facts |= _spent(started)
-        _tell(told, facts)
+        if report_path is not None:
+            write_json(report_path, facts)
         if evidence.refusal is not None:
             raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
     return facts
 
 
-def _tell(report: Path | None, facts: dict[str, Any]) -> None:
-    if report is not None:
-        write_atomically(report, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+@contextmanager
+def _open_journal(target: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Journal]:
+    """Begin, or go on where an interrupted run of the same fingerprint was.
+
+    Its blocks hold ``parts``, the tie points that are measured. They go with success, and where the evidence
+    is too thin, which another run would not change.
+    """
+    with Journal.resume(_journal_folder(target), fingerprint, overwrite=overwrite) as journal:
+        parts = journal.blocks / "parts"
+        try:
+            parts.mkdir(exist_ok=True)
+            yield journal
+        except CoregistrationError:
+            journal.remove()
+            raise
+        finally:
+            with suppress(OSError):
+                parts.rmdir()  # without a tie point there is nothing to keep
+
+
+def _journal_folder(target: Path) -> Path:
+    return target.absolute().with_name(f"{target.name}.partial")
+
+
+def _fingerprint(
+    pair: ScenePair, scene: SceneSettings, settings: CoregisterSettings, finder: Finder
+) -> dict[str, Any]:
+    """Return everything that the result depends on, as JSON values."""
+    sar, eo = pair.sar.reader.identity(), pair.eo.identity()
+    named = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _FREE}
+    return {
+        "software": f"sar2eo {__version__}",
+        "reference": sar if pair.reference is pair.sar else eo,
+        "moving": sar if pair.moving is pair.sar else eo,
+        "scene": dataclasses.asdict(scene),
+        "settings": named,
+        "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},
+    }
 
 
 def result_paths(out: Path) -> tuple[Path, Path, Path]:
@@ -172,7 +222,7 @@ def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> No
 
 
 def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
-    overwrite = overwrite or is_publishing(out)
+    overwrite = overwrite or Journal.is_publishing(_journal_folder(out))
     check_target(out, overwrite)
     for path in result_paths(out)[:2]:
         if path.exists() and not overwrite:
@@ -238,7 +288,7 @@ def _write(
     transform: MovingTransform,
     facts: dict[str, Any],
     target: Path,
-    work: Work,
+    journal: Journal,
     progress: Progress | None,
 ) -> None:
     """Make all files beside the target, then publish them, the COG last."""
@@ -256,12 +306,19 @@ def _write(
     # Of amplitude, intensities are averaged.
     overviews = "RMS" if is_sar and quantity in ("dn", "amplitude") else "AVERAGE"
     overviews = "NEAREST" if any(layout.nearest) else overviews
-    with work.assembling() as folder:
+    folder = journal.folder / "assembled"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        refuse(error, folder)
+    try:
         moved = write_moved(
             reader, layout, pair.grid, folder, tags=tags, overviews=overviews, progress=progress
         )
         made = folder / "ties.geojson", folder / "ties.png", moved
-        made[0].write_bytes(geojson_of(facts["points"], pair.grid))
-        quiver_picture(facts["points"], pair.grid, settings.grid, made[1])
-        work.journal.begin_publishing()
+        made[0].write_bytes(encode_geojson(facts["points"], pair.grid))
+        draw_ties(facts["points"], pair.grid, settings.grid, made[1])
+        journal.begin_publishing()
         publish(list(zip(made, result_paths(target), strict=True)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sar2eo.evaluation.model_probe import Drawn
-from sar2eo.store.atomic import refuse, write_atomically
+from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal
+from sar2eo.store.task_results import keep_result, read_result
 
 __all__ = ["KeptImages", "keeping"]
 
 
 class KeptImages:
-    """Images that an evaluation has drawn, those of an earlier process among them.
+    """Images that an evaluation has drawn, those of an interrupted run among them.
 
     Parameters
     ----------
@@ -38,14 +38,7 @@ class KeptImages:
         self._folder = folder
 
     def draw(self, name: str, draw: Callable[[], Drawn]) -> Drawn:
-        """Return the images of that name; drawn, and kept, unless they are there.
-
-        Parameters
-        ----------
-        name : str
-            Of a file: of the model, the draw and the batch.
-        draw : callable
-            Draws them.
+        """Return the images of a model, a draw and a batch, by this name: kept ones, or drawn and kept.
 
         Returns
         -------
@@ -57,19 +50,16 @@ class KeptImages:
         OutputError
             If they cannot be kept.
         """
-        path = self._folder / f"{name}.safetensors"
-        try:
-            found = load(path.read_bytes())
-            # [B, 3, H, W], levels as they were drawn
-            return Drawn(found["eo"].float() / 127.5 - 1, None, float(found["seconds"]))
-        except FileNotFoundError:
-            pass
-        except (OSError, SafetensorError, KeyError):
-            path.unlink(missing_ok=True)  # damaged since it was written
+        for kept in map(read_result, self._folder.glob(f"{name}.*.safetensors")):
+            if kept:
+                found = load(kept[1])
+                # [B, 3, H, W], levels as they were drawn
+                return Drawn(found["eo"].float() / 127.5 - 1, None, float(found["seconds"]))
         drawn = draw()
         levels = ((drawn.eo + 1) * 127.5).round().to(torch.uint8)
         seconds = torch.tensor(drawn.seconds, dtype=torch.float64)
-        write_atomically(path, save({"eo": levels.contiguous(), "seconds": seconds}))
+        data = save({"eo": levels.contiguous(), "seconds": seconds})
+        keep_result(self._folder, name, data, "safetensors")
         return drawn._replace(variance=None)
 
 

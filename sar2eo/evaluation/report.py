@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from sar2eo.errors import OutputError
 from sar2eo.evaluation.metrics import BLOCK_PX
 from sar2eo.evaluation.pictures import Case, Pictures, draw_pictures
-from sar2eo.store.atomic import refuse, sync_file, sync_folder
+from sar2eo.store.atomic import atomic_folder, json_values
 
 __all__ = [
     "REPORT",
@@ -23,7 +22,6 @@ __all__ = [
     "ReportKind",
     "markdown",
     "markdown_table",
-    "plain_values",
     "write_report",
 ]
 
@@ -99,29 +97,12 @@ class ReportKind:
         OutputError
             If it cannot be written; what was there before then stays.
         """
-        plain: dict[str, Any] = plain_values(results)
-        partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            partial.mkdir()
+        plain: dict[str, Any] = json_values(results)
+        with atomic_folder(out) as partial:
             (partial / "report.md").write_text(describe(partial, plain), encoding="utf-8")
             text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
             (partial / self.results).write_text(text, encoding="utf-8")
-            for path in partial.iterdir():
-                sync_file(path)
-            sync_folder(partial)
             self.check_target(out, overwrite=overwrite)
-            if out.exists():
-                out.rename(old)
-            partial.rename(out)
-            sync_folder(out.parent)
-        except OSError as error:
-            if old.exists() and not out.exists():
-                old.rename(out)
-            refuse(error, out.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
         return plain
 
 
@@ -129,15 +110,6 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def plain_values(value: Any) -> Any:
-    """Return JSON values; what is not finite becomes null, which JSON has no number for."""
-    if isinstance(value, dict):
-        return {str(key): plain_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 REPORT = ReportKind("metrics.json", "evaluate")

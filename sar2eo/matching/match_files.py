@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from sar2eo.geo.raster_warnings import unplaced_is_fine
 from sar2eo.matching.structure import Method, StructuralAligner, match
 from sar2eo.model.hub import BUNDLED
 from sar2eo.scenes.metadata import attributes_of
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import write_json
 
 __all__ = [
     "METHODS",
@@ -286,7 +285,7 @@ def _write(folder: Path, report: dict[str, Any], inputs: _Inputs, pictures: dict
             attention_picture(before, after, folder / "attention.png")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
-    write_atomically(folder / _REPORT, (json.dumps(report, indent=2) + "\n").encode())
+    write_json(folder / _REPORT, report)
 
 
 _INCH = 4.0

@@ -8,10 +8,7 @@ there with the shape that the configuration gives it, and nothing else.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +39,7 @@ from sar2eo.model.checkpoint_files import (
 from sar2eo.model.diffusion import create_scheduler, schedule_config
 from sar2eo.model.network import Vae, latent_multiple, vae_class
 from sar2eo.model.weights import check_weights, create_empty, fill, read_tensors
+from sar2eo.store.atomic import atomic_folder
 
 __all__ = [
     "Checkpoint",
@@ -50,7 +48,6 @@ __all__ = [
     "refuse_existing",
     "save_checkpoint",
     "verify_checkpoint",
-    "whole_folder",
     "write_part",
     "write_pipeline",
 ]
@@ -103,34 +100,14 @@ def save_checkpoint(checkpoint: Checkpoint, out: str | Path) -> Path:
     out = Path(out)
     embeds = checkpoint.prompt_embeds
     check_fit(checkpoint.unet.config, checkpoint.vae.config, None if embeds is None else embeds.shape)
-    with whole_folder(out) as folder:
+    refuse_existing(out)
+    with atomic_folder(out) as folder:
         networks = {"unet": checkpoint.unet, "vae": checkpoint.vae}
         write_pipeline(folder, "CDiffSET", networks, _scheduler_config(checkpoint))
         if embeds is not None:
             save_file({"prompt_embeds": embeds.detach().float().cpu().contiguous()}, folder / PROMPT_EMBEDS)
         checkpoint.card.write(folder)
     return out
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Give a new folder, to be filled beside its place; it gets its name when it is whole.
-
-    Raises
-    ------
-    OutputError
-        If `out` exists or cannot be written.
-    """
-    refuse_existing(out)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_pipeline(

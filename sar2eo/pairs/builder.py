@@ -1,7 +1,7 @@
-"""Building a folder of pairs: open, outline, meet, align, cut, split, publish.
+"""Build a folder of pairs: open scenes, find their overlaps, align, cut chips, split, publish.
 
-The work is a graph of few, fat tasks on Dask's scheduler in force: runs of chips, and of neighbourhoods for
-the alignment. Each keeps its result as a part, so a build that is stopped at any moment goes on where it was.
+The work is done in tasks of about a second, each of some chips or some neighbourhoods for the alignment. The
+result of each is kept, so a build that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
 from sar2eo.errors import OutputError, PairsError, PairsWarning, SettingsError
 from sar2eo.matching.shifts import Aligner, Displacement
+from sar2eo.pairs.alignment import measure_shifts, plan_cells
+from sar2eo.pairs.chips import CellPlan, CutRun, cut_run
 from sar2eo.pairs.index import (
-    Footprints,
     Row,
     chip_corners,
     common_columns,
@@ -32,52 +33,23 @@ from sar2eo.pairs.index import (
     without_duplicates,
     write_index,
 )
-from sar2eo.pairs.output_folder import Work, check_target, finished_record
-from sar2eo.pairs.plan import Meeting, Scenes, meetings, open_scenes, survey
+from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, finished_record
+from sar2eo.pairs.plan import Footprints, Meeting, Scenes, find_meetings, open_scenes, survey
 from sar2eo.pairs.splits import SPLITS, assign
-from sar2eo.pairs.tasks import CellPlan, CutRun, Runner, cut_run, measured_shifts, planned_cells
 from sar2eo.scenes import shown_source
 from sar2eo.scenes.gdal import shown
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.settings.toml import changed
-from sar2eo.store.fingerprint import plain, write_record
-from sar2eo.store.task_results import PartStore
+from sar2eo.store.atomic import json_values, write_json
+from sar2eo.store.task_results import TaskResults
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["build", "build_pairs", "plan"]
+__all__ = ["build", "build_pairs"]
 
 # Cells of one task: a second of work or so, which a run that is stopped loses.
 _RUN_CELLS = 32
-
-
-def plan(
-    sar: Sequence[str], eo: Sequence[str], out: Path, *, settings: PairsSettings, scene: SceneSettings
-) -> gpd.GeoDataFrame:
-    """Say what a build would do; nothing is written.
-
-    Returns
-    -------
-    GeoDataFrame
-        A row for each scene pair: sar_href, eo_href, day_gap, cells, and the overlap in EPSG:4326.
-        ``attrs["scenes"]`` counts the scenes.
-    """
-    scenes = open_scenes(sar, eo, settings, scene, out)
-    footprints = survey(scenes, None, {})
-    found = meetings(scenes, footprints, settings)
-    table = gpd.GeoDataFrame(
-        {
-            "sar_href": [shown_source(scenes.sar[each.sar].href) for each in found],
-            "eo_href": [shown(scenes.eo[each.eo].href) for each in found],
-            "day_gap": np.array([each.day_gap for each in found], dtype=np.float64),
-            "cells": [len(each.cells) for each in found],
-        },
-        geometry=[each.overlap for each in found],
-        crs="EPSG:4326",
-    )
-    table.attrs["scenes"] = {"sar": len(scenes.sar), "eo": len(scenes.eo)}
-    return table
 
 
 def build(
@@ -94,116 +66,84 @@ def build(
 ) -> gpd.GeoDataFrame:
     """Build a folder of pairs, or go on building it, or return it if it is built.
 
-    Parameters
-    ----------
-    sar, eo : sequence of str
-        What `sar2eo.scenes.sources.expand_sources` takes.
-    out : Path
-        Folder.
-    settings : PairsSettings
-    scene : SceneSettings
-        How SAR scenes are opened.
-    aligner : Aligner, optional
-        Needed unless ``settings.align`` is "off".
-    overwrite : bool, optional (default: False)
-        Replace pairs, or unfinished work, of other settings.
-    report : Path, optional
-        JSON file of what was done.
-    progress : callable, optional
-        Called about once a second with counters.
-
-    Returns
-    -------
-    GeoDataFrame
-        The index; ``attrs["report"]`` says what was done.
-
-    Raises
-    ------
-    PairsError
-        If no scenes meet, or no chip is left.
-    OutputError
-        If the folder cannot be written, or holds something else.
-
-    Warns
-    -----
-    PairsWarning
-        If scene pairs are left out for want of evidence of their alignment, or a split is empty.
+    As `build_pairs`, with an aligner of any kind, or None where ``settings.align`` is "off".
     """
     started = time.perf_counter()
     if report is not None and not report.absolute().parent.is_dir():
         raise OutputError(f"--report {report}: there is no folder {report.parent}: make it first")
     if report is not None and report.is_dir():
         raise OutputError(f"--report {report}: is a folder: name a file in it")
-    if (settings.align == "off") != (aligner is None):
-        raise SettingsError(f"align={settings.align!r}: needs an aligner unless it is off")
     scenes = open_scenes(sar, eo, settings, scene, out)
-    fingerprint = plain(scenes.fingerprint(settings, scene, aligner))
+    fingerprint = json_values(scenes.fingerprint(settings, scene, aligner))
     if check_target(out, fingerprint, overwrite=overwrite):
-        Work.clear(out, fingerprint)
-        return _finished(out, report, done_before=True)
+        UnfinishedPairs.clear(out, fingerprint)
+        return _read_finished(out, report, done_before=True)
     reset_telemetry()
-    work = Work.begin(out, fingerprint, overwrite=overwrite)
+    work = UnfinishedPairs.begin(out, fingerprint, overwrite=overwrite)
     try:
         if not work.publishing:
             _Build(scenes, settings, aligner, work, progress).run(fingerprint, started)
         work.publish()
     finally:
         work.journal.release()
-    return _finished(out, report, done_before=False)
+    return _read_finished(out, report, done_before=False)
 
 
-def _finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.GeoDataFrame:
-    """Read what was published."""
+def _read_finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.GeoDataFrame:
+    """Read the index and the report of finished pairs; write the report where it is asked for."""
     index, record = read_index(out), finished_record(out) or {}
-    told = {name: value for name, value in record.items() if name not in ("fingerprint", "index_crc32")}
-    told["done_before"] = done_before
+    found = {name: value for name, value in record.items() if name not in ("fingerprint", "index_crc32")}
+    found["done_before"] = done_before
     if report is not None:
-        write_record(report, told)
+        write_json(report, found)
     # Pandas copies attributes with every selection, and there may be hundreds of thousands of these.
-    for pair in told.get("scene_pairs", ()):
+    for pair in found.get("scene_pairs", ()):
         (pair["alignment"] or {}).pop("displacements", None)
-    index.attrs["report"] = told
+    index.attrs["report"] = found
     return index
 
 
 class _Build:
-    """One build: its stages, and what they share."""
+    """A build in progress: its steps, and the scenes, settings and results they share."""
 
     def __init__(
         self,
         scenes: Scenes,
         settings: PairsSettings,
         aligner: Aligner | None,
-        work: Work,
+        work: UnfinishedPairs,
         progress: Progress | None,
     ) -> None:
         self.scenes, self.settings, self.aligner, self.work = scenes, settings, aligner, work
-        self.runner = Runner(work.store, progress)
+        self.results, self.progress = work.results(), progress
         self.resumed = 0
 
     def run(self, fingerprint: Mapping[str, Any], started: float) -> None:
-        """Do all stages, and leave the result ready to be published."""
-        footprints = survey(self.scenes, self.runner.store, self.runner.known)
+        """Do all steps, and leave the result ready to be published."""
+        footprints = survey(self.scenes, self.results)
         try:
-            found = meetings(self.scenes, footprints, self.settings)
+            found = find_meetings(self.scenes, footprints, self.settings)
         except PairsError:
             self.work.abandon()
             raise
-        self.runner.share(found, self.scenes)
-        scaling = self._scaling(found)
+        scaling = self._sample_scaling(found)
         planned, alignment = self._align(found, scaling)
         rows, refused = self._cut(found, planned, scaling, footprints)
         rows, refused["duplicate"] = without_duplicates(rows, self.scenes, footprints)
         refused["not aligned"] = sum(len(each.cells) - len(planned[each.label]) for each in found)
         if not rows:
             self.work.abandon()
-            raise PairsError(_nothing_left(refused))
+            counts = ", ".join(f"{count} {name}" for name, count in refused.items() if count)
+            raise PairsError(
+                f"no chip is left ({counts or 'no cell fits'}): is --size right, or --min-valid or "
+                "--max-cloud too strict?"
+            )
         corners = chip_corners(rows)
         assigned = assign(corners, self.settings)
         for row, block, split in zip(rows, assigned.block, assigned.split, strict=True):
             row |= {"block": block, "split": split}
         kept = [row for row, stays in zip(rows, assigned.kept, strict=True) if stays]
-        _warn_of_empty(assigned.audit)
+        _warn_of_empty_splits(assigned.audit)
         chips = Counter(row["pair"] for row in kept)
         pairs = [
             {
@@ -220,22 +160,23 @@ class _Build:
         index = index_of(kept, corners[assigned.kept])
         self._make_ready(index, assigned.audit, fingerprint, pairs, refused, seconds)
 
-    def _scaling(self, found: Sequence[Meeting]) -> dict[int, tuple[float, ...]]:
+    def _sample_scaling(self, found: Sequence[Meeting]) -> dict[int, tuple[float, ...]]:
         """Sample the scaling of every SAR scene that meets an EO scene."""
-        names = {f"scaling-{at}": at for at in sorted({each.sar for each in found})}
-        tasks = {name: (_scale, self.runner.store, name, f"scene-sar-{at}") for name, at in names.items()}
-        return {names[name]: tuple(values) for name, values in self.runner.compute(tasks).items()}
+        keys = {each.sar: each.sar_key for each in found}
+        tasks = {f"scaling-{at}": (_percentiles, keys[at]) for at in sorted(keys)}
+        values = self.results.compute(tasks, self.scenes.named(found)).values()
+        return {at: tuple(each) for at, each in zip(sorted(keys), values, strict=True)}
 
     def _align(
         self, found: Sequence[Meeting], scaling: Mapping[int, tuple[float, ...]]
     ) -> tuple[dict[str, list[CellPlan]], dict[str, Any]]:
-        """Plan the shift of every cell, by scene pair; and say how well it is known."""
+        """Plan the shift of every cell, and say how well it is known, by scene pair."""
         measured: dict[str, list[Displacement]] = {}
         if self.aligner is not None:
-            measured = measured_shifts(found, self.scenes, self.aligner, scaling, self.runner)
+            measured = measure_shifts(found, self.scenes, self.aligner, scaling, self.results, self.progress)
         planned, facts = {}, {}
         for each in found:
-            planned[each.label], facts[each.label] = planned_cells(
+            planned[each.label], facts[each.label] = plan_cells(
                 each, self.scenes, self.settings, self.aligner, measured.get(each.label, [])
             )
         return planned, facts
@@ -255,18 +196,19 @@ class _Build:
             for start in range(0, len(plans), _RUN_CELLS):
                 name = f"cut-{each.label}-{start:06d}"
                 chosen = tuple(plans[start : start + _RUN_CELLS])
-                run = CutRun(name, each.label, chosen, common, tags_of(common), self.settings)
-                tasks[name] = (cut_run, self.runner.store, each.sar_key, each.eo_key, run)
-        done = [self.runner.known[name] for name in tasks if name in self.runner.known]
+                run = CutRun(each.label, chosen, common, tags_of(common), self.settings, self.work.chips)
+                tasks[name] = (cut_run, each.sar_key, each.eo_key, run)
+        known = self.results.known
+        done = [known[name] for name in tasks if name in known]
         counts = {
             "cells_total": sum(map(len, planned.values())),
             "cells_resumed": sum(len(one["rows"]) + sum(one["refused"].values()) for one in done),
         }
         self.resumed = counts["cells_resumed"]
-        results = self.runner.compute(tasks, counts=counts)
         refused: Counter[str] = Counter()
         rows: list[Row] = []
-        for value in results.values():
+        shared = self.scenes.named(found)
+        for value in self.results.compute(tasks, shared, progress=self.progress, counts=counts).values():
             rows += value["rows"]
             refused.update(value["refused"])
         return rows, refused
@@ -284,7 +226,7 @@ class _Build:
         ready = self.work.ready
         ready.mkdir(exist_ok=True)
         checksum = write_index(index, ready / "pairs.parquet")
-        write_record(ready / "audit.json", audit)
+        write_json(ready / "audit.json", audit)
         counters = collect_telemetry()
         record = {
             "software": f"sar2eo {__version__}",
@@ -305,24 +247,14 @@ class _Build:
             "index_crc32": checksum,
             "fingerprint": fingerprint,
         }
-        write_record(ready / "pairs.json", record)
+        write_json(ready / "pairs.json", record)
 
 
-def _nothing_left(refused: Mapping[str, int]) -> str:
-    counts = ", ".join(f"{count} {name}" for name, count in refused.items() if count)
-    return (
-        f"no chip is left ({counts or 'no cell fits'}): is --size right, or --min-valid or --max-cloud too "
-        "strict?"
-    )
+def _percentiles(sar: Any) -> list[float]:
+    return list(sar.percentiles())
 
 
-def _scale(store: PartStore, name: str, sar: Any) -> list[float]:
-    found = list(sar.percentiles())
-    store.save(name, found)
-    return found
-
-
-def _warn_of_empty(audit: Mapping[str, Any]) -> None:
+def _warn_of_empty_splits(audit: Mapping[str, Any]) -> None:
     wanted = {"train": 1.0, "val": audit["val"], "test": audit["test"]}
     empty = [split for split in SPLITS if not audit["chips"][split] and wanted[split] > 0]
     if empty:
@@ -418,10 +350,13 @@ def build_pairs(
         )
     if scene.allow_ungeoreferenced:
         raise SettingsError("allow_ungeoreferenced: scenes without a georeference cannot be paired")
-    sources = _several(sar), _several(eo)
+    sources = [
+        [str(given)] if isinstance(given, str | Path) else [str(path) for path in given]
+        for given in (sar, eo)
+    ]
     aligner = _aligner(settings, matcher)
     if dry_run:
-        return plan(*sources, Path(out), settings=settings, scene=scene)
+        return _dry_run(open_scenes(*sources, settings, scene, Path(out)), settings)
     return build(
         *sources,
         Path(out),
@@ -434,22 +369,32 @@ def build_pairs(
     )
 
 
+def _dry_run(scenes: Scenes, settings: PairsSettings) -> gpd.GeoDataFrame:
+    """Return a row for each scene pair: sar_href, eo_href, day_gap, cells, and the overlap in EPSG:4326."""
+    found = find_meetings(scenes, survey(scenes, TaskResults(None)), settings)
+    table = gpd.GeoDataFrame(
+        {
+            "sar_href": [shown_source(scenes.sar[each.sar].href) for each in found],
+            "eo_href": [shown(scenes.eo[each.eo].href) for each in found],
+            "day_gap": np.array([each.day_gap for each in found], dtype=np.float64),
+            "cells": [len(each.cells) for each in found],
+        },
+        geometry=[each.overlap for each in found],
+        crs="EPSG:4326",
+    )
+    table.attrs["scenes"] = {"sar": len(scenes.sar), "eo": len(scenes.eo)}
+    return table
+
+
 def _aligner(settings: PairsSettings, matcher: str | Path | None) -> Aligner | None:
     if settings.align == "off":
         if matcher is not None:
             raise SettingsError(f"matcher={str(matcher)!r}: goes with align score or shift, not with off")
         return None
-    aligner: Aligner
     if matcher is not None:
         from sar2eo.matching.dcdm.aligner import DcdmAligner
 
-        aligner = DcdmAligner(matcher)
-    else:
-        from sar2eo.matching.structure import StructuralAligner
+        return DcdmAligner(matcher)
+    from sar2eo.matching.structure import StructuralAligner
 
-        aligner = StructuralAligner()
-    return aligner
-
-
-def _several(paths: str | Path | Sequence[str | Path]) -> list[str]:
-    return [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]
+    return StructuralAligner()

@@ -20,14 +20,12 @@ from sar2eo._version import __version__
 from sar2eo.errors import PairsError
 from sar2eo.geo.chip_lattice import corners_lonlat, lattice_of
 from sar2eo.geo.footprint import to_lonlat
-from sar2eo.pairs.plan import Meeting, Scenes
+from sar2eo.pairs.plan import Footprints, Meeting, Scenes
 from sar2eo.scenes import parse_source, shown_source
-from sar2eo.scenes.extent import SceneFootprint
 from sar2eo.scenes.gdal import shown
 from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.sources import Source
-from sar2eo.store.atomic import write_atomically
-from sar2eo.store.fingerprint import checksum
+from sar2eo.store.atomic import checksum, write_file
 
 __all__ = [
     "COLUMNS",
@@ -137,7 +135,7 @@ def write_index(index: gpd.GeoDataFrame, path: Path) -> str:
     buffer = io.BytesIO()
     index.to_parquet(buffer, index=False, compression="zstd")
     data = buffer.getvalue()
-    write_atomically(path, data)
+    write_file(path, data)
     return checksum(data)
 
 
@@ -169,8 +167,6 @@ def chip_names(folder: Path) -> set[str]:
 
 
 _ONE_PASS = timedelta(minutes=10)
-
-Footprints = tuple[list[SceneFootprint], list[SceneFootprint]]
 
 
 def common_columns(

@@ -39,10 +39,10 @@ __all__ = [
     "check_space",
     "check_target",
     "cog_bytes",
+    "copy_cog",
     "mosaic",
     "needed_bytes",
     "publish",
-    "signals_raised",
     "validate",
 ]
 
@@ -101,18 +101,14 @@ def assemble(
         "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_BLOCKS,
     }
     try:
-        with rasterio.Env(**settings), signals_raised():
-            rasterio.shutil.copy(
-                str(source),
-                str(target),
-                driver="COG",
-                BLOCKSIZE=BLOCK,
-                BIGTIFF="IF_SAFER",
+        with rasterio.Env(**settings):
+            copy_cog(
+                source,
+                target,
                 NUM_THREADS=threads,
                 OVERVIEW_RESAMPLING=layer.overviews,
                 **_compression(layer, compress),
             )
-        sync_file(target)
     except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
         space = needed_bytes(grid, [variable], compress) / 1e6
         raise OutputError(
@@ -121,6 +117,15 @@ def assemble(
         ) from error
     validate(target)
     return target
+
+
+def copy_cog(source: Path, target: Path, **options: str | int) -> None:
+    """Copy a raster to a COG by GDAL's driver, with its creation options, and flush it to disk."""
+    with signals_raised():
+        rasterio.shutil.copy(
+            str(source), str(target), driver="COG", BLOCKSIZE=BLOCK, BIGTIFF="IF_SAFER", **options
+        )
+    sync_file(target)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from sar2eo.results.destination import Destination
 from sar2eo.results.stac_output import is_item_of_result, stac_item, write_stac_item
 from sar2eo.scenes.gdal import gdal_path, opened
 from sar2eo.settings import Compression
-from sar2eo.store.atomic import refuse, sync_folder, write_atomically
+from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, write_json
 from sar2eo.store.journal import Journal
 from sar2eo.store.s3 import is_object
 
@@ -320,7 +320,7 @@ class Outputs:
             return False
         names = {path.name for path in self.paths}
         return bool(
-            made["settings"] == json.loads(json.dumps(settings))
+            made["settings"] == json_values(dict(settings))
             and {name for _, name in made["files"]} >= names - {self.item.name}
         )
 
@@ -330,7 +330,7 @@ class Outputs:
         """Keep assembled files in the journal: all of them by one rename, or none."""
         folder, ready = files[0][0].parent, _ready(journal)
         content = {"settings": settings, "files": [[made.name, path.name] for made, path in files]}
-        write_atomically(folder / _MADE, json.dumps(content).encode())
+        write_json(folder / _MADE, content)
         try:
             shutil.rmtree(ready, ignore_errors=True)  # of other settings
             folder.rename(ready)
@@ -373,7 +373,7 @@ def quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
         layout |= {} if said is None else {"DESCRIPTION": f"synthetic={said}"}
         with memory.open(**layout) as picture:
             picture.write(np.concatenate([rgb, alpha[None]]))
-        write_atomically(png, memory.getbuffer())
+        write_file(png, memory.getbuffer())
 
 
 def valid_pixels(cog: Path, longest: int = 1024) -> npt.NDArray[np.bool_]:

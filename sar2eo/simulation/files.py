@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene
 from sar2eo.simulation.settings import SimulationSettings
+from sar2eo.store.atomic import atomic_file
 
 __all__ = ["SETTINGS_TAG", "make_folder", "settings_tag", "simulated_before", "write_pair", "write_scene"]
 
@@ -181,9 +181,9 @@ def _write(
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK,
         "compress": "deflate", "predictor": 2, "photometric": photometric,
     }  # fmt: skip
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tif")
     try:
         with (
+            atomic_file(path) as temporary,
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
             rasterio.open(temporary, "w", **profile) as dataset,
         ):
@@ -193,7 +193,5 @@ def _write(
             if mask is not None:
                 dataset.write_mask(mask)
                 dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-        temporary.rename(path)
-    except (OSError, rasterio.errors.RasterioError) as error:
-        temporary.unlink(missing_ok=True)
+    except rasterio.errors.RasterioError as error:
         raise OutputError(f"{path}: cannot be written: {error}") from error

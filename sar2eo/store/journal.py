@@ -21,11 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import uuid
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,16 +32,26 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
+from filelock import FileLock
 from rasterio.io import MemoryFile
 
 from sar2eo._version import __version__
 from sar2eo.errors import JournalError
 from sar2eo.geo.windows import Window
-from sar2eo.store.atomic import LOCK, acquire, refuse, sync_folder, write_atomically, write_durably
-from sar2eo.store.fingerprint import MANIFEST, canonical, differences, differs
+from sar2eo.store.atomic import (
+    LOCK,
+    checksum,
+    json_values,
+    lock_folder,
+    refuse,
+    sync_folder,
+    write_file,
+    write_json,
+)
 
-__all__ = ["NAME", "BlockWriter", "Journal"]
+__all__ = ["NAME", "BlockWriter", "Journal", "canonical", "differences", "flatten"]
 
+_MANIFEST = "manifest.json"
 _FORMAT = 1
 _PUBLISHING = "publishing"
 _FINISHED = "finished"
@@ -67,7 +74,7 @@ class Journal:
 
     folder: Path
     blocks: Path
-    _lock: int | None = field(repr=False)
+    _lock: FileLock = field(repr=False)
 
     @classmethod
     def open(
@@ -108,9 +115,9 @@ class Journal:
         folder = Path(folder)
         try:
             _make(folder, tmp)
-            lock = acquire(folder)
         except OSError as error:
             refuse(error, folder)
+        lock = lock_folder(folder)
         digest = hashlib.sha256(canonical(fingerprint).encode()).hexdigest()[:16]
         journal = cls(folder, folder / f"blocks-{digest}", lock)
         try:
@@ -139,7 +146,7 @@ class Journal:
         JournalError, OutputError
             As by `open`.
         """
-        restart = overwrite and differs(folder, fingerprint)
+        restart = overwrite and _differs(folder, fingerprint)
         return cls.open(folder, fingerprint, restart=restart, discards="--overwrite")
 
     def __enter__(self) -> Self:
@@ -155,7 +162,7 @@ class Journal:
     def _begin(
         self, fingerprint: Mapping[str, Any], restart: bool, discards: str, result: str | None
     ) -> None:
-        manifest = self.folder / MANIFEST
+        manifest = self.folder / _MANIFEST
         old_blocks = list(self.folder.glob("blocks-*"))
         if restart or (self.folder / _FINISHED).exists():
             # Blocks go first: a crash in between leaves a valid journal with fewer of them.
@@ -165,7 +172,7 @@ class Journal:
             _check_manifest(manifest, fingerprint, discards)
         content = {"format": _FORMAT, "software": f"sar2eo {__version__}", "fingerprint": fingerprint}
         content |= {} if result is None else {"result": result}
-        write_atomically(manifest, json.dumps(content, indent=1, default=str).encode())
+        write_json(manifest, content)
         self.blocks.mkdir(exist_ok=True)
         self._delete_leftovers()
         sync_folder(self.folder)
@@ -189,7 +196,7 @@ class Journal:
             If another run is writing here, or the folder cannot be written.
         """
         try:
-            made: object = json.loads((folder / MANIFEST).read_bytes()).get("result")
+            made: object = json.loads((folder / _MANIFEST).read_bytes()).get("result")
         except (OSError, ValueError, AttributeError):
             made = None
         if made == result or (folder / _FINISHED).exists() or not any(folder.glob("blocks-*/*")):
@@ -222,12 +229,7 @@ class Journal:
             If the folder cannot be written.
         """
         if (folder / LOCK).exists():
-            try:
-                os.close(acquire(folder))
-            except FileNotFoundError:
-                pass  # that run has just ended
-            except OSError as error:
-                refuse(error, folder)
+            lock_folder(folder).release()
 
     def writer(self) -> BlockWriter:
         """Return what writes blocks into this journal; it pickles as a path."""
@@ -240,10 +242,10 @@ class Journal:
         """
         wanted = set(windows)
         whole = set()
-        for path, name, window, checksum in self._listed():
+        for path, name, window, expected in self._listed():
             if name != variable or window not in wanted:
                 continue
-            if window not in whole and f"{zlib.crc32(path.read_bytes()):08x}" == checksum:
+            if window not in whole and checksum(path.read_bytes()) == expected:
                 whole.add(window)
             else:
                 path.unlink()
@@ -294,13 +296,11 @@ class Journal:
     @property
     def begun(self) -> bool:
         """Whether there is something to keep: work, results to finish, or what is not this run's any more."""
-        return self._lock is None or self.publishing or any(self.blocks.iterdir())
+        return not self._lock.is_locked or self.publishing or any(self.blocks.iterdir())
 
     def release(self) -> None:
         """Unlock the journal and keep it for a later run; doing so twice is harmless."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def remove(self) -> None:
         """Delete the journal, after success. Files in its folder that are not its own are kept.
@@ -310,15 +310,15 @@ class Journal:
         JournalError
             If it was released before, and another run is writing here now.
         """
-        if self._lock is None:
-            self._lock = acquire(self.folder)
+        if not self._lock.is_locked:
+            self._lock = lock_folder(self.folder)
         # A crash on the way must leave nothing that the next run would have to ask about.
         publishing, finished = self.folder / _PUBLISHING, self.folder / _FINISHED
         with suppress(OSError):  # a disk that is full, say
             publishing.replace(finished) if publishing.exists() else finished.touch()
         shutil.rmtree(self.blocks, ignore_errors=True)
         shutil.rmtree(self.folder / "assembled", ignore_errors=True)
-        (self.folder / MANIFEST).unlink(missing_ok=True)
+        (self.folder / _MANIFEST).unlink(missing_ok=True)
         if not self.blocks.exists():
             finished.unlink(missing_ok=True)
         (self.folder / LOCK).unlink(missing_ok=True)
@@ -360,6 +360,53 @@ def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any], discards: st
             f"{folder} holds unfinished work of another run, which differs in {found}: "
             f"repeat the earlier command to finish it, or pass {discards} to discard it"
         )
+
+
+_NAMED = 5
+_LONGEST = 60
+
+
+def canonical(fingerprint: Mapping[str, Any]) -> str:
+    """Return the JSON text of a fingerprint, the same for equal fingerprints."""
+    return json.dumps(json_values(fingerprint), sort_keys=True, allow_nan=False)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to one with dotted keys."""
+    if not isinstance(value, dict) or (prefix and not value):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name what differs between two fingerprints, briefly; empty if nothing does."""
+    before, after = (
+        {key: json.dumps(value) for key, value in flatten(json.loads(canonical(each))).items()}
+        for each in (old, new)
+    )
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    # The graph's names differ whenever anything does: they matter only where nothing else differs.
+    keys = [key for key in keys if not key.startswith("graph.")] or keys
+    named = [f"{key} {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"{', '.join(named[:_NAMED])}{more}"
+
+
+def _short(text: str | None) -> str:
+    text = "(nothing)" if text is None else text
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _differs(journal: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Check whether the folder of a journal exists and may belong to another fingerprint."""
+    try:
+        made = json.loads((journal / _MANIFEST).read_bytes())["fingerprint"]
+        return bool(differences(made, fingerprint))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return journal.exists()
 
 
 NAME = re.compile(r"([a-z0-9_]+)\.(\d+)\.(\d+)\.(\d+)\.(\d+)\.([0-9a-f]{8})\.tif")
@@ -405,11 +452,9 @@ class BlockWriter:
         if bands.shape[1:] != (window.height, window.width) or bands.dtype not in (np.uint8, np.float32):
             raise ValueError(f"a block of {bands.dtype} {bands.shape} does not fit {window}")
         folder = Path(self.folder)
-        temporary = folder / f".{uuid.uuid4().hex}.tmp"
         with _encoded(window, bands) as data:
-            name = f"{variable}.{'.'.join(map(str, window))}.{zlib.crc32(data):08x}.tif"
-            write_durably(temporary, folder / name, data)
-        sync_folder(folder)
+            name = f"{variable}.{'.'.join(map(str, window))}.{checksum(data)}.tif"
+            write_file(folder / name, data)
 
 
 @contextmanager

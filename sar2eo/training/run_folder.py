@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sar2eo._version import __version__
 from sar2eo.errors import OutputError, TrainingError, TrainingWarning
-from sar2eo.store.atomic import acquire, refuse, sync_file, sync_folder, write_atomically
+from sar2eo.store.atomic import atomic_folder, json_values, lock_folder, refuse, write_file, write_json
+from sar2eo.store.journal import flatten
 
 __all__ = ["RunFolder", "record"]
 
@@ -63,13 +63,10 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = acquire(self.path, _LOCK)
         except OSError as error:
             refuse(error, self.path)
-        try:
+        with lock_folder(self.path, _LOCK):
             yield
-        finally:
-            os.close(handle)
 
     def check(self, identity: Mapping[str, Any]) -> int | None:
         """Refuse to go on with other settings.
@@ -94,7 +91,7 @@ class RunFolder:
                 raise TrainingError(f"{self.path} holds something else than a run: choose another folder")
             return None
         before = self._read()
-        old, new = _flat(before["identity"]), _flat(_plain(identity))
+        old, new = flatten(before["identity"]), flatten(json_values(identity))
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name) and name.removeprefix("settings.") not in _FREE:
                 if name == "settings.steps":
@@ -136,23 +133,15 @@ class RunFolder:
         OutputError
             If it cannot be written; the one before stays.
         """
-        target, new, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
-        for path in (new, old, *self.path.glob(f"{new.name}.partial-*")):  # of a run that was killed
+        target = self.path / name
+        for path in self.path.glob(f".*{name}.*"):  # of a run that was killed
             shutil.rmtree(path, ignore_errors=True)
         try:
-            export(new)
-            _sync_tree(new)
-            if target.exists():
-                target.rename(old)
-            new.rename(target)
-            sync_folder(self.path)
-        except OSError as error:
-            refuse(error, self.path)
+            with atomic_folder(target) as folder:
+                folder.rmdir()  # models are saved into folders that do not exist
+                export(folder)
         except SafetensorError as error:
             raise OutputError(f"{target} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
         return target
 
     def _read(self) -> dict[str, Any]:
@@ -169,11 +158,11 @@ class RunFolder:
     ) -> None:
         values = {
             "sar2eo": __version__,
-            "identity": _plain(identity),
+            "identity": dict(identity),
             "environment": dict(environment),
             "finished": finished,
         }
-        write_atomically(self._run, (json.dumps(values, indent=2) + "\n").encode())
+        write_json(self._run, values)
 
 
 class Recorder:
@@ -192,7 +181,7 @@ class Recorder:
         lines = path / "metrics.jsonl"
         if lines.exists():
             kept = [line for line in lines.read_text(encoding="utf-8").splitlines() if _up_to(line, step)]
-            write_atomically(lines, "".join(f"{line}\n" for line in kept).encode())
+            write_file(lines, "".join(f"{line}\n" for line in kept).encode())
         self._lines = lines.open("a", encoding="utf-8")
         self._board = SummaryWriter(path / "log", purge_step=step + 1)
 
@@ -242,15 +231,6 @@ def record(path: Path, step: int, *, writing: bool) -> Iterator[Recorder | None]
             recorder.close()
 
 
-def _sync_tree(folder: Path) -> None:
-    """Flush all files below a folder to disk, and the folders."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            sync_file(path)
-
-
 def _check_steps(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     name = "settings.steps"
     if old["settings.decay"] != "constant":
@@ -274,15 +254,3 @@ def _up_to(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except (KeyError, TypeError, ValueError):  # the last line of a run that was killed
         return False
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat

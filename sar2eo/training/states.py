@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from sar2eo.errors import CheckpointError, OutputError, TrainingError, TrainingWarning
 from sar2eo.model.checkpoint_files import file_sha256
-from sar2eo.store.atomic import refuse, sync_file, sync_folder, write_atomically
+from sar2eo.store.atomic import atomic_folder, write_json
 
 __all__ = ["State", "States"]
 
@@ -76,23 +75,15 @@ class States:
             If it cannot be written; those that were there stay.
         """
         target = self.folder / f"step-{state.step:06d}"
-        partial = self.folder / f".{uuid.uuid4().hex}.partial"
         size = sum(t.numel() * t.element_size() for group in state.tensors.values() for t in group.values())
         try:
-            partial.mkdir(parents=True)
-            _write(state, partial)
-            if target.exists():  # a broken one of the same step, which was passed over
-                shutil.rmtree(target)
-            partial.rename(target)
-            sync_folder(self.folder)
-        except OSError as error:
-            refuse(error, self.folder, size)
+            # In place of a broken one of the same step, which was passed over.
+            with atomic_folder(target, size=size) as partial:
+                _write(state, partial)
         except SafetensorError as error:
             raise OutputError(
                 f"{self.folder}: a state of {size / 1e6:.0f} MB cannot be written: {error}"
             ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         self._prune(target)
         return target
 
@@ -125,7 +116,7 @@ class States:
         surplus = max(0, len(older) + 1 - self.keep)
         for path in {*older[:surplus], *(set(others) - set(older))}:
             shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob(".*.partial"):
+        for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -135,10 +126,9 @@ def _write(state: State, folder: Path) -> None:
         path = folder / f"{name}.safetensors"
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(plain, path)
-        sync_file(path)
         digests[path.name] = file_sha256(path)
     facts = {"step": state.step, "sha256": digests, "facts": state.facts}
-    write_atomically(folder / _FACTS, (json.dumps(facts, indent=2) + "\n").encode())
+    write_json(folder / _FACTS, facts)
 
 
 def _read(folder: Path) -> State:

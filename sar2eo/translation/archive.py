@@ -21,7 +21,7 @@ from sar2eo.results.destination import Destination
 from sar2eo.results.stac_output import COLLECTION, stac_collection, write_stac_collection
 from sar2eo.scenes.metadata import attributes_of
 from sar2eo.settings import TranslateRecipe
-from sar2eo.store.atomic import locked, write_atomically
+from sar2eo.store.atomic import hold_folder, write_file, write_json
 from sar2eo.store.journal import Journal
 from sar2eo.translation.job import destination_of, prepare, single_job
 from sar2eo.translation.plan import Entry, check_disk, plan
@@ -105,12 +105,12 @@ def run(
 def _held(folder: Path, destination: Destination | None, *, alone: bool) -> Iterator[None]:
     """Keep other runs out of a folder of results, or of what waits to be uploaded."""
     if destination is None:
-        with locked(folder / "archive.partial") if alone else nullcontext():
+        with hold_folder(folder / "archive.partial") if alone else nullcontext():
             yield
         return
     destination.make()
     try:
-        with locked(folder / "archive.partial"):
+        with hold_folder(folder / "archive.partial"):
             yield
     finally:
         destination.leave()
@@ -132,7 +132,7 @@ def _upload_collection(destination: Destination, name: str, *, changed: bool) ->
     content = stac_collection(texts, present, name)
     if content is not None:
         # It stays until it is uploaded: the next run then knows that it is due.
-        write_atomically(path, content)
+        write_file(path, content)
         destination.upload(path, COLLECTION)
         path.unlink()
 
@@ -193,7 +193,7 @@ def _has_left_report(entry: Entry, recipe: TranslateRecipe) -> bool:
 
 def _write_report(content: Mapping[str, Any] | None, recipe: TranslateRecipe) -> None:
     if recipe.report is not None and content is not None:
-        write_atomically(Path(recipe.report), (json.dumps(content, indent=2) + "\n").encode())
+        write_json(Path(recipe.report), content)
 
 
 class _Line:

@@ -30,7 +30,7 @@ from sar2eo.scenes.metadata import attributes_of
 from sar2eo.scenes.sources import expand_sources, matches, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe, checked
-from sar2eo.store.fingerprint import differences
+from sar2eo.store.journal import differences
 from sar2eo.translation.graph import count_windows
 from sar2eo.translation.job import Job, destination_of, further_outputs, is_there, opened, prepare, single_job
 from sar2eo.translation.provenance import FINGERPRINT, result_fingerprint

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sar2eo.coregistration.acceptance import Evidence, weigh
-from sar2eo.coregistration.output import tie_rows
-from sar2eo.coregistration.transforms import fit_transform
+from sar2eo.coregistration.tie_points import tie_rows
+from sar2eo.coregistration.transforms import Evidence, fit_transform, weigh
 from sar2eo.matching.shifts import Displacement
 from sar2eo.settings import CoregisterSettings
 

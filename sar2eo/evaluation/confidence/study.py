@@ -32,7 +32,7 @@ from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.settings import ConfidenceSettings, checked
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import write_file
 
 __all__ = ["judge_confidence", "picture_confidence", "plan_confidence", "spec_with_variance", "timesteps_of"]
 
@@ -201,7 +201,7 @@ def picture_confidence(
             overlap=settings.overlap,
             progress=partial(progress, str(pair[0])),
         )
-    write_atomically(target, pair_picture(scenes, maps, spec))
+    write_file(target, pair_picture(scenes, maps, spec))
     return target
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sar2eo.errors import CheckpointError
 from sar2eo.matching.dcdm.matcher_card import MATCHER_CARD_NAME, MatcherCard
 from sar2eo.matching.dcdm.network import MatchingDenoiser
-from sar2eo.model.checkpoint import refuse_existing, whole_folder, write_pipeline
+from sar2eo.model.checkpoint import refuse_existing, write_pipeline
 from sar2eo.model.checkpoint_files import (
     CONFIG,
     SCHEDULER_CONFIG,
@@ -35,6 +35,7 @@ from sar2eo.model.checkpoint_files import (
 from sar2eo.model.diffusion import schedule_config
 from sar2eo.model.network import Vae, vae_class
 from sar2eo.model.weights import check_weights, create_empty, disk_dtype, fill, narrow
+from sar2eo.store.atomic import atomic_folder
 
 __all__ = [
     "MatcherCheckpoint",
@@ -103,7 +104,8 @@ def save_matcher(checkpoint: MatcherCheckpoint, out: str | Path) -> Path:
         If the folder exists or cannot be written.
     """
     out = Path(out)
-    with whole_folder(out) as folder:
+    refuse_existing(out)
+    with atomic_folder(out) as folder:
         networks = {"denoiser": checkpoint.denoiser, "vae": checkpoint.vae}
         write_pipeline(folder, "DCDM", networks, dict(matching_scheduler(checkpoint.schedule).config))
         checkpoint.card.write(folder)

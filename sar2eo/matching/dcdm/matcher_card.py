@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sar2eo.model.card import InputCard, is_number, is_positive, wrong
 from sar2eo.model.hub import BUNDLED_MATCHER, find_folder
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import write_file
 
 __all__ = ["MATCHER_CARD_NAME", "MatcherCard", "matcher_folder"]
 
@@ -64,7 +64,7 @@ class MatcherCard(InputCard):
 
     def write(self, folder: Path) -> None:
         """Write the card into a matcher's folder; it is the old one or the new one, whatever happens."""
-        write_atomically(folder / MATCHER_CARD_NAME, self.to_text().encode())
+        write_file(folder / MATCHER_CARD_NAME, self.to_text().encode())
 
 
 def matcher_folder(model: str | Path) -> Path:

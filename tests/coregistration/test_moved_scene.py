@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from support.scene_fixtures import NORTH_UP, UTM, write_raster
 
-from sar2eo.coregistration.band_layout import Layout, layout_of
-from sar2eo.coregistration.moved_reader import MovedReader, lanczos_at, moved_mapping
-from sar2eo.coregistration.output import write_moved
+from sar2eo.coregistration.moved_scene import (
+    Layout,
+    MovedReader,
+    lanczos_at,
+    layout_of,
+    moved_mapping,
+    write_moved,
+)
 from sar2eo.coregistration.transforms import FieldTransform, LinearTransform
 from sar2eo.errors import RadiometryError
 from sar2eo.geo.grid import Grid
