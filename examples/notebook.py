@@ -15,7 +15,7 @@ paths = write_pair(simulate_pair(SimulationSettings(size=512, seed=3)), folder)
 
 # %%
 scene = sar2eo.open_scene(paths["sar"])
-print(scene.attrs["quantity"], scene.attrs["polarisations"], scene.sar2eo.geo.grid.crs)
+print(scene.attrs["quantity"], scene.attrs["polarisations"], scene.sar2eo.grid.crs)
 
 # %% [markdown]
 # `identity` returns its input; give a checkpoint folder instead to see an EO image.

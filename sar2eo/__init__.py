@@ -19,37 +19,20 @@ from typing import TYPE_CHECKING, Any
 from sar2eo._version import __version__
 
 if TYPE_CHECKING:
-    from sar2eo.coregistration.registration import coregister
-    from sar2eo.evaluation.matchers import evaluate_matcher
-    from sar2eo.evaluation.translators import evaluate
-    from sar2eo.geo.grid import Grid
-    from sar2eo.matching.dcdm.matcher import match_dcdm
-    from sar2eo.pairs.builder import build_pairs
-    from sar2eo.scenes import describe_scene, open_scene
-    from sar2eo.settings import TranslateSettings
-    from sar2eo.training.matcher_run import train_matcher
-    from sar2eo.training.unet_run import train
-    from sar2eo.training.vae_run import train_vae
-    from sar2eo.translation.dataset import translate
-    from sar2eo.translation.writer import write_cog
-
-__all__ = [
-    "Grid",
-    "TranslateSettings",
-    "__version__",
-    "build_pairs",
-    "coregister",
-    "describe_scene",
-    "evaluate",
-    "evaluate_matcher",
-    "match_dcdm",
-    "open_scene",
-    "train",
-    "train_matcher",
-    "train_vae",
-    "translate",
-    "write_cog",
-]
+    from sar2eo.coregistration.registration import coregister as coregister
+    from sar2eo.evaluation.matchers import evaluate_matcher as evaluate_matcher
+    from sar2eo.evaluation.translators import evaluate as evaluate
+    from sar2eo.geo.grid import Grid as Grid
+    from sar2eo.matching.dcdm.matcher import match_dcdm as match_dcdm
+    from sar2eo.pairs.builder import build_pairs as build_pairs
+    from sar2eo.scenes import describe_scene as describe_scene
+    from sar2eo.scenes import open_scene as open_scene
+    from sar2eo.settings import TranslateSettings as TranslateSettings
+    from sar2eo.training.matcher_run import train_matcher as train_matcher
+    from sar2eo.training.unet_run import train as train
+    from sar2eo.training.vae_run import train_vae as train_vae
+    from sar2eo.translation.dataset import translate as translate
+    from sar2eo.translation.writer import write_cog as write_cog
 
 _HOMES = {
     "Grid": "geo.grid",
@@ -68,11 +51,13 @@ _HOMES = {
     "write_cog": "translation.writer",
 }
 
+__all__ = ["__version__", *_HOMES]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sar2eo' has no attribute {name!r}")
-    # Whoever holds a scene may want the accessor on it.
+    # Registers the accessor, which whoever holds a scene may want.
     importlib.import_module("sar2eo.accessor")
     return getattr(importlib.import_module(f"sar2eo.{_HOMES[name]}"), name)
 

@@ -10,15 +10,13 @@ import pytest
 import rasterio
 from click.testing import CliRunner
 from PIL import Image
-from support.dataset_fixtures import built_pairs
-from support.dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
 from sar2eo.errors import SettingsError
 from sar2eo.settings import apply_overrides, read_recipe, stages_of
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "pipelines").glob("*.toml"))
+RECIPES = sorted([*(ROOT / "pipelines").glob("*.toml"), *(ROOT / "experiments").glob("*/*.toml")])
 
 
 def test_the_demo_says_where_its_files_are(tmp_path: Path) -> None:
@@ -43,19 +41,6 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         program, check=True, capture_output=True, text=True, timeout=120, cwd=tmp_path
     ).stdout
     assert "(3, 100, 100) uint8" in told
-
-
-def test_parts_of_a_matcher_are_switched_off(tmp_path: Path) -> None:
-    pairs = built_pairs(tmp_path / "pairs", counts={"val": 3}, size=64)
-    # Of what an untrained network knows any part may be missed or not: here it only has to run.
-    model = untrained_matcher(tmp_path / "model", polarisations=("VV",), threshold=0.5)
-    program = [sys.executable, str(ROOT / "examples/switched_off.py"), str(pairs), "--model", str(model)]
-    told = subprocess.run(program, check=True, capture_output=True, text=True, timeout=200).stdout
-    lines = told.splitlines()
-    assert len(lines) == 7
-    assert lines[0].startswith("without nothing: learned 0.")
-    assert lines[3].startswith("without calibration: learned 0.")
-    assert all(len(line.rpartition("all maps ")[2].split()) == 2 for line in lines)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ A page holds a mark such as ``<!-- generate: commands -->``, which is replaced w
 * ``names``: a mkdocstrings block for each public name.
 * ``card FOLDER``: the card of a model of the package.
 
-The pictures of ``examples/`` are added to the site below ``images/``.
+The pictures of ``examples/`` and ``experiments/`` are added to the site below ``images/``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ TYPE_NAMES = {
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pictures of ``examples/``."""
-    for path in sorted((ROOT / "examples").glob("*.jpg")):
+    """Add the pictures of ``examples/`` and ``experiments/``."""
+    for path in sorted([*ROOT.glob("examples/*.jpg"), *ROOT.glob("experiments/*/*.jpg")]):
         files.append(File.generated(config, f"images/{path.name}", abs_src_path=str(path)))
     return files
 
@@ -282,8 +282,6 @@ MODULE = re.compile(r"(?<![\w/.])((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)\b")
 
 def missing_modules(markdown: str) -> list[str]:
     """Return the programs that a page names and that are neither in ``sar2eo/`` nor in the repository."""
-    if not (ROOT / "sar2eo/geo").exists():
-        return []  # the packages that the pages describe are not there yet
     named = set(MODULE.findall(markdown))
     return sorted(
         name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "sar2eo"))

@@ -23,7 +23,6 @@ __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "build-pairs": ("build_pairs", "build_pairs_command", "Cut SAR and EO scenes into paired chips."),
-    "confidence": ("evaluate", "confidence_command", "Test whether a model's variance finds changes."),
     "coregister": ("coregister", "coregister_command", "Move a scene to where it lies on another one."),
     "evaluate-matcher": ("evaluate", "evaluate_matcher_command", "Measure what a matcher is worth."),
     "evaluate": ("evaluate", "evaluate_command", "Measure what a model is worth on pairs."),

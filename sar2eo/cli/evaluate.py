@@ -13,7 +13,6 @@ from sar2eo.cli.info import lines
 from sar2eo.cli.options import (
     data_options,
     debug_option,
-    numbers,
     recipe_from_flags,
     recipe_options,
     settings_options,
@@ -21,8 +20,6 @@ from sar2eo.cli.options import (
 )
 from sar2eo.cli.progress import ProgressLine, say, staged
 from sar2eo.settings import (
-    ConfidenceRecipe,
-    ConfidenceSettings,
     EvaluateRecipe,
     EvaluateSettings,
     MatchEvaluationRecipe,
@@ -30,8 +27,6 @@ from sar2eo.settings import (
 )
 
 __all__ = [
-    "confidence_all",
-    "confidence_command",
     "evaluate_all",
     "evaluate_command",
     "evaluate_matcher_all",
@@ -172,74 +167,3 @@ def evaluate_matcher_all(recipe: MatchEvaluationRecipe, *, dry_run: bool) -> Non
         )
     found = ", ".join(f"{name} {values['cmr_5']:.3f}" for name, values in results["methods"].items())
     say(f"{recipe.out}: CMR(T=5) of {found}")
-
-
-_CONFIDENCE_HELP = {
-    "timesteps": "Noise levels of the noised truth; the card's is always added.",
-    "steps": "Denoising steps of the sampled variance.  [default: as the model's card says]",
-    "sampler": "[default: as the model's card says]",
-    "tile": "Window size in pixels.",
-    "overlap": "Overlap of windows in pixels.",
-    "seed": "Of the noise and of the bootstrap.",
-    "device": "cpu, cuda or cuda:N.",
-    "dtype": "float32, bfloat16 or float16.",
-    "threads": "Torch threads.  [default: all cores]",
-}
-
-
-@click.command("confidence", cls=taking_several("--scenes", "--pair"))
-@click.option("--model", metavar="DIR|HUB_ID", help="A checkpoint.")
-@click.option("--scenes", multiple=True, metavar="DIR...", help="Folders made by simulate.")
-@click.option("--pair", multiple=True, metavar="SAR EO", help="Real scenes instead, for a picture.")
-@click.option("--window", type=numbers("ROW,COL,HEIGHT,WIDTH", int), help="The part of --pair to show.")
-@click.option("--out", metavar="DIR|FILE.png", help="Folder of the report; of --pair the picture.")
-@settings_options(ConfidenceSettings, _CONFIDENCE_HELP)
-@click.option("--overwrite", is_flag=True, help="Replace an existing report or picture.")
-@recipe_options("confidence")
-@debug_option
-def confidence_command(recipe_file: Path | None, overrides: tuple[str, ...], dry_run: bool, **_: Any) -> None:
-    """Test whether a model's variance tells planted discrepancies from unchanged objects of their kind.
-
-    \b
-    sar2eo simulate --out scene/ --seed 7
-    sar2eo confidence --model runs/first/final --scenes scene/ --out report/
-
-    The report has areas under the ROC curve and all scores as JSON, tables in Markdown, and pictures.
-    """  # noqa: D301  (click's mark for lines that stay as they are)
-    recipe = recipe_from_flags(ConfidenceRecipe, "confidence", recipe_file=recipe_file, overrides=overrides)
-    confidence_all(recipe, dry_run=dry_run)
-
-
-def confidence_all(recipe: ConfidenceRecipe, *, dry_run: bool) -> None:
-    """Do what a recipe says, or show what it would take."""
-    from sar2eo.evaluation.confidence.study import judge_confidence, picture_confidence, plan_confidence
-
-    given: dict[str, Any] = {
-        name: getattr(recipe, name) for name in ("model", "out", "settings", "overwrite")
-    }
-    if dry_run:
-        plan = {"picture": recipe.out} if recipe.pair else plan_confidence(scenes=recipe.scenes, **given)
-        click.echo("\n".join(lines(plan)))
-        return
-    with staged(" windows") as progress:
-        if recipe.pair:
-            window = recipe.window or ()
-            say(picture_confidence(pair=recipe.pair, window=window, progress=progress, **given))
-            return
-        results = judge_confidence(scenes=recipe.scenes, progress=progress, **given)
-    say(_confidence_summary(recipe.out, results))
-
-
-def _confidence_summary(out: str, results: Mapping[str, Any]) -> str:
-    """Say what came of it: the areas of the forced variance."""
-    if results["left_out"]:
-        return f"{out}: {'; '.join(results['left_out'].values())}"
-    name = f"forced {results['timestep']} mean"
-    found = ", ".join(
-        f"{group['kind']}s {group['discrepancy']} {group['areas'][name]['value']:.2f}"
-        for group in results["groups"]
-        if group["areas"]
-    )
-    return (
-        f"{out}: {len(results['objects'])} objects, areas of the variance at {results['timestep']}: {found}"
-    )

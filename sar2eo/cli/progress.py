@@ -78,12 +78,12 @@ class ProgressLine:
 
 
 @contextmanager
-def staged(unit: str = "") -> Iterator[Callable[[str, int, int], None]]:
+def staged() -> Iterator[Callable[[str, int, int], None]]:
     """Give what says on a line what is being done, how many are done, and how many there are."""
     stage = ""
 
     def text(counts: Mapping[str, float], _: float) -> str:
-        return f"{stage}: {counts['done']:.0f} of {counts['total']:.0f}{unit}"
+        return f"{stage}: {counts['done']:.0f} of {counts['total']:.0f}"
 
     with ProgressLine(text) as line:
 

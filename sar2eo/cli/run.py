@@ -28,7 +28,6 @@ _RUNNERS = {
     "translate": ("translate", "translate_all"),
     "evaluate": ("evaluate", "evaluate_all"),
     "evaluate-matcher": ("evaluate", "evaluate_matcher_all"),
-    "confidence": ("evaluate", "confidence_all"),
 }
 """Module and function that run the recipe of each stage."""
 

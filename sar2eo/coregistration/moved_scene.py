@@ -24,15 +24,14 @@ from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import BLOCK, copy_cog, validate
 from sar2eo.scenes.band_names import BandText, choose_cloud
-from sar2eo.scenes.gdal import opened
+from sar2eo.scenes.gdal import open_dataset
 from sar2eo.scenes.geolocation import AffineMapping, Mapping
 from sar2eo.scenes.identity import digest
 from sar2eo.scenes.optical import EoScene, PictureReader
 from sar2eo.scenes.raster import Band, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, SceneReader
-from sar2eo.scenes.resampler import LOBES, from_amplitude, lanczos_taps, read_padded
 from sar2eo.scenes.sar_scene import SarScene
-from sar2eo.scenes.warped_reader import WarpedReader, halves
+from sar2eo.scenes.warp import LOBES, WarpedReader, from_amplitude, lanczos_taps, read_padded, split_in_half
 
 __all__ = [
     "Layout",
@@ -120,7 +119,7 @@ class MovedReader(SceneReader):
     """Read a scene through a transform, by a Lanczos kernel of three lobes; SAR in amplitude.
 
     Where target pixels are at least twice as large as source pixels, these are averaged (SAR in intensity)
-    as `sar2eo.scenes.warped_reader.WarpedReader` does.
+    as `sar2eo.scenes.warp.WarpedReader` does.
 
     Parameters
     ----------
@@ -180,7 +179,7 @@ class MovedReader(SceneReader):
         top, left = floor(row.min()) - LOBES, floor(col.min()) - LOBES
         box = Window(top, left, floor(row.max()) + LOBES + 2 - top, floor(col.max()) + LOBES + 2 - left)
         if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
-            for piece in halves(out, rows, cols):
+            for piece in split_in_half(out, rows, cols):
                 self._fill(*piece)
             return
         values = read_padded(self.source, box)
@@ -197,7 +196,7 @@ class MovedReader(SceneReader):
         row, col = np.floor(rows[inside]).astype(np.int64), np.floor(cols[inside]).astype(np.int64)
         box = Window(int(row.min()), int(col.min()), int(np.ptp(row)) + 1, int(np.ptp(col)) + 1)
         if box.height * box.width > _SOURCE_PIXELS and rows.size > 1:
-            for piece in halves(out, rows, cols):
+            for piece in split_in_half(out, rows, cols):
                 self._fill_nearest(*piece)
             return
         values = read_padded(self.source, box)
@@ -407,7 +406,7 @@ def _all_bands(bands: tuple[Band, ...], named: int) -> tuple[Band, ...]:
 def _described(bands: tuple[Band, ...], *, together: bool, optical: bool) -> Layout:
     facts, dtypes, texts, tags = [], [], [], None
     for band in bands:
-        with opened(band.path) as dataset:
+        with open_dataset(band.path) as dataset:
             tags = _fresh(dataset.tags()) if tags is None else tags
             dtypes.append(np.dtype(dataset.dtypes[band.index - 1]))
             texts.append(BandText.read(dataset, band.index))

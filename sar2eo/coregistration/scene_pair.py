@@ -30,12 +30,12 @@ from sar2eo.geo.radiometry import nearest_polarisation, to_amplitude
 from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.scenes.extent import scene_footprint
 from sar2eo.scenes.gdal import gdal_path
-from sar2eo.scenes.optical import EoScene, open_eo
+from sar2eo.scenes.optical import EoScene, open_eo_scene
 from sar2eo.scenes.raster import open_raster
-from sar2eo.scenes.resampler import read_onto
-from sar2eo.scenes.sar_scene import SarScene, open_sar
+from sar2eo.scenes.sar_scene import SarScene, open_sar_scene
 from sar2eo.scenes.sources import Source
 from sar2eo.scenes.stac_input import is_stac
+from sar2eo.scenes.warp import read_onto
 from sar2eo.settings import PairsSettings, SceneSettings
 
 __all__ = ["OpticalView", "RadarView", "ScenePair", "bands_for", "check_fit", "open_pair", "tie_cells"]
@@ -180,12 +180,12 @@ def _opened(
     refused = None
     if not _names_polarisations(href):
         try:
-            found = open_eo(href, eo_range=eo_range)
+            found = open_eo_scene(href, eo_range=eo_range)
             return found, found
         except (PairsError, SceneError) as error:
             refused = error
     try:
-        sar, array = open_sar(href, PairsSettings(), scene)
+        sar, array = open_sar_scene(href, PairsSettings(), scene)
     except SceneError as error:
         if refused is None or str(refused) == str(error) or not _is_there(href):
             raise
@@ -195,7 +195,7 @@ def _opened(
         and scene.crs is None
         and str(array.attrs["geolocation"]).startswith("warped from a geographic")
     ):
-        return open_sar(href, PairsSettings(), dataclasses.replace(scene, crs="source"))
+        return open_sar_scene(href, PairsSettings(), dataclasses.replace(scene, crs="source"))
     return sar, array
 
 

@@ -14,7 +14,7 @@ from sar2eo.datasets import Batch
 from sar2eo.model.checkpoint import Checkpoint
 from sar2eo.model.diffusion import add_noise, create_scheduler, sample, training_target
 from sar2eo.model.interface import Translator
-from sar2eo.model.network import decode_latents, encode_images, split_prediction, variance_of
+from sar2eo.model.network import decode_latents, encode_images, variance_of
 from sar2eo.model.noise import scene_noise
 from sar2eo.model.spec import ModelSpec
 
@@ -87,8 +87,8 @@ class Probe:
         for sar, eo, index in zip(batch["sar"], batch["eo"], batch["index"], strict=True):
             latents = self._encode(eo[None])
             noise = self._noise(index, latents.shape)
-            output = self._run(self._encode(sar[None]), add_noise(latents, noise, alpha_bar), timestep)
-            prediction, raw = split_prediction(output)
+            noisy = add_noise(latents, noise, alpha_bar)
+            prediction, raw = self.checkpoint.predict(self._encode(sar[None]), noisy, timestep)
             target = training_target(latents, noise, alpha_bar, self.card.prediction_type)
             errors.append((target - prediction).square().mean(1)[:, :rows, :cols].cpu())
             variances.append(variance_of(raw)[:, 0, :rows, :cols].cpu())
@@ -115,17 +115,16 @@ class Probe:
         sar_latents = self._encode(sar[None])
         clean: list[tuple[int, Tensor]] = []
 
-        def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-            output = self._run(sar_latents, latents, int(timestep))
-            prediction, _ = split_prediction(output)
+        def predict(latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+            prediction, raw = self.checkpoint.predict(sar_latents, latents, timestep)
             estimate = self._schedule.step(prediction, timestep.cpu(), latents, return_dict=False)[1]
             clean.append((int(timestep), estimate))
-            return output
+            return prediction, raw
 
         noise = self._noise(index, sar_latents.shape)
         scheduler = self._scheduler(self.spec.sampler, self.spec.spacing)
         spec = self.spec
-        sample(denoise, noise, scheduler, spec.steps, self.card.confidence_timestep, spec.temperature)
+        sample(predict, noise, scheduler, spec.steps, self.card.confidence_timestep, spec.temperature)
         shown = np.unique(np.linspace(0, len(clean) - 1, min(count, len(clean))).round().astype(int))
         images = torch.cat([self._decode(clean[i][1]) for i in shown])
         return [clean[i][0] for i in shown], images[..., : sar.shape[1], : sar.shape[2]]
@@ -145,15 +144,6 @@ class Probe:
         _, channels, height, width = shape
         drawn = scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
         return torch.from_numpy(drawn)[None].to(self.spec.device)
-
-    def _run(self, sar_latents: Tensor, latents: Tensor, timestep: int) -> Tensor:
-        inputs = torch.cat([sar_latents, latents], dim=1).to(getattr(torch, self.spec.dtype))
-        steps = torch.full((len(inputs),), timestep, device=inputs.device)
-        prompt = self.checkpoint.prompt_embeds
-        output: Tensor = self.checkpoint.unet(inputs, steps, encoder_hidden_states=prompt, return_dict=False)[
-            0
-        ]
-        return output
 
 
 PITCH_PX = 2**20

@@ -11,9 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sar2eo.evaluation.confidence.objects import enlarged
-
-__all__ = ["Case", "Pictures", "draw_pictures", "limits"]
+__all__ = ["Case", "Pictures", "draw_pictures", "enlarge", "limits"]
 
 _TILE_INCHES, _DPI = 2.2, 120
 _SHEET_DPI = 120
@@ -173,12 +171,17 @@ def limits(maps: list[npt.NDArray[np.float32]]) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-3))
 
 
+def enlarge(coarse: npt.NDArray[Any], factor: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Give every pixel of an image of a shape the value of its latent pixel."""
+    return coarse.repeat(factor, axis=0).repeat(factor, axis=1)[: shape[0], : shape[1]]
+
+
 def _confidence_map(variance: Tensor | None, case: Case, factor: int) -> npt.NDArray[np.float32]:
     """Return log10(1 / variance) on the image's pixels; NaN where they are invalid."""
     valid = case.valid.numpy()
     if variance is None:
         return np.full(valid.shape, np.nan, dtype=np.float32)
-    logarithm = enlarged(-np.log10(variance.numpy()), factor, valid.shape)
+    logarithm = enlarge(-np.log10(variance.numpy()), factor, valid.shape)
     return np.where(valid, logarithm, np.float32(np.nan))
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
+import antimeridian
 import numpy as np
 import numpy.typing as npt
 import rasterio.features
 import shapely
 from affine import Affine
 from pyproj import Transformer
-from shapely.geometry import MultiPolygon, Polygon, box, shape
+from shapely.geometry import MultiPolygon, Polygon, shape
 from shapely.geometry.polygon import orient
 
 from sar2eo.errors import GeoreferenceError
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 
 __all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
 
@@ -43,7 +42,7 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
     """
     cell = Affine.scale(grid.shape[1] / valid.shape[1], grid.shape[0] / valid.shape[0])
     # In pixels of `valid` first, so that sizes are counted in pixels whatever the CRS is.
-    with unplaced_is_fine():
+    with ignore_missing_georeference():
         outlines = list(rasterio.features.shapes(valid.astype(np.uint8), mask=valid, connectivity=4))
     islands = [shape(outline) for outline, _ in outlines]
     if not islands:
@@ -88,36 +87,21 @@ def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
     for polygon in _polygons(area):
         west, south, east, north = polygon.bounds
         dense = polygon.segmentize(max(east - west, north - south) / _POINTS_PER_SIDE)
-        outer = _unwrapped(dense.exterior, to_wgs84)
-        middle = outer[:, 0].mean()
-        whole = shapely.make_valid(Polygon(outer))
+        whole = _transform_ring(dense.exterior, to_wgs84)
         for ring in dense.interiors:
-            hole = _unwrapped(ring, to_wgs84)
-            hole[:, 0] -= 360 * np.round((hole[:, 0].mean() - middle) / 360)
-            whole = whole.difference(shapely.make_valid(Polygon(hole)))
-        parts += _split(whole)
+            whole = whole.difference(_transform_ring(ring, to_wgs84))
+        parts.append(whole)
     return _multipolygon(shapely.union_all(parts))
 
 
-def _unwrapped(ring: Any, to_wgs84: Transformer) -> npt.NDArray[np.float64]:
-    """Return a ring in longitude and latitude without jumps of 360 degrees, closed over a pole inside it."""
-    lon, lat = to_wgs84.transform(*np.asarray(ring.coords).T)
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+def _transform_ring(ring: Any, to_wgs84: Transformer) -> Any:
+    """Return the inside of a ring in longitude and latitude: split at 180 degrees, closed over a pole."""
+    lonlat = shapely.transform(
+        orient(Polygon(ring)), lambda xy: np.column_stack(to_wgs84.transform(xy[:, 0], xy[:, 1]))
+    )
+    if not np.isfinite(shapely.get_coordinates(lonlat)).all():
         raise GeoreferenceError("part of the scene has no longitude and latitude: is its CRS right?")
-    lon = np.unwrap(lon, period=360)
-    lonlat = np.column_stack([lon, lat])
-    if abs(lon[-1] - lon[0]) > 180:
-        pole = np.copysign(90, lat.mean())
-        lonlat = np.vstack([lonlat, [[lon[-1], pole], [lon[0], pole]]])
-    return lonlat
-
-
-def _split(area: Any) -> Iterator[Any]:
-    """Yield the parts of an area that lie between meridians of 180 degrees, each moved to -180 ... 180."""
-    west, _, east, _ = area.bounds
-    for turn in range(int(np.floor((west + 180) / 360)), int(np.floor((east + 180) / 360)) + 1):
-        part = area.intersection(box(360 * turn - 180, -90, 360 * turn + 180, 90))
-        yield shapely.transform(part, lambda xy, turn=turn: xy - [360 * turn, 0])
+    return shapely.make_valid(antimeridian.fix_polygon(lonlat, fix_winding=True, great_circle=False))
 
 
 def lonlat_bounds(area: Polygon | MultiPolygon) -> tuple[float, float, float, float]:

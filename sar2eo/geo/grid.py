@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
     from affine import Affine
     from pyproj import CRS
 
-__all__ = ["Grid"]
+__all__ = ["Grid", "ignore_missing_georeference"]
 
 _ROUNDING = 1e-3  # pixels
 
@@ -208,3 +212,27 @@ def _crs_name(crs: Any) -> str | None:
         raise GeoreferenceError(f"crs={crs!r} is not a CRS: give EPSG:4326, WKT or PROJ text") from error
     authority = read.to_authority(min_confidence=100)
     return ":".join(authority) if authority else str(read.to_wkt())
+
+
+_filters = threading.RLock()
+
+
+@contextmanager
+def ignore_missing_georeference() -> Iterator[None]:
+    """Say nothing of rasters without a georeference.
+
+    Also around functions of `rasterio.features`, which set the same warning aside about their own image in
+    memory: filters belong to the process, not to a thread, so whoever changes them has to be alone
+    (https://docs.python.org/3.11/library/warnings.html#warnings.catch_warnings). Keep what is within short.
+
+    Yields
+    ------
+    None
+        While no other thread is within.
+    """
+    # Not at the top: it is slow to import, and there are commands without a raster.
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield

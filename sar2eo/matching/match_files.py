@@ -12,12 +12,11 @@ import numpy.typing as npt
 
 from sar2eo._version import __version__
 from sar2eo.errors import OutputError, PolarisationError, SceneError, SettingsError, one_line
-from sar2eo.geo.grid import Grid
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.radiometry import to_amplitude
-from sar2eo.geo.raster_warnings import unplaced_is_fine
 from sar2eo.matching.structure import Method, StructuralAligner, match
 from sar2eo.model.hub import BUNDLED
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.store.atomic import write_json
 
 __all__ = [
@@ -223,7 +222,7 @@ def _read_template(path: Path) -> tuple[FloatArray, Grid]:
     from rasterio.errors import RasterioError
 
     try:
-        with unplaced_is_fine(), rasterio.open(path) as file:
+        with ignore_missing_georeference(), rasterio.open(path) as file:
             values, valid = file.read(), file.dataset_mask() > 0
             grid = Grid.create(file.crs, file.transform, file.shape)
     except (RasterioError, OSError) as error:

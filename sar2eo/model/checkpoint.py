@@ -37,7 +37,7 @@ from sar2eo.model.checkpoint_files import (
     write_json,
 )
 from sar2eo.model.diffusion import create_scheduler, schedule_config
-from sar2eo.model.network import Vae, latent_multiple, vae_class
+from sar2eo.model.network import Vae, latent_multiple, split_prediction, vae_class
 from sar2eo.model.weights import check_weights, create_empty, fill, read_tensors
 from sar2eo.store.atomic import atomic_folder
 
@@ -75,6 +75,28 @@ class Checkpoint:
     schedule: dict[str, Any]
     prompt_embeds: Tensor | None
     card: Card
+
+    def predict(self, sar_latents: Tensor, noisy: Tensor, timestep: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Run the U-Net on [SAR latent | noisy EO latent] (C-DiffSET, section 3.2).
+
+        Parameters
+        ----------
+        sar_latents, noisy : Tensor of float32, shape (B, C, h, w)
+        timestep : int or Tensor of int64, shape () or (B,)
+
+        Returns
+        -------
+        prediction : Tensor of float32, shape (B, C, h, w)
+            Noise or v, as the card says.
+        raw_variance : Tensor of float32, shape (B, 1, h, w)
+            For `sar2eo.model.network.variance_of` (Eq. 2).
+        """
+        dtype = next(self.unet.parameters()).dtype
+        inputs = torch.cat([sar_latents, noisy], dim=1).to(dtype, memory_format=torch.channels_last)
+        timesteps = torch.as_tensor(timestep, device=inputs.device).expand(len(inputs)).contiguous()
+        prompt = None if self.prompt_embeds is None else self.prompt_embeds.expand(len(inputs), -1, -1)
+        output = self.unet(inputs, timesteps, encoder_hidden_states=prompt, return_dict=False)[0]
+        return split_prediction(output)
 
     @property
     def factor(self) -> int:

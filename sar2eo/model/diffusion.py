@@ -16,7 +16,7 @@ from torch import Tensor
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
 from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
-from sar2eo.model.network import split_prediction, variance_of
+from sar2eo.model.network import variance_of
 
 __all__ = [
     "WEIGHTINGS",
@@ -165,7 +165,7 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
 
 
 def sample(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     noise: Tensor,
     scheduler: Any,
     steps: int,
@@ -176,8 +176,9 @@ def sample(
 
     Parameters
     ----------
-    denoise : callable
-        (latents of float32, timestep) to the U-Net's output, shape (B, C + 1, h, w), of any dtype.
+    predict : callable
+        (noisy latents of float32, timestep) to prediction and raw variance, as
+        `sar2eo.model.checkpoint.Checkpoint.predict` given the SAR latents.
     noise : Tensor of float32, shape (B, C, h, w)
     scheduler
         From `create_scheduler`; its state is reset.
@@ -196,7 +197,7 @@ def sample(
     nearest = int((scheduler.timesteps - confidence_timestep).abs().argmin())
     latents = noise.float() * (temperature * scheduler.init_noise_sigma)
     for index, timestep in enumerate(scheduler.timesteps):
-        prediction, raw_variance = split_prediction(denoise(latents, timestep))
+        prediction, raw_variance = predict(latents, timestep)
         if index == nearest:
             variance = variance_of(raw_variance)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]

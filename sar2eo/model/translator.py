@@ -74,12 +74,12 @@ class DiffusionTranslator:
         self._half_vae = self._vae
         if self._dtype != torch.float32:
             self._half_vae = nn.Module.to(copy.deepcopy(self._vae), self._dtype)
-        unet = _channels_last(checkpoint.unet)
-        self._unet: Callable[..., Any] = unet
+        _channels_last(checkpoint.unet)
+        self._networks = checkpoint
         if spec.compile:
             use_compile_cache()  # also where this is a process of a cluster
-            self._unet = torch.compile(unet, dynamic=False)  # a batch has one shape: see _translate
-        self._prompt = checkpoint.prompt_embeds
+            compiled: Any = torch.compile(checkpoint.unet, dynamic=False)  # a batch has one shape: _translate
+            self._networks = replace(checkpoint, unet=compiled)
         self._at_once = spec.batch
         self.multiple = checkpoint.pixel_multiple
 
@@ -188,7 +188,7 @@ class DiffusionTranslator:
 
             # 4. Denoise.
             latents, variance = sample(
-                partial(self._denoise, sar_latents),
+                partial(self._networks.predict, sar_latents),
                 noise,
                 create_scheduler(spec.sampler, spec.spacing, self._card.prediction_type, self._schedule),
                 spec.steps,
@@ -213,14 +213,6 @@ class DiffusionTranslator:
             spread = _to_numpy(stack.std(dim=0).mean(dim=1)[:windows] * 127.5)  # [B, T, T]
         mean_variance = torch.stack(variances).mean(dim=0)[:windows, 0]  # [B, h, w]
         return Translation(eo, _to_numpy(mean_variance), spread)
-
-    def _denoise(self, sar_latents: Tensor, latents: Tensor, timestep: Tensor) -> Tensor:
-        """Run the U-Net on [SAR latent | noisy EO latent] (C-DiffSET, Eq. 4)."""
-        inputs = _channels_last(torch.cat([sar_latents, latents], dim=1).to(self._dtype))  # [B, 2 C, h, w]
-        steps = torch.full((len(inputs),), int(timestep), device=self._device)
-        prompt = None if self._prompt is None else self._prompt.expand(len(inputs), -1, -1)
-        output: Tensor = self._unet(inputs, steps, encoder_hidden_states=prompt, return_dict=False)[0]
-        return output  # [B, C + 1, h, w]
 
     def _noise(self, origins: Sequence[tuple[int, int]], shape: torch.Size, index: int) -> Tensor:
         _, channels, height, width = shape

@@ -18,8 +18,8 @@ from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.shifts import Aligner, Displacement, Drift, FloatArray
 from sar2eo.pairs.chips import CellPlan, Eo
 from sar2eo.pairs.plan import Meeting, Scenes
-from sar2eo.scenes.resampler import read_shifted
 from sar2eo.scenes.sar_scene import SarScene
+from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.task_results import TaskResults
 

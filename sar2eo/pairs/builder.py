@@ -36,8 +36,7 @@ from sar2eo.pairs.index import (
 from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, finished_record
 from sar2eo.pairs.plan import Footprints, Meeting, Scenes, find_meetings, open_scenes, survey
 from sar2eo.pairs.splits import SPLITS, assign
-from sar2eo.scenes import shown_source
-from sar2eo.scenes.gdal import shown
+from sar2eo.scenes.gdal import display_name
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.settings.toml import changed
 from sar2eo.store.atomic import json_values, write_json
@@ -147,8 +146,8 @@ class _Build:
         chips = Counter(row["pair"] for row in kept)
         pairs = [
             {
-                "sar": shown_source(self.scenes.sar[each.sar].href),
-                "eo": shown(self.scenes.eo[each.eo].href),
+                "sar": display_name(self.scenes.sar[each.sar].href),
+                "eo": display_name(self.scenes.eo[each.eo].href),
                 "day_gap": each.day_gap,
                 "cells": len(each.cells),
                 "chips": chips[each.label],
@@ -374,8 +373,8 @@ def _dry_run(scenes: Scenes, settings: PairsSettings) -> gpd.GeoDataFrame:
     found = find_meetings(scenes, survey(scenes, TaskResults(None)), settings)
     table = gpd.GeoDataFrame(
         {
-            "sar_href": [shown_source(scenes.sar[each.sar].href) for each in found],
-            "eo_href": [shown(scenes.eo[each.eo].href) for each in found],
+            "sar_href": [display_name(scenes.sar[each.sar].href) for each in found],
+            "eo_href": [display_name(scenes.eo[each.eo].href) for each in found],
             "day_gap": np.array([each.day_gap for each in found], dtype=np.float64),
             "cells": [len(each.cells) for each in found],
         },

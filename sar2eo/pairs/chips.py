@@ -17,8 +17,8 @@ from rasterio.io import MemoryFile
 from sar2eo.compute import counters
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
-from sar2eo.scenes.resampler import read_shifted
 from sar2eo.scenes.sar_scene import SarScene
+from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.atomic import checksum, write_file
 

@@ -21,8 +21,7 @@ from sar2eo.errors import PairsError
 from sar2eo.geo.chip_lattice import corners_lonlat, lattice_of
 from sar2eo.geo.footprint import to_lonlat
 from sar2eo.pairs.plan import Footprints, Meeting, Scenes
-from sar2eo.scenes import parse_source, shown_source
-from sar2eo.scenes.gdal import shown
+from sar2eo.scenes.gdal import display_name, parse_source
 from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.sources import Source
 from sar2eo.store.atomic import checksum, write_file
@@ -181,8 +180,8 @@ def common_columns(
     return {
         "pair": each.label,
         "scenes": [each.sar, each.eo],
-        "sar_href": shown_source(sar.href),
-        "eo_href": shown(eo.href),
+        "sar_href": display_name(sar.href),
+        "eo_href": display_name(eo.href),
         "sar_datetime": source.datetime,
         "eo_datetime": optical.datetime,
         "day_gap": each.day_gap,

@@ -20,8 +20,8 @@ from sar2eo.scenes import parse_source
 from sar2eo.scenes.extent import SceneFootprint, known_source, scene_footprint
 from sar2eo.scenes.identity import digest
 from sar2eo.scenes.metadata import iso_datetime
-from sar2eo.scenes.optical import EoScene, open_eo
-from sar2eo.scenes.sar_scene import SarScene, open_sar
+from sar2eo.scenes.optical import EoScene, open_eo_scene
+from sar2eo.scenes.sar_scene import SarScene, open_sar_scene
 from sar2eo.scenes.sources import Source, expand_sources
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.store.task_results import TaskResults
@@ -162,8 +162,8 @@ def open_scenes(
             raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
     low, high = settings.eo_range
     with ThreadPoolExecutor(_OPENING) as pool:
-        opened = list(pool.map(lambda source: open_sar(source.href, settings, scene), sources[0]))
-        optical = list(pool.map(lambda source: open_eo(source, eo_range=(low, high)), sources[1]))
+        opened = list(pool.map(lambda source: open_sar_scene(source.href, settings, scene), sources[0]))
+        optical = list(pool.map(lambda source: open_eo_scene(source, eo_range=(low, high)), sources[1]))
     return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
 
 

@@ -24,8 +24,7 @@ import rasterio
 import rasterio.shutil
 
 from sar2eo.errors import JournalError, OutputError, one_line
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.settings import Compression
 from sar2eo.store.atomic import refuse, sync_file, sync_folder
@@ -172,7 +171,7 @@ def validate(path: Path) -> None:
     """
     from rio_cogeo.cogeo import cog_validate
 
-    with unplaced_is_fine():  # if the user allows scenes without a CRS
+    with ignore_missing_georeference():  # if the user allows scenes without a CRS
         valid, errors, remarks = cog_validate(str(path), strict=True, quiet=True)
     # The decimation of overviews is told by their width, and a single column does not get narrower; a raster
     # or an overview that is as wide as its tiles is taken for one in strips, which GDAL never writes.

@@ -22,13 +22,12 @@ from rasterio.io import DatasetReader, MemoryFile
 
 from sar2eo.errors import OutputError, SettingsError
 from sar2eo.geo.footprint import footprint_of
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import assemble, check_target, cog_bytes, needed_bytes, publish
 from sar2eo.results.destination import Destination
 from sar2eo.results.stac_output import is_item_of_result, stac_item, write_stac_item
-from sar2eo.scenes.gdal import gdal_path, opened
+from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.settings import Compression
 from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, write_json
 from sar2eo.store.journal import Journal
@@ -135,7 +134,7 @@ class Outputs:
             If it cannot be read.
         """
         version = None if self.destination is None else self.destination.present[path.name].etag
-        with opened(gdal_path(self.name(path)), version) as raster:
+        with open_dataset(gdal_path(self.name(path)), version) as raster:
             found: str | None = raster.tags().get(name)
             return found
 
@@ -363,12 +362,12 @@ def quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
     OutputError
         If the PNG cannot be written.
     """
-    with unplaced_is_fine(), rasterio.open(cog) as raster:
+    with ignore_missing_georeference(), rasterio.open(cog) as raster:
         shape = _small_shape(raster, longest)
         rgb = raster.read((1, 2, 3), out_shape=(3, *shape), resampling=Resampling.average)
         alpha = raster.dataset_mask(out_shape=shape)
         said = raster.tags().get("synthetic")
-    with MemoryFile(ext=".png") as memory, unplaced_is_fine():
+    with MemoryFile(ext=".png") as memory, ignore_missing_georeference():
         layout = {"driver": "PNG", "dtype": "uint8", "count": 4, "height": shape[0], "width": shape[1]}
         layout |= {} if said is None else {"DESCRIPTION": f"synthetic={said}"}
         with memory.open(**layout) as picture:
@@ -391,7 +390,7 @@ def valid_pixels(cog: Path, longest: int = 1024) -> npt.NDArray[np.bool_]:
     ndarray of bool, shape (row, col)
         Of the same extent as the COG.
     """
-    with unplaced_is_fine(), rasterio.open(cog) as raster:
+    with ignore_missing_georeference(), rasterio.open(cog) as raster:
         return np.asarray(raster.dataset_mask(out_shape=_small_shape(raster, longest)) > 0)
 
 

@@ -1,16 +1,17 @@
-"""SAR scenes of every kind, opened as one lazy DataArray."""
+"""SAR and optical scenes: opened by path or URL, and read lazily onto a grid."""
 
-from sar2eo.scenes.lazy_array import describe_scene, reader_of, settled, window_in
+from sar2eo.scenes.gdal import display_name, parse_source
+from sar2eo.scenes.lazy_array import describe_scene, normalise_array, reader_of, window_in
 from sar2eo.scenes.reader import SceneReader
-from sar2eo.scenes.sar import open_scene, parse_source, shown_source
+from sar2eo.scenes.sar import open_scene
 
 __all__ = [
     "SceneReader",
     "describe_scene",
+    "display_name",
+    "normalise_array",
     "open_scene",
     "parse_source",
     "reader_of",
-    "settled",
-    "shown_source",
     "window_in",
 ]

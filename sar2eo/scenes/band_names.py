@@ -14,9 +14,9 @@ __all__ = [
     "CloudRule",
     "choose_cloud",
     "choose_rgb",
+    "cloud_rank",
     "cloud_rule",
     "colour_of",
-    "telling",
 ]
 
 COLOURS = ("red", "green", "blue")
@@ -155,13 +155,13 @@ def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | 
 
 
 def choose_cloud(bands: Iterable[BandText]) -> tuple[int, CloudRule] | None:
-    """Find the band that tells clouds, and how; the most telling where there are several."""
+    """Find the band that tells clouds, and how; the most cloud_rank where there are several."""
     found = [(band.index, rule) for band in bands for text in band.texts if (rule := cloud_rule(text))]
-    return min(found, key=lambda each: telling(each[1])) if found else None
+    return min(found, key=lambda each: cloud_rank(each[1])) if found else None
 
 
-def telling(rule: CloudRule) -> int:
-    """Rank a rule among others: the most telling is least."""
+def cloud_rank(rule: CloudRule) -> int:
+    """Rank a rule among others: the most cloud_rank is least."""
     return list(_RULES.values()).index(rule)
 
 

@@ -16,14 +16,14 @@ from sar2eo.geo.footprint import footprint_of, to_lonlat
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.scenes import reader_of
-from sar2eo.scenes.gdal import read_from
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.gdal import read_dataset
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.scenes.optical import EoScene, PictureReader
 from sar2eo.scenes.raster import Band, RasterReader
 from sar2eo.scenes.reader import SceneReader
 from sar2eo.scenes.sentinel1 import CalibratedReader
 from sar2eo.scenes.sources import Source
-from sar2eo.scenes.warped_reader import WarpedReader
+from sar2eo.scenes.warp import WarpedReader
 
 __all__ = ["SceneFootprint", "known_source", "scene_footprint", "scene_valid"]
 
@@ -55,7 +55,7 @@ def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootp
         What was opened. What it says goes before what the scene says; its footprint, where it has one, is
         taken instead of reading validity.
     scene : DataArray or EoScene
-        From `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo`.
+        From `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene`.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def _band_valid(band: Band, shape: tuple[int, int]) -> Validity:
                 valid &= values != band.nodata
         return valid
 
-    return read_from(band.path, band.stamp, read)
+    return read_dataset(band.path, band.stamp, read)
 
 
 def _sizes(shape: Any, longest: int) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +18,23 @@ import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.session import DummySession, Session
 
-from sar2eo.errors import SceneError
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.errors import PolarisationError, SceneError
+from sar2eo.geo.grid import ignore_missing_georeference
+from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.store import http
 from sar2eo.store.s3 import gdal_options
 
-__all__ = ["check_readable", "check_size", "gdal_path", "is_remote", "opened", "read_from", "shown"]
+__all__ = [
+    "check_polarisations",
+    "check_readable",
+    "check_size",
+    "display_name",
+    "gdal_path",
+    "is_remote",
+    "open_dataset",
+    "parse_source",
+    "read_dataset",
+]
 
 T = TypeVar("T")
 
@@ -57,6 +68,7 @@ _SCHEMES = {
     "az": "/vsiaz/",
     "file": "/",
 }
+_PAIR = re.compile(rf"(?:^|,)\s*({'|'.join(POLARISATIONS)})=", re.I)
 _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
 
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
@@ -78,18 +90,61 @@ def is_remote(path: str) -> bool:
     return _REMOTE.search(path) is not None
 
 
-def shown(path: str) -> str:
-    """Name a path or URL to people: as a URL without its query, which in a signed one is a secret."""
-    if not is_remote(gdal_path(path)):
-        return path
+def display_name(source: str) -> str:
+    """Name a scene to people: URLs without their query, which in a signed one is a secret."""
+    try:
+        parsed = parse_source(source)
+    except PolarisationError:
+        return source
+    if isinstance(parsed, dict):
+        return ",".join(f"{polarisation}={display_name(file)}" for polarisation, file in parsed.items())
+    if not is_remote(gdal_path(source)):
+        return source
     for scheme, prefix in _SCHEMES.items():
-        if path.startswith(prefix) and scheme != "file":
-            path = f"{scheme}://{path.removeprefix(prefix)}"
-    return path.partition("?")[0] if path.startswith("http") else path
+        if source.startswith(prefix) and scheme != "file":
+            source = f"{scheme}://{source.removeprefix(prefix)}"
+    return source.partition("?")[0] if source.startswith("http") else source
+
+
+def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[str, str]:
+    """Read ``VV=a.tif,VH=b.tif`` as a dict by polarisation, and leave a path or URL as it is.
+
+    Raises
+    ------
+    PolarisationError
+        For a name that is no polarisation, one given twice, or one without a file.
+    """
+    if isinstance(source, Mapping):
+        names = check_polarisations(list(source)) or ()
+        return dict(zip(names, map(str, source.values()), strict=True))
+    text = str(source)
+    starts = list(_PAIR.finditer(text))
+    if not starts or starts[0].start() != 0:
+        return text
+    stops = [match.start() for match in starts[1:]] + [len(text)]
+    names = check_polarisations([match[1] for match in starts]) or ()
+    files = [text[match.end() : stop].strip() for match, stop in zip(starts, stops, strict=True)]
+    unnamed = [name for name, file in zip(names, files, strict=True) if not file]
+    if unnamed:
+        raise PolarisationError(f"{text!r}: {unnamed[0]}= names no file")
+    return dict(zip(names, files, strict=True))
+
+
+def check_polarisations(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return polarisations, of a list or ``"VV,VH"``, in capitals; refuse unknown and repeated ones."""
+    if names is None:
+        return None
+    parts = names.split(",") if isinstance(names, str) else names
+    checked = tuple(str(name).strip().upper() for name in parts)
+    if not checked or len(set(checked)) != len(checked) or not set(checked) <= set(POLARISATIONS):
+        raise PolarisationError(
+            f"polarisations={','.join(checked) or 'none'}: allowed are {', '.join(POLARISATIONS)}, each once"
+        )
+    return checked
 
 
 @contextmanager
-def opened(path: str, version: str | None = None) -> Iterator[Any]:
+def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
     """Open a raster for a moment.
 
     Parameters
@@ -116,7 +171,7 @@ def opened(path: str, version: str | None = None) -> Iterator[Any]:
             dataset.close()
 
 
-def read_from(path: str, stamp: str, read: Callable[[Any], T]) -> T:
+def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
     """Read from an open dataset that is lent to one thread; over a network again, if that fails.
 
     Parameters
@@ -157,7 +212,7 @@ def _borrowed(path: str, stamp: str) -> Iterator[Any]:
         except RasterioIOError as error:
             dataset.close()
             reason = _line(error, path)
-            raise SceneError(f"{shown(path)}: cannot be read, is it damaged? ({reason})") from error
+            raise SceneError(f"{display_name(path)}: cannot be read, is it damaged? ({reason})") from error
         except BaseException:
             dataset.close()
             raise
@@ -229,11 +284,11 @@ def _environment(path: str) -> AbstractContextManager[Any]:
 def _open(path: str) -> Any:
     try:
         # Whether a scene needs a georeference is decided by who opens it, with a better message.
-        with unplaced_is_fine():
+        with ignore_missing_georeference():
             return rasterio.open(path, sharing=False)
     except RasterioIOError as error:
         reason = _line(error, path)
-        raise SceneError(f"{shown(path)}: GDAL cannot open it as a raster ({reason})") from error
+        raise SceneError(f"{display_name(path)}: GDAL cannot open it as a raster ({reason})") from error
 
 
 def _line(error: Exception, path: str) -> str:

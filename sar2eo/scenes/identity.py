@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from sar2eo.errors import SceneError
-from sar2eo.scenes.gdal import is_remote, opened, shown
+from sar2eo.scenes.gdal import display_name, is_remote, open_dataset
 from sar2eo.store import http, s3
 
 __all__ = ["digest", "file_identity", "files_identity"]
@@ -100,7 +100,7 @@ def _all_files(paths: Iterable[str]) -> list[str]:
         if path not in found:
             found[path] = None
             if path.endswith(".vrt") and path not in opened_by_caller:
-                with opened(path) as inner:
+                with open_dataset(path) as inner:
                     waiting += inner.files
     return list(found)
 
@@ -163,7 +163,7 @@ def _sampled_sha256(path: Path, size: int) -> str:
 
 
 def _remote_identity(path: str) -> dict[str, Any]:
-    url = shown(path)
+    url = display_name(path)
     try:
         if s3.is_object(url):
             found = s3.find(url)

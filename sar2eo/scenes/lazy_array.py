@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from math import isnan
 from typing import Any
 
@@ -16,10 +19,18 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import QUANTITIES
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.identity import digest
-from sar2eo.scenes.metadata import attributes_of, iso_datetime, to_attributes
+from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.reader import SceneReader
 
-__all__ = ["describe_scene", "lazy_scene", "reader_of", "settled", "window_in"]
+__all__ = [
+    "attributes_of",
+    "describe_scene",
+    "lazy_scene",
+    "normalise_array",
+    "reader_of",
+    "to_attributes",
+    "window_in",
+]
 
 _PREFIX = "scene-"
 _CHUNK = 1024
@@ -231,7 +242,7 @@ def _lies_at(scene: xr.DataArray, reader: SceneReader, window: Window) -> bool:
     )
 
 
-def settled(scene: xr.DataArray) -> xr.DataArray:
+def normalise_array(scene: xr.DataArray) -> xr.DataArray:
     """Check what an array says of itself, and bring its values into the form of `open_scene`.
 
     Parameters
@@ -317,3 +328,53 @@ def _nodata(scene: xr.DataArray) -> Any:
         return None
     except (TypeError, ValueError) as error:
         raise SceneError(f"the scene's nodata is no number: {one_line(error, 200)}") from error
+
+
+_GRIDS = ("grid", "scene_grid")
+_TRUTHS = ("terrain_corrected",)
+_LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
+
+
+def to_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as attributes: text, numbers, and lists of them.
+
+    Parameters
+    ----------
+    values : mapping
+        Also `Grid`, mappings of JSON values, booleans; None is left out.
+    """
+    return {name: _stored(value) for name, value in values.items() if value is not None}
+
+
+def attributes_of(array: xr.DataArray | xr.Dataset) -> dict[str, Any]:
+    """Return the attributes of a scene or a result as the values that `to_attributes` was given.
+
+    Of other attributes, and of what users have put in place of ours, the values as they are.
+    """
+    return {str(name): _read(str(name), value) for name, value in array.attrs.items()}
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, Grid):
+        return json.dumps(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return json.dumps(value)
+    if isinstance(value, bool):
+        return int(value)
+    return value
+
+
+def _read(name: str, value: Any) -> Any:
+    if name in _TRUTHS and value is not None:
+        return bool(value)
+    if name in _LISTS and isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    if not isinstance(value, str) or not value.startswith("{"):
+        return value
+    try:
+        read = json.loads(value)
+    except ValueError:
+        return value
+    if name not in _GRIDS:
+        return read
+    return Grid(read["crs"], tuple(read["transform"]), tuple(read["shape"]))

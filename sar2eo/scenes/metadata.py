@@ -1,47 +1,99 @@
-"""What tags, band descriptions and file names say about a scene.
+"""File names, tags and band descriptions: what they say about a scene.
 
-Only what is said plainly is taken: words stand between delimiters (``s1_vv_db.tif``), product names
-follow their agencies' conventions. What is not said stays None.
+The file names of sensors are described in one table, `NAME_RULES`. Only what is said plainly is taken: words
+stand between delimiters (``s1_vv_db.tif``), product names follow their agencies' conventions. What is not
+said stays None.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
-
-import xarray as xr
 
 from sar2eo.errors import SettingsError
-from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import POLARISATIONS
 
 __all__ = [
+    "NAME_RULES",
     "Facts",
-    "attributes_of",
-    "is_grd",
+    "NameRule",
     "iso_datetime",
-    "known_datetime",
+    "iso_datetime_or_none",
+    "platform_name",
     "polarisation_names",
     "polarisation_words",
     "read_facts",
-    "to_attributes",
+    "read_optical_facts",
+    "zero_is_nodata",
 ]
 
-# Sentinel-1 product names: https://sentiwiki.copernicus.eu/web/s1-products (naming convention).
-_SENTINEL1 = re.compile(r"(?<![A-Za-z0-9])S1([A-D])[_-]", re.I)
+
+@dataclass(frozen=True)
+class NameRule:
+    """What the names of one kind of product say.
+
+    Polarisations need no rule: they are found in every name, where they stand between delimiters.
+
+    Parameters
+    ----------
+    pattern : str
+        Regular expression, searched in a name whatever its case. These groups are read: ``unit``, ``date``
+        (20201107) with ``time`` (135241), and ``quantity``. Without ``date``, the first 20201107T135241 in
+        the name is the start of the acquisition.
+    platform : str or None
+        Such as ``Sentinel-1{unit}``. A rule without one says nothing of the acquisition.
+    calibration : str or None
+        Key of `sar2eo.geo.radiometry.CALIBRATIONS`.
+    quantities : dict
+        Quantity that each value of the group ``quantity`` stands for.
+    zero_is_nodata : bool
+        Whether an unsigned 0 is nodata where the file declares none.
+    optical : bool
+        Whether the sensor is optical. Rules of SAR do not apply to optical scenes, nor the other way round.
+    """
+
+    pattern: str
+    platform: str | None = None
+    calibration: str | None = None
+    quantities: Mapping[str, str] = field(default_factory=dict)
+    zero_is_nodata: bool = False
+    optical: bool = False
+
+    def search(self, name: str) -> re.Match[str] | None:
+        """Find the pattern in a name."""
+        return re.search(self.pattern, name, re.I)
+
+
+NAME_RULES = (
+    # Sentinel-1 products and their measurements, also with hyphens:
+    # https://sentiwiki.copernicus.eu/web/s1-products (naming convention).
+    NameRule(r"(?<![A-Za-z0-9])S1(?P<unit>[A-D])[_-](?:IW|EW|WV|S\d)", platform="Sentinel-1{unit}"),
+    # Any other name that begins so; but orbit files (S1A_OPER_AUX_...) say nothing of a scene.
+    NameRule(r"(?s)^(?!.*(?-i:_OPER_)).*?(?<![A-Za-z0-9])S1(?P<unit>[A-D])[_-]", platform="Sentinel-1{unit}"),
+    # DN 0 of a GRD lies outside of the swath.
+    NameRule(r"(?<![A-Za-z0-9])S1[A-D][_-](?:IW|EW|S\d)[_-]GRD", zero_is_nodata=True),
+    # ASF's terrain-corrected products, ``..._RTC30_G_gpuned_...``: gamma0 or sigma0; power, amplitude or dB.
+    NameRule(
+        r"_RTC\d\d_[A-Z]_[gs](?P<quantity>[pad])[uw][nf][ec][dm]_",
+        calibration="rtc",
+        quantities={"p": "intensity", "a": "amplitude", "d": "db"},
+    ),
+    # Sentinel-2 products: https://sentiwiki.copernicus.eu/web/s2-products (naming convention).
+    NameRule(
+        r"(?<![A-Za-z0-9])S2(?P<unit>[A-D])_MSIL\w\w_(?P<date>\d{8})T(?P<time>\d{6})",
+        platform="Sentinel-2{unit}",
+        optical=True,
+    ),
+    # Their true-colour images keep 0 for no data (S2-PDGS-TAS-DI-PSD), and do not declare it.
+    NameRule(r"(?:^|_)TCI(?:_\d\dm)?\.(?:jp2|tiff?|vrt)$", zero_is_nodata=True, optical=True),
+)
+"""Rules for the names of products, tried in this order."""
+
 _TIMESTAMP = re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)", re.I)
-# Of a product, or of one of its measurements; names of orbit files and noise tables begin like them.
-_PRODUCT = re.compile(r"(?<![A-Za-z0-9])S1[A-D][_-](?:IW|EW|WV|S\d)", re.I)
-_GRD = re.compile(r"(?<![A-Za-z0-9])S1[A-D][_-](?:IW|EW|S\d)[_-]GRD", re.I)
 # The TIFFTAG_IMAGEDESCRIPTION of a measurement: ``Sentinel-1A IW GRD HR L1``.
 _GRD_DESCRIPTION = re.compile(r"Sentinel-1[A-D] \w+ GRD\b")
-# ASF's terrain-corrected products, ``..._RTC30_G_gpuned_...``: gamma0 or sigma0; power, amplitude or dB.
-_ASF_RTC = re.compile(r"_RTC\d\d_[A-Z]_[gs]([pad])[uw][nf][ec][dm]_", re.I)
 
 _QUANTITY_WORDS = {
     "db": "db",
@@ -66,6 +118,7 @@ _QUANTITY_TAGS = ("quantity", "units", "unit")
 _CALIBRATION_TAGS = ("calibration", "radiometry", "radiometric_calibration", "product_type")
 _PLATFORM_TAGS = ("platform", "mission", "satellite", "sensor", "spacecraft")
 _ORBIT_TAGS = ("orbit_direction", "orbit_state", "sat:orbit_state", "pass")
+_ORBITS = {"a": "ascending", "ascending": "ascending", "d": "descending", "descending": "descending"}
 _TIME_TAGS = ("acquisition_datetime", "acquisition_time", "acquisition_date", "datetime", "start_time")
 
 
@@ -153,15 +206,20 @@ def read_facts(
     descriptions: Iterable[str | None] = (),
     units: Iterable[str | None] = (),
 ) -> Facts:
-    """Gather what a file says about itself.
+    """Gather what a file says about itself: its name, then its tags, then the words in both.
 
-    A product's name, as the file's own or in a tag, goes before TIFFTAG_DATETIME, which is often
-    the time at which the file was written.
+    A product's name, as the file's own or in a tag, goes before TIFFTAG_DATETIME, which is often the time at
+    which the file was written.
+
+    Parameters
+    ----------
+    file_name : str
+        Without folder.
+    tags : mapping
+        Of the file.
+    descriptions, units : iterable of str or None
+        One per band.
     """
-    names = [file_name, *tags.values()]
-    products = [name for name in names if _PRODUCT.search(name)]
-    missions = [name for name in names if _SENTINEL1.search(name) and "_OPER_" not in name]
-    product = next(iter(products + missions), "")
     words = _words(file_name)
     if not _CALIBRATION_WORDS.keys() & set(words):
         words = [word for word in words if word != "power"]  # a plant's, or a line's
@@ -171,24 +229,63 @@ def read_facts(
     quantity = quantity or _first(_words(_tag(tags, _QUANTITY_TAGS) or ""), _QUANTITY_WORDS)
     # ``Intensity_VV_db``: how the numbers are written, after what they are of.
     quantity = quantity or ("db" if _DECIBEL & set(words) else _first(words, _QUANTITY_WORDS))
-    asf = _ASF_RTC.search(file_name)
-    if asf:
-        calibration = "rtc"
-        quantity = {"p": "intensity", "a": "amplitude", "d": "db"}[asf[1].lower()]
-    return Facts(
+    said = Facts(
         quantity=quantity,
         calibration=calibration,
-        datetime=_acquisition_time(product, tags),
-        platform=_platform(product, tags),
-        orbit_direction=_orbit_direction(_tag(tags, _ORBIT_TAGS)),
-        terrain_corrected=True if calibration == "rtc" else None,
+        datetime=iso_datetime_or_none(_tag(tags, _TIME_TAGS))
+        or iso_datetime_or_none(_tag(tags, ("tifftag_datetime",))),
+        platform=platform_name(_tag(tags, _PLATFORM_TAGS)),
+        orbit_direction=_ORBITS.get((_tag(tags, _ORBIT_TAGS) or "").strip().lower()),
     )
+    # What the values are, only the file's own name tells: a tag may name what the file was made from.
+    found = _read_values(file_name).over(_read_acquisition([file_name, *tags.values()])).over(said)
+    return Facts(terrain_corrected=True).over(found) if found.calibration == "rtc" else found
 
 
-def is_grd(file_name: str, tags: Mapping[str, str]) -> bool:
-    """Tell whether a file is a Sentinel-1 GRD measurement or made of one, by its name or its description."""
-    said = _tag(tags, ("tifftag_imagedescription",)) or ""
-    return bool(_GRD.search(file_name) or _GRD_DESCRIPTION.match(said))
+def read_optical_facts(file_name: str, tags: Mapping[str, str]) -> Facts:
+    """Read time and platform of an optical scene: from a product's name in tags or the file's, else tags."""
+    stamp = _TIMESTAMP.search(file_name)
+    of_name = Facts(datetime=iso_datetime_or_none(stamp and stamp[1].upper()))
+    said = read_facts(file_name, tags).over(of_name)
+    return _read_acquisition([*tags.values(), file_name], optical=True).over(said)
+
+
+def _read_values(file_name: str) -> Facts:
+    found = Facts()
+    for rule in NAME_RULES:
+        match = None if rule.optical else rule.search(file_name)
+        if match:
+            quantity = rule.quantities.get(match.groupdict().get("quantity", "").lower())
+            found = found.over(Facts(quantity=quantity, calibration=rule.calibration))
+    return found
+
+
+def _read_acquisition(names: Sequence[str], optical: bool = False) -> Facts:
+    """Read time and platform from the first of the names that a rule knows."""
+    for rule in NAME_RULES:
+        if rule.platform is None or rule.optical != optical:
+            continue
+        match = next((match for name in names if (match := rule.search(name))), None)
+        if match:
+            groups = match.groupdict()
+            stamp = _TIMESTAMP.search(match.string)
+            text = f"{groups['date']}T{groups['time']}" if "date" in groups else stamp and stamp[1].upper()
+            platform = rule.platform.format(unit=groups.get("unit", "").upper())
+            return Facts(datetime=iso_datetime_or_none(text), platform=platform)
+    return Facts()
+
+
+def zero_is_nodata(file_name: str, tags: Mapping[str, str], optical: bool = False) -> bool:
+    """Whether 0 means nodata, by a file's name or tags that describe a Sentinel-1 GRD measurement."""
+    rules = (rule for rule in NAME_RULES if rule.zero_is_nodata and rule.optical == optical)
+    described = not optical and _GRD_DESCRIPTION.match(_tag(tags, ("tifftag_imagedescription",)) or "")
+    return bool(described) or any(rule.search(file_name) for rule in rules)
+
+
+def platform_name(text: str | None) -> str | None:
+    """Spell a Sentinel as its products do, ``Sentinel-1A``, and leave any other name as it is."""
+    unit = re.search(r"sentinel-?([12])([a-d])", text or "", re.I)
+    return f"Sentinel-{unit[1]}{unit[2].upper()}" if unit else text
 
 
 def iso_datetime(text: str | datetime) -> str:
@@ -223,34 +320,12 @@ def iso_datetime(text: str | datetime) -> str:
     return f"{time.replace(tzinfo=None).isoformat(timespec='seconds')}Z"
 
 
-def known_datetime(text: str | datetime | None) -> str | None:
+def iso_datetime_or_none(text: str | datetime | None) -> str | None:
     """Write a time as `iso_datetime` does; None where metadata name none, or none that can be read."""
     try:
         return iso_datetime(text) if text else None
     except SettingsError:
         return None
-
-
-def _acquisition_time(product: str, tags: Mapping[str, str]) -> str | None:
-    stamp = _TIMESTAMP.search(product)
-    for text in (stamp and stamp[1].upper(), _tag(tags, _TIME_TAGS), _tag(tags, ("tifftag_datetime",))):
-        known = known_datetime(text)
-        if known is not None:
-            return known
-    return None
-
-
-def _platform(product: str, tags: Mapping[str, str]) -> str | None:
-    mission = _SENTINEL1.search(product)
-    said = _tag(tags, _PLATFORM_TAGS)
-    unit = re.search(r"sentinel-?1([a-d])", said or "", re.I)
-    letter = mission[1] if mission else unit[1] if unit else None
-    return f"Sentinel-1{letter.upper()}" if letter else said
-
-
-def _orbit_direction(text: str | None) -> str | None:
-    words = {"a": "ascending", "ascending": "ascending", "d": "descending", "descending": "descending"}
-    return words.get((text or "").strip().lower())
 
 
 def _words(text: str) -> list[str]:
@@ -264,53 +339,3 @@ def _tag(tags: Mapping[str, str], names: Sequence[str]) -> str | None:
 
 def _first(words: Iterable[str], meaning: Mapping[str, str]) -> str | None:
     return next((meaning[word] for word in words if word in meaning), None)
-
-
-_GRIDS = ("grid", "scene_grid")
-_TRUTHS = ("terrain_corrected",)
-_LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
-
-
-def to_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as attributes: text, numbers, and lists of them.
-
-    Parameters
-    ----------
-    values : mapping
-        Also `Grid`, mappings of JSON values, booleans; None is left out.
-    """
-    return {name: _stored(value) for name, value in values.items() if value is not None}
-
-
-def attributes_of(array: xr.DataArray | xr.Dataset) -> dict[str, Any]:
-    """Return the attributes of a scene or a result as the values that `to_attributes` was given.
-
-    Of other attributes, and of what users have put in place of ours, the values as they are.
-    """
-    return {str(name): _read(str(name), value) for name, value in array.attrs.items()}
-
-
-def _stored(value: Any) -> Any:
-    if isinstance(value, Grid):
-        return json.dumps(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return json.dumps(value)
-    if isinstance(value, bool):
-        return int(value)
-    return value
-
-
-def _read(name: str, value: Any) -> Any:
-    if name in _TRUTHS and value is not None:
-        return bool(value)
-    if name in _LISTS and isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    if not isinstance(value, str) or not value.startswith("{"):
-        return value
-    try:
-        read = json.loads(value)
-    except ValueError:
-        return value
-    if name not in _GRIDS:
-        return read
-    return Grid(read["crs"], tuple(read["transform"]), tuple(read["shape"]))

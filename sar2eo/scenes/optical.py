@@ -17,17 +17,26 @@ from sar2eo.errors import PairsError, PairsWarning, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.band_names import COLOURS, SCENE_CLASSES, BandText, CloudRule, choose_cloud, choose_rgb
-from sar2eo.scenes.gdal import gdal_path, opened
-from sar2eo.scenes.metadata import Facts, iso_datetime, known_datetime, read_facts
+from sar2eo.scenes.gdal import gdal_path, open_dataset
+from sar2eo.scenes.metadata import Facts, iso_datetime, read_optical_facts, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, WrappingReader
-from sar2eo.scenes.resampler import read_onto
 from sar2eo.scenes.sentinel2 import Coding, coding_of_item, coding_of_tags, is_sentinel2, open_sentinel2
 from sar2eo.scenes.sources import Source
-from sar2eo.scenes.stac_input import is_stac, read_item
-from sar2eo.scenes.stac_optical import BandAsset, CloudAsset, eo_assets, item_facts, sentinel2_platform
+from sar2eo.scenes.stac_input import (
+    BandAsset,
+    CloudAsset,
+    eo_assets,
+    is_stac,
+    item_facts,
+    read_item,
+)
+from sar2eo.scenes.warp import read_onto
 
-__all__ = ["CloudReader", "EoParts", "EoPatch", "EoScene", "PictureReader", "choose_parts", "open_eo"]
+__all__ = ["CloudReader", "EoParts", "EoPatch", "EoScene", "PictureReader", "choose_parts", "open_eo_scene"]
+
+# A Sentinel-2 product of a processing baseline: S2A_MSIL2A_20220308T101841_N0400_...
+_BASELINE = re.compile(r"(?<![A-Za-z0-9])S2[A-D]_MSIL\w\w_\d{8}T\d{6}_N(\d{4})_", re.I)
 
 Kind = Literal["rgb", "reflectance"]
 
@@ -177,7 +186,7 @@ class EoScene:
         return {**self.reader.identity(), "range": list(self.eo_range), "cloud": cloud}
 
 
-def open_eo(source: Source | str | Path, *, eo_range: tuple[float, float]) -> EoScene:
+def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float]) -> EoScene:
     """Open an EO scene.
 
     Parameters
@@ -250,12 +259,6 @@ def _check_range(scene: EoScene) -> None:
         )
 
 
-_SENTINEL2 = re.compile(r"(?<![A-Za-z0-9])S2([A-D])_MSIL\w\w_(\d{8}T\d{6})(?:_N(\d{4})_)?", re.I)
-# In true-colour images of Sentinel-2, 0 is kept for no data (S2-PDGS-TAS-DI-PSD), which files do not declare.
-_TRUE_COLOUR = re.compile(r"(?:^|_)TCI(?:_\d\dm)?\.(?:jp2|tiff?|vrt)$", re.I)
-_TIMESTAMP = re.compile(r"(?<!\d)((?:19|20)\d{6}T\d{6})(?!\d)", re.I)
-
-
 @dataclass(frozen=True)
 class EoParts:
     """The bands of a scene, before their numbers are looked at.
@@ -305,7 +308,7 @@ def choose_parts(href: str) -> EoParts:
 def _of_raster(path: str, nodata: float | None = None) -> EoParts:
     """Choose the bands of one file by what it says; `nodata` counts where it says nothing of that."""
     raster = _open_placed(path)
-    with opened(raster.path) as dataset:
+    with open_dataset(raster.path) as dataset:
         texts = [BandText.read(dataset, band.index) for band in raster.bands]
         dtypes = [dataset.dtypes[band.index - 1] for band in raster.bands]
         tags = dataset.tags()
@@ -316,17 +319,17 @@ def _of_raster(path: str, nodata: float | None = None) -> EoParts:
         raise _unknown(raster, texts)
     at = [[band.index for band in raster.bands].index(index) for index in chosen]
     name = PurePosixPath(raster.path.partition("?")[0]).name
-    undeclared = 0.0 if nodata is None and _TRUE_COLOUR.search(name) else nodata
+    undeclared = 0.0 if nodata is None and zero_is_nodata(name, tags, optical=True) else nodata
     bands = tuple(
         replace(band, nodata=undeclared) if band.nodata is None and not band.masked else band
         for band in (raster.bands[i] for i in at)
     )
     coding = _one_coding(path, [coding_of_tags(tags, band.scale, band.offset) for band in bands])
     if dtypes[at[0]] != "uint8" and coding == Coding():
-        _warn_of_baseline(path, name, tags)
+        _warn_of_offset(path, name, tags)
     reader = None if cloud is None else _cloud_reader(raster, cloud[0], cloud[1], _label(texts, cloud[0]))
     labels = tuple(texts[i].label for i in at)
-    return EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, _facts(name, tags))
+    return EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, read_optical_facts(name, tags))
 
 
 def _of_item(path: str) -> EoParts:
@@ -372,7 +375,7 @@ def _of_assets(
         band = next((band for band in raster.bands if band.index == asset.index), None)
         if band is None:
             raise PairsError(f"{path}: {asset.label} is band {asset.index} of a file that has fewer")
-        with opened(raster.path) as dataset:
+        with open_dataset(raster.path) as dataset:
             dtypes.append(dataset.dtypes[asset.index - 1])
             stored = coding_of_tags({**dataset.tags(), **dataset.tags(asset.index)}, band.scale, band.offset)
         if band.nodata is None and "nodata" in asset.said:
@@ -438,29 +441,13 @@ def _label(texts: list[BandText], index: int) -> str:
     return next(text.label for text in texts if text.index == index)
 
 
-def _facts(name: str, tags: Mapping[str, str]) -> Facts:
-    """Read time and platform: from a Sentinel-2 product's name, or else tags, or else the file's name."""
-    product = _sentinel2_name(name, tags)
-    if product:
-        return Facts(datetime=iso_datetime(product[2].upper()), platform=f"Sentinel-2{product[1].upper()}")
-    said = read_facts(name, tags)
-    stamp = _TIMESTAMP.search(name)
-    time = said.datetime or known_datetime(stamp and stamp[1].upper())
-    return Facts(datetime=time, platform=sentinel2_platform(said.platform))
-
-
-def _sentinel2_name(name: str, tags: Mapping[str, str]) -> re.Match[str] | None:
-    """Find the name of a Sentinel-2 product in tags or the name of a file."""
-    found = (_SENTINEL2.search(str(text)) for text in (*tags.values(), name))
-    return next((product for product in found if product), None)
-
-
-def _warn_of_baseline(path: str, name: str, tags: Mapping[str, str]) -> None:
-    """Say that an offset is likely, where a product must have had one and the file does not tell."""
-    product = _sentinel2_name(name, tags)
-    if product and (product[3] or "") >= "0400":
+def _warn_of_offset(path: str, name: str, tags: Mapping[str, str]) -> None:
+    """Warn where a Sentinel-2 product must have had an offset, and the file does not declare it."""
+    found = (_BASELINE.search(str(text)) for text in (*tags.values(), name))
+    baseline = next((product[1] for product in found if product), "")
+    if baseline >= "0400":
         warnings.warn(
-            f"{path}: Sentinel-2 since baseline 04.00 ({product[3]}) is stored with 1000 added, and the file "
+            f"{path}: Sentinel-2 since baseline 04.00 ({baseline}) is stored with 1000 added, and the file "
             "declares no offset: its numbers are taken as they are; set GDAL's offset if they are too bright",
             PairsWarning,
             stacklevel=2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,18 @@ from sar2eo.scenes.geolocation import (
     AffineMapping,
     ControlMapping,
     Mapping,
+    check_whole,
     control_centre,
     held_out_rmse_m,
     local_crs,
 )
 from sar2eo.scenes.raster import GroundControl
 from sar2eo.scenes.reader import SceneReader
-from sar2eo.scenes.warped_reader import WarpedReader, target_grid
+from sar2eo.scenes.warp import WarpedReader
 
-__all__ = ["Placement", "place"]
+__all__ = ["Placement", "place_on_grid"]
+
+_MAX_ZOOM = 1024
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Placement:
     rmse_m: float | None = None
 
 
-def place(
+def place_on_grid(
     reader: SceneReader,
     control: GroundControl | None,
     *,
@@ -141,7 +145,7 @@ def _warped(
     quantity: str,
     corner: tuple[float, float] = (0.0, 0.0),
 ) -> WarpedReader:
-    grid = target_grid(mapping, (reader.shape[1], reader.shape[2]), crs, size, corner)
+    grid = _target_grid(mapping, (reader.shape[1], reader.shape[2]), crs, size, corner)
     return WarpedReader(reader, mapping, grid, quantity)
 
 
@@ -188,3 +192,80 @@ def _centre(grid: Grid, label: str) -> tuple[float, float]:
 
 def _name(crs: str) -> str:
     return crs if len(crs) < 20 else str(CRS.from_user_input(crs).name)
+
+
+def _target_grid(
+    mapping: Mapping,
+    shape: tuple[int, int],
+    crs: str,
+    resolution: tuple[float, float] | None = None,
+    corner: tuple[float, float] = (0.0, 0.0),
+) -> Grid:
+    """Choose the north-up grid that holds a whole source.
+
+    Parameters
+    ----------
+    mapping : Mapping
+        Of the source.
+    shape : tuple of int
+        Rows and columns of the source.
+    crs : str
+        That of the mapping.
+    resolution : tuple of float, optional
+        Pixel width and height in units of the CRS; by default square pixels of the area that source
+        pixels have there, to within 1 %.
+    corner : tuple of float
+        A point where four pixels meet. By default the origin, so that scenes of one zone and pixel
+        size align.
+
+    Returns
+    -------
+    Grid
+        The smallest that holds the source.
+
+    Raises
+    ------
+    GeoreferenceError
+        If the source does not fit into the CRS.
+    SettingsError
+        For pixels absurdly smaller or larger than those of the source.
+    """
+    rows, cols = shape
+    edge = np.linspace(0.0, 1.0, 65)
+    top, bottom = np.zeros_like(edge), np.ones_like(edge)
+    x, y = mapping.ground(
+        np.concatenate([top, bottom, edge, edge]) * rows, np.concatenate([edge, edge, top, bottom]) * cols
+    )
+    native = _native_size(mapping, shape)
+    if not (np.isfinite(x).all() and np.isfinite(y).all() and native > 0):
+        raise GeoreferenceError(f"the scene does not fit into {crs}: give another with --crs")
+    check_whole(x, y, crs)
+    width, height = resolution or (native, native)
+    if not all(native / _MAX_ZOOM < size < native * _MAX_ZOOM for size in (width, height)):
+        raise SettingsError(
+            f"resolution={width:g},{height:g}: pixels of the scene measure {native:g} in {crs}: "
+            "is the resolution in units of that CRS?"
+        )
+    slack = 1e-6  # of a pixel: rounding must not add a row or column
+    across, up = (x - corner[0]) / width, (y - corner[1]) / height
+    left, upper = floor(across.min() + slack), ceil(up.max() - slack)
+    right, lower = ceil(across.max() - slack), floor(up.min() + slack)
+    transform = (width, 0.0, corner[0] + left * width, 0.0, -height, corner[1] + upper * height)
+    return Grid(crs, transform, (upper - lower, right - left))
+
+
+def _native_size(mapping: Mapping, shape: tuple[int, int]) -> float:
+    """Side of a square as large as a source pixel, from the middle half of the source."""
+    rows, cols = shape
+    r = np.array([0.25, 0.75, 0.5, 0.5]) * rows
+    c = np.array([0.5, 0.5, 0.25, 0.75]) * cols
+    x, y = mapping.ground(r, c)
+    with np.errstate(invalid="ignore"):
+        parallelogram = (x[1] - x[0]) * (y[3] - y[2]) - (x[3] - x[2]) * (y[1] - y[0])
+    area = abs(parallelogram) / (rows / 2 * cols / 2)
+    if not (np.isfinite(area) and area > 0):
+        return 0.0
+    size = float(np.sqrt(area))
+    # "10 m" pixels measure 10.07 m here and 9.99 m there: the roundest number within 1 % is meant.
+    rounded = (round(size, digits - floor(log10(size))) for digits in range(3))
+    return next(r for r in rounded if abs(r - size) <= 0.01 * size)

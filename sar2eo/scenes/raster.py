@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,13 +16,18 @@ import numpy.typing as npt
 from sar2eo.errors import GeoreferenceError, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.scenes.gdal import check_size, gdal_path, is_remote, opened, read_from, shown
+from sar2eo.scenes.gdal import check_size, display_name, gdal_path, is_remote, open_dataset, read_dataset
 from sar2eo.scenes.identity import digest, file_identity, files_identity
-from sar2eo.scenes.metadata import Facts, is_grd, polarisation_names, polarisation_words, read_facts
+from sar2eo.scenes.metadata import (
+    Facts,
+    polarisation_names,
+    polarisation_words,
+    read_facts,
+    zero_is_nodata,
+)
 from sar2eo.scenes.reader import FloatArray, SceneReader
-from sar2eo.scenes.remote_cache import Planes, read_blocks
 
-__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster", "with_nodata"]
+__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster", "read_blocks", "with_nodata"]
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class RasterReader(SceneReader):
                 empty = np.empty((0, window.height, window.width), dtype=bool)
                 return dataset.read(indexes, window=place), np.stack(masks) if masks else empty
 
-            return read_from(path, stamp, from_dataset)
+            return read_dataset(path, stamp, from_dataset)
 
         if not is_remote(path):
             return read(window)
@@ -200,11 +207,13 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
     path = gdal_path(source)
     # One request tells in words what GDAL's many would not: no such file, refused, not to be reached.
     known = {path: file_identity(path)} if is_remote(path) else {}
-    with opened(path, digest(known) if known else None) as dataset:
+    with open_dataset(path, digest(known) if known else None) as dataset:
         if dataset.count == 0 or 0 in dataset.shape:
             inner = dataset.subdatasets
             hint = f": it holds several rasters, name one, such as {inner[0]}" if inner else ""
-            raise SceneError(f"{shown(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}")
+            raise SceneError(
+                f"{display_name(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}"
+            )
         check_size(dataset, path)
         files = tuple(files_identity(dataset.files or [path], known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
@@ -212,7 +221,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         stamp = digest(files)
         bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
         kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
-        if kind == "unsigned" and is_grd(file_name, dataset.tags()):
+        if kind == "unsigned" and zero_is_nodata(file_name, dataset.tags()):
             bands = with_nodata(bands, 0.0)
         grid, control = _georeference(dataset)
         roles = {role.name for role in dataset.colorinterp}
@@ -325,3 +334,116 @@ def _decode(stored: npt.NDArray[Any], band: Band, valid: npt.NDArray[np.bool_] |
         decoded = values.astype(np.float32)
     decoded[missing | ~np.isfinite(decoded)] = np.nan
     return decoded
+
+
+CACHE_BYTES = 128 * 2**20
+"""In each process: a row of blocks of a wide scene in two polarisations."""
+
+Planes = tuple[npt.NDArray[np.generic], ...]
+"""Arrays of different types, and shape (plane, row, col), of one window."""
+
+_kept: OrderedDict[Hashable, Planes] = OrderedDict()
+_lock = threading.Lock()
+_fetching: dict[Hashable, threading.Lock] = {}
+
+
+def read_blocks(
+    name: Hashable,
+    window: Window,
+    shape: tuple[int, int],
+    block_shape: tuple[int, int],
+    read: Callable[[Window], Planes],
+) -> Planes:
+    """Read a window from blocks that are kept, and those that are not in as few pieces as can be.
+
+    Parameters
+    ----------
+    name : hashable
+        Of what is read: files, their content, bands.
+    window : Window
+        Rows and columns inside of `shape`.
+    shape, block_shape : tuple of int
+        Rows and columns of the whole, and of its blocks.
+    read : callable
+        Reads a window of whole blocks; by one thread at a time.
+    """
+    high, wide = block_shape
+    places = [
+        Window(row, col, min(high, shape[0] - row), min(wide, shape[1] - col))
+        for row in range(window.row // high * high, window.stop_row, high)
+        for col in range(window.col // wide * wide, window.stop_col, wide)
+    ]
+    found = _found(name, places)
+    if len(found) < len(places):
+        with _lock:
+            fetching = _fetching.setdefault(name, threading.Lock())
+        with fetching:
+            # Another thread may have fetched them while this one waited.
+            found |= _found(name, [place for place in places if place not in found])
+            missing = [place for place in places if place not in found]
+            if missing:
+                found |= _fetched(name, missing, read)
+    return _cut(window, found)
+
+
+def _fetched(
+    name: Hashable, missing: Sequence[Window], read: Callable[[Window], Planes]
+) -> dict[Window, Planes]:
+    blocks = {}
+    for area in _rectangles(missing):
+        planes = read(area)
+        for place in missing:
+            if area.intersection(place) is not None:
+                rows, cols = place.shifted(-area.row, -area.col).slices
+                blocks[place] = tuple(plane[:, rows, cols].copy() for plane in planes)
+    _keep(name, blocks)
+    return blocks
+
+
+def _rectangles(blocks: Sequence[Window]) -> list[Window]:
+    """Join blocks, in order of rows and columns, to few rectangles that hold nothing else."""
+    runs: list[Window] = []
+    for block in blocks:
+        last = runs[-1] if runs else None
+        if last is not None and (last.row, last.stop_col) == (block.row, block.col):
+            runs[-1] = last._replace(width=last.width + block.width)
+        else:
+            runs.append(block)
+    joined: list[Window] = []
+    for run in runs:
+        above = [w for w in joined if (w.stop_row, w.col, w.width) == (run.row, run.col, run.width)]
+        if above:
+            joined[joined.index(above[0])] = above[0]._replace(height=above[0].height + run.height)
+        else:
+            joined.append(run)
+    return joined
+
+
+def _found(name: Hashable, places: Sequence[Window]) -> dict[Window, Planes]:
+    with _lock:
+        found = {place: _kept[name, place] for place in places if (name, place) in _kept}
+        for place in found:
+            _kept.move_to_end((name, place))
+    return found
+
+
+def _keep(name: Hashable, blocks: dict[Window, Planes]) -> None:
+    with _lock:
+        for place, planes in blocks.items():
+            _kept[name, place] = planes
+        size = sum(plane.nbytes for planes in _kept.values() for plane in planes)
+        while size > CACHE_BYTES:
+            size -= sum(plane.nbytes for plane in _kept.popitem(last=False)[1])
+
+
+def _cut(window: Window, blocks: dict[Window, Planes]) -> Planes:
+    kinds = next(iter(blocks.values()))
+    out = tuple(np.empty((len(kind), window.height, window.width), kind.dtype) for kind in kinds)
+    for place, planes in blocks.items():
+        common = window.intersection(place)
+        assert common is not None  # noqa: S101  (only blocks that touch are looked for)
+        there = common.shifted(-window.row, -window.col).slices
+        here = common.shifted(-place.row, -place.col).slices
+        for target, plane in zip(out, planes, strict=True):
+            target[:, *there] = plane[:, *here]
+    return out

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping as MappingABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -26,32 +25,25 @@ from sar2eo.errors import (
     SettingsError,
 )
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, sample_windows
-from sar2eo.scenes.gdal import check_readable, gdal_path, shown
+from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import lazy_scene
 from sar2eo.scenes.metadata import Facts, iso_datetime
-from sar2eo.scenes.placement import Placement, place
+from sar2eo.scenes.placement import Placement, place_on_grid
 from sar2eo.scenes.raster import Band, GroundControl, Raster, RasterReader, open_raster, with_nodata
 from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sentinel1 import is_safe, open_safe
 from sar2eo.scenes.stac_input import ItemAssets, is_stac, open_item, select_assets
 
 __all__ = [
-    "Source",
-    "certain_quantity",
     "check_companions",
     "choose_bands",
+    "determine_quantity",
     "open_scene",
-    "parse_source",
-    "shown_source",
 ]
-
-Source = str | Path | MappingABC[str, str | Path]
-"""A path, a URL, ``VV=a.tif,VH=b.tif``, or a mapping of polarisations to files."""
 
 _FEW_POINTS = 10
 _LARGE_RMSE_M = 100.0
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
-_PAIR = re.compile(rf"(?:^|,)\s*({'|'.join(POLARISATIONS)})=", re.I)
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class _Opened:
 
 
 def open_scene(
-    source: Source,
+    source: str | Path | Mapping[str, str | Path],
     *,
     polarisations: str | Sequence[str] | None = None,
     quantity: str | None = None,
@@ -129,7 +121,7 @@ def open_scene(
     GeolocationWarning
         If control points are few, or the spline through them misplaces points by over 100 m.
     """
-    names = _checked_names(polarisations)
+    names = check_polarisations(polarisations)
     _check_choice("quantity", quantity, QUANTITIES)
     _check_choice("calibration", calibration, CALIBRATIONS)
     time = None if datetime is None else iso_datetime(datetime)
@@ -144,7 +136,7 @@ def open_scene(
         located = {name: _absolute(file) for name, file in parsed.items()}
     opened = _open(located, names, nodata, calibrate)
     facts = _settled(opened, Facts(quantity=quantity, calibration=calibration, datetime=time))
-    placed = place(
+    placed = place_on_grid(
         opened.reader,
         opened.control,
         quantity=str(facts.quantity),
@@ -155,46 +147,6 @@ def open_scene(
     )
     _warn_of(placed, opened.label)
     return lazy_scene(placed.reader, _attributes(facts, placed, opened.label))
-
-
-def shown_source(source: str) -> str:
-    """Name a scene to people, as `open_scene` takes it, without the queries of signed URLs: secrets.
-
-    Parameters
-    ----------
-    source : str
-    """
-    try:
-        parsed = parse_source(source)
-    except SceneError:
-        return source
-    if isinstance(parsed, str):
-        return shown(parsed)
-    return ",".join(f"{polarisation}={shown(str(file))}" for polarisation, file in parsed.items())
-
-
-def parse_source(source: Source) -> str | dict[str, str]:
-    """Read ``VV=a.tif,VH=b.tif`` as a dict by polarisation, and leave a path or URL as it is.
-
-    Raises
-    ------
-    PolarisationError
-        For a name that is no polarisation, one given twice, or one without a file.
-    """
-    if isinstance(source, MappingABC):
-        names = _checked_names(list(source)) or ()
-        return dict(zip(names, map(str, source.values()), strict=True))
-    text = str(source)
-    starts = list(_PAIR.finditer(text))
-    if not starts or starts[0].start() != 0:
-        return text
-    stops = [match.start() for match in starts[1:]] + [len(text)]
-    names = _checked_names([match[1] for match in starts]) or ()
-    files = [text[match.end() : stop].strip() for match, stop in zip(starts, stops, strict=True)]
-    unnamed = [name for name, file in zip(names, files, strict=True) if not file]
-    if unnamed:
-        raise PolarisationError(f"{text!r}: {unnamed[0]}= names no file")
-    return dict(zip(names, files, strict=True))
 
 
 def _absolute(source: str) -> str:
@@ -225,10 +177,12 @@ def _open(
         item = open_item(source)
         chosen = select_assets(item.files, names, source)
         found = _open_files(chosen, names, nodata, item)
-        return _Opened(found.reader, found.control, item.facts.over(found.facts), found.kind, shown(source))
+        return _Opened(
+            found.reader, found.control, item.facts.over(found.facts), found.kind, display_name(source)
+        )
     raster = open_raster(path, names=len(names or ()), nodata=nodata)
     bands, chosen_names = choose_bands(raster, names)
-    return _from_rasters([(raster, bands, chosen_names)], shown(source))
+    return _from_rasters([(raster, bands, chosen_names)], display_name(source))
 
 
 def _open_product(
@@ -262,7 +216,7 @@ def _open_files(
     missing = [name for name in wanted or () if name not in known]
     if missing:
         raise PolarisationError(f"no file for {', '.join(missing)}: there are files for {', '.join(known)}")
-    label = ",".join(f"{'+'.join(names)}={shown(file)}" for names, file in files.items())
+    label = ",".join(f"{'+'.join(names)}={display_name(file)}" for names, file in files.items())
     opened = _from_rasters([part for part in parts if part[2]], label)
     if wanted is None:
         return opened
@@ -297,7 +251,7 @@ def _settled(opened: _Opened, given: Facts) -> Facts:
     if opened.kind == "complex" and given.quantity not in (None, "amplitude"):
         raise RadiometryError(f"{opened.label}: complex samples are read as amplitude, not {given.quantity}")
     if given.quantity is None and opened.kind != "calibrated":
-        settled = certain_quantity(opened.reader, opened.kind, facts.quantity, opened.label)
+        settled = determine_quantity(opened.reader, opened.kind, facts.quantity, opened.label)
         facts = Facts(quantity=settled).over(facts)
     uncalibrated = facts.calibration is None and facts.quantity == "dn"
     return Facts(calibration="none").over(facts) if uncalibrated else facts
@@ -344,18 +298,6 @@ def _check_local(path: Path) -> None:
         raise SceneError(f"{path}: no such file")
 
 
-def _checked_names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    parts = names.split(",") if isinstance(names, str) else names
-    checked = tuple(str(name).strip().upper() for name in parts)
-    if not checked or len(set(checked)) != len(checked) or not set(checked) <= set(POLARISATIONS):
-        raise PolarisationError(
-            f"polarisations={','.join(checked) or 'none'}: allowed are {', '.join(POLARISATIONS)}, each once"
-        )
-    return checked
-
-
 def _check_choice(name: str, value: str | None, allowed: Sequence[str]) -> None:
     if value is not None and value not in allowed:
         raise SettingsError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
@@ -384,7 +326,7 @@ def check_companions(first: Raster, other: Raster) -> None:
     Sar2eoWarning
         If they were acquired a day or more apart.
     """
-    names = f"{shown(first.path)} and {shown(other.path)}"
+    names = f"{display_name(first.path)} and {display_name(other.path)}"
     _check_place(first, other, names)
     a, b = first.facts, other.facts
     if (first.kind, a.quantity) != (other.kind, b.quantity):
@@ -450,7 +392,7 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
     bands, names, count = raster.bands, raster.names, len(raster.bands)
     if count > _MOST:
         raise SceneError(
-            f"{shown(raster.path)}: {count} bands, and a SAR scene has 1 to {_MOST} "
+            f"{display_name(raster.path)}: {count} bands, and a SAR scene has 1 to {_MOST} "
             "polarisations: is this an optical image?"
         )
     if wanted is not None and names is not None and set(wanted) <= set(names):
@@ -461,12 +403,12 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
         if len(wanted) != count:
             known = f" ({', '.join(names)})" if names else ""
             raise PolarisationError(
-                f"{shown(raster.path)}: --pol {','.join(wanted)} names {len(wanted)} polarisations, "
+                f"{display_name(raster.path)}: --pol {','.join(wanted)} names {len(wanted)} polarisations, "
                 f"and the file has {count} bands{known}"
             )
         if names is not None:
             warnings.warn(
-                f"{shown(raster.path)}: says that it has {','.join(names)}, and is read as "
+                f"{display_name(raster.path)}: says that it has {','.join(names)}, and is read as "
                 f"{','.join(wanted)}, as --pol says",
                 RadiometryWarning,
                 stacklevel=2,
@@ -476,10 +418,10 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
         return bands, names
     if raster.optical:
         raise SceneError(
-            f"{shown(raster.path)}: its bands are marked red, green, blue: is this an optical image? "
+            f"{display_name(raster.path)}: its bands are marked red, green, blue: is this an optical image? "
             "If not, name its polarisations with --pol"
         )
-    raise PolarisationError(f"{shown(raster.path)}: {_ask_for_names(count)}")
+    raise PolarisationError(f"{display_name(raster.path)}: {_ask_for_names(count)}")
 
 
 def _ask_for_names(count: int) -> str:
@@ -499,7 +441,7 @@ _DB_RANGE = (-100.0, 60.0)
 _FILL = 0.001
 
 
-def certain_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:
+def determine_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:
     """Settle the quantity of a scene whose caller did not give it.
 
     Parameters

@@ -13,12 +13,12 @@ from sar2eo.errors import GeoreferenceError, PairsWarning, RadiometryError, Sett
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import amplitude_percentiles, to_amplitude
 from sar2eo.scenes import SceneReader, open_scene, reader_of
-from sar2eo.scenes.gdal import opened
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.gdal import open_dataset
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.scenes.raster import RasterReader
 from sar2eo.settings import PairsSettings, SceneSettings
 
-__all__ = ["SarScene", "open_sar"]
+__all__ = ["SarScene", "open_sar_scene"]
 
 # Integers that float32 holds exactly, so that what is read can be written back as it was.
 _EXACT = ("uint8", "int8", "uint16", "int16")
@@ -69,7 +69,7 @@ class SarScene:
             raise RadiometryError(f"{self.href}: {error}") from error
 
 
-def open_sar(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[SarScene, xr.DataArray]:
+def open_sar_scene(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[SarScene, xr.DataArray]:
     """Open a SAR scene for cutting.
 
     Parameters
@@ -140,6 +140,6 @@ def _stored_dtype(reader: SceneReader) -> str:
         return "float32"
     found = set()
     for band in reader.bands:
-        with opened(band.path) as dataset:
+        with open_dataset(band.path) as dataset:
             found.add(np.dtype(dataset.dtypes[band.index - 1]).name)
     return found.pop() if len(found) == 1 and found <= set(_EXACT) else "float32"

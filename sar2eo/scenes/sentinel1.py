@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sar2eo.errors import PolarisationError, SceneError, SettingsError
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.identity import digest, file_identity
-from sar2eo.scenes.metadata import Facts, known_datetime
+from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
 from sar2eo.scenes.raster import GroundControl, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, SceneReader, WrappingReader
 
@@ -281,7 +281,7 @@ def _product_facts(annotation: ElementTree.Element, calibrate: str | None) -> Fa
     return Facts(
         quantity="amplitude" if calibrate else "dn",
         calibration=calibrate or "none",
-        datetime=known_datetime(start),
+        datetime=iso_datetime_or_none(start),
         platform=f"Sentinel-{mission[1:]}" if re.fullmatch(r"S1[A-D]", mission) else mission or None,
         orbit_direction=orbit or None,
         terrain_corrected=False,

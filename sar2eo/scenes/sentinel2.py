@@ -15,7 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from sar2eo.errors import SceneError
-from sar2eo.scenes.metadata import Facts, known_datetime
+from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
 
 __all__ = [
     "REFLECTANCE_1",
@@ -120,7 +120,7 @@ def _coding(metadata: ElementTree.Element, band: str) -> Coding:
 
 def _facts(metadata: ElementTree.Element) -> Facts:
     time = metadata.findtext(".//PRODUCT_START_TIME") or metadata.findtext(".//DATATAKE_SENSING_START")
-    return Facts(datetime=known_datetime(time), platform=metadata.findtext(".//SPACECRAFT_NAME"))
+    return Facts(datetime=iso_datetime_or_none(time), platform=metadata.findtext(".//SPACECRAFT_NAME"))
 
 
 REFLECTANCE_1 = 10_000.0

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pystac
@@ -16,16 +16,16 @@ from pyproj import CRS
 
 from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError, one_line
 from sar2eo.geo.footprint import to_lonlat
-from sar2eo.geo.vector_files import read_vectors
-from sar2eo.scenes.gdal import gdal_path, is_remote
+from sar2eo.scenes.gdal import gdal_path, is_remote, parse_source
 from sar2eo.scenes.metadata import iso_datetime
-from sar2eo.scenes.sar import parse_source
 from sar2eo.scenes.sentinel1 import is_safe
 from sar2eo.scenes.sentinel2 import is_sentinel2
-from sar2eo.scenes.stac_input import is_stac, open_item, read_item
-from sar2eo.scenes.stac_optical import eo_assets, item_facts
+from sar2eo.scenes.stac_input import eo_assets, is_stac, item_facts, open_item, read_item
 
-__all__ = ["Role", "Source", "expand_sources", "matches", "scene_key"]
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+__all__ = ["Role", "Source", "expand_sources", "matches", "read_vectors", "scene_key"]
 
 Role = Literal["sar", "eo"]
 """What the scenes are."""
@@ -42,7 +42,7 @@ class Source:
     Parameters
     ----------
     href : str
-        What `sar2eo.scenes.open_scene` or `sar2eo.scenes.optical.open_eo` opens.
+        What `sar2eo.scenes.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens.
     datetime : str or None
         Acquisition, ISO 8601, UTC.
     platform, orbit_direction : str or None
@@ -297,3 +297,42 @@ def _merged(known: Source, more: Source) -> Source:
         known.orbit_direction or more.orbit_direction,
         more.footprint if known.footprint is None else known.footprint,
     )
+
+
+_PARQUET = (".parquet", ".geoparquet")
+
+
+def read_vectors(path: Path) -> GeoDataFrame:
+    """Read a table of geometries with a CRS.
+
+    Parameters
+    ----------
+    path : Path
+        GeoJSON without a CRS is in degrees, longitude before latitude (RFC 7946, section 4).
+
+    Raises
+    ------
+    SettingsError
+        If there is no such file, it cannot be read, has several layers, or says no CRS.
+    """
+    import geopandas
+
+    if not path.exists():
+        raise SettingsError(f"{path}: no such file")
+    parquet = path.suffix.lower() in _PARQUET
+    try:
+        layers = [] if parquet else geopandas.list_layers(path)["name"].to_list()
+        if len(layers) > 1:
+            raise SettingsError(f"{path}: has {len(layers)} layers ({', '.join(layers)}), must have one")
+        table = geopandas.read_parquet(path) if parquet else geopandas.read_file(path)
+    except SettingsError:
+        raise
+    except Exception as error:  # drivers raise errors of their own
+        raise SettingsError(
+            f"{path}: not a file of geometries that can be read ({one_line(error)})"
+        ) from error
+    if not isinstance(table, geopandas.GeoDataFrame):
+        raise SettingsError(f"{path}: a table without geometries")
+    if table.crs is None:
+        raise SettingsError(f"{path}: its geometries have no CRS (a shapefile needs its .prj)")
+    return table

@@ -1,11 +1,13 @@
-"""STAC items: which assets are SAR, which polarisation each holds, and what the item says of them.
+"""STAC items: the assets that hold a SAR or an optical scene, and the facts that the item states.
 
-Extensions read: sar (``sar:polarizations``, ``sar:product_type``), sat (``sat:orbit_state``) and raster
-(``unit`` and ``nodata`` of bands); https://stac-extensions.github.io.
+Extensions read: sar (``sar:polarizations``, ``sar:product_type``), sat (``sat:orbit_state``), eo
+(``eo:bands``, ``eo:common_name``) and raster (``unit``, ``scale``, ``offset`` and ``nodata`` of bands), in
+the fields of STAC 1.0 and in ``bands`` of 1.1; https://stac-extensions.github.io.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,15 +19,21 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from sar2eo.errors import PolarisationError, SceneError, one_line
-from sar2eo.scenes.gdal import shown
-from sar2eo.scenes.metadata import Facts, known_datetime, polarisation_words
+from sar2eo.scenes.band_names import COLOURS, CloudRule, cloud_rank, cloud_rule, colour_of
+from sar2eo.scenes.gdal import display_name
+from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
 
 __all__ = ["ItemAssets", "is_stac", "local_path", "open_item", "read_item", "select_assets"]
 
 # What a catalogue's reader raises where a field holds another type than it should.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
-_NOT_PIXELS = {"metadata", "thumbnail", "overview", "visual", "mask"}
+_TIFF_OR_HDF5 = ("image/tiff", "image/vnd.stac.geotiff", "application/x-hdf5")
+_NOT_PIXELS = {"metadata", "thumbnail", "overview"}
+_PICTURES = ("visual", "rgb", "tci", "true_color", "true-color", "true_colour")
+_MASK = CloudRule("nonzero")
+_PROBABILITY = re.compile(r"(?<![a-z])cld(?![a-z])", re.I)
+_FIELDS = ("raster:scale", "raster:offset", "nodata")
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,11 @@ def read_item(source: str) -> pystac.Item:
             return pystac.Item.from_file(source, stac_io=_Io())
         item = _collected(file).get(name)
     except (OSError, pystac.STACError, pystac.STACTypeError, RecursionError, *_WRONG_TYPES) as error:
-        raise SceneError(f"{shown(source)}: not a STAC item that can be read ({one_line(error)})") from error
+        raise SceneError(
+            f"{display_name(source)}: not a STAC item that can be read ({one_line(error)})"
+        ) from error
     if item is None:
-        raise SceneError(f"{shown(source)}: the item collection has no item of this name")
+        raise SceneError(f"{display_name(source)}: the item collection has no item of this name")
     if item.get_self_href() is None:
         item.set_self_href(file)  # relative hrefs of assets start from the collection's file
     return item
@@ -126,7 +136,7 @@ def open_item(source: str) -> ItemAssets:
         return _assets(item, source)
     except _WRONG_TYPES as error:
         raise SceneError(
-            f"{shown(source)}: a field of the STAC item holds another type than it may ({one_line(error)})"
+            f"{display_name(source)}: a field of the STAC item is of the wrong type ({one_line(error)})"
         ) from error
 
 
@@ -140,8 +150,8 @@ def _assets(item: pystac.Item, source: str) -> ItemAssets:
             used.append(asset)
     if not files:
         raise SceneError(
-            f"{shown(source)}: no SAR asset among {', '.join(item.assets) or 'none'}: they are told by keys "
-            "such as vv or by sar:polarizations"
+            f"{display_name(source)}: no SAR asset among {', '.join(item.assets) or 'none'}: their keys are "
+            "such as vv, or they have sar:polarizations"
         )
     bands = [band for asset in used for band in _raster_bands(asset)]
     nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
@@ -162,13 +172,15 @@ def select_assets(
     known = [name for names in files for name in names]
     missing = [name for name in wanted or () if name not in known]
     if missing:
-        raise PolarisationError(f"{shown(source)}: no {', '.join(missing)}, the item has {', '.join(known)}")
+        raise PolarisationError(
+            f"{display_name(source)}: no {', '.join(missing)}, the item has {', '.join(known)}"
+        )
     return {names: href for names, href in files.items() if wanted is None or set(names) & set(wanted)}
 
 
 def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
     """Polarisations of an asset; none where it holds no SAR pixels."""
-    if set(asset.roles or ()) & _NOT_PIXELS or not _is_raster(asset):
+    if set(asset.roles or ()) & {"visual", "mask"} or not _is_raster(asset):
         return ()
     said = asset.extra_fields.get("sar:polarizations")
     if said:
@@ -188,11 +200,15 @@ def _upper(names: Any) -> tuple[str, ...]:
     return tuple(str(name).upper() for name in names)
 
 
-def _is_raster(asset: pystac.Asset) -> bool:
+def _is_raster(asset: pystac.Asset, jp2: bool = False) -> bool:
+    """Whether an asset holds pixels, by its media type or else its name; of JPEG 2000 where that counts."""
+    if set(asset.roles or ()) & _NOT_PIXELS:
+        return False
     media = (asset.media_type or "").lower()
     if media:
-        return media.startswith("image/tiff") or media in {"application/x-hdf5", "image/vnd.stac.geotiff"}
-    return asset.href.partition("?")[0].lower().endswith((".tif", ".tiff", ".vrt"))
+        return media.startswith(_TIFF_OR_HDF5) or (jp2 and media.startswith("image/jp2"))
+    suffixes = (".tif", ".tiff", ".vrt", *((".jp2",) if jp2 else ()))
+    return asset.href.partition("?")[0].lower().endswith(suffixes)
 
 
 def _raster_bands(asset: pystac.Asset) -> list[dict[str, Any]]:
@@ -214,8 +230,8 @@ def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
     return Facts(
         quantity="db" if units == {"db"} else None,
         calibration="rtc" if is_rtc else None,
-        datetime=known_datetime(item.datetime or properties.get("start_datetime")),
-        platform=_platform(properties.get("platform")),
+        datetime=iso_datetime_or_none(item.datetime or properties.get("start_datetime")),
+        platform=platform_name(properties.get("platform")),
         orbit_direction=properties.get("sat:orbit_state"),
         terrain_corrected=True if is_rtc else None,
     )
@@ -225,7 +241,145 @@ def _product_type(item: pystac.Item) -> str:
     return str(item.properties.get("sar:product_type", "")).upper()
 
 
-def _platform(name: str | None) -> str | None:
-    # Catalogues write sentinel-1a, products Sentinel-1A.
-    lower = (name or "").lower()
-    return f"Sentinel-1{lower[-1].upper()}" if lower[:-1] == "sentinel-1" else name
+@dataclass(frozen=True)
+class BandAsset:
+    """One colour in a file.
+
+    Parameters
+    ----------
+    href : str
+        Path or URL.
+    index : int
+        Band, from 1.
+    label : str
+        Name of the asset, and of the band where it has several.
+    said : dict
+        ``scale``, ``offset`` and ``nodata``, where the item says them.
+    """
+
+    href: str
+    index: int
+    label: str
+    said: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CloudAsset:
+    """A file that tells clouds, in its first band."""
+
+    href: str
+    rule: CloudRule
+    label: str
+
+
+@dataclass(frozen=True)
+class EoAssets:
+    """What an item offers.
+
+    Parameters
+    ----------
+    picture : str or None
+        A raster to be read by what it says of itself: a true-colour image, or the item's only raster.
+    bands : tuple of BandAsset
+        Red, green and blue; empty with a picture.
+    cloud : CloudAsset or None
+        Where there is one.
+    nodata : float or None
+        Of the picture, where the item says it.
+    """
+
+    picture: str | None
+    bands: tuple[BandAsset, ...]
+    cloud: CloudAsset | None
+    nodata: float | None = None
+
+
+def eo_assets(item: pystac.Item) -> EoAssets | None:
+    """Choose an item's assets; None where it has no EO that can be told.
+
+    The true-colour asset is taken where there is one, then red, green and blue by the names of bands, then
+    the only raster of an item that holds no SAR.
+    """
+    rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset, jp2=True)}
+    cloud = _cloud(rasters)
+    for key, asset in rasters.items():
+        if _plain(key) in _PICTURES or "visual" in (asset.roles or ()):
+            said = _listed(asset)
+            return EoAssets(_href(asset), (), cloud, _numbers(said[0]).get("nodata") if said else None)
+    found: dict[str, BandAsset] = {}
+    for key, asset in rasters.items():
+        for colour, band in _colours(key, asset):
+            found.setdefault(colour, band)
+    if len(found) == len(COLOURS):
+        return EoAssets(None, tuple(found[colour] for colour in COLOURS), cloud)
+    is_sar = any(name.startswith("sar:") for name in item.properties) or any(map(polarisation_words, rasters))
+    rest = [asset for key, asset in rasters.items() if cloud_rule(_plain(key)) is None]
+    return EoAssets(_href(rest[0]), (), cloud) if len(rest) == 1 and not is_sar else None
+
+
+def item_facts(item: pystac.Item) -> Facts:
+    """Return when and by what an EO item was acquired."""
+    time = item.datetime or item.properties.get("start_datetime")
+    return Facts(datetime=iso_datetime_or_none(time), platform=platform_name(item.properties.get("platform")))
+
+
+def _cloud(rasters: dict[str, pystac.Asset]) -> CloudAsset | None:
+    found = [
+        CloudAsset(_href(asset), rule, key)
+        for key, asset in rasters.items()
+        if (rule := _rule_of(key, asset)) is not None and _plain(key) != "mask"
+    ]
+    return min(found, key=lambda each: cloud_rank(each.rule), default=None)
+
+
+def _rule_of(key: str, asset: pystac.Asset) -> CloudRule | None:
+    """Return how an asset tells clouds; one called "cloud" may hold a mask, or probabilities in percent."""
+    rule = cloud_rule(_plain(key))
+    said = f"{asset.title or ''} {asset.description or ''}".lower()
+    if rule == _MASK and ("probabilit" in said or _PROBABILITY.search(asset.href)):
+        return cloud_rule("cloud_probability")
+    return rule
+
+
+def _plain(key: str) -> str:
+    """Return an asset's name without what only some catalogues add: ``B04-jp2``, ``SCL_20m``."""
+    return re.sub(r"(-jp2|_\d+m)$", "", key.lower())
+
+
+def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
+    """Colours in an asset; by the name of the asset where it has one band, or does not list its bands."""
+    bands = _listed(asset)
+    if len(bands) <= 1:
+        said = bands[0] if bands else {}
+        colour = _colour_of(said) or colour_of(key)
+        return [(colour, BandAsset(_href(asset), 1, key, _numbers(said)))] if colour else []
+    return [
+        (colour, BandAsset(_href(asset), number, f"{key} {colour}", _numbers(said)))
+        for number, said in enumerate(bands, start=1)
+        if (colour := _colour_of(said)) is not None
+    ]
+
+
+def _listed(asset: pystac.Asset) -> list[dict[str, Any]]:
+    """Gather what is said of each band, from all lists of bands there are."""
+    lists = [asset.extra_fields.get(name) or [] for name in ("bands", "eo:bands", "raster:bands")]
+    whole = {name: asset.extra_fields[name] for name in _FIELDS if name in asset.extra_fields}
+    merged: list[dict[str, Any]] = [{**whole} for _ in range(max(map(len, lists)))]
+    for said in lists:
+        for band, more in zip(merged, said, strict=False):
+            band |= more
+    return merged or ([whole] if whole else [])
+
+
+def _colour_of(said: dict[str, Any]) -> str | None:
+    common = said.get("eo:common_name") or said.get("common_name")
+    return colour_of(str(common or said.get("name") or ""))
+
+
+def _numbers(said: dict[str, Any]) -> dict[str, float]:
+    found = {name: said.get(f"raster:{name}", said.get(name)) for name in ("scale", "offset", "nodata")}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _href(asset: pystac.Asset) -> str:
+    return local_path(str(asset.get_absolute_href() or asset.href))

@@ -6,8 +6,6 @@ here.
 
 from sar2eo.settings.coregistration import CoregisterRecipe, CoregisterSettings
 from sar2eo.settings.evaluation import (
-    ConfidenceRecipe,
-    ConfidenceSettings,
     EvaluateRecipe,
     EvaluateSettings,
     MatchEvaluationRecipe,
@@ -38,8 +36,6 @@ __all__ = [
     "STAGES",
     "CardSettings",
     "Compression",
-    "ConfidenceRecipe",
-    "ConfidenceSettings",
     "CoregisterRecipe",
     "CoregisterSettings",
     "DataSettings",

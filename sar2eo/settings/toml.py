@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from sar2eo.errors import SettingsError
 from sar2eo.settings.coregistration import CoregisterRecipe
-from sar2eo.settings.evaluation import ConfidenceRecipe, EvaluateRecipe, MatchEvaluationRecipe
+from sar2eo.settings.evaluation import EvaluateRecipe, MatchEvaluationRecipe
 from sar2eo.settings.models import InitRecipe, SimulateRecipe
 from sar2eo.settings.pairs import PairsRecipe
 from sar2eo.settings.training import MatcherRecipe, TrainRecipe, VaeRecipe
@@ -210,7 +210,6 @@ STAGES: dict[str, type] = {
     "translate": TranslateRecipe,
     "evaluate": EvaluateRecipe,
     "evaluate-matcher": MatchEvaluationRecipe,
-    "confidence": ConfidenceRecipe,
 }
 """Tables that a recipe may have, each named after its command."""
 

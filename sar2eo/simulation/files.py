@@ -13,7 +13,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from sar2eo.errors import OutputError
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.grid import ignore_missing_georeference
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
 from sar2eo.simulation.pair import SimulatedPair, SimulatedScene
@@ -77,7 +77,7 @@ def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
     there = [path for path in _paths(folder).values() if path.exists()]
     for path in there:
         try:
-            with unplaced_is_fine(), rasterio.open(path) as dataset:
+            with ignore_missing_georeference(), rasterio.open(path) as dataset:
                 found = dataset.tags().get(SETTINGS_TAG, "not simulated")
         except rasterio.errors.RasterioError:
             found = "no raster"

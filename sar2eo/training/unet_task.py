@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sar2eo.model.card import Card
 from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
 from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
 from sar2eo.model.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
-from sar2eo.model.network import decode_latents, encode_images, pooled_validity, split_prediction, variance_of
+from sar2eo.model.network import decode_latents, encode_images, pooled_validity, variance_of
 from sar2eo.model.weights import create_empty
 from sar2eo.settings import TrainSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
@@ -69,7 +70,8 @@ class UNetTask:
         self._vae = checkpoint.vae.eval().requires_grad_(False)
         self._vae.to(device, memory_format=torch.channels_last)
         embeds = checkpoint.prompt_embeds
-        self._prompt = None if embeds is None else embeds.float().to(device)
+        prompt = None if embeds is None else embeds.float().to(device)
+        self._checkpoint = dataclasses.replace(checkpoint, prompt_embeds=prompt)
         self.factor, self._multiple = checkpoint.factor, checkpoint.pixel_multiple
         self._alpha_bars: Tensor = self._scheduler().alphas_cumprod.to(device)
         self.phases: dict[str, nn.Module] = {"unet": self._unet}
@@ -117,7 +119,7 @@ class UNetTask:
         alpha_bar = self._alpha_bars[timesteps]
         noisy = add_noise(eo, noise, alpha_bar)  # [B, C, h, w]
         target = training_target(eo, noise, alpha_bar, self.card.prediction_type)
-        prediction, raw = split_prediction(self._predict(sar, noisy, timesteps))
+        prediction, raw = self._predict(sar, noisy, timesteps)
         with torch.no_grad():
             error, variance = l2_loss(prediction, target, valid), variance_of(raw).mean()
         if self._settings.loss == "l2":
@@ -125,14 +127,10 @@ class UNetTask:
         weighting = _WEIGHTINGS[self._settings.loss]
         return c_diff_loss(prediction, raw, target, alpha_bar, weighting, valid), error, variance
 
-    def _predict(self, sar: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """Run the U-Net on [SAR latent | noisy EO latent]; through `phases`, which the loop prepared."""
-        inputs = torch.cat([sar, noisy], dim=1).to(memory_format=torch.channels_last)
-        prompt = None if self._prompt is None else self._prompt.expand(len(inputs), -1, -1)
-        output: Tensor = self.phases["unet"](
-            inputs, timesteps, encoder_hidden_states=prompt, return_dict=False
-        )[0]
-        return output
+    def _predict(self, sar: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """Return prediction and raw variance by the U-Net of `phases`, which the loop prepared."""
+        prepared: Any = self.phases["unet"]
+        return dataclasses.replace(self._checkpoint, unet=prepared).predict(sar, noisy, timestep)
 
     def encoded(self, batch: Batch) -> Batch:
         """Return a batch as a cache of latents would have it."""
@@ -183,12 +181,12 @@ class UNetTask:
         few = {key: value[:count] for key, value in batch.items() if key in ("sar", "eo", "valid")}
         sar, eo, _ = self._latents(few)
 
-        def denoise(latents: Tensor, timestep: Tensor) -> Tensor:
-            return self._predict(sar, latents, torch.full((len(sar),), int(timestep), device=self._device))
-
-        noise = self._noise(eo.shape, 0)
         latents, variance = sample(
-            denoise, noise, self._scheduler(), _SAMPLED_STEPS, self.card.confidence_timestep
+            partial(self._predict, sar),
+            self._noise(eo.shape, 0),
+            self._scheduler(),
+            _SAMPLED_STEPS,
+            self.card.confidence_timestep,
         )
         parts = torch.split(latents, _ENCODED_AT_ONCE)
         predicted = torch.cat([decode_latents(self._vae, part) for part in parts])
@@ -205,17 +203,8 @@ class UNetTask:
         """Write a checkpoint folder, adapters merged, its card with the metrics of the last validation."""
         metrics = {f"validation_{name}": value for name, value in facts["metrics"].items()}
         card = dataclasses.replace(self.card, metrics=metrics)
-        embeds = None if self._prompt is None else self._prompt.cpu()
-        return save_checkpoint(
-            Checkpoint(
-                unet=plain_unet(self._unet),
-                vae=self._vae,
-                schedule=self._schedule,
-                prompt_embeds=embeds,
-                card=card,
-            ),
-            out,
-        )
+        unet = plain_unet(self._unet)
+        return save_checkpoint(dataclasses.replace(self._checkpoint, unet=unet, card=card), out)
 
 
 def _psnr(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:

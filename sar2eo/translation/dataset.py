@@ -25,8 +25,8 @@ from sar2eo.geo.radiometry import POLARISATIONS, Channels, default_channels, nea
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.card import Card
 from sar2eo.model.spec import BUNDLED, ModelSpec, resolve_model
-from sar2eo.scenes import reader_of, settled, window_in
-from sar2eo.scenes.metadata import attributes_of, to_attributes
+from sar2eo.scenes import normalise_array, reader_of, window_in
+from sar2eo.scenes.lazy_array import attributes_of, to_attributes
 from sar2eo.settings import TranslateSettings
 from sar2eo.settings.toml import changed
 from sar2eo.settings.translation import SCALED_AS
@@ -108,7 +108,7 @@ def translate(
         raise SettingsError(f"tile={settings.tile}: must be at most {_LARGEST_TILE}")
     spec = model if isinstance(model, ModelSpec) else spec_of(model, settings)
     whole, region = place_of(scene)
-    scene = settled(scene)
+    scene = normalise_array(scene)
     _check_gsd(whole, spec.card, force=settings.force)
     plan = _plan(scene, whole, region, spec, settings)
     if isinstance(settings.scaling, dict):

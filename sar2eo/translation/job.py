@@ -17,7 +17,7 @@ from sar2eo.results.destination import Destination
 from sar2eo.results.files import Outputs
 from sar2eo.scenes import open_scene, parse_source
 from sar2eo.scenes.gdal import gdal_path
-from sar2eo.scenes.metadata import attributes_of, to_attributes
+from sar2eo.scenes.lazy_array import attributes_of, to_attributes
 from sar2eo.settings import TranslateRecipe
 from sar2eo.settings.translation import SCALED_AS
 from sar2eo.store.s3 import is_object

@@ -24,9 +24,9 @@ from sar2eo.results.cog import check_space, cog_bytes, needed_bytes
 from sar2eo.results.destination import Destination, check_tmp
 from sar2eo.results.files import Outputs
 from sar2eo.results.stac_output import COLLECTION
-from sar2eo.scenes import describe_scene, parse_source, shown_source
-from sar2eo.scenes.gdal import shown
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes import describe_scene
+from sar2eo.scenes.gdal import display_name, parse_source
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.scenes.sources import expand_sources, matches, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe, checked
@@ -85,7 +85,7 @@ class Entry:
     @property
     def name(self) -> str:
         """The source for people, without the queries of signed URLs."""
-        return shown_source(self.source)
+        return display_name(self.source)
 
     @property
     def megapixels(self) -> float:
@@ -357,7 +357,7 @@ def facts_of(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     """
     parsed = parse_source(source)
     first = parsed if isinstance(parsed, str) else next(iter(parsed.values()))
-    named = shown(first)
+    named = display_name(first)
     file, _, item = named.partition("#") if is_stac(first) else (named, "", "")
     if file.endswith("/manifest.safe"):
         file = file.removesuffix("/manifest.safe")  # of the product that it lies in

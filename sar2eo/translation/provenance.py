@@ -16,7 +16,7 @@ from sar2eo._version import __version__
 from sar2eo.geo.grid import Grid
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import reader_of
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.settings import TranslateRecipe
 from sar2eo.translation.dataset import SYNTHETIC
 

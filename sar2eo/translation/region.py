@@ -18,10 +18,9 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from sar2eo.errors import SettingsError
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
-from sar2eo.geo.vector_files import read_vectors
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
+from sar2eo.scenes.sources import read_vectors
 from sar2eo.settings import RegionSettings
 
 __all__ = ["clip_to", "cut", "read_area"]
@@ -229,6 +228,6 @@ def _outside(area: Any, place: Grid) -> npt.NDArray[np.bool_]:
     """Return which pixels of a grid have their centre outside of an area."""
     from rasterio.features import geometry_mask
 
-    with unplaced_is_fine():
+    with ignore_missing_georeference():
         outside: npt.NDArray[np.bool_] = geometry_mask([area], place.shape, place.affine)
     return outside

@@ -39,7 +39,7 @@ from sar2eo.results.cog import check_space
 from sar2eo.results.destination import check_tmp
 from sar2eo.results.files import Outputs
 from sar2eo.scenes.identity import file_identity
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
 from sar2eo.translation.dataset import EO_BANDS, place_of

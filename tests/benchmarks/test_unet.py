@@ -74,7 +74,7 @@ def our_step(folder, **options):
 
     @torch.inference_mode()
     def step():
-        return sample(partial(translator._denoise, sar), noise, scheduler, 1, 500)
+        return sample(partial(translator._networks.predict, sar), noise, scheduler, 1, 500)
 
     return step
 

@@ -19,8 +19,8 @@ from sar2eo.errors import GeoreferenceError, Sar2eoError, SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window, axis_origins
 from sar2eo.model.card import Card
-from sar2eo.scenes.metadata import iso_datetime, known_datetime
-from sar2eo.scenes.sar import parse_source
+from sar2eo.scenes.gdal import parse_source
+from sar2eo.scenes.metadata import iso_datetime, iso_datetime_or_none
 from sar2eo.settings import STAGES, apply_overrides, from_table, read_recipe, stages_of
 
 ANYTHING = st.recursive(
@@ -210,7 +210,7 @@ def test_numbers_with_commas_are_as_many_as_named_or_refused(kind: type, text: s
 @example("9999-12-31T23:59:59-23:59")
 def test_times_of_anything_are_read_or_refused(text: str) -> None:
     found = value_or_line(lambda: iso_datetime(text))
-    assert known_datetime(text) == (found or None)
+    assert iso_datetime_or_none(text) == (found or None)
     assert found is None or found.endswith("Z")
 
 

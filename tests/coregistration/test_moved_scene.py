@@ -29,8 +29,8 @@ from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.windows import Window
 from sar2eo.matching.drift import fit_drift
 from sar2eo.matching.shifts import Displacement
-from sar2eo.scenes.optical import open_eo
-from sar2eo.scenes.sar_scene import open_sar
+from sar2eo.scenes.optical import open_eo_scene
+from sar2eo.scenes.sar_scene import open_sar_scene
 from sar2eo.settings import PairsSettings, SceneSettings
 
 NOWHERE = LinearTransform("shift", np.zeros((2, 3)))
@@ -88,7 +88,7 @@ def sar_file(path: Path, *, nodata: float = 0, dtype: str = "uint16", **more: ob
 
 
 def opened_sar(path: Path, **more: object):
-    return open_sar(str(path), PairsSettings(), SceneSettings(quantity="amplitude", **more))[0]
+    return open_sar_scene(str(path), PairsSettings(), SceneSettings(quantity="amplitude", **more))[0]
 
 
 def moved(scene, grid: Grid, transform) -> tuple[MovedReader, Layout]:
@@ -151,7 +151,7 @@ def test_another_crs_shows_what_lies_there(tmp_path):
     path = write_raster(
         tmp_path / "eo.tif", np.stack([ramp] * 3).astype(np.uint16), names=("red", "green", "blue")
     )
-    scene = open_eo(str(path), eo_range=(0, 3000))
+    scene = open_eo_scene(str(path), eo_range=(0, 3000))
     to_utm = Transformer.from_crs("EPSG:32634", UTM, always_xy=True)
     back = Transformer.from_crs(UTM, "EPSG:32634", always_xy=True)
     x0, y0 = back.transform(500_800.0, 4_999_300.0)
@@ -172,7 +172,7 @@ def test_decibels_are_interpolated_as_amplitude(tmp_path):
     random = np.random.default_rng(2)
     amplitude = random.rayleigh(1.0, (1, 60, 60)).astype(np.float32) + 0.05
     path = write_raster(tmp_path / "db.tif", 20 * np.log10(amplitude), names=("VV",), nodata=-99.0)
-    scene = open_sar(str(path), PairsSettings(), SceneSettings(quantity="db"))[0]
+    scene = open_sar_scene(str(path), PairsSettings(), SceneSettings(quantity="db"))[0]
     half = LinearTransform("shift", np.array([[0.5, 0, 0], [0.25, 0, 0]]))
     reader, _ = moved(scene, scene.grid, half)
     found = to_amplitude(reader.read(Window(10, 10, 20, 20)), "db")[0]
@@ -228,7 +228,7 @@ def test_all_bands_are_moved_with_their_mask_and_classes_stay_classes(tmp_path):
     path = write_raster(
         tmp_path / "s2.tif", bands.astype(np.uint16), names=("B02", "B03", "B04", "B08", "SCL"), mask=mask
     )
-    scene = open_eo(str(path), eo_range=(0, 3000))
+    scene = open_eo_scene(str(path), eo_range=(0, 3000))
     reader, how = moved(scene, FINE, AFFINE)
     assert how.nearest == (False, False, False, False, True)
     done = write_moved(reader, how, FINE, tmp_path, tags={}, overviews="NEAREST")
@@ -250,7 +250,7 @@ def test_complex_samples_are_refused(tmp_path):
     values = (np.ones((1, 40, 40)) * (1 + 1j)).astype(np.complex64)
     path = write_raster(tmp_path / "slc.tif", values, names=("VV",))
     with pytest.raises(RadiometryError, match="complex"):
-        layout_of(open_sar(str(path), PairsSettings(), SceneSettings())[0])
+        layout_of(open_sar_scene(str(path), PairsSettings(), SceneSettings())[0])
 
 
 def test_a_rotated_scene_is_interpolated_once_from_its_own_pixels(tmp_path):

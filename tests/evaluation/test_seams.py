@@ -8,9 +8,9 @@ import pytest
 import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
+from support.seams import measure_seams
 
 import sar2eo
-from sar2eo.evaluation.seams import measure_disagreement, measure_seams
 from sar2eo.geo.blending import gather_block
 from sar2eo.geo.windows import Lattice
 
@@ -87,26 +87,6 @@ def test_one_window_has_nothing_to_compare():
     found = measure_seams(np.zeros((3, 64, 64), np.uint8), np.ones((64, 64), bool), alone)
     assert np.isnan([found.border_ratio, found.texture_ratio]).all()
     assert (found.border_samples, found.texture_samples) == (0, 0)
-
-
-def test_disagreement_is_the_difference_of_neighbours_where_they_overlap():
-    whole = as_bytes(noise((3, 172, 256)))
-    assert measure_disagreement(lambda index: whole[:, *LATTICE[index].slices], LATTICE) == 0
-    # Windows of one level each: neighbours in a row are 1 apart, in a column as many as there are columns.
-    levels = [np.full((3, 64, 64), index, np.uint8) for index in range(len(LATTICE))]
-    rows, cols = len(LATTICE.rows), len(LATTICE.cols)
-    beside = [
-        (step, a.intersection(b))
-        for i, a in enumerate(LATTICE)
-        for j, b in enumerate(LATTICE)
-        if (step := j - i) in (1, cols) and (step == cols or i // cols == j // cols)
-    ]
-    assert len(beside) == rows * (cols - 1) + cols * (rows - 1)
-    sizes = [(step, shared.height * shared.width) for step, shared in beside]
-    expected = sum(step * size for step, size in sizes) / sum(size for _, size in sizes)
-    assert measure_disagreement(levels.__getitem__, LATTICE) == pytest.approx(expected)
-    apart = Lattice((128, 128), tile=64, overlap=0, factor=4)
-    assert np.isnan(measure_disagreement(levels.__getitem__, apart))
 
 
 @pytest.mark.slow

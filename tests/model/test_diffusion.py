@@ -19,6 +19,7 @@ from sar2eo.model.diffusion import (
     set_timesteps,
     training_target,
 )
+from sar2eo.model.network import split_prediction
 
 CONFIG = schedule_config({}, set_alpha_to_one=True)
 RELEASE = schedule_config({}, set_alpha_to_one=False)
@@ -34,14 +35,14 @@ def timesteps(sampler: str, spacing: str, steps: int) -> list[int]:
 def oracle(clean: torch.Tensor, alpha_bars: torch.Tensor, kind: str = "epsilon"):  # type: ignore[no-untyped-def]
     """Return a perfect network: it knows the clean latent, and solves Eq. 1 for the noise."""
 
-    def denoise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         alpha_bar = alpha_bars[int(timestep)]
         noise = (latents - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
         prediction = training_target(clean, noise, alpha_bar.expand(len(clean)), kind)
         raw = torch.full_like(latents[:, :1], float(timestep) / 1000)
-        return torch.cat([prediction, raw], dim=1)
+        return prediction, raw
 
-    return denoise
+    return predict
 
 
 def test_fifty_leading_steps_are_the_papers() -> None:
@@ -68,7 +69,7 @@ def test_any_number_of_steps_gives_the_clean_latent(sampler: str, steps: int) ->
     network = oracle(clean, scheduler.alphas_cumprod, "v_prediction")
     seen: list[int] = []
 
-    def watched(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def watched(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(int(timestep))
         return network(latents, timestep)
 
@@ -183,12 +184,12 @@ def test_a_scheduler_starts_afresh_and_latents_stay_float32(sampler: str) -> Non
     noise = torch.linspace(-2, 2, 64).view(1, 4, 4, 4)
     seen = []
 
-    def denoise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(latents.dtype)
-        return torch.cat([latents.tanh(), latents[:, :1]], dim=1).bfloat16()
+        return split_prediction(torch.cat([latents.tanh(), latents[:, :1]], dim=1).bfloat16())
 
-    first, _ = sample(denoise, noise, scheduler, 5, 500)
-    second, _ = sample(denoise, noise, scheduler, 5, 500)
+    first, _ = sample(predict, noise, scheduler, 5, 500)
+    second, _ = sample(predict, noise, scheduler, 5, 500)
     assert torch.equal(first, second)
     assert set(seen) == {torch.float32}
     assert first.dtype == torch.float32

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -280,13 +280,32 @@ def test_threads_of_the_pool_use_the_threads_of_the_spec(checkpoint: Path, windo
     assert np.array_equal(here.eo, found.eo)
 
 
+class StandIn(torch.nn.Module):
+    """Has the weights of a U-Net, and computes something else."""
+
+    def __init__(self, unet: Any, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.unet, self.call = unet, call
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        return self.call(*arguments, **options)
+
+
+def stand_in(
+    translator: DiffusionTranslator, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet: Any = StandIn(translator.checkpoint.unet, call)
+    networks = dataclasses.replace(translator.checkpoint, unet=unet)
+    monkeypatch.setattr(translator, "_networks", networks)
+
+
 def test_a_batch_that_memory_does_not_hold_is_halved(
     checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a CUDA device whose memory others use as well; the same on any device."""
     translator = spec_of(checkpoint, batch=4, samples=2).load()
     assert isinstance(translator, DiffusionTranslator)
-    whole, unet, seen = translator.translate(windows, ORIGINS), translator._unet, []
+    whole, unet, seen = translator.translate(windows, ORIGINS), translator.checkpoint.unet, []
 
     def small(inputs: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         seen.append(len(inputs))
@@ -294,7 +313,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
             raise torch.OutOfMemoryError("out of memory")
         return unet(inputs, *arguments, **options)
 
-    monkeypatch.setattr(translator, "_unet", small)
+    stand_in(translator, small, monkeypatch)
     monkeypatch.setattr(translator, "_at_once", 4)
     with pytest.warns(Sar2eoWarning) as warned:
         halved = translator.translate(windows, ORIGINS)
@@ -313,7 +332,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     def none(inputs: torch.Tensor, *_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(translator, "_unet", none)
+    stand_in(translator, none, monkeypatch)
     with pytest.raises(SettingsError, match=r"cpu has too little memory for one window of 96 x 96 pixels"):
         translator.translate(windows, ORIGINS)
 
@@ -323,6 +342,7 @@ def test_what_a_compiler_runs_out_of_or_lacks_is_told_as_without_it(
     checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     translator = spec_of(checkpoint, batch=2).load()
+    assert isinstance(translator, DiffusionTranslator)
 
     def fail_with(error: Exception) -> None:
         def failing(*_: object) -> Any:
@@ -330,7 +350,7 @@ def test_what_a_compiler_runs_out_of_or_lacks_is_told_as_without_it(
 
         torch.compiler.reset()
         call = torch.compile(lambda inputs, *_, **__: inputs + 1, backend=failing)
-        monkeypatch.setattr(translator, "_unet", call)
+        stand_in(translator, call, monkeypatch)
         monkeypatch.setattr(translator, "_at_once", 2)
 
     fail_with(RuntimeError("no g++ was found\nin all of these places"))

@@ -19,10 +19,10 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.windows import Window
 from sar2eo.pairs.chips import ChipPair, cut_pair, write_pair
-from sar2eo.scenes.optical import EoPatch, open_eo
+from sar2eo.scenes.optical import EoPatch, open_eo_scene
 from sar2eo.scenes.reader import SceneReader
-from sar2eo.scenes.resampler import lanczos_taps, read_padded, read_shifted
-from sar2eo.scenes.sar_scene import SarScene, open_sar
+from sar2eo.scenes.sar_scene import SarScene, open_sar_scene
+from sar2eo.scenes.warp import lanczos_taps, read_padded, read_shifted
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.store.atomic import checksum
 
@@ -216,9 +216,9 @@ def test_files_hold_pixels_validity_place_and_tags(dtype, size, tmp_path):
 )
 def test_a_chip_is_stored_as_the_scene_is(dtype, scale, expected, tmp_path):
     path = write_raster(tmp_path / "s.tif", np.full((40, 40), 5, dtype), names=("VV",), nodata=0, scale=scale)
-    scene, _ = open_sar(str(path), PairsSettings(), SceneSettings(quantity="amplitude"))
+    scene, _ = open_sar_scene(str(path), PairsSettings(), SceneSettings(quantity="amplitude"))
     assert scene.dtype == expected
-    warped, _ = open_sar(str(path), PairsSettings(resolution=20.0), SceneSettings(quantity="amplitude"))
+    warped, _ = open_sar_scene(str(path), PairsSettings(resolution=20.0), SceneSettings(quantity="amplitude"))
     assert warped.dtype == "float32"
     assert warped.grid.transform[0] == 20.0
     assert scene.percentiles() == pytest.approx((5 * (scale or 1),))
@@ -254,7 +254,7 @@ def test_eo_of_another_crs_and_resolution_falls_on_the_right_pixels(pixel, tmp_p
     )
     reader = ArrayReader(np.ones((1, 160, 160)), grid=sar_grid)
     sar = SarScene(href="s", reader=reader, dtype="uint8", quantity="dn", calibration="none")
-    pair = cut_pair(sar, open_eo(str(path), eo_range=(0, 3000)), Cell(0, 0, 16, 16), size=128)
+    pair = cut_pair(sar, open_eo_scene(str(path), eo_range=(0, 3000)), Cell(0, 0, 16, 16), size=128)
     assert pair is not None
     assert pair.eo_valid.all()
     rows, cols = np.indices((128, 128))

@@ -12,7 +12,7 @@ from sar2eo.errors import PairsError
 from sar2eo.pairs.plan import find_candidates
 from sar2eo.scenes import open_scene
 from sar2eo.scenes.extent import SceneFootprint, scene_footprint, scene_valid
-from sar2eo.scenes.optical import open_eo
+from sar2eo.scenes.optical import open_eo_scene
 from sar2eo.scenes.sources import Source, expand_sources
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
 
@@ -87,7 +87,7 @@ def test_gaps_are_parts_of_days_and_never_negative():
 def write_eo(path, valid, transform, crs=UTM):
     values = np.full((3, *valid.shape), 90, np.uint8)
     path = write_raster(path, values, crs=crs, transform=transform, mask=valid, photometric="RGB")
-    return open_eo(path, eo_range=(0, 3000))
+    return open_eo_scene(path, eo_range=(0, 3000))
 
 
 def test_the_footprint_of_an_eo_scene_is_where_it_is_valid(tmp_path):
@@ -100,7 +100,7 @@ def test_the_footprint_of_an_eo_scene_is_where_it_is_valid(tmp_path):
     assert small.shape == (300, 200)
     np.testing.assert_array_equal(small, valid[5::10, 5::10])
     found = scene_footprint(Source(scene.href), scene)
-    to_pixels = open_eo(scene.href, eo_range=(0, 3000)).grid
+    to_pixels = open_eo_scene(scene.href, eo_range=(0, 3000)).grid
     from sar2eo.scenes.geolocation import AffineMapping
 
     rows, cols = AffineMapping(to_pixels, "EPSG:4326").pixels(*shapely.get_coordinates(found.area).T)
@@ -165,7 +165,8 @@ def test_a_simulated_pair_meets(tmp_path):
     files = write_pair(simulate_pair(SimulationSettings(size=256, seed=3)), tmp_path)
     sar = [scene_footprint(s, open_scene(s.href)) for s in expand_sources([str(files["sar"])], "sar")]
     eo = [
-        scene_footprint(s, open_eo(s, eo_range=(0, 3000))) for s in expand_sources([str(files["eo"])], "eo")
+        scene_footprint(s, open_eo_scene(s, eo_range=(0, 3000)))
+        for s in expand_sources([str(files["eo"])], "eo")
     ]
     (found,) = find_candidates(sar, eo, max_days=30)
     assert found.day_gap == pytest.approx(2 + (19 * 3600 + 17 * 60) / 86400)
@@ -179,7 +180,7 @@ def test_real_scenes_meet_as_they_should(real_data):
     sar = expand_sources([str(real_data / "scenes/*_sar.tif")], "sar")
     found = find_candidates(
         [scene_footprint(s, open_scene(s.href)) for s in sar],
-        [scene_footprint(s, open_eo(s, eo_range=(0, 3000))) for s in eo],
+        [scene_footprint(s, open_eo_scene(s, eo_range=(0, 3000))) for s in eo],
         max_days=40,
     )
     assert [(c.sar, c.eo) for c in found] == [(0, 0), (0, 1), (1, 1), (1, 0), (2, 2)]

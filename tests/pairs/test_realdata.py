@@ -13,9 +13,9 @@ from sar2eo.geo.windows import Window
 from sar2eo.matching.shifts import Displacement
 from sar2eo.matching.structure import StructuralAligner
 from sar2eo.pairs.alignment import measure
-from sar2eo.scenes.optical import open_eo
-from sar2eo.scenes.resampler import read_shifted
-from sar2eo.scenes.sar_scene import open_sar
+from sar2eo.scenes.optical import open_eo_scene
+from sar2eo.scenes.sar_scene import open_sar_scene
+from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings, SceneSettings
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
@@ -67,8 +67,8 @@ def test_alignment_takes_the_drift_away(real_data: Path, tmp_path: Path) -> None
     aligner = StructuralAligner()
     drift = aligner.drift(found)
     assert drift is not None
-    scene, _ = open_sar(str(sar), settings, SceneSettings())
-    optical = open_eo(str(eo), eo_range=(0, 3000))
+    scene, _ = open_sar_scene(str(sar), settings, SceneSettings())
+    optical = open_eo_scene(str(eo), eo_range=(0, 3000))
     half = aligner.neighbourhood_px // 2
     after = []
     for each in sure[::6]:

@@ -10,7 +10,7 @@ from support.scene_fixtures import speckle, write_raster
 
 import sar2eo
 from sar2eo.geo.grid import Grid
-from sar2eo.scenes.metadata import attributes_of, to_attributes
+from sar2eo.scenes.lazy_array import attributes_of, to_attributes
 
 GRID = Grid.create("EPSG:32633", Affine(10.1, 0, 500_000.3, 0, -10.1, 5_000_000.7), (37, 53))
 

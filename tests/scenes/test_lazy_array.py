@@ -14,7 +14,7 @@ from support.scene_fixtures import NORTH_UP, speckle, windows_of, write_raster
 
 from sar2eo.geo.windows import Window
 from sar2eo.scenes import SceneReader, gdal, open_scene, reader_of
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 
 SHAPE = (1100, 1300)
 

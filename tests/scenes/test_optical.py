@@ -13,7 +13,7 @@ from support.scene_fixtures import speckle, write_raster, write_safe, zip_safe
 from sar2eo.errors import PairsError, PairsWarning, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes.band_names import BandText, choose_rgb, cloud_rule, colour_of
-from sar2eo.scenes.optical import open_eo
+from sar2eo.scenes.optical import open_eo_scene
 from sar2eo.scenes.sources import Source, expand_sources
 
 UTM = "EPSG:32633"
@@ -72,7 +72,7 @@ def test_another_crs_and_resolution_lands_within_a_fiftieth_of_a_pixel(tmp_path,
     grid = GRIDS[name]
     x, y = centres(grid)
     path = write_rgb(tmp_path / "eo.tif", np.rint(pattern(x, y)).astype(np.uint8), grid)
-    patch = open_eo(path, eo_range=RANGE).read_onto(TARGET)
+    patch = open_eo_scene(path, eo_range=RANGE).read_onto(TARGET)
     assert patch.valid.mean() > 0.95
     assert np.abs(measured_shift(patch.rgb.astype(float), patch.valid)).max() < 0.02
     error = (patch.rgb - pattern(*centres(TARGET)))[:, patch.valid]
@@ -93,7 +93,7 @@ def test_coinciding_pixels_are_copied(tmp_path_factory, row, col, height, width)
     if not path.exists():
         write_rgb(path, values, mask=mask)
     transform = TARGET.affine @ Affine.translation(col, row)
-    patch = open_eo(path, eo_range=RANGE).read_onto(Grid(UTM, transform[:6], (height, width)))
+    patch = open_eo_scene(path, eo_range=RANGE).read_onto(Grid(UTM, transform[:6], (height, width)))
     room = 150
     padded = np.pad(np.where(mask, values, 0), ((0, 0), (room, room), (room, room)))
     there = np.pad(mask, room)
@@ -120,7 +120,7 @@ def test_what_is_not_valid_does_not_bleed(tmp_path, how, pixel):
         path = write_rgb(tmp_path / "eo.tif", values, grid, mask=valid)
     else:
         path = write_rgb(tmp_path / "eo.tif", values, grid, nodata=0)
-    patch = open_eo(path, eo_range=RANGE).read_onto(TARGET)
+    patch = open_eo_scene(path, eo_range=RANGE).read_onto(TARGET)
     assert (patch.rgb[1:, patch.valid] == 100).all()
     assert (patch.rgb[0] == 0).all()
     assert (patch.rgb[:, ~patch.valid] == 0).all()
@@ -140,12 +140,12 @@ def test_coarser_pixels_are_means(tmp_path):
     values = rgb_values(fine.shape)
     path = write_rgb(tmp_path / "eo.tif", values, fine)
     means = values.reshape(3, 60, 4, 80, 4).mean(axis=(2, 4))
-    found = open_eo(path, eo_range=RANGE).read_onto(TARGET).rgb
+    found = open_eo_scene(path, eo_range=RANGE).read_onto(TARGET).rgb
     assert np.abs(found - means).max() <= 0.5001
 
 
 def test_a_scene_elsewhere_is_not_valid_anywhere(tmp_path):
-    scene = open_eo(write_rgb(tmp_path / "eo.tif", rgb_values(TARGET.shape)), eo_range=RANGE)
+    scene = open_eo_scene(write_rgb(tmp_path / "eo.tif", rgb_values(TARGET.shape)), eo_range=RANGE)
     for crs in (UTM, "EPSG:32632"):
         patch = scene.read_onto(Grid(crs, (10.0, 0, 900_000.0, 0, -10.0, 5_500_000.0), (8, 9)))
         assert not patch.valid.any()
@@ -159,7 +159,7 @@ def test_across_the_antimeridian(tmp_path):
     west = Grid("EPSG:4326", (1e-4, 0, (x % 360).min() - 0.002, 0, -1e-4, y.max() + 0.002), (110, 130))
     assert (x % 360).min() < 180 < (x % 360).max()
     values = np.full((3, *west.shape), 77, np.uint8)
-    patch = open_eo(write_rgb(tmp_path / "eo.tif", values, west), eo_range=RANGE).read_onto(grid)
+    patch = open_eo_scene(write_rgb(tmp_path / "eo.tif", values, west), eo_range=RANGE).read_onto(grid)
     assert patch.valid.all()
     assert (patch.rgb == 77).all()
 
@@ -183,7 +183,7 @@ def test_thirteen_bands_of_sentinel2_in_their_order(tmp_path):
     values[:, 5, 7] = 0
     values[3, 6, 8] = 0  # red ends before the others
     path = write_raster(tmp_path / "s2.tif", values)
-    scene = open_eo(path, eo_range=RANGE)
+    scene = open_eo_scene(path, eo_range=RANGE)
     patch = scene.read_onto(TARGET)
     assert scene.kind == "reflectance"
     assert not patch.valid[5, 7]
@@ -203,9 +203,9 @@ def test_offsets_are_honoured(tmp_path):
     plain = write_raster(tmp_path / "a.tif", values, names=names)
     by_file = write_raster(tmp_path / "b.tif", values, names=names, scale=1e-4, offset=-0.1)
     by_tag = write_raster(tmp_path / "c.tif", values, names=names, tags={"BOA_ADD_OFFSET": "-1000"})
-    near(open_eo(plain, eo_range=RANGE).read_onto(TARGET).rgb, as_bytes(values[::-1]))
+    near(open_eo_scene(plain, eo_range=RANGE).read_onto(TARGET).rgb, as_bytes(values[::-1]))
     for path in (by_file, by_tag):
-        scene = open_eo(path, eo_range=RANGE)
+        scene = open_eo_scene(path, eo_range=RANGE)
         near(scene.read_onto(TARGET).rgb, expected)
         assert scene.facts()["offset"] == pytest.approx(-1000)
 
@@ -217,19 +217,19 @@ def test_a_product_that_must_have_an_offset_is_warned_of(tmp_path):
         for baseline in ("N0510", "N0301")
     )
     with pytest.warns(PairsWarning, match=r"\(0510\) is stored with 1000 added"):
-        open_eo(new, eo_range=RANGE)
-    assert open_eo(old, eo_range=RANGE).facts()["offset"] == 0
+        open_eo_scene(new, eo_range=RANGE)
+    assert open_eo_scene(old, eo_range=RANGE).facts()["offset"] == 0
     with rasterio.open(new, "r+") as file:
         file.offsets = (-1000,) * 3
-    assert open_eo(new, eo_range=RANGE).facts()["offset"] == -1000
+    assert open_eo_scene(new, eo_range=RANGE).facts()["offset"] == -1000
 
 
 def test_a_range_that_leaves_the_scene_black_is_refused(tmp_path):
     values = reflectance(3).astype(np.float32) / 10_000
     path = write_raster(tmp_path / "a.tif", values, names=["red", "green", "blue"])
     with pytest.raises(PairsError, match=r"values reach 0\.3.*black: give --eo-range"):
-        open_eo(path, eo_range=RANGE)
-    patch = open_eo(path, eo_range=(0.0, 0.3)).read_onto(TARGET)
+        open_eo_scene(path, eo_range=RANGE)
+    patch = open_eo_scene(path, eo_range=(0.0, 0.3)).read_onto(TARGET)
     near(patch.rgb, as_bytes(values, 0, 0.3))
 
 
@@ -263,19 +263,19 @@ def test_names_go_before_the_roles_that_gdal_gives_to_any_bytes(tmp_path):
         path = write_raster(
             tmp_path / f"{count}.tif", values[:count], names=names[:count], crs=UTM, transform=TARGET.affine
         )
-        patch = open_eo(path, eo_range=RANGE).read_onto(TARGET)
+        patch = open_eo_scene(path, eo_range=RANGE).read_onto(TARGET)
         np.testing.assert_array_equal(patch.rgb, values[[2, 1, 0]])
         assert patch.valid.all()  # near infrared is no opacity
     for told in ((), ("red", "green", "blue", "alpha")):
         path = write_raster(tmp_path / "a.tif", values, names=told or None, crs=UTM, transform=TARGET.affine)
-        patch = open_eo(path, eo_range=RANGE).read_onto(TARGET)
+        patch = open_eo_scene(path, eo_range=RANGE).read_onto(TARGET)
         np.testing.assert_array_equal(patch.valid, values[3] > 0)
 
 
 def test_bytes_stay_as_they_are_whatever_scale_is_declared(tmp_path):
     values = rgb_values(TARGET.shape)
     path = write_rgb(tmp_path / "a.tif", values, scale=1 / 255)
-    np.testing.assert_array_equal(open_eo(path, eo_range=RANGE).read_onto(TARGET).rgb, values)
+    np.testing.assert_array_equal(open_eo_scene(path, eo_range=RANGE).read_onto(TARGET).rgb, values)
 
 
 def test_wavelengths_of_tags(tmp_path):
@@ -283,7 +283,7 @@ def test_wavelengths_of_tags(tmp_path):
     with rasterio.open(path, "r+") as file:
         for band, value in enumerate((490, 560, 665, 842), start=1):
             file.update_tags(band, wavelength=f"{value} nm")
-    assert open_eo(path, eo_range=RANGE).facts()["indexes"] == [3, 2, 1]
+    assert open_eo_scene(path, eo_range=RANGE).facts()["indexes"] == [3, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_clouds(tmp_path, name, values, cloudy):
     told = np.random.default_rng(4).choice(np.array(values, np.uint16), TARGET.shape)
     stack = np.concatenate([reflectance(3), told[None]])
     path = write_raster(tmp_path / "a.tif", stack, names=["blue", "green", "red", name])
-    scene = open_eo(path, eo_range=RANGE)
+    scene = open_eo_scene(path, eo_range=RANGE)
     patch = scene.read_onto(TARGET)
     np.testing.assert_array_equal(patch.cloud, np.isin(told, cloudy))
     assert patch.cloud.dtype == np.bool_
@@ -310,7 +310,7 @@ def test_clouds(tmp_path, name, values, cloudy):
 
 
 def test_a_scene_can_be_sent_to_another_process(tmp_path):
-    scene = open_eo(write_rgb(tmp_path / "eo.tif", rgb_values(TARGET.shape)), eo_range=RANGE)
+    scene = open_eo_scene(write_rgb(tmp_path / "eo.tif", rgb_values(TARGET.shape)), eo_range=RANGE)
     data = pickle.dumps(scene)
     assert len(data) < 10_000
     again = pickle.loads(data)  # noqa: S301 (our own)
@@ -325,13 +325,13 @@ def test_time_and_platform(tmp_path):
     named = write_rgb(tmp_path / f"{name}_rgb.tif", values)
     stamped = write_rgb(tmp_path / "scene_20210102T030405_x.tif", values)
     for path in (tagged, named):
-        scene = open_eo(path, eo_range=RANGE)
+        scene = open_eo_scene(path, eo_range=RANGE)
         assert scene.datetime.isoformat() == "2020-11-04T18:35:41+00:00"
         assert scene.platform == "Sentinel-2B"
-    assert open_eo(stamped, eo_range=RANGE).datetime.isoformat() == "2021-01-02T03:04:05+00:00"
-    given = open_eo(Source(tagged, datetime="2022-01-01", platform="X"), eo_range=RANGE)
+    assert open_eo_scene(stamped, eo_range=RANGE).datetime.isoformat() == "2021-01-02T03:04:05+00:00"
+    given = open_eo_scene(Source(tagged, datetime="2022-01-01", platform="X"), eo_range=RANGE)
     assert (given.datetime.year, given.platform) == (2022, "X")
-    assert open_eo(write_rgb(tmp_path / "b.tif", values), eo_range=RANGE).datetime is None
+    assert open_eo_scene(write_rgb(tmp_path / "b.tif", values), eo_range=RANGE).datetime is None
 
 
 def write_item(folder, assets, name="item.json", **properties):
@@ -377,7 +377,7 @@ def band_assets(**said):
 def test_an_item_with_an_asset_per_band(item_files, said, properties, offset):
     folder, values, classes = item_files
     scl = {"scl": {"href": "scl.tif", "type": TIFF, "roles": ["data"]}}
-    scene = open_eo(write_item(folder, {**band_assets(**said), **scl}, **properties), eo_range=RANGE)
+    scene = open_eo_scene(write_item(folder, {**band_assets(**said), **scl}, **properties), eo_range=RANGE)
     patch = scene.read_onto(TARGET)
     near(patch.rgb, as_bytes(values.astype(float) + offset))
     assert scene.facts()["offset"] == pytest.approx(offset)
@@ -387,7 +387,7 @@ def test_an_item_with_an_asset_per_band(item_files, said, properties, offset):
     assert (patch.cloud == fine).mean() > 0.9
     uniform = np.full_like(classes, 9)
     write_raster(folder / "scl.tif", uniform, transform=TARGET.affine @ Affine.scale(2))
-    assert open_eo(folder / "item.json", eo_range=RANGE).read_onto(TARGET).cloud.all()
+    assert open_eo_scene(folder / "item.json", eo_range=RANGE).read_onto(TARGET).cloud.all()
 
 
 def test_an_item_with_a_visual_asset_or_a_stack(item_files):
@@ -395,12 +395,12 @@ def test_an_item_with_a_visual_asset_or_a_stack(item_files):
     picture = rgb_values(TARGET.shape)
     write_rgb(folder / "tci.tif", picture)
     visual = {"visual": {"href": "tci.tif", "type": TIFF, "roles": ["visual"]}}
-    scene = open_eo(write_item(folder, {**band_assets(), **visual}), eo_range=RANGE)
+    scene = open_eo_scene(write_item(folder, {**band_assets(), **visual}), eo_range=RANGE)
     np.testing.assert_array_equal(scene.read_onto(TARGET).rgb, picture)
     write_raster(folder / "stack.tif", values)
     bands = [{"name": "B04", "common_name": "red"}, {"common_name": "green"}, {"common_name": "blue"}]
     stack = {"data": {"href": "stack.tif", "type": TIFF, "eo:bands": bands}}
-    near(open_eo(write_item(folder, stack), eo_range=RANGE).read_onto(TARGET).rgb, as_bytes(values))
+    near(open_eo_scene(write_item(folder, stack), eo_range=RANGE).read_onto(TARGET).rgb, as_bytes(values))
 
 
 def test_names_of_assets_that_carry_their_resolution(item_files):
@@ -412,7 +412,7 @@ def test_names_of_assets_that_carry_their_resolution(item_files):
         path.rename(blank / path.name)
     names = {"B04_10m": "B04", "B03_10m": "B03", "B02_10m": "B02", "SCL_20m": "scl"}
     assets = {key: {"href": f"a%20b/{name}.tif", "type": TIFF} for key, name in names.items()}
-    patch = open_eo(write_item(folder, assets), eo_range=RANGE).read_onto(TARGET)
+    patch = open_eo_scene(write_item(folder, assets), eo_range=RANGE).read_onto(TARGET)
     near(patch.rgb, as_bytes(values))
     assert (patch.cloud == (classes.repeat(2, 0).repeat(2, 1) == 9)).mean() > 0.9
 
@@ -425,12 +425,14 @@ def test_an_asset_of_cloud_probabilities_is_no_mask(item_files, said):
     write_raster(folder / href["href"], np.where(classes == 9, 90, 3).astype(np.uint8), transform=half)
     assets = {"cloud": {**href, **said}, **band_assets()}
     thick = (classes == 9).repeat(2, 0).repeat(2, 1)
-    found = open_eo(write_item(folder, assets), eo_range=RANGE).read_onto(TARGET).cloud
+    found = open_eo_scene(write_item(folder, assets), eo_range=RANGE).read_onto(TARGET).cloud
     assert (found == thick).mean() > 0.9
     # Classes tell more, wherever they stand.
     write_raster(folder / "scl.tif", np.full_like(classes, 4), transform=half)
     scl = {"scl": {"href": "scl.tif", "type": TIFF}}
-    assert not open_eo(write_item(folder, {**assets, **scl}), eo_range=RANGE).read_onto(TARGET).cloud.any()
+    assert (
+        not open_eo_scene(write_item(folder, {**assets, **scl}), eo_range=RANGE).read_onto(TARGET).cloud.any()
+    )
 
 
 @pytest.mark.parametrize("name", ["T33TWL_20220304T050607_TCI_10m.tif", "TCI.tif", "picture.tif"])
@@ -441,10 +443,10 @@ def test_a_true_colour_image_that_declares_no_nodata(item_files, name):
     picture[..., :5] = 0
     write_raster(folder / name, picture, names=("red", "green", "blue"), crs=UTM, transform=TARGET.affine)
     named = "TCI" in name
-    assert open_eo(folder / name, eo_range=RANGE).read_onto(TARGET).valid[:, :5].any() == (not named)
+    assert open_eo_scene(folder / name, eo_range=RANGE).read_onto(TARGET).valid[:, :5].any() == (not named)
     for said, known in (({}, named), ({"raster:bands": [{"nodata": 0}] * 3}, True)):
         visual = {"visual": {"href": name, "type": TIFF, "roles": ["visual"], **said}}
-        valid = open_eo(write_item(folder, visual), eo_range=RANGE).read_onto(TARGET).valid
+        valid = open_eo_scene(write_item(folder, visual), eo_range=RANGE).read_onto(TARGET).valid
         assert valid[:, 5:].all()
         assert valid[:, :5].any() == (not known)
 
@@ -484,7 +486,7 @@ def test_a_product_of_sentinel2(tmp_path, given):
         path = path / "MTD_MSIL2A.xml"
     elif given == "zip":
         path = zip_safe(path, tmp_path / "product.zip")
-    scene = open_eo(path, eo_range=RANGE)
+    scene = open_eo_scene(path, eo_range=RANGE)
     patch = scene.read_onto(TARGET)
     near(patch.rgb[:, 4:], as_bytes(values[:, 4:].astype(float) - 1000))
     assert patch.valid[4:].all()
@@ -502,9 +504,9 @@ def test_metadata_that_are_no_numbers_are_told_and_a_time_that_is_none_is_left_o
     for number in ("none", "0"):
         metadata.write_text(text.replace('"none">10000<', f'"none">{number}<'))
         with pytest.raises(SceneError, match="metadata hold no number"):
-            open_eo(path, eo_range=RANGE)
+            open_eo_scene(path, eo_range=RANGE)
     metadata.write_text(text.replace("2022-03-04T05:06:07.024Z", "soon"))
-    assert open_eo(path, eo_range=RANGE).datetime is None
+    assert open_eo_scene(path, eo_range=RANGE).datetime is None
 
 
 def test_products_go_to_their_role(tmp_path):
@@ -513,31 +515,31 @@ def test_products_go_to_their_role(tmp_path):
     assert [s.href for s in expand_sources([str(tmp_path)], "sar")] == [str(sentinel1)]
     assert [s.href for s in expand_sources([str(tmp_path)], "eo")] == [str(sentinel2)]
     with pytest.raises(SceneError, match="a folder, where an EO scene is"):
-        open_eo(sentinel1, eo_range=RANGE)
+        open_eo_scene(sentinel1, eo_range=RANGE)
     next(sentinel2.glob("GRANULE/*/IMG_DATA/R10m/*B03_10m.jp2")).unlink()
     with pytest.raises(SceneError, match="no image of B03 at 10 m"):
-        open_eo(sentinel2, eo_range=RANGE)
+        open_eo_scene(sentinel2, eo_range=RANGE)
 
 
 def test_what_is_not_eo_is_told_in_words(tmp_path):
     sar = write_raster(tmp_path / "sar.tif", speckle((2, 20, 30)), names=["VV", "VH"])
     with pytest.raises(PairsError, match=r"but VV, VH: is this a SAR scene, given as --eo"):
-        open_eo(sar, eo_range=RANGE)
+        open_eo_scene(sar, eo_range=RANGE)
     stack = write_raster(tmp_path / "stack.tif", reflectance(5))
     with pytest.raises(PairsError, match=r"which of its 5 bands .* red, green and blue is not known"):
-        open_eo(stack, eo_range=RANGE)
+        open_eo_scene(stack, eo_range=RANGE)
     with pytest.raises(SceneError, match="a folder"):
-        open_eo(tmp_path, eo_range=RANGE)
+        open_eo_scene(tmp_path, eo_range=RANGE)
     loose = write_raster(tmp_path / "loose.tif", rgb_values((9, 9)), crs=None, transform=None)
     with pytest.raises(SceneError, match="no CRS with a geotransform"):
-        open_eo(loose, eo_range=RANGE)
+        open_eo_scene(loose, eo_range=RANGE)
     item = write_item(tmp_path, {"vv": {"href": "sar.tif", "type": TIFF}}, **{"sar:polarizations": ["VV"]})
     with pytest.raises(PairsError, match="no EO asset among vv"):
-        open_eo(item, eo_range=RANGE)
+        open_eo_scene(item, eo_range=RANGE)
     with pytest.raises(SceneError, match="cannot open"):
-        open_eo(tmp_path / "none.tif", eo_range=RANGE)
+        open_eo_scene(tmp_path / "none.tif", eo_range=RANGE)
     turned = Grid(UTM, (10.0, 1.0, 0.0, 1.0, -10.0, 0.0), (4, 4))
-    rgb = open_eo(write_rgb(tmp_path / "rgb.tif", rgb_values(TARGET.shape)), eo_range=RANGE)
+    rgb = open_eo_scene(write_rgb(tmp_path / "rgb.tif", rgb_values(TARGET.shape)), eo_range=RANGE)
     with pytest.raises(PairsError, match="north-up"):
         rgb.read_onto(turned)
 
@@ -546,15 +548,15 @@ def test_what_is_not_eo_is_told_in_words(tmp_path):
 def test_real_scenes(real_data):
     with rasterio.open(real_data / "odd/s2_13band_uint16_utm.tif") as file:
         red = file.read(4)
-    scene = open_eo(real_data / "odd/s2_13band_uint16_utm.tif", eo_range=RANGE)
+    scene = open_eo_scene(real_data / "odd/s2_13band_uint16_utm.tif", eo_range=RANGE)
     near(scene.read_onto(scene.grid).rgb[0], as_bytes(red))
     for path in sorted(real_data.glob("odd/s2rgb_*.tif")):
         with rasterio.open(path) as file:
             stored = file.read()
-        scene = open_eo(path, eo_range=RANGE)
+        scene = open_eo_scene(path, eo_range=RANGE)
         np.testing.assert_array_equal(scene.read_onto(scene.grid).rgb, stored)
         assert scene.datetime is not None
-    west = open_eo(real_data / "scenes/la_west_eo.tif", eo_range=RANGE)
+    west = open_eo_scene(real_data / "scenes/la_west_eo.tif", eo_range=RANGE)
     assert (west.platform, west.datetime.isoformat()) == ("Sentinel-2A", "2020-11-04T18:35:41+00:00")
     with rasterio.open(real_data / "scenes/la_west_eo.tif") as file:
         place = ((3000, 3400), (5000, 5300))

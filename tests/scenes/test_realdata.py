@@ -11,7 +11,7 @@ from rasterio.control import GroundControlPoint
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.geo.windows import Window
 from sar2eo.scenes import describe_scene, open_scene, reader_of
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 
 pytestmark = pytest.mark.realdata
 

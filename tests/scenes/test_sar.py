@@ -14,7 +14,7 @@ from sar2eo.errors import (
 )
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes import describe_scene, open_scene, parse_source
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 
 
 def decibels(shape, seed=3):

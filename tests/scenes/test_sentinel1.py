@@ -9,7 +9,7 @@ from support.scene_fixtures import windows_of, write_safe, zip_safe
 from sar2eo.errors import GeoreferenceError, PolarisationError, SceneError, SettingsError
 from sar2eo.geo.windows import Window
 from sar2eo.scenes import open_scene, reader_of
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.scenes.sentinel1 import CalibratedReader, CalibrationTable, open_safe
 
 

@@ -9,7 +9,7 @@ from support.scene_fixtures import speckle, write_raster, write_safe, zip_safe
 
 from sar2eo.errors import PairsError, SceneError
 from sar2eo.pairs.index import tags_of
-from sar2eo.scenes import open_scene, shown_source
+from sar2eo.scenes import display_name, open_scene
 from sar2eo.scenes.sources import Source, expand_sources
 
 TIFF = "image/tiff; application=geotiff"
@@ -208,11 +208,11 @@ def test_footprints_across_the_antimeridian(tmp_path):
 
 def test_what_is_recorded_of_signed_urls_holds_no_secret():
     signed = "https://store.example/a_vv.tif?sv=2024&sig=SECRET"
-    assert shown_source(signed) == "https://store.example/a_vv.tif"
+    assert display_name(signed) == "https://store.example/a_vv.tif"
     both = f"VV={signed},VH={signed.replace('vv', 'vh')}"
-    assert shown_source(both) == "VV=https://store.example/a_vv.tif,VH=https://store.example/a_vh.tif"
+    assert display_name(both) == "VV=https://store.example/a_vv.tif,VH=https://store.example/a_vh.tif"
     common = dict.fromkeys(("quantity", "calibration", "sar_datetime", "eo_datetime"))
     common |= {"polarisations": ["VV", "VH"], "scaling": [1.0, 2.0]}
-    tags = tags_of(common | {"sar_href": shown_source(both), "eo_href": "/data/eo.tif"})
+    tags = tags_of(common | {"sar_href": display_name(both), "eo_href": "/data/eo.tif"})
     assert tags["SAR_SOURCE"] == "VV=a_vv.tif,VH=a_vh.tif"
     assert tags["EO_SOURCE"] == "eo.tif"

@@ -5,7 +5,7 @@ from support.stac_items import TIFF, write_item
 
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.scenes import open_scene
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 
 
 @pytest.fixture

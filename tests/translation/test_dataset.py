@@ -336,8 +336,8 @@ def test_the_accessor_is_the_same_function(scene_file: Path) -> None:
         scene.sar2eo.translate(spec, tile=128).compute(), sar2eo.translate(scene, spec, tile=128).compute()
     )
     part = scene.isel(y=slice(8, 20))
-    assert part.sar2eo.geo.grid.shape == (12, 700)
-    assert part.sar2eo.geo.grid.transform[5] == scene.sar2eo.geo.grid.transform[5] - 80
+    assert part.sar2eo.grid.shape == (12, 700)
+    assert part.sar2eo.grid.transform[5] == scene.sar2eo.grid.transform[5] - 80
 
 
 def model_inputs(scene: xr.DataArray, monkeypatch: pytest.MonkeyPatch, **options: object) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from sar2eo.cli import cli
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.model.card import Card
 from sar2eo.model.spec import resolve_model
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.settings import TranslateRecipe
 from sar2eo.translation import graph
 from sar2eo.translation.dataset import _choose

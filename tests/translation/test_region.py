@@ -14,7 +14,7 @@ from support.scenes import CRS, TRANSFORM, amplitude, write_scene
 import sar2eo
 from sar2eo.errors import SettingsError
 from sar2eo.geo.grid import Grid
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.settings import RegionSettings
 from sar2eo.translation.region import cut, read_area
 

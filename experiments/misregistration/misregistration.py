@@ -1,7 +1,7 @@
 """How well `sar2eo coregister` finds planted shifts, and whether it accepts scenes of another place.
 
-    python examples/misregistration.py study --methods structure,phase,ncc
-    python examples/misregistration.py study --model runs/matcher/final
+    python experiments/misregistration/misregistration.py study --methods structure,phase,ncc
+    python experiments/misregistration/misregistration.py study --model runs/matcher/final
 
 Places are simulated, each with its SAR shifted by a known vector of 0 to 20 pixels in a direction of its own.
 All lie on one grid, so that the optical scene of any of them can be given the SAR of any other. What was

@@ -11,8 +11,7 @@ import rasterio.features
 import shapely
 from rasterio.errors import NotGeoreferencedWarning
 
-from sar2eo.geo.grid import Grid
-from sar2eo.geo.raster_warnings import unplaced_is_fine
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.translation.region import _masked
 
 
@@ -20,7 +19,7 @@ from sar2eo.translation.region import _masked
 def unplaced(tmp_path: Path) -> Path:
     path = tmp_path / "unplaced.tif"
     with (
-        unplaced_is_fine(),
+        ignore_missing_georeference(),
         rasterio.open(path, "w", driver="GTiff", count=1, dtype="uint8", width=4, height=4) as raster,
     ):
         raster.write(np.ones((1, 4, 4), np.uint8))
@@ -28,7 +27,7 @@ def unplaced(tmp_path: Path) -> Path:
 
 
 def test_only_what_is_within_is_silent(unplaced: Path) -> None:
-    with unplaced_is_fine(), unplaced_is_fine(), rasterio.open(unplaced) as raster:
+    with ignore_missing_georeference(), ignore_missing_georeference(), rasterio.open(unplaced) as raster:
         assert raster.count == 1
     with pytest.warns(NotGeoreferencedWarning), rasterio.open(unplaced):
         pass
@@ -40,14 +39,14 @@ def test_a_thread_that_leaves_does_not_take_anothers_silence(unplaced: Path) -> 
     before = list(warnings.filters)
 
     def first() -> None:
-        with unplaced_is_fine():
+        with ignore_missing_georeference():
             inside.set()
             leave.wait(0.2)
 
     thread = threading.Thread(target=first)
     thread.start()
     inside.wait()
-    with unplaced_is_fine():
+    with ignore_missing_georeference():
         leave.set()
         thread.join()
         with rasterio.open(unplaced) as raster:

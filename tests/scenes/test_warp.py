@@ -14,7 +14,7 @@ from sar2eo.errors import GeolocationWarning, GeoreferenceError
 from sar2eo.geo.windows import Window
 from sar2eo.scenes import open_scene, reader_of
 from sar2eo.scenes.geolocation import ThinPlateSpline, local_crs
-from sar2eo.scenes.metadata import attributes_of
+from sar2eo.scenes.lazy_array import attributes_of
 from sar2eo.scenes.raster import RasterReader
 
 ROTATED = Affine(8.0, 6.0, 500_000.0, 6.0, -8.0, 5_000_000.0)  # 10 m pixels, turned
@@ -99,8 +99,8 @@ def test_pieces_are_bounded_and_do_not_change_pixels(warped, monkeypatch):
     monkeypatch.setattr(
         RasterReader, "read", lambda self, w: sizes.append(w.height * w.width) or read(self, w)
     )
-    monkeypatch.setattr("sar2eo.scenes.warped_reader._SOURCE_PIXELS", 500)
-    monkeypatch.setattr("sar2eo.scenes.warped_reader._TILE", 40)
+    monkeypatch.setattr("sar2eo.scenes.warp._SOURCE_PIXELS", 500)
+    monkeypatch.setattr("sar2eo.scenes.warp._TILE", 40)
     assert reader.read(reader.grid.window).tobytes() == whole.tobytes()
     assert max(sizes) <= 500
 

@@ -1,6 +1,6 @@
 """What each part of a trained matcher (DCDM) is worth: validation pairs matched with parts switched off.
 
-    python examples/switched_off.py PAIRS --model bundled
+    python experiments/switched_off/switched_off.py PAIRS --model bundled
 
 Nothing is trained anew, so this says what a trained network relies on, not what one trained without a part
 would reach. Printed are CMR(T=5) and CMR(T=2) by the learned map and that of pixels, and by all maps with the

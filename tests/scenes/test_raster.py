@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import remote_cache
-from sar2eo.scenes.remote_cache import read_blocks
+from sar2eo.scenes import raster
+from sar2eo.scenes.raster import read_blocks
 
 Case = tuple[tuple[int, int], tuple[int, int], list[Window]]
 
@@ -85,10 +85,10 @@ def test_threads_wait_for_each_other_instead_of_reading_twice() -> None:
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_cache, "CACHE_BYTES", 10_000)
+    monkeypatch.setattr(raster, "CACHE_BYTES", 10_000)
     source = Source((64, 64))
     for _ in range(2):
         check(source, Window(0, 0, 64, 64), (16, 16))
-    kept = sum(plane.nbytes for planes in remote_cache._kept.values() for plane in planes)
+    kept = sum(plane.nbytes for planes in raster._kept.values() for plane in planes)
     assert 5_000 < kept <= 10_000
     assert source.read_counts.max() == 2

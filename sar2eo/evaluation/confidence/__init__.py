@@ -1,1 +1,0 @@
-"""The study of what a model's variance knows of changes."""
