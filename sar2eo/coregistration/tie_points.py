@@ -232,7 +232,7 @@ def _measure_run(
                 tie, row=tie.row + rows, col=tie.col + cols, rows=-tie.rows, cols=-tie.cols
             )
         counters.add("ties_done", 1)
-        found.append(tie and dataclasses.astuple(tie))
+        found.append(None if tie is None else dataclasses.astuple(tie))
     return found
 
 

@@ -349,10 +349,7 @@ def build_pairs(
         )
     if scene.allow_ungeoreferenced:
         raise SettingsError("allow_ungeoreferenced: scenes without a georeference cannot be paired")
-    sources = [
-        [str(given)] if isinstance(given, str | Path) else [str(path) for path in given]
-        for given in (sar, eo)
-    ]
+    sources = _as_list(sar), _as_list(eo)
     aligner = _aligner(settings, matcher)
     if dry_run:
         return _dry_run(open_scenes(*sources, settings, scene, Path(out)), settings)
@@ -397,3 +394,7 @@ def _aligner(settings: PairsSettings, matcher: str | Path | None) -> Aligner | N
     from sar2eo.matching.structure import StructuralAligner
 
     return StructuralAligner()
+
+
+def _as_list(paths: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]

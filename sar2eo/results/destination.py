@@ -53,7 +53,7 @@ class Destination:
         SettingsError
             If it is no such name.
         """
-        bucket, key = s3.parted(out)
+        bucket, key = s3.split_url(out)
         single = Path(key).suffix.lower() in (".tif", ".tiff") and not key.endswith("/")
         parts = key.removesuffix("/").split("/") if key.strip("/") else []
         if not bucket or any(part in ("", ".", "..") for part in parts):
@@ -119,7 +119,7 @@ class Destination:
             If it cannot be listed.
         """
         with self._told():
-            return s3.listed(self.url)
+            return s3.list_objects(self.url)
 
     def check(self) -> None:
         """Refuse a place that cannot be listed, or where nothing may be written.
