@@ -16,7 +16,7 @@ from pyproj import Transformer
 from rasterio.enums import ColorInterp
 
 from sar2eo.compute import counters
-from sar2eo.compute.dask_run import Progress, compute_keys, reporting
+from sar2eo.compute.dask_run import Progress, compute_keys, report_progress
 from sar2eo.coregistration.transforms import MovingTransform
 from sar2eo.errors import OutputError, RadiometryError, one_line
 from sar2eo.geo.grid import Grid
@@ -63,7 +63,6 @@ class MovedMapping:
         Of the ground coordinates that `base` takes.
     grid : Grid
         Of the reference.
-    transform : MovingTransform
     """
 
     base: Mapping
@@ -107,7 +106,6 @@ def moved_mapping(reader: SceneReader, grid: Grid, transform: MovingTransform) -
         Of the moving scene.
     grid : Grid
         Of the reference.
-    transform : MovingTransform
     """
     if isinstance(reader, WarpedReader):
         return MovedMapping(reader.mapping, str(reader.grid.crs), grid, transform)
@@ -125,7 +123,6 @@ class MovedReader(SceneReader):
     ----------
     source : SceneReader
         In its own frame.
-    mapping : MovedMapping
     grid : Grid
         Of the reference.
     quantity : str or None
@@ -282,7 +279,6 @@ class Layout:
 
     Parameters
     ----------
-    dtype : str
     nodata : float or None
         None: an internal mask says which pixels are valid.
     together : bool
@@ -344,10 +340,6 @@ def layout_of(scene: SarScene | EoScene) -> tuple[SceneReader, Layout]:
     """Return the reader of all bands of a scene as they lie in its file, and how to store them.
 
     Of scenes that are no single raster: of the bands that were opened.
-
-    Parameters
-    ----------
-    scene : SarScene or EoScene
 
     Returns
     -------
@@ -477,7 +469,6 @@ def needed_bytes(layout: Layout, window: Window) -> int:
 
     Parameters
     ----------
-    layout : Layout
     window : Window
         Of the grid, where the moved scene has data.
     """
@@ -501,8 +492,6 @@ def write_moved(
     ----------
     reader : SceneReader
         Of the moved scene, on `grid`; computed on Dask's scheduler in force.
-    layout : Layout
-    grid : Grid
     folder : Path
         For what is being made.
     tags : mapping
@@ -556,7 +545,7 @@ def _write_plain(
     valid = 0
     with (
         rasterio.open(path, "w", **_profile(layout, grid)) as raster,
-        reporting(progress, {"blocks_total": len(windows)}),
+        report_progress(progress, {"blocks_total": len(windows)}),
     ):
         _describe(raster, layout, tags)
         for start in range(0, len(windows), _TASKS):

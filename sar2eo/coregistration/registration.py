@@ -1,4 +1,4 @@
-"""`coregister`: two scenes in, one of them moved onto the other, or the reason why it cannot be."""
+"""Coregistration of two scenes: the steps, the journal, and the report."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def coregister(
     progress: Progress | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Move one of two scenes, a SAR and an optical one, to where it lies on the other.
+    """Coregister a SAR and an optical scene: move one of them onto the grid of the other.
 
-    Templates on a lattice over the overlap are matched on Dask's scheduler in force, a transform is fitted to
+    Templates on a lattice over the overlap are matched on Dask's active scheduler, a transform is fitted to
     those that agree, and the moving scene is read through it on the reference's grid, so that equal pixels
-    show equal places. Beside `out` come the tie points with their residuals, ``<stem>_ties.geojson``, and a
-    picture of them, ``<stem>_ties.png``. Tie points are kept in ``<out>.partial`` until all is done: the same
-    call goes on where one was interrupted.
+    show equal places. Beside `out` the tie points are written with their residuals, ``<stem>_ties.geojson``,
+    and drawn, ``<stem>_ties.png``. Until all is done, tie points are kept in ``<out>.partial``: the same call
+    goes on where one was interrupted.
 
     Parameters
     ----------
@@ -79,9 +79,11 @@ def coregister(
     out : path
         COG, with bands, type, nodata and tags of the moving file.
     settings : CoregisterSettings, optional
+        How tie points are matched, and which transform is fitted.
     scene : SceneSettings, optional
         How the SAR scene is opened.
     overwrite : bool, optional (default: False)
+        Replace results, or unfinished work, of another call.
     dry_run : bool, optional (default: False)
         Open the scenes, count tie points, and write nothing.
     report : path, optional
@@ -130,10 +132,9 @@ def coregister(
     )
     if settings.matcher is not None:
         check_fit(pair, folder_of(settings.matcher)[1], force=settings.force)
-    # Refused now what could not be written in the end.
     needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = tie_cells(pair, settings.grid, settings.points)
-    facts = {**_facts(pair, settings, finder, len(cells)), "disk_bytes": needed}
+    facts = {**_describe_request(pair, settings, finder, len(cells)), "disk_bytes": needed}
     if len(cells) < LEAST[settings.transform]:
         refusal = (
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
@@ -155,11 +156,11 @@ def coregister(
         ties = measure_ties(pair, cells, settings, finder, results, progress)
         lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
         evidence = weigh(ties, lattice, settings, finder.radius)
-        facts |= _found(pair, len(cells), ties, evidence)
+        facts |= _describe_evidence(pair, len(cells), ties, evidence)
         if evidence.refusal is None and evidence.transform is not None:
             _write(pair, settings, evidence.transform, facts, target, journal, progress)
             facts["out"] = str(target)
-        facts |= _spent(started)
+        facts |= _describe_costs(started)
         if report_path is not None:
             write_json(report_path, facts)
         if evidence.refusal is not None:
@@ -213,7 +214,7 @@ def result_paths(out: Path) -> tuple[Path, Path, Path]:
 
 
 def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> None:
-    """Refuse to replace a scene by what comes of it."""
+    """Refuse to replace a scene by a result."""
     parts = [part.split("=")[-1] for scene in scenes for part in (scene, *scene.split(","))]
     inputs = {Path(part).resolve() for part in parts}
     for path in (*result_paths(out), *([] if report is None else [report])):
@@ -231,8 +232,10 @@ def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
         raise OutputError(f"--report {report}: is a folder, or there is none to write it into")
 
 
-def _facts(pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells: int) -> dict[str, Any]:
-    """Say what will be done, as JSON values."""
+def _describe_request(
+    pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells: int
+) -> dict[str, Any]:
+    """Return what will be done, as JSON values."""
     grid = pair.grid
     roles = ("sar", "eo") if isinstance(pair.reference, SarScene) else ("eo", "sar")
     return {
@@ -247,8 +250,8 @@ def _facts(pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells:
     }
 
 
-def _spent(started: float) -> dict[str, Any]:
-    """Say what it took, as JSON values."""
+def _describe_costs(started: float) -> dict[str, Any]:
+    """Return time and memory, as JSON values."""
     counters = collect_telemetry()
     return {
         "ties_resumed": int(counters.get("ties_resumed", 0)),
@@ -260,8 +263,10 @@ def _spent(started: float) -> dict[str, Any]:
     }
 
 
-def _found(pair: ScenePair, cells: int, ties: list[Displacement], evidence: Evidence) -> dict[str, Any]:
-    """Say what the tie points told, as JSON values."""
+def _describe_evidence(
+    pair: ScenePair, cells: int, ties: list[Displacement], evidence: Evidence
+) -> dict[str, Any]:
+    """Return the tie points and the transform, as JSON values."""
     across, down = pair.grid.ground_sample_distance_m()
     size = down, across
     transform = evidence.transform
@@ -291,7 +296,7 @@ def _write(
     journal: Journal,
     progress: Progress | None,
 ) -> None:
-    """Make all files beside the target, then publish them, the COG last."""
+    """Write all files in the journal, then publish them, the COG last."""
     source, layout = layout_of(pair.moving)
     is_sar = isinstance(pair.moving, SarScene)
     quantity = pair.moving.quantity if isinstance(pair.moving, SarScene) else None

@@ -55,7 +55,6 @@ class RadarView:
 
     Parameters
     ----------
-    scene : SarScene
     divisors : tuple of float
         Amplitude of each polarisation that counts as 1.
     bands : tuple of int, optional
@@ -79,12 +78,7 @@ class RadarView:
 
 @dataclass(frozen=True, eq=False)
 class OpticalView:
-    """An optical scene, read onto any grid for matching.
-
-    Parameters
-    ----------
-    scene : EoScene
-    """
+    """An optical scene, read onto any grid for matching."""
 
     scene: EoScene
 
@@ -103,7 +97,6 @@ class ScenePair:
 
     Parameters
     ----------
-    reference, moving : SarScene or EoScene
     overlap : Polygon or MultiPolygon
         Where both have data, in the CRS of the reference's grid.
     """
@@ -219,7 +212,6 @@ def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
 
     Parameters
     ----------
-    pair : ScenePair
     side : int
         Of a template, and distance of neighbours, in pixels of the reference.
     most : int
@@ -261,8 +253,6 @@ def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
 
     Parameters
     ----------
-    pair : ScenePair
-    card : MatcherCard
     force : bool
         Warn instead.
 

@@ -71,13 +71,7 @@ class Finder(Protocol):
 
 @dataclass(frozen=True)
 class ClassicalFinder:
-    """Finds templates by a method that is not learned; limits are those of `StructuralAligner`.
-
-    Parameters
-    ----------
-    method : {"structure", "phase", "ncc"}
-    side, radius : int
-    """
+    """Finds templates by a method that is not learned; limits are those of `StructuralAligner`."""
 
     method: Method
     side: int
@@ -103,7 +97,6 @@ class LearnedFinder:
 
     Parameters
     ----------
-    side, radius : int
     folder, device, threads, steps, seed
         As of `sar2eo.matching.dcdm.aligner.find_learned`.
     threshold : float
@@ -159,13 +152,7 @@ def create_finder(settings: CoregisterSettings) -> Finder:
 
 
 def _open_views(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarView, OpticalView]:
-    """Return both scenes as a finder wants to see them: amplitude scaled, polarisations chosen.
-
-    Raises
-    ------
-    RadiometryError
-        If it cannot be scaled.
-    """
+    """Return both scenes as a finder wants to see them: amplitude scaled, polarisations chosen."""
     optical, sar = OpticalView(pair.eo), pair.sar
     if settings.method != "dcdm":
         return RadarView(sar, sar.percentiles()), optical
@@ -279,7 +266,6 @@ def tie_rows(
 
     Parameters
     ----------
-    ties : sequence of Displacement
     evidence : Evidence
         Of them.
     size : tuple of float
@@ -320,7 +306,6 @@ def encode_geojson(rows: Sequence[dict[str, Any]], grid: Grid) -> bytes:
 
     Parameters
     ----------
-    rows : sequence of dict
     grid : Grid
         Of the reference.
     """

@@ -57,7 +57,6 @@ class LinearTransform:
 
     Parameters
     ----------
-    kind : {"shift", "affine"}
     coefficients : ndarray of float64, shape (2, 3)
         Shift of rows and of columns: constant, per row, per column.
     """
@@ -77,12 +76,7 @@ class LinearTransform:
 
 @dataclass(frozen=True, eq=False)
 class FieldTransform:
-    """A smooth field of shifts; beyond what was measured, that of its edge.
-
-    Parameters
-    ----------
-    drift : SceneDrift
-    """
+    """A smooth field of shifts; beyond what was measured, that of its edge."""
 
     drift: SceneDrift
 
@@ -275,7 +269,6 @@ def weigh(
         All that were measured.
     lattice : ndarray of float64, shape (cell, 2)
         Middles of all templates of the overlap.
-    settings : CoregisterSettings
     radius : int
         That was searched.
     """

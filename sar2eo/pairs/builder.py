@@ -26,11 +26,11 @@ from sar2eo.pairs.chips import CellPlan, CutRun, cut_run
 from sar2eo.pairs.index import (
     Row,
     chip_corners,
+    chip_tags,
     common_columns,
-    index_of,
+    create_index,
+    drop_duplicates,
     read_index,
-    tags_of,
-    without_duplicates,
     write_index,
 )
 from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, finished_record
@@ -128,7 +128,7 @@ class _Build:
         scaling = self._sample_scaling(found)
         planned, alignment = self._align(found, scaling)
         rows, refused = self._cut(found, planned, scaling, footprints)
-        rows, refused["duplicate"] = without_duplicates(rows, self.scenes, footprints)
+        rows, refused["duplicate"] = drop_duplicates(rows, self.scenes, footprints)
         refused["not aligned"] = sum(len(each.cells) - len(planned[each.label]) for each in found)
         if not rows:
             self.work.abandon()
@@ -156,7 +156,7 @@ class _Build:
             for each in found
         ]
         seconds = time.perf_counter() - started
-        index = index_of(kept, corners[assigned.kept])
+        index = create_index(kept, corners[assigned.kept])
         self._make_ready(index, assigned.audit, fingerprint, pairs, refused, seconds)
 
     def _sample_scaling(self, found: Sequence[Meeting]) -> dict[int, tuple[float, ...]]:
@@ -195,7 +195,7 @@ class _Build:
             for start in range(0, len(plans), _RUN_CELLS):
                 name = f"cut-{each.label}-{start:06d}"
                 chosen = tuple(plans[start : start + _RUN_CELLS])
-                run = CutRun(each.label, chosen, common, tags_of(common), self.settings, self.work.chips)
+                run = CutRun(each.label, chosen, common, chip_tags(common), self.settings, self.work.chips)
                 tasks[name] = (cut_run, each.sar_key, each.eo_key, run)
         known = self.results.known
         done = [known[name] for name in tasks if name in known]

@@ -48,7 +48,6 @@ class ChipPair:
         Where all polarisations are valid.
     eo : ndarray of uint8, shape (3, row, col)
         0 where invalid.
-    eo_valid : ndarray of bool, shape (row, col)
     cloud_share : float or None
         Share of cloud among the EO's valid pixels, where the EO scene tells.
     grid : Grid

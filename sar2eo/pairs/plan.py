@@ -106,7 +106,6 @@ class Meeting:
         Where both have data, in longitude and latitude.
     within : Polygon or MultiPolygon
         The same in the CRS of the SAR scene's grid.
-    cells : list of Cell
     """
 
     sar: int

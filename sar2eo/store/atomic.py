@@ -50,7 +50,6 @@ def atomic_file(target: Path, *, size: int = 0, durable: bool = True) -> Iterato
 
     Parameters
     ----------
-    target : Path
     size : int, optional (default: 0)
         Bytes to write, for the message of a full disk.
     durable : bool, optional (default: True)

@@ -1,20 +1,20 @@
-"""Finished blocks of a result, kept safe against a crash until the result is whole.
+"""Finished blocks of a result, which survive a crash, until the result is complete.
 
 A journal is a folder beside the output::
 
     eo.tif.partial/
-        manifest.json                                what this work belongs to (the fingerprint)
-        lock                                         held by the one run that may write here
-        publishing                                   results may be of two runs: this one has begun to replace
-        finished                                     nothing here is needed any more
+        manifest.json                       the fingerprint: everything the result depends on
+        lock                                held by the one run that may write here
+        publishing                          this run is replacing results: they may be of two runs
+        finished                            nothing here is needed any more
         blocks-<fingerprint digest>/
             eo.<row>.<col>.<height>.<width>.<crc32>.tif
-        assembled/                                   made anew by every run, never trusted
+        assembled/                          made anew by every run
 
 (or a link of that name to such a folder in temporary space).
 
-A block counts once it bears its final name, and that name carries a checksum of its bytes: one rename
-commits both. Everything else in the folder is left over from an interruption, and is deleted.
+A block is valid once it has its final name, which holds a checksum of its bytes. Everything else in the
+folder is left over from an interruption, and is deleted.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ _FINISHED = "finished"
 
 @dataclass
 class Journal:
-    """The unfinished work of one run; made by `Journal.open`.
+    """The unfinished work of one run; `Journal.open` creates it.
 
-    As a context it is removed in the end where that is success, or where there is nothing to keep; else it is
-    released.
+    As a context manager it is removed after success, or where there is nothing to keep; else it is released.
 
     Attributes
     ----------
@@ -87,28 +86,28 @@ class Journal:
         tmp: Path | None = None,
         result: str | None = None,
     ) -> Journal:
-        """Begin a journal, or go on with the one that is there, and lock it.
+        """Begin a journal, or go on with an unfinished one, and lock it.
 
         Parameters
         ----------
         folder : Path
             Created if need be; its parent must exist.
         fingerprint : mapping
-            All that the result depends on; nested mappings of JSON values.
+            Everything that the result depends on; nested mappings of JSON values.
         restart : bool, optional (default: False)
-            Discard the work that is there.
+            Discard unfinished work.
         discards : str, optional (default: "--restart")
-            What the user calls that, for messages.
+            The flag that does so, for messages.
         tmp : Path, optional
-            Folder to keep it in, with a link in its own place; a journal that is there stays where it is.
+            Folder to keep a new journal in, with a link in its own place.
         result : str, optional
-            What the result will say of how it was made, for `clear`.
+            Provenance that the result will carry, for `clear`.
 
         Raises
         ------
         JournalError
-            If the work that is there belongs to another fingerprint (the message names what differs),
-            is damaged or of another format, or another run is writing here.
+            If the unfinished work belongs to another fingerprint (the message names what differs), is damaged
+            or of another format, or another run is writing here.
         OutputError
             If the folder cannot be written.
         """
@@ -132,20 +131,7 @@ class Journal:
 
     @classmethod
     def resume(cls, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Journal:
-        """Go on with work of this fingerprint, or begin it, for a command with ``--overwrite``.
-
-        Parameters
-        ----------
-        folder, fingerprint
-            As of `open`.
-        overwrite : bool
-            Discard work that belongs to another fingerprint.
-
-        Raises
-        ------
-        JournalError, OutputError
-            As by `open`.
-        """
+        """Begin, or go on, for a command with ``--overwrite``, which discards work of another fingerprint."""
         restart = overwrite and _differs(folder, fingerprint)
         return cls.open(folder, fingerprint, restart=restart, discards="--overwrite")
 
@@ -179,7 +165,7 @@ class Journal:
 
     @classmethod
     def clear(cls, folder: Path, result: str) -> None:
-        """Remove what a run has left that was stopped when its result, or an equal one, was there.
+        """Remove the journal of a run that was stopped after its result, or an equal one, was complete.
 
         Unfinished work of another result stays.
 
@@ -188,12 +174,7 @@ class Journal:
         folder : Path
             ``<output>.partial``, or a link of that name.
         result : str
-            As of `open`.
-
-        Raises
-        ------
-        JournalError, OutputError
-            If another run is writing here, or the folder cannot be written.
+            As given to `open`.
         """
         try:
             made: object = json.loads((folder / _MANIFEST).read_bytes()).get("result")
@@ -212,31 +193,19 @@ class Journal:
 
     @staticmethod
     def check_free(folder: Path) -> None:
-        """Refuse a folder that another run is writing to, before work is made ready for it.
+        """Raise `JournalError` if another run is writing here, before the work is prepared.
 
-        (Another one may still begin in between: `open` refuses that.)
-
-        Parameters
-        ----------
-        folder : Path
-            ``<output>.partial``, which need not exist.
-
-        Raises
-        ------
-        JournalError
-            If another run is writing here.
-        OutputError
-            If the folder cannot be written.
+        Another one may still begin in between: `open` checks again. `folder` need not exist.
         """
         if (folder / LOCK).exists():
             lock_folder(folder).release()
 
     def writer(self) -> BlockWriter:
-        """Return what writes blocks into this journal; it pickles as a path."""
+        """Return a writer of blocks into this journal; it pickles as a path."""
         return BlockWriter(str(self.blocks.absolute()))
 
     def finished(self, variable: str, windows: Iterable[Window]) -> set[Window]:
-        """Return those of `windows` whose block is there and whole.
+        """Return those of `windows` whose block is there and undamaged.
 
         Every byte of them is read and checked; damaged blocks are deleted.
         """
@@ -265,28 +234,16 @@ class Journal:
 
     @staticmethod
     def is_publishing(folder: Path) -> bool:
-        """Whether the results beside a journal may be of two runs, one of which it can finish.
-
-        Parameters
-        ----------
-        folder : Path
-            ``<output>.partial``, which need not exist.
-        """
+        """Whether an earlier run was stopped while it replaced results, which may be of two runs."""
         return (folder / _PUBLISHING).exists()
 
     @property
     def publishing(self) -> bool:
-        """As `is_publishing` says of this journal."""
+        """As `is_publishing`, for this journal."""
         return self.is_publishing(self.folder)
 
     def begin_publishing(self) -> None:
-        """Note, on disk, that results are being replaced from now on; `remove` ends it.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
-        """
+        """Write down that results are being replaced from now on, until `remove`."""
         try:
             (self.folder / _PUBLISHING).touch()
         except OSError as error:
@@ -295,24 +252,18 @@ class Journal:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to keep: work, results to finish, or what is not this run's any more."""
+        """Whether there is something to keep: work, or results to finish; or the journal was released."""
         return not self._lock.is_locked or self.publishing or any(self.blocks.iterdir())
 
     def release(self) -> None:
-        """Unlock the journal and keep it for a later run; doing so twice is harmless."""
+        """Unlock the journal and keep it for a later run; it may be called twice."""
         self._lock.release()
 
     def remove(self) -> None:
-        """Delete the journal, after success. Files in its folder that are not its own are kept.
-
-        Raises
-        ------
-        JournalError
-            If it was released before, and another run is writing here now.
-        """
+        """Delete the journal, after success. Other files in its folder are kept."""
         if not self._lock.is_locked:
             self._lock = lock_folder(self.folder)
-        # A crash on the way must leave nothing that the next run would have to ask about.
+        # After a crash in the middle, the next run must not refuse to go on.
         publishing, finished = self.folder / _PUBLISHING, self.folder / _FINISHED
         with suppress(OSError):  # a disk that is full, say
             publishing.replace(finished) if publishing.exists() else finished.touch()
@@ -338,7 +289,7 @@ def _make(folder: Path, tmp: Path | None) -> None:
     here = folder.absolute()
     place = tmp.absolute() / f"{here.stem}-{hashlib.sha256(str(here).encode()).hexdigest()[:8]}{here.suffix}"
     place.mkdir(exist_ok=True)
-    with suppress(FileExistsError):  # of another run, which the lock will tell
+    with suppress(FileExistsError):  # of another run: the lock decides
         folder.symlink_to(place, target_is_directory=True)
 
 
@@ -422,23 +373,23 @@ class BlockWriter:
     Parameters
     ----------
     folder : str
-        The journal's folder of blocks (`Journal.writer` knows it). It is never created here: a worker
-        that outlives its run must not write into the journal of the next.
+        The journal's folder of blocks. It is never created here: a worker that outlives its run must not
+        write into the journal of the next.
     """
 
     folder: str
 
     def write(self, variable: str, window: Window, bands: npt.NDArray[Any]) -> None:
-        """Write one block: when this returns, it is on disk, whole.
+        """Write one block, and flush it to disk.
 
         Parameters
         ----------
         variable : str
-            Name of the variable; lower-case letters, digits and underscores.
+            Lower-case letters, digits and underscores.
         window : Window
-            Where the block lies in the output.
+            Place of the block in the output.
         bands : ndarray of uint8 or float32, shape (band, height, width)
-            Pixels. 512 x 512 tiles of nothing but 0 (uint8) or NaN (float32) take no disk space.
+            512 x 512 tiles of nothing but 0 (uint8) or NaN (float32) take no disk space.
 
         Raises
         ------

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sar2eo.compute.dask_run import Progress, compute_keys, reporting
+from sar2eo.compute.dask_run import Progress, compute_keys, report_progress
 from sar2eo.store.atomic import checksum, write_file
 
 __all__ = ["TaskResults", "keep_result", "read_result"]
@@ -89,7 +89,7 @@ class TaskResults:
             if name not in self.known
         }
         if graph:
-            with reporting(progress, counts or {}):
+            with report_progress(progress, counts or {}):
                 values = compute_keys({**(shared or {}), **graph}, list(graph))
             self.known |= {name: value for (_, name), value in zip(graph, values, strict=True)}
         return {name: self.known[name] for name in tasks}

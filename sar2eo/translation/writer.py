@@ -28,8 +28,8 @@ from sar2eo.compute.dask_run import (
     active_client,
     collect_telemetry,
     compute_keys,
-    paced,
-    reporting,
+    pace,
+    report_progress,
     reset_telemetry,
 )
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
@@ -215,7 +215,7 @@ class Writing:
             "blocks_total": len(store.windows),
             "blocks_resumed": len(done),
         }
-        with reporting(progress, counts):
+        with report_progress(progress, counts):
             store.run(self._journal, pending, self._divisors)
         self._work = collect_telemetry()
         self._seconds["compute"] = time.perf_counter() - started
@@ -436,7 +436,7 @@ class BlockStore:
                 {**graph.dependencies, self.scaling.name: set()},
             )
         keys = list(layer)
-        compute_keys(paced(graph, keys, _is_batch, _lead()), keys, stop_on_loss=True)
+        compute_keys(pace(graph, keys, _is_batch, _lead()), keys, stop_on_loss=True)
 
 
 def _store_block(

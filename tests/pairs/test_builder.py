@@ -23,7 +23,7 @@ from sar2eo.errors import JournalError, OutputError, PairsError, PairsWarning, R
 from sar2eo.matching.shifts import Displacement, LocalShift
 from sar2eo.pairs import builder
 from sar2eo.pairs.chips import cut_run
-from sar2eo.pairs.index import COLUMNS, passes, read_index
+from sar2eo.pairs.index import COLUMNS, name_passes, read_index
 from sar2eo.scenes.sources import Source
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.store.journal import Journal
@@ -515,7 +515,7 @@ def test_scenes_of_one_orbit_are_one_pass():
         None,
         "2024-05-18T07:07:09Z",
     ]
-    found = passes([Source(f"{at}.tif", datetime=time) for at, time in enumerate(times)])
+    found = name_passes([Source(f"{at}.tif", datetime=time) for at, time in enumerate(times)])
     # Each is less than ten minutes from the next of its pass, even if not from the first.
     assert found[0] == found[1] == found[3]
     assert len(set(found)) == 4
@@ -544,7 +544,7 @@ def test_passes_are_those_over_one_place(tmp_path):
 
 def test_satellites_that_meet_are_two_passes():
     time = "2024-05-06T07:07:09Z"
-    found = passes([Source(f"{name}.tif", datetime=time, platform=name) for name in ("S1A", "S1C")])
+    found = name_passes([Source(f"{name}.tif", datetime=time, platform=name) for name in ("S1A", "S1C")])
     assert len(set(found)) == 2
 
 
