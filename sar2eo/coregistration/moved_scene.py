@@ -38,9 +38,9 @@ __all__ = [
     "MovedMapping",
     "MovedReader",
     "lanczos_at",
-    "layout_of",
-    "moved_mapping",
+    "map_moved",
     "needed_bytes",
+    "read_layout",
     "write_moved",
 ]
 
@@ -95,7 +95,7 @@ def _transformer(source: str, target: str) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
 
 
-def moved_mapping(reader: SceneReader, grid: Grid, transform: MovingTransform) -> MovedMapping:
+def map_moved(reader: SceneReader, grid: Grid, transform: MovingTransform) -> MovedMapping:
     """Return how the reference's grid maps to a scene's stored pixels.
 
     A scene that is warped as it is opened is so interpolated once, from its stored pixels.
@@ -336,16 +336,11 @@ def _keep_apart(
     plain[same] = nodata + 1 if nodata < step else nodata - 1
 
 
-def layout_of(scene: SarScene | EoScene) -> tuple[SceneReader, Layout]:
-    """Return the reader of all bands of a scene as they lie in its file, and how to store them.
+def read_layout(scene: SarScene | EoScene) -> tuple[SceneReader, Layout]:
+    """Return a reader of all bands of a scene's file, in its own frame, and how to store them.
 
-    Of scenes that are no single raster: of the bands that were opened.
-
-    Returns
-    -------
-    tuple of SceneReader and Layout
-        The reader is in the frame of the file; values of SAR are in the scene's quantity, those of an
-        optical scene as stored.
+    Values of SAR are in the scene's quantity, those of an optical scene as stored. A scene that is no single
+    raster has the bands that were opened.
 
     Raises
     ------
@@ -364,7 +359,7 @@ def layout_of(scene: SarScene | EoScene) -> tuple[SceneReader, Layout]:
         )
         together = scene.kind == "rgb"
         reader = PictureReader(plain, "rgb") if together else plain
-        return reader, _described(bands, together=together, optical=True)
+        return reader, _describe_bands(bands, together=together, optical=True)
     reader = scene.reader.source if isinstance(scene.reader, WarpedReader) else scene.reader
     if not isinstance(reader, RasterReader):
         names = [{**_PLAIN, "description": name} for name in reader.polarisations]
@@ -373,7 +368,7 @@ def layout_of(scene: SarScene | EoScene) -> tuple[SceneReader, Layout]:
     if bands != reader.bands:
         names_of = tuple(f"band {band.index}" for band in bands)
         reader = RasterReader(bands, names_of, reader.grid, reader.block_shape, reader.files)
-    return reader, _described(bands, together=False, optical=False)
+    return reader, _describe_bands(bands, together=False, optical=False)
 
 
 _PLAIN: dict[str, Any] = {
@@ -395,11 +390,11 @@ def _all_bands(bands: tuple[Band, ...], named: int) -> tuple[Band, ...]:
     return tuple(known.get(band.index, band) for band in filled)
 
 
-def _described(bands: tuple[Band, ...], *, together: bool, optical: bool) -> Layout:
+def _describe_bands(bands: tuple[Band, ...], *, together: bool, optical: bool) -> Layout:
     facts, dtypes, texts, tags = [], [], [], None
     for band in bands:
         with open_dataset(band.path) as dataset:
-            tags = _fresh(dataset.tags()) if tags is None else tags
+            tags = _without_stale(dataset.tags()) if tags is None else tags
             dtypes.append(np.dtype(dataset.dtypes[band.index - 1]))
             texts.append(BandText.read(dataset, band.index))
             facts.append(
@@ -407,7 +402,7 @@ def _described(bands: tuple[Band, ...], *, together: bool, optical: bool) -> Lay
                     "description": dataset.descriptions[band.index - 1],
                     "role": dataset.colorinterp[band.index - 1].name,
                     "unit": dataset.units[band.index - 1],
-                    "tags": _fresh(dataset.tags(band.index)),
+                    "tags": _without_stale(dataset.tags(band.index)),
                     # Of optical scenes what is stored is read, and declared again.
                     "scale": 1.0 if optical else band.scale,
                     "offset": 0.0 if optical else band.offset,
@@ -441,7 +436,7 @@ def _nodata(bands: tuple[Band, ...], dtype: np.dtype[Any]) -> float | None:
     return declared if info.min <= declared <= info.max else None
 
 
-def _fresh(tags: dict[str, str]) -> dict[str, str]:
+def _without_stale(tags: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in tags.items() if not name.startswith(_STALE)}
 
 
@@ -451,8 +446,8 @@ _TASKS = 8
 # As for other COGs: more fills up with the size of the scene, and is no faster.
 _CACHE_BYTES = 8 * 2**20
 
-# What is on disk at the most, as a multiple of all values: speckle in bytes, collected (1.04), as a COG with
-# its overviews (0.99), and these once more (0.26). Optical scenes take a little less.
+# Most disk space, as a multiple of all values: bytes of speckle collected (1.04), the COG with its overviews
+# (0.99), and these once more (0.26). Optical scenes take a little less.
 _PEAK = 2.3
 
 
@@ -465,13 +460,7 @@ def _read_block(window: Window, reader: SceneReader, layout: Layout) -> Any:
 
 
 def needed_bytes(layout: Layout, window: Window) -> int:
-    """Estimate the disk space that `write_moved` needs at its peak.
-
-    Parameters
-    ----------
-    window : Window
-        Of the grid, where the moved scene has data.
-    """
+    """Estimate the disk space that `write_moved` needs, where `window` of the grid has data."""
     values = window.height * window.width * len(layout.bands)
     return round(_PEAK * values * np.dtype(layout.dtype).itemsize)
 
@@ -486,25 +475,18 @@ def write_moved(
     overviews: str,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a scene as a valid COG, with little of it in memory at a time.
+    """Write a scene as a valid COG, with little of it in memory at a time; return its path in `folder`.
 
     Parameters
     ----------
     reader : SceneReader
-        Of the moved scene, on `grid`; computed on Dask's scheduler in force.
-    folder : Path
-        For what is being made.
+        The moved scene on `grid`; computed on Dask's active scheduler.
     tags : mapping
-        Of the file, beside those of the layout.
+        Tags of the file, beside those of the layout.
     overviews : str
-        How overviews are averaged.
+        GDAL's name of how overviews are averaged.
     progress : callable, optional
         Called with the counters blocks_total and blocks_done.
-
-    Returns
-    -------
-    Path
-        The COG in `folder`, flushed to disk.
 
     Raises
     ------
@@ -542,12 +524,19 @@ def _write_plain(
     wide = BLOCK * max(1, _TASK_VALUES // (BLOCK * BLOCK * len(layout.bands)))
     windows = list(grid.window.tiles(BLOCK, wide))
     shared = {"reader": reader, "layout": layout}
+    colours = [band["role"] for band in layout.bands[:3]] == ["red", "green", "blue"]
+    profile = {
+        "driver": "GTiff", "dtype": layout.dtype, "count": len(layout.bands), "nodata": layout.nodata,
+        "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": grid.affine,
+        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "lzw", "sparse_ok": True,
+        "bigtiff": "IF_SAFER", "interleave": "pixel", "photometric": "RGB" if colours else "MINISBLACK",
+    }  # fmt: skip
     valid = 0
     with (
-        rasterio.open(path, "w", **_profile(layout, grid)) as raster,
+        rasterio.open(path, "w", **profile) as raster,
         report_progress(progress, {"blocks_total": len(windows)}),
     ):
-        _describe(raster, layout, tags)
+        _write_facts(raster, layout, tags)
         for start in range(0, len(windows), _TASKS):
             chosen = windows[start : start + _TASKS]
             tasks = {("block", w.row, w.col): (_read_block, w, *shared) for w in chosen}
@@ -563,18 +552,7 @@ def _write_plain(
     return valid
 
 
-def _profile(layout: Layout, grid: Grid) -> dict[str, Any]:
-    roles = [band["role"] for band in layout.bands[:3]]
-    return {
-        "driver": "GTiff", "dtype": layout.dtype, "count": len(layout.bands), "nodata": layout.nodata,
-        "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": grid.affine,
-        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "lzw", "sparse_ok": True,
-        "bigtiff": "IF_SAFER", "interleave": "pixel",
-        "photometric": "RGB" if roles == ["red", "green", "blue"] else "MINISBLACK",
-    }  # fmt: skip
-
-
-def _describe(raster: Any, layout: Layout, tags: TagMapping[str, str]) -> None:
+def _write_facts(raster: Any, layout: Layout, tags: TagMapping[str, str]) -> None:
     raster.update_tags(**{**layout.tags, **tags})
     raster.colorinterp = [ColorInterp[band["role"]] for band in layout.bands]
     for number, band in enumerate(layout.bands, start=1):

@@ -17,9 +17,9 @@ from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
 from sar2eo.coregistration.moved_scene import (
     MovedReader,
-    layout_of,
-    moved_mapping,
+    map_moved,
     needed_bytes,
+    read_layout,
     write_moved,
 )
 from sar2eo.coregistration.scene_pair import ScenePair, check_fit, open_pair, tie_cells
@@ -132,7 +132,7 @@ def coregister(
     )
     if settings.matcher is not None:
         check_fit(pair, folder_of(settings.matcher)[1], force=settings.force)
-    needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
+    needed = needed_bytes(read_layout(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = tie_cells(pair, settings.grid, settings.points)
     facts = {**_describe_request(pair, settings, finder, len(cells)), "disk_bytes": needed}
     if len(cells) < LEAST[settings.transform]:
@@ -297,10 +297,10 @@ def _write(
     progress: Progress | None,
 ) -> None:
     """Write all files in the journal, then publish them, the COG last."""
-    source, layout = layout_of(pair.moving)
+    source, layout = read_layout(pair.moving)
     is_sar = isinstance(pair.moving, SarScene)
     quantity = pair.moving.quantity if isinstance(pair.moving, SarScene) else None
-    mapping = moved_mapping(pair.moving.reader, pair.grid, transform)
+    mapping = map_moved(pair.moving.reader, pair.grid, transform)
     reader = MovedReader(source, mapping, pair.grid, quantity, layout.nearest)
     tags = {
         "TIFFTAG_SOFTWARE": facts["software"],

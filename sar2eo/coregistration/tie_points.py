@@ -1,4 +1,4 @@
-"""Tie points: where templates of the optical scene lie in the SAR scene, on the reference's grid."""
+"""Tie points: where templates of the optical scene lie in the SAR scene; measured, listed and drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyproj import Transformer
 from sar2eo._version import __version__
 from sar2eo.compute import counters
 from sar2eo.compute.dask_run import Progress
-from sar2eo.coregistration.scene_pair import LEAST_VALID, OpticalView, RadarView, ScenePair, bands_for
+from sar2eo.coregistration.scene_pair import LEAST_VALID, OpticalView, RadarView, ScenePair, choose_bands
 from sar2eo.coregistration.transforms import Evidence
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
@@ -158,7 +158,7 @@ def _open_views(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarVie
         return RadarView(sar, sar.percentiles()), optical
     _, card = folder_of(str(settings.matcher))
     divisors = sar.percentiles() if card.scaling == "p99" else (1.0,) * len(sar.reader.polarisations)
-    return RadarView(sar, divisors, bands_for(sar, card)), optical
+    return RadarView(sar, divisors, choose_bands(sar, card)), optical
 
 
 def measure_ties(

@@ -1,4 +1,4 @@
-"""What a build starts from: scenes opened and outlined, which of them meet, and the cells to try."""
+"""Plan a build: open and outline the scenes, find those that overlap, and the cells to try."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ FORMAT = 1
 
 Footprints = tuple[list[SceneFootprint], list[SceneFootprint]]
 
-_OPENING = 8
+_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """All scenes of a build, opened; no pixels were read.
+    """All scenes of a build, opened, without their pixels.
 
     Attributes
     ----------
@@ -72,12 +72,12 @@ class Scenes:
         return named
 
     def fingerprint(self, settings: PairsSettings, scene: SceneSettings, aligner: Any) -> dict[str, Any]:
-        """Return all that the result depends on, as JSON values."""
+        """Return everything that the result depends on, as JSON values."""
         is_record = dataclasses.is_dataclass(aligner) and not isinstance(aligner, type)
         how = dataclasses.asdict(aligner) if is_record else {}
         opened: tuple[Sequence[Any], ...] = self.arrays, self.eo
         said = [
-            [_told(known_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
+            [_source_facts(known_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
             for sources, role in zip(self.sources, opened, strict=True)
         ]
         return {
@@ -132,7 +132,7 @@ class Meeting:
 
 
 @dataclass(frozen=True, eq=False)
-class _Outlining:
+class _Outline:
     """A scene to outline; an object, so that Dask does not look into the lazy array."""
 
     source: Source
@@ -160,20 +160,20 @@ def open_scenes(
         if Path(source.href).absolute().is_relative_to(out.absolute()):
             raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
     low, high = settings.eo_range
-    with ThreadPoolExecutor(_OPENING) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         opened = list(pool.map(lambda source: open_sar_scene(source.href, settings, scene), sources[0]))
         optical = list(pool.map(lambda source: open_eo_scene(source, eo_range=(low, high)), sources[1]))
     return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
 
 
 def _sorted(sources: Sequence[Source]) -> list[Source]:
-    """Name local files so that workers, and who reads the index, find them; in order of these names."""
+    """Name local files by absolute paths, which workers and readers of the index find; sort by name."""
     named = [dataclasses.replace(source, href=_absolute(source.href)) for source in sources]
     return sorted(named, key=lambda source: source.href)
 
 
-def _told(source: Source) -> list[str | None]:
-    """Return what chips and index depend on of what tables, items and tags say, as JSON values."""
+def _source_facts(source: Source) -> list[str | None]:
+    """Return the facts from tables, items and tags that chips and index depend on, as JSON values."""
     area = None if source.footprint is None else digest(shapely.to_wkb(source.footprint, hex=True))
     return [source.datetime, source.platform, source.orbit_direction, area]
 
@@ -195,7 +195,7 @@ def survey(scenes: Scenes, results: TaskResults) -> Footprints:
         for role, *lists in roles
         for at, pair in enumerate(zip(*lists, strict=True))
     }
-    found = results.compute({name: (_Outlining.run, _Outlining(*pair)) for name, pair in opened.items()})
+    found = results.compute({name: (_Outline.run, _Outline(*pair)) for name, pair in opened.items()})
     placed = [
         scene_footprint(dataclasses.replace(source, footprint=shapely.from_wkb(found[name])), scene)
         for name, (source, scene) in opened.items()

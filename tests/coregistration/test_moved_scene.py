@@ -18,8 +18,8 @@ from sar2eo.coregistration.moved_scene import (
     Layout,
     MovedReader,
     lanczos_at,
-    layout_of,
-    moved_mapping,
+    map_moved,
+    read_layout,
     write_moved,
 )
 from sar2eo.coregistration.transforms import FieldTransform, LinearTransform
@@ -92,8 +92,8 @@ def opened_sar(path: Path, **more: object):
 
 
 def moved(scene, grid: Grid, transform) -> tuple[MovedReader, Layout]:
-    reader, layout = layout_of(scene)
-    mapping = moved_mapping(scene.reader, grid, transform)
+    reader, layout = read_layout(scene)
+    mapping = map_moved(scene.reader, grid, transform)
     return MovedReader(reader, mapping, grid, getattr(scene, "quantity", None), layout.nearest), layout
 
 
@@ -250,7 +250,7 @@ def test_complex_samples_are_refused(tmp_path):
     values = (np.ones((1, 40, 40)) * (1 + 1j)).astype(np.complex64)
     path = write_raster(tmp_path / "slc.tif", values, names=("VV",))
     with pytest.raises(RadiometryError, match="complex"):
-        layout_of(open_sar_scene(str(path), PairsSettings(), SceneSettings())[0])
+        read_layout(open_sar_scene(str(path), PairsSettings(), SceneSettings())[0])
 
 
 def test_a_rotated_scene_is_interpolated_once_from_its_own_pixels(tmp_path):
