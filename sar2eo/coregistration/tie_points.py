@@ -52,12 +52,12 @@ class Finder(Protocol):
 
     @property
     def side(self) -> int:
-        """Of a template, in pixels."""
+        """Side of a template, in pixels."""
         ...
 
     @property
     def radius(self) -> int:
-        """Largest shift along either axis."""
+        """Largest shift along either axis, in pixels."""
         ...
 
     def find(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
@@ -65,13 +65,13 @@ class Finder(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Say how, as JSON values."""
+        """Return what decides on sure tie points, as JSON values."""
         ...
 
 
 @dataclass(frozen=True)
 class ClassicalFinder:
-    """Finds templates by a method that is not learned; limits are those of `StructuralAligner`."""
+    """Finds templates by structure, phase or correlation; limits are those of `StructuralAligner`."""
 
     method: Method
     side: int
@@ -93,32 +93,27 @@ class ClassicalFinder:
 
 @dataclass(frozen=True)
 class LearnedFinder:
-    """Finds templates by a trained matcher; its card says what it refuses.
+    """Finds templates by a trained matcher, whose card says which scores are sure."""
 
-    Parameters
-    ----------
-    folder, device, threads, steps, seed
-        As of `sar2eo.matching.dcdm.aligner.find_learned`.
-    threshold : float
-        Of its card.
-    sha256 : str
-        Of its files.
-    """
-
+    settings: CoregisterSettings
+    folder: str
     side: int
     radius: int
-    folder: str
-    device: str
-    threads: int | None
-    steps: int | None
-    seed: int
     threshold: float
     sha256: str
 
     def find(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
         """See `Finder`."""
-        how = {"device": self.device, "threads": self.threads, "steps": self.steps, "seed": self.seed}
-        return find_learned(sar, eo, folder=self.folder, **how)  # type: ignore[arg-type]
+        how = self.settings
+        return find_learned(
+            sar,
+            eo,
+            folder=self.folder,
+            device=how.device,
+            threads=how.threads,
+            steps=how.steps,
+            seed=how.seed,
+        )
 
     def facts(self) -> dict[str, Any]:
         """See `Finder`."""
@@ -126,33 +121,18 @@ class LearnedFinder:
 
 
 def create_finder(settings: CoregisterSettings) -> Finder:
-    """Return the finder that settings ask for.
-
-    Raises
-    ------
-    CheckpointError
-        If there is no such matcher, or it is not calibrated.
-    """
+    """Create the finder for settings; `CheckpointError` if the matcher is missing or not calibrated."""
     if settings.method != "dcdm":
         radius = StructuralAligner.radius_px if settings.radius is None else settings.radius
         return ClassicalFinder(settings.method, settings.grid, radius)
     folder, card = folder_of(str(settings.matcher))
     radius = (card.search_px - card.template_px) // 2 if settings.radius is None else settings.radius
-    return LearnedFinder(
-        side=min(settings.grid, card.template_px),
-        radius=radius,
-        folder=str(folder),
-        device=settings.device,
-        threads=settings.threads,
-        steps=settings.steps,
-        seed=settings.seed,
-        threshold=float(card.threshold or 0),
-        sha256=matcher_sha256(folder),
-    )
+    side, threshold = min(settings.grid, card.template_px), float(card.threshold or 0)
+    return LearnedFinder(settings, str(folder), side, radius, threshold, matcher_sha256(folder))
 
 
 def _open_views(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarView, OpticalView]:
-    """Return both scenes as a finder wants to see them: amplitude scaled, polarisations chosen."""
+    """Return both scenes as a finder reads them: amplitude scaled, polarisations chosen."""
     optical, sar = OpticalView(pair.eo), pair.sar
     if settings.method != "dcdm":
         return RadarView(sar, sar.percentiles()), optical
@@ -262,21 +242,11 @@ def versions(*, learned: bool) -> dict[str, str]:
 def tie_rows(
     ties: Sequence[Displacement], evidence: Evidence, size: tuple[float, float]
 ) -> list[dict[str, Any]]:
-    """Return every tie point as JSON values.
+    """Return every tie point as JSON values; null is unknown.
 
-    Parameters
-    ----------
-    evidence : Evidence
-        Of them.
-    size : tuple of float
-        Height and width of a pixel in metres.
-
-    Returns
-    -------
-    list of dict
-        row and col of the reference; shift_rows, shift_cols and shift_m; score; accepted, by the method;
-        inlier, by the fit; residual_rows, residual_cols, residual_px and residual_m, against a fit that did
-        not see the point. Null is not known.
+    Fields: row and col of the reference; shift_rows, shift_cols and shift_m; score; accepted, by the method;
+    inlier, by the fit; residual_rows, residual_cols, residual_px and residual_m, against a fit without the
+    point. `size` is the height and width of a pixel in metres.
     """
     sure = iter(zip(evidence.shifts - evidence.predicted, evidence.inlier, strict=True))
     rows = []
@@ -296,19 +266,13 @@ def tie_rows(
             "residual_px": np.hypot(*residual),
             "residual_m": np.hypot(*(residual * size)),
         }
-        told = {name: round(float(v), 4) if np.isfinite(v) else None for name, v in row.items()}
-        rows.append({**told, "accepted": accepted, "inlier": bool(inlier)})
+        plain = {name: round(float(v), 4) if np.isfinite(v) else None for name, v in row.items()}
+        rows.append({**plain, "accepted": accepted, "inlier": bool(inlier)})
     return rows
 
 
 def encode_geojson(rows: Sequence[dict[str, Any]], grid: Grid) -> bytes:
-    """Return tie points as GeoJSON (RFC 7946, so in longitude and latitude), with the fields of `tie_rows`.
-
-    Parameters
-    ----------
-    grid : Grid
-        Of the reference.
-    """
+    """Encode tie points as GeoJSON (RFC 7946: longitude and latitude), with the fields of `tie_rows`."""
     places = np.array([(row["row"], row["col"]) for row in rows], float).reshape(-1, 2)
     a, b, c, d, e, f = grid.transform
     row, col = places.T
@@ -321,26 +285,22 @@ def encode_geojson(rows: Sequence[dict[str, Any]], grid: Grid) -> bytes:
                 "type": "Point",
                 "coordinates": [round(float(east), _DEGREES), round(float(north), _DEGREES)],
             },
-            "properties": told,
+            "properties": properties,
         }
-        for east, north, told in zip(np.atleast_1d(lon), np.atleast_1d(lat), rows, strict=True)
+        for east, north, properties in zip(np.atleast_1d(lon), np.atleast_1d(lat), rows, strict=True)
     ]
     return (json.dumps({"type": "FeatureCollection", "features": features}, allow_nan=False) + "\n").encode()
 
 
 def draw_ties(rows: Sequence[dict[str, Any]], grid: Grid, spacing: int, path: Path) -> None:
-    """Draw the shifts of tie points, and what is left of them, as arrows over the reference's grid.
+    """Draw a PNG of the shifts of tie points, and of their residuals, as arrows over the reference's grid.
 
     Parameters
     ----------
     rows : sequence of dict
         From `tie_rows`.
-    grid : Grid
-        Of the reference.
     spacing : int
         Distance of tie points, in pixels.
-    path : Path
-        PNG.
     """
     from matplotlib.figure import Figure
 

@@ -47,7 +47,7 @@ class MovingTransform(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Say what it is, as JSON values."""
+        """Return kind and coefficients, as JSON values."""
         ...
 
 
@@ -90,21 +90,11 @@ class FieldTransform:
 
 
 def fit_transform(ties: Sequence[Displacement], settings: CoregisterSettings) -> MovingTransform | None:
-    """Fit a transform to tie points of which some are wrong.
+    """Fit a transform to sure tie points, some of which are wrong; None where no transform fits.
 
-    Parameters
-    ----------
-    ties : sequence of Displacement
-        Sure ones.
-    settings : CoregisterSettings
-        Transform, tolerance, grid and seed are used.
-
-    Returns
-    -------
-    MovingTransform or None
-        A shift is the median of the largest agreement; an affine transform is fitted by least squares to
-        the largest agreement that RANSAC finds (Fischler and Bolles, CACM 24(6), 1981); for a field see
-        `sar2eo.matching.drift.fit_drift`. None where there is none.
+    A shift is the median of the largest agreement; an affine transform is fitted by least squares to the
+    largest agreement that RANSAC finds (Fischler and Bolles, CACM 24(6), 1981); for a field see
+    `sar2eo.matching.drift.fit_drift`.
     """
     if settings.transform == "local":
         drift = fit_drift(ties, apart_px=settings.grid, seed=settings.seed)
@@ -162,7 +152,7 @@ def _fit_affine(at: Points, shifts: Points, settings: CoregisterSettings) -> Lin
             return None
         solved = np.linalg.lstsq(_terms(at[inlier]), shifts[inlier], rcond=None)[0]
         transform = LinearTransform("affine", solved.T)
-        inlier = near(transform, at, shifts, settings.tolerance)
+        inlier = is_near(transform, at, shifts, settings.tolerance)
     stretch = float(np.abs(transform.coefficients[:, 1:]).max())
     return transform if stretch <= _LARGEST_STRETCH else None
 
@@ -173,8 +163,8 @@ def arrays_of(ties: Sequence[Displacement]) -> tuple[Points, Points]:
     return at, np.array([(tie.rows, tie.cols) for tie in ties], float).reshape(-1, 2)
 
 
-def near(transform: MovingTransform, at: Points, shifts: Points, tolerance: float) -> Mask:
-    """Tell which shifts are within the tolerance, in pixels, of a transform's."""
+def is_near(transform: MovingTransform, at: Points, shifts: Points, tolerance: float) -> Mask:
+    """Find the shifts within `tolerance` pixels of a transform's; bool, shape (tie,)."""
     return np.asarray(np.hypot(*(transform.shifts(at) - shifts).T) < tolerance)
 
 
@@ -194,7 +184,7 @@ _FOLDS = 10
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What tie points say.
+    """A transform fitted to tie points, and how well they carry it.
 
     Parameters
     ----------
@@ -203,9 +193,9 @@ class Evidence:
     refusal : str or None
         Why it cannot be used, on one line.
     at, shifts : ndarray of float64, shape (tie, 2)
-        Of the sure tie points.
+        Places and shifts of the sure tie points, in pixels.
     predicted : ndarray of float64, shape (tie, 2)
-        What fits to the tie points of the other folds say of each.
+        Shifts predicted by fits to the tie points of other folds.
     inlier : ndarray of bool, shape (tie,)
         Within the tolerance of the transform.
     spread : float
@@ -221,7 +211,7 @@ class Evidence:
     spread: float
 
     def quality(self, size: tuple[float, float]) -> dict[str, Any]:
-        """Measure tie points that bear the transform out, before and after it, as JSON values.
+        """Return errors of the agreeing tie points before and after the transform, as JSON values.
 
         After: against fits that did not see them. Before: the same tie points, unmoved.
 
@@ -290,7 +280,7 @@ def weigh(
             f"{len(sure)} of {len(ties)} tie points are sure, and no {settings.transform} fits half of them"
         )
         return Evidence(None, refusal, at, shifts, *nothing, 0.0)
-    inlier = near(transform, at, shifts, settings.tolerance)
+    inlier = is_near(transform, at, shifts, settings.tolerance)
     spread = _spread(at[inlier], lattice, settings.grid)
     thin = _too_few(inlier, spread, settings)
     if thin is not None:
@@ -309,7 +299,7 @@ def weigh(
 
 
 def _too_few(inlier: Mask, spread: float, settings: CoregisterSettings) -> str | None:
-    """Say why the tie points that agree are too few, or lie too close together."""
+    """Return why the tie points that agree are too few, or too close together; None if they are not."""
     least, count = LEAST[settings.transform], int(inlier.sum())
     if count < max(least, _LEAST_SHARE * len(inlier)):
         return (
@@ -325,7 +315,7 @@ def _too_few(inlier: Mask, spread: float, settings: CoregisterSettings) -> str |
 
 
 def _too_loose(errors: Points, reach: float, settings: CoregisterSettings, radius: int) -> str | None:
-    """Say why a transform is not known well enough: by tie points left out, and by how far it reaches."""
+    """Return why a transform is not known well enough: by tie points left out, and by its reach; or None."""
     known = np.isfinite(errors).all(axis=1)
     median = float(np.median(np.where(known, np.hypot(*errors.T), np.inf)))
     largest = _LARGEST_MEDIAN * settings.tolerance

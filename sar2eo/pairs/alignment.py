@@ -16,14 +16,15 @@ from sar2eo.errors import PairsError, PairsWarning, PolarisationError
 from sar2eo.geo.chip_lattice import Cell, cells_of
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.shifts import Aligner, Displacement, Drift, FloatArray
-from sar2eo.pairs.chips import CellPlan, Eo
+from sar2eo.pairs.chips import CellPlan
 from sar2eo.pairs.plan import Meeting, Scenes
+from sar2eo.scenes.optical import EoScene
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["measure", "measure_shifts", "plan_cells"]
+__all__ = ["align", "measure"]
 
 # Neighbourhoods of a scene pair: enough for a low-order model many times over.
 _MOST = 600
@@ -32,15 +33,16 @@ _LEAST_VALID = 0.5
 _NEIGHBOURHOODS_PER_TASK = 4
 
 
-def measure_shifts(
+def align(
     found: Sequence[Meeting],
     scenes: Scenes,
-    aligner: Aligner,
+    settings: PairsSettings,
+    aligner: Aligner | None,
     scaling: Mapping[int, tuple[float, ...]],
     results: TaskResults,
     progress: Progress | None,
-) -> dict[str, list[Displacement]]:
-    """Measure the local shifts of scene pairs in neighbourhoods spread over their overlaps.
+) -> tuple[dict[str, list[CellPlan]], dict[str, Any]]:
+    """Align scene pairs: measure local shifts, fit a drift, and plan the shift of every cell.
 
     Parameters
     ----------
@@ -49,14 +51,43 @@ def measure_shifts(
 
     Returns
     -------
+    dict of list of CellPlan
+        By the label of the scene pair; empty where the evidence is too thin to shift by.
     dict
-        Displacements by the label of the scene pair.
+        How well each alignment is known, as JSON values; None where nothing was measured.
 
     Raises
     ------
     PolarisationError, PairsError
         If the aligner is made for other scenes.
+
+    Warns
+    -----
+    PairsWarning
+        If the evidence is too thin.
     """
+    if aligner is None:
+        return {each.label: [CellPlan(cell) for cell in each.cells] for each in found}, {
+            each.label: None for each in found
+        }
+    measured = _measure_shifts(found, scenes, aligner, scaling, results, progress)
+    planned, facts = {}, {}
+    for each in found:
+        planned[each.label], facts[each.label] = _plan_cells(
+            each, scenes, settings, aligner, measured[each.label]
+        )
+    return planned, facts
+
+
+def _measure_shifts(
+    found: Sequence[Meeting],
+    scenes: Scenes,
+    aligner: Aligner,
+    scaling: Mapping[int, tuple[float, ...]],
+    results: TaskResults,
+    progress: Progress | None,
+) -> dict[str, list[Displacement]]:
+    """Measure local shifts in neighbourhoods spread over the overlap of each scene pair."""
     for at in sorted({each.sar for each in found}):
         _check_aligner(aligner, scenes.sar[at])
     tasks: dict[str, tuple[Any, ...]] = {}
@@ -86,7 +117,7 @@ def measure_shifts(
 
 
 def _measure_run(
-    sar: SarScene, eo: Eo, aligner: Aligner, cells: Sequence[Cell], scaling: Sequence[float]
+    sar: SarScene, eo: EoScene, aligner: Aligner, cells: Sequence[Cell], scaling: Sequence[float]
 ) -> list[tuple[Any, ...]]:
     """Measure some neighbourhoods; return the fields of each `Displacement`."""
     found: list[Displacement | None] = []
@@ -99,7 +130,7 @@ def _measure_run(
 
 def measure(
     sar: SarScene,
-    eo: Eo,
+    eo: EoScene,
     cell: Cell,
     aligner: Aligner,
     scaling: Sequence[float],
@@ -112,7 +143,7 @@ def measure(
     sar : SarScene
         Its polarisations are averaged in amplitude, each over its own scaling, unless the aligner wants
         certain ones.
-    eo : Eo
+    eo : EoScene
         Its colours are averaged, unless the aligner wants them; clouds do not count.
     scaling : sequence of float
         Amplitude that counts as 1, for each polarisation.
@@ -159,29 +190,14 @@ def _check_aligner(aligner: Aligner, sar: SarScene) -> None:
         )
 
 
-def plan_cells(
+def _plan_cells(
     each: Meeting,
     scenes: Scenes,
     settings: PairsSettings,
-    aligner: Aligner | None,
+    aligner: Aligner,
     measured: Sequence[Displacement],
-) -> tuple[list[CellPlan], dict[str, Any] | None]:
-    """Plan the shift of every cell of a scene pair.
-
-    Returns
-    -------
-    list of CellPlan
-        Empty where the evidence is too thin to shift by.
-    dict or None
-        How well the alignment is known, as JSON values; None where nothing was measured.
-
-    Warns
-    -----
-    PairsWarning
-        If the evidence is too thin.
-    """
-    if aligner is None:
-        return [CellPlan(cell) for cell in each.cells], None
+) -> tuple[list[CellPlan], dict[str, Any]]:
+    """Plan the cells of one scene pair; see `align`."""
     facts: dict[str, Any] = {"displacements": [dataclasses.asdict(one) for one in measured]}
     names = f"{scenes.sar[each.sar].href} and {scenes.eo[each.eo].href}"
     sure = sum(one.sure for one in measured)
@@ -194,7 +210,7 @@ def plan_cells(
                 f"{names}: {sure} of {len(measured)} local shifts are sure, too thin evidence to align by: "
                 f"{len(each.cells)} cells are left out",
                 PairsWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
             return [], facts
     elif not sure:
@@ -202,7 +218,7 @@ def plan_cells(
             f"{names}: none of {len(measured)} local shifts is sure: how well these pairs are registered is "
             "not known",
             PairsWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return [_plan_cell(cell, settings.size, measured, drift) for cell in each.cells], facts
 

@@ -20,8 +20,8 @@ import numpy as np
 from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
 from sar2eo.errors import OutputError, PairsError, PairsWarning, SettingsError
-from sar2eo.matching.shifts import Aligner, Displacement
-from sar2eo.pairs.alignment import measure_shifts, plan_cells
+from sar2eo.matching.shifts import Aligner
+from sar2eo.pairs.alignment import align
 from sar2eo.pairs.chips import CellPlan, CutRun, cut_run
 from sar2eo.pairs.index import (
     Row,
@@ -81,7 +81,7 @@ def build(
     work = UnfinishedPairs.begin(out, fingerprint, overwrite=overwrite)
     try:
         if not work.publishing:
-            _Build(scenes, settings, aligner, work, progress).run(fingerprint, started)
+            _make_pairs(scenes, settings, aligner, work, progress, fingerprint, started)
         work.publish()
     finally:
         work.journal.release()
@@ -102,151 +102,114 @@ def _read_finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.
     return index
 
 
-class _Build:
-    """A build in progress: its steps, and the scenes, settings and results they share."""
-
-    def __init__(
-        self,
-        scenes: Scenes,
-        settings: PairsSettings,
-        aligner: Aligner | None,
-        work: UnfinishedPairs,
-        progress: Progress | None,
-    ) -> None:
-        self.scenes, self.settings, self.aligner, self.work = scenes, settings, aligner, work
-        self.results, self.progress = work.results(), progress
-        self.resumed = 0
-
-    def run(self, fingerprint: Mapping[str, Any], started: float) -> None:
-        """Do all steps, and leave the result ready to be published."""
-        footprints = survey(self.scenes, self.results)
-        try:
-            found = find_meetings(self.scenes, footprints, self.settings)
-        except PairsError:
-            self.work.abandon()
-            raise
-        scaling = self._sample_scaling(found)
-        planned, alignment = self._align(found, scaling)
-        rows, refused = self._cut(found, planned, scaling, footprints)
-        rows, refused["duplicate"] = drop_duplicates(rows, self.scenes, footprints)
-        refused["not aligned"] = sum(len(each.cells) - len(planned[each.label]) for each in found)
-        if not rows:
-            self.work.abandon()
-            counts = ", ".join(f"{count} {name}" for name, count in refused.items() if count)
-            raise PairsError(
-                f"no chip is left ({counts or 'no cell fits'}): is --size right, or --min-valid or "
-                "--max-cloud too strict?"
-            )
-        corners = chip_corners(rows)
-        assigned = assign(corners, self.settings)
-        for row, block, split in zip(rows, assigned.block, assigned.split, strict=True):
-            row |= {"block": block, "split": split}
-        kept = [row for row, stays in zip(rows, assigned.kept, strict=True) if stays]
-        _warn_of_empty_splits(assigned.audit)
-        chips = Counter(row["pair"] for row in kept)
-        pairs = [
+def _make_pairs(
+    scenes: Scenes,
+    settings: PairsSettings,
+    aligner: Aligner | None,
+    work: UnfinishedPairs,
+    progress: Progress | None,
+    fingerprint: Mapping[str, Any],
+    started: float,
+) -> None:
+    """Do all steps of a build, and leave the result ready to be published."""
+    results = work.results()
+    footprints = survey(scenes, results)
+    try:
+        found = find_meetings(scenes, footprints, settings)
+    except PairsError:
+        work.abandon()
+        raise
+    shared = scenes.named(found)
+    sar_keys = {each.sar: each.sar_key for each in found}
+    tasks = {f"scaling-{at}": (_percentiles, key) for at, key in sar_keys.items()}
+    percentiles = results.compute(tasks, shared)
+    scaling = {at: tuple(percentiles[f"scaling-{at}"]) for at in sar_keys}
+    planned, alignment = align(found, scenes, settings, aligner, scaling, results, progress)
+    cut = _cut_tasks(found, scenes, settings, planned, scaling, footprints, work.chips)
+    done = [results.known[name] for name in cut if name in results.known]
+    counts = {
+        "cells_total": sum(map(len, planned.values())),
+        "cells_resumed": sum(len(one["rows"]) + sum(one["refused"].values()) for one in done),
+    }
+    refused: Counter[str] = Counter()
+    rows: list[Row] = []
+    for value in results.compute(cut, shared, progress=progress, counts=counts).values():
+        rows += value["rows"]
+        refused.update(value["refused"])
+    rows, refused["duplicate"] = drop_duplicates(rows, scenes, footprints)
+    refused["not aligned"] = sum(len(each.cells) - len(planned[each.label]) for each in found)
+    if not rows:
+        work.abandon()
+        reasons = ", ".join(f"{count} {name}" for name, count in refused.items() if count)
+        raise PairsError(
+            f"no chip is left ({reasons or 'no cell fits'}): is --size right, or --min-valid or --max-cloud "
+            "too strict?"
+        )
+    corners = chip_corners(rows)
+    assigned = assign(corners, settings)
+    audit = assigned.audit
+    for row, block, split in zip(rows, assigned.block, assigned.split, strict=True):
+        row |= {"block": block, "split": split}
+    kept = [row for row, stays in zip(rows, assigned.kept, strict=True) if stays]
+    _warn_of_empty_splits(audit)
+    chips = Counter(row["pair"] for row in kept)
+    index = create_index(kept, corners[assigned.kept])
+    seconds = time.perf_counter() - started
+    counters = collect_telemetry()
+    ready = work.ready
+    ready.mkdir(exist_ok=True)
+    record = {
+        "software": f"sar2eo {__version__}",
+        "settings": dataclasses.asdict(settings),
+        "scene_settings": fingerprint["scene"],
+        "chips": {split: int((index["split"] == split).sum()) for split in SPLITS},
+        "refused": {**refused, "distance": sum(audit["dropped_for_distance"].values())},
+        "audit": audit,
+        "eo": [each.facts() for each in scenes.eo],
+        "scene_pairs": [
             {
-                "sar": display_name(self.scenes.sar[each.sar].href),
-                "eo": display_name(self.scenes.eo[each.eo].href),
+                "sar": display_name(scenes.sar[each.sar].href),
+                "eo": display_name(scenes.eo[each.eo].href),
                 "day_gap": each.day_gap,
                 "cells": len(each.cells),
                 "chips": chips[each.label],
                 "alignment": alignment[each.label],
             }
             for each in found
-        ]
-        seconds = time.perf_counter() - started
-        index = create_index(kept, corners[assigned.kept])
-        self._make_ready(index, assigned.audit, fingerprint, pairs, refused, seconds)
+        ],
+        # By runs that were stopped; the seconds are those of the last run.
+        "cells_resumed": counts["cells_resumed"],
+        "seconds": {
+            "total": seconds,
+            **{name: counters.get(f"{name}_seconds", 0.0) for name in ("align", "cut", "write")},
+        },
+        "peak_rss_bytes": counters["peak_rss_bytes"],
+        "index_crc32": write_index(index, ready / "pairs.parquet"),
+        "fingerprint": fingerprint,
+    }
+    write_json(ready / "audit.json", audit)
+    write_json(ready / "pairs.json", record)  # last: with it, the pairs are ready
 
-    def _sample_scaling(self, found: Sequence[Meeting]) -> dict[int, tuple[float, ...]]:
-        """Sample the scaling of every SAR scene that meets an EO scene."""
-        keys = {each.sar: each.sar_key for each in found}
-        tasks = {f"scaling-{at}": (_percentiles, keys[at]) for at in sorted(keys)}
-        values = self.results.compute(tasks, self.scenes.named(found)).values()
-        return {at: tuple(each) for at, each in zip(sorted(keys), values, strict=True)}
 
-    def _align(
-        self, found: Sequence[Meeting], scaling: Mapping[int, tuple[float, ...]]
-    ) -> tuple[dict[str, list[CellPlan]], dict[str, Any]]:
-        """Plan the shift of every cell, and say how well it is known, by scene pair."""
-        measured: dict[str, list[Displacement]] = {}
-        if self.aligner is not None:
-            measured = measure_shifts(found, self.scenes, self.aligner, scaling, self.results, self.progress)
-        planned, facts = {}, {}
-        for each in found:
-            planned[each.label], facts[each.label] = plan_cells(
-                each, self.scenes, self.settings, self.aligner, measured.get(each.label, [])
-            )
-        return planned, facts
-
-    def _cut(
-        self,
-        found: Sequence[Meeting],
-        planned: Mapping[str, list[CellPlan]],
-        scaling: Mapping[int, tuple[float, ...]],
-        footprints: Footprints,
-    ) -> tuple[list[Row], Counter[str]]:
-        """Cut all cells; return the rows of accepted chips, and counts of the others."""
-        tasks: dict[str, tuple[Any, ...]] = {}
-        for each in found:
-            common = common_columns(each, self.scenes, footprints, scaling[each.sar])
-            plans = planned[each.label]
-            for start in range(0, len(plans), _RUN_CELLS):
-                name = f"cut-{each.label}-{start:06d}"
-                chosen = tuple(plans[start : start + _RUN_CELLS])
-                run = CutRun(each.label, chosen, common, chip_tags(common), self.settings, self.work.chips)
-                tasks[name] = (cut_run, each.sar_key, each.eo_key, run)
-        known = self.results.known
-        done = [known[name] for name in tasks if name in known]
-        counts = {
-            "cells_total": sum(map(len, planned.values())),
-            "cells_resumed": sum(len(one["rows"]) + sum(one["refused"].values()) for one in done),
-        }
-        self.resumed = counts["cells_resumed"]
-        refused: Counter[str] = Counter()
-        rows: list[Row] = []
-        shared = self.scenes.named(found)
-        for value in self.results.compute(tasks, shared, progress=self.progress, counts=counts).values():
-            rows += value["rows"]
-            refused.update(value["refused"])
-        return rows, refused
-
-    def _make_ready(
-        self,
-        index: gpd.GeoDataFrame,
-        audit: Mapping[str, Any],
-        fingerprint: Mapping[str, Any],
-        pairs: Sequence[Mapping[str, Any]],
-        refused: Mapping[str, int],
-        seconds: float,
-    ) -> None:
-        """Write the index and what goes with it beside the chips; ``pairs.json`` last."""
-        ready = self.work.ready
-        ready.mkdir(exist_ok=True)
-        checksum = write_index(index, ready / "pairs.parquet")
-        write_json(ready / "audit.json", audit)
-        counters = collect_telemetry()
-        record = {
-            "software": f"sar2eo {__version__}",
-            "settings": dataclasses.asdict(self.settings),
-            "scene_settings": fingerprint["scene"],
-            "chips": {split: int((index["split"] == split).sum()) for split in SPLITS},
-            "refused": {**refused, "distance": sum(audit["dropped_for_distance"].values())},
-            "audit": dict(audit),
-            "eo": [each.facts() for each in self.scenes.eo],
-            "scene_pairs": list(pairs),
-            # Cut by runs that were stopped; the seconds are those of the last run.
-            "cells_resumed": self.resumed,
-            "seconds": {
-                "total": seconds,
-                **{name: counters.get(f"{name}_seconds", 0.0) for name in ("align", "cut", "write")},
-            },
-            "peak_rss_bytes": counters["peak_rss_bytes"],
-            "index_crc32": checksum,
-            "fingerprint": fingerprint,
-        }
-        write_json(ready / "pairs.json", record)
+def _cut_tasks(
+    found: Sequence[Meeting],
+    scenes: Scenes,
+    settings: PairsSettings,
+    planned: Mapping[str, list[CellPlan]],
+    scaling: Mapping[int, tuple[float, ...]],
+    footprints: Footprints,
+    folder: Path,
+) -> dict[str, tuple[Any, ...]]:
+    """Return the tasks that cut all cells into chips in `folder`, by name."""
+    tasks: dict[str, tuple[Any, ...]] = {}
+    for each in found:
+        common = common_columns(each, scenes, footprints, scaling[each.sar])
+        plans = planned[each.label]
+        for start in range(0, len(plans), _RUN_CELLS):
+            chosen = tuple(plans[start : start + _RUN_CELLS])
+            run = CutRun(each.label, chosen, common, chip_tags(common), settings, folder)
+            tasks[f"cut-{each.label}-{start:06d}"] = (cut_run, each.sar_key, each.eo_key, run)
+    return tasks
 
 
 def _percentiles(sar: Any) -> list[float]:

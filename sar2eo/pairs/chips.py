@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +17,16 @@ from rasterio.io import MemoryFile
 from sar2eo.compute import counters
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
+from sar2eo.scenes.optical import EoScene
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.atomic import checksum, write_file
 
-__all__ = ["CellPlan", "ChipPair", "CutRun", "Eo", "cut_pair", "cut_run", "write_pair"]
+__all__ = ["CellPlan", "ChipPair", "CutRun", "cut_pair", "cut_run", "write_pair"]
 
 BoolArray = npt.NDArray[np.bool_]
 _BLOCK = 512
-
-
-class Eo(Protocol):
-    """What chips need of an EO scene (`sar2eo.scenes.optical.EoScene`)."""
-
-    def read_onto(self, grid: Grid) -> Any:
-        """Return rgb uint8 (3, row, col), valid bool (row, col), cloud bool (row, col) or None."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +71,7 @@ class ChipPair:
 
 def cut_pair(
     sar: SarScene,
-    eo: Eo,
+    eo: EoScene,
     cell: Cell,
     *,
     size: int,
@@ -225,7 +218,7 @@ class CutRun:
     folder: Path
 
 
-def cut_run(sar: SarScene, eo: Eo, run: CutRun) -> dict[str, Any]:
+def cut_run(sar: SarScene, eo: EoScene, run: CutRun) -> dict[str, Any]:
     """Cut, check and write the chips of a task.
 
     Returns

@@ -53,15 +53,7 @@ class UnfinishedPairs:
 
     @classmethod
     def begin(cls, out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> UnfinishedPairs:
-        """Begin, or go on where an interrupted run of the same fingerprint was.
-
-        Raises
-        ------
-        JournalError
-            If unfinished work of other settings is there, or another run is writing here.
-        OutputError
-            If the folder cannot be written.
-        """
+        """Begin, or go on where an interrupted run of the same fingerprint was; errors as `Journal.open`."""
         try:
             out.mkdir(exist_ok=True)
         except OSError as error:
@@ -113,12 +105,7 @@ class UnfinishedPairs:
     def publish(self) -> None:
         """Move chips and index to their place; ``pairs.json``, which makes the folder valid, last.
 
-        Chips that are not in the index are deleted. Stopped at any point, it can be called again.
-
-        Raises
-        ------
-        OutputError
-            If a file cannot be moved.
+        Chips that are not in the index are deleted. If it is stopped at any point, it can be called again.
         """
         final, made = self.out / "chips", self.chips
         try:

@@ -102,12 +102,7 @@ def upload(path: Path, url: str) -> None:
     """Upload a file; the object appears whole or not at all, and is compared with the file.
 
     The store checks each part by its checksum. Compared are the size, and the checksum of the whole where the
-    store has one.
-
-    Raises
-    ------
-    OSError
-        If it cannot be uploaded, or what arrived is not the file.
+    store has one; `OSError` if they differ, or it cannot be uploaded.
     """
     checksum = _crc32(path)
     extra = {"ChecksumCRC32": checksum, "ContentType": _MEDIA.get(path.suffix.lower(), "binary/octet-stream")}
@@ -136,13 +131,7 @@ def delete(url: str) -> None:
 
 
 def gdal_environment() -> tuple[AWSSession, dict[str, str]]:
-    """Return rasterio's session and GDAL's options for ``/vsis3/``, of this module's store and credentials.
-
-    Raises
-    ------
-    OSError
-        If there are no credentials, or boto3 is not installed.
-    """
+    """Return rasterio's session and GDAL's options for S3; `OSError` without credentials or boto3."""
     with _file_errors("s3://"):
         from botocore.exceptions import NoCredentialsError
 
