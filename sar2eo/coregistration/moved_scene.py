@@ -53,16 +53,9 @@ _PHASES = 1024
 
 @dataclass(frozen=True, eq=False)
 class MovedMapping:
-    """From ground coordinates of the reference to pixels of the moving scene, through a transform.
+    """From ground coordinates of the reference's `grid` to pixels of the moving scene, through a transform.
 
-    Parameters
-    ----------
-    base : Mapping
-        Of the moving scene, by its own georeference.
-    base_crs : str
-        Of the ground coordinates that `base` takes.
-    grid : Grid
-        Of the reference.
+    `base` is the moving scene's own mapping, from ground coordinates in `base_crs`.
     """
 
     base: Mapping
@@ -82,7 +75,7 @@ class MovedMapping:
         return self.base.pixels(*moved)
 
     def ground(self, rows: Array, cols: Array) -> tuple[Array, Array]:
-        """Not known: a transform is not inverted, and nobody asks."""
+        """Not needed: a transform is not inverted."""
         raise NotImplementedError
 
     def token(self) -> str:
@@ -96,17 +89,7 @@ def _transformer(source: str, target: str) -> Transformer:
 
 
 def map_moved(reader: SceneReader, grid: Grid, transform: MovingTransform) -> MovedMapping:
-    """Return how the reference's grid maps to a scene's stored pixels.
-
-    A scene that is warped as it is opened is so interpolated once, from its stored pixels.
-
-    Parameters
-    ----------
-    reader : SceneReader
-        Of the moving scene.
-    grid : Grid
-        Of the reference.
-    """
+    """Map the reference's grid to the stored pixels of a scene, so that they are interpolated only once."""
     if isinstance(reader, WarpedReader):
         return MovedMapping(reader.mapping, str(reader.grid.crs), grid, transform)
     return MovedMapping(AffineMapping(reader.grid, str(grid.crs)), str(grid.crs), grid, transform)
@@ -114,21 +97,17 @@ def map_moved(reader: SceneReader, grid: Grid, transform: MovingTransform) -> Mo
 
 @dataclass(frozen=True, eq=False)
 class MovedReader(SceneReader):
-    """Read a scene through a transform, by a Lanczos kernel of three lobes; SAR in amplitude.
+    """Reads a scene through a transform, by a Lanczos kernel of three lobes; SAR in amplitude.
 
     Where target pixels are at least twice as large as source pixels, these are averaged (SAR in intensity)
     as `sar2eo.scenes.warp.WarpedReader` does.
 
     Parameters
     ----------
-    source : SceneReader
-        In its own frame.
-    grid : Grid
-        Of the reference.
     quantity : str or None
-        What SAR values are; None: of an optical scene, interpolated as they are.
+        Quantity of SAR values; None for an optical scene, whose values are interpolated as they are.
     nearest : tuple of bool
-        Of the bands: whether they hold classes, of which the nearest is taken.
+        Whether a band holds classes, of which the nearest is taken.
     """
 
     source: SceneReader
@@ -141,7 +120,7 @@ class MovedReader(SceneReader):
 
     @property
     def polarisations(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the source."""
+        """Names of the source's bands."""
         return self.source.polarisations
 
     @cached_property
@@ -164,7 +143,7 @@ class MovedReader(SceneReader):
         return out
 
     def identity(self) -> dict[str, Any]:
-        """Return the source's identity and what the pixels depend on."""
+        """Return everything that the pixels depend on."""
         return {**self.source.identity(), "moved": self.mapping.token(), "quantity": self.quantity}
 
     def _fill(self, out: FloatArray, rows: Array, cols: Array) -> None:
@@ -269,26 +248,24 @@ def lanczos_at(values: FloatArray, rows: Array, cols: Array) -> FloatArray:
     return np.where(beside, found, np.float32(np.nan))
 
 
-# Of band and file tags: what would be wrong of other pixels.
+# Tags that would be wrong for other pixels.
 _STALE = ("STATISTICS_", "AREA_OR_POINT", "OVR_RESAMPLING_ALG")
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How values are stored.
+    """How a file stores values, so that the moved scene's file is like the moving scene's.
 
     Parameters
     ----------
     nodata : float or None
-        None: an internal mask says which pixels are valid.
+        None: an internal mask holds which pixels are valid.
     together : bool
-        Whether nodata means nodata only where all bands have it, as in pictures of bytes.
+        Whether a pixel is nodata only where all bands have that value, as in pictures of bytes.
     bands : tuple of dict
-        Of each: description, role (colour interpretation), unit, tags, scale, offset.
-    tags : dict
-        Of the file.
+        Description, role (colour interpretation), unit, tags, scale, offset of each band.
     nearest : tuple of bool
-        Of each band: whether it holds classes.
+        Whether a band holds classes.
     """
 
     dtype: str
@@ -298,18 +275,8 @@ class Layout:
     tags: dict[str, str]
     nearest: tuple[bool, ...]
 
-    def stored(self, values: FloatArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-        """Turn values into what is stored, and say which pixels are valid.
-
-        Parameters
-        ----------
-        values : ndarray of float32, shape (band, row, col)
-            In the scene's quantity; NaN where there is no data.
-
-        Returns
-        -------
-        tuple of ndarray, shapes (band, row, col) and (row, col)
-        """
+    def encode(self, values: FloatArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Encode values (band, row, col), NaN where there is no data; return them and validity (row, col)."""
         valid = np.isfinite(values)
         plain = np.where(valid, values, 0).astype(np.float64)
         for band, facts in zip(plain, self.bands, strict=True):
@@ -329,7 +296,7 @@ class Layout:
 def _keep_apart(
     plain: npt.NDArray[np.float64], valid: npt.NDArray[np.bool_], nodata: float, *, together: bool, step: int
 ) -> None:
-    """Let no valid pixel become nodata by rounding: it takes the number beside it."""
+    """Keep valid pixels from becoming nodata by rounding: they take the next number."""
     same = valid & (plain == nodata)
     if together:
         same &= same.all(axis=0)
@@ -377,7 +344,7 @@ _PLAIN: dict[str, Any] = {
 
 
 def _all_bands(bands: tuple[Band, ...], named: int) -> tuple[Band, ...]:
-    """Return all bands of the file that some bands are in; the bands themselves where these are several."""
+    """Return all bands of a file of which some are given; the given bands if they are in several files."""
     if len({band.path for band in bands}) > 1:
         return bands
     known = {band.index: band for band in bands}
@@ -456,7 +423,7 @@ def _read_block(window: Window, reader: SceneReader, layout: Layout) -> Any:
     with counters.timed("warp_seconds"):
         values = reader.read(window)
     counters.add("blocks_done", 1)
-    return layout.stored(values) if np.isfinite(values).any() else None
+    return layout.encode(values) if np.isfinite(values).any() else None
 
 
 def needed_bytes(layout: Layout, window: Window) -> int:

@@ -42,9 +42,7 @@ class ChipPair:
     eo : ndarray of uint8, shape (3, row, col)
         0 where invalid.
     cloud_share : float or None
-        Share of cloud among the EO's valid pixels, where the EO scene tells.
-    grid : Grid
-        Of both.
+        Share of cloud among the EO's valid pixels; None if unknown.
     """
 
     sar: npt.NDArray[Any]
@@ -102,7 +100,7 @@ def cut_pair(
     patch = eo.read_onto(grid)
     cloudy = None if patch.cloud is None else patch.cloud[patch.valid]
     return ChipPair(
-        sar=_stored(np.where(sar_valid, values, 0), sar.dtype),
+        sar=_encode_values(np.where(sar_valid, values, 0), sar.dtype),
         sar_valid=sar_valid,
         eo=np.where(patch.valid, patch.rgb, np.uint8(0)),
         eo_valid=patch.valid,
@@ -111,7 +109,7 @@ def cut_pair(
     )
 
 
-def _stored(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+def _encode_values(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
     if dtype == "float32":
         return values.astype(np.float32, copy=False)
     info = np.iinfo(dtype)
@@ -140,13 +138,13 @@ def write_pair(
         (sar_path, pair.sar, pair.sar_valid, list(polarisations), grey),
         (eo_path, pair.eo, pair.eo_valid, ["red", "green", "blue"], colours),
     ):
-        data = _encoded(bands, valid, pair.grid, names, roles, tags)
+        data = _encode_chip(bands, valid, pair.grid, names, roles, tags)
         write_file(path, data, durable=False)
         checksums.append(checksum(data))
     return checksums[0], checksums[1]
 
 
-def _encoded(
+def _encode_chip(
     bands: npt.NDArray[Any],
     valid: BoolArray,
     grid: Grid,

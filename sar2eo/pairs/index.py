@@ -139,7 +139,7 @@ def common_columns(
     footprints: Footprints,
     scaling: tuple[float, ...],
 ) -> dict[str, Any]:
-    """Columns of the index that all chips of a scene pair share."""
+    """Return the columns of the index that all chips of a scene pair share."""
     sar, eo = scenes.sar[each.sar], scenes.eo[each.eo]
     source, optical = footprints[0][each.sar].source, footprints[1][each.eo].source
     return {

@@ -136,12 +136,7 @@ class UnfinishedPairs:
 
 
 def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Refuse a folder that pairs cannot be built in, before any work.
-
-    Returns
-    -------
-    bool
-        Whether the folder holds the whole result of this fingerprint already.
+    """Check a folder before pairs are built in it; return whether it holds this whole result already.
 
     Raises
     ------
@@ -179,7 +174,7 @@ def finished_record(out: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(out: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the index is the one that was written, and no chip is missing."""
+    """Whether the index is unchanged, and no chip is missing."""
     try:
         index = (out / "pairs.parquet").read_bytes()
         chips = {path.name for path in (out / "chips").iterdir()}

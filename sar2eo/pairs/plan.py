@@ -47,17 +47,7 @@ _THREADS = 8
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """All scenes of a build, opened, without their pixels.
-
-    Attributes
-    ----------
-    sar, eo : list
-        Scenes as chips are cut from them.
-    arrays : list of DataArray
-        The SAR scenes as `sar2eo.open_scene` returns them.
-    sources : tuple of list of Source
-        Of the SAR and of the EO scenes.
-    """
+    """All scenes of a build, opened, without their pixels; `sources` are those of SAR and EO scenes."""
 
     sar: list[SarScene]
     eo: list[EoScene]
@@ -76,7 +66,7 @@ class Scenes:
         is_record = dataclasses.is_dataclass(aligner) and not isinstance(aligner, type)
         how = dataclasses.asdict(aligner) if is_record else {}
         opened: tuple[Sequence[Any], ...] = self.arrays, self.eo
-        said = [
+        acquired = [
             [_source_facts(known_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
             for sources, role in zip(self.sources, opened, strict=True)
         ]
@@ -87,25 +77,23 @@ class Scenes:
             "aligner": None if aligner is None else {"kind": type(aligner).__name__, **how},
             "sar": [each.reader.identity() for each in self.sar],
             "eo": [each.identity() for each in self.eo],
-            "acquired": {"sar": said[0], "eo": said[1]},
+            "acquired": {"sar": acquired[0], "eo": acquired[1]},
             "radiometry": [[each.quantity, each.calibration, each.dtype] for each in self.sar],
         }
 
 
 @dataclass(frozen=True, eq=False)
 class Meeting:
-    """A scene pair, and the cells to try.
+    """A scene pair that overlaps, and the cells to try.
 
-    Attributes
+    Parameters
     ----------
     sar, eo : int
-        Places of the scenes.
+        Numbers of the scenes.
     day_gap : float or None
-        Days between the acquisitions.
-    overlap : Polygon or MultiPolygon
-        Where both have data, in longitude and latitude.
-    within : Polygon or MultiPolygon
-        The same in the CRS of the SAR scene's grid.
+        Days between the acquisitions; None if unknown.
+    overlap, within : Polygon or MultiPolygon
+        Where both have data, in longitude and latitude, and in the CRS of the SAR scene's grid.
     """
 
     sar: int
@@ -155,7 +143,7 @@ def open_scenes(
         If there are none, or one cannot be opened.
     """
     # Sorted, so that ids and fingerprint do not depend on the order of arguments.
-    sources = _sorted(expand_sources(sar, "sar")), _sorted(expand_sources(eo, "eo"))
+    sources = _sort_sources(expand_sources(sar, "sar")), _sort_sources(expand_sources(eo, "eo"))
     for source in (*sources[0], *sources[1]):
         if Path(source.href).absolute().is_relative_to(out.absolute()):
             raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
@@ -166,7 +154,7 @@ def open_scenes(
     return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
 
 
-def _sorted(sources: Sequence[Source]) -> list[Source]:
+def _sort_sources(sources: Sequence[Source]) -> list[Source]:
     """Name local files by absolute paths, which workers and readers of the index find; sort by name."""
     named = [dataclasses.replace(source, href=_absolute(source.href)) for source in sources]
     return sorted(named, key=lambda source: source.href)
@@ -241,17 +229,8 @@ def find_candidates(
 ) -> list[Candidate]:
     """Find the pairs of scenes that overlap and were taken within `max_days` of each other.
 
-    Parameters
-    ----------
-    sar, eo : sequence of SceneFootprint
-        Areas are split at the antimeridian.
-    max_days : float
-        Largest gap in days; infinite: any, and times need not be known.
-
-    Returns
-    -------
-    list of Candidate
-        By SAR scene; for each, the smallest gap first (unknown ones last), then the larger overlap.
+    With infinite `max_days`, times need not be known. Sorted by SAR scene; for each, the smallest gap first
+    (unknown ones last), then the larger overlap.
 
     Raises
     ------

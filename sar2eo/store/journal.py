@@ -211,7 +211,7 @@ class Journal:
         """
         wanted = set(windows)
         whole = set()
-        for path, name, window, expected in self._listed():
+        for path, name, window, expected in self._list_blocks():
             if name != variable or window not in wanted:
                 continue
             if window not in whole and checksum(path.read_bytes()) == expected:
@@ -222,9 +222,9 @@ class Journal:
 
     def paths(self, variable: str) -> dict[Window, Path]:
         """Return the files of all blocks of a variable, without reading them."""
-        return {window: path for path, name, window, _ in self._listed() if name == variable}
+        return {window: path for path, name, window, _ in self._list_blocks() if name == variable}
 
-    def _listed(self) -> list[tuple[Path, str, Window, str]]:
+    def _list_blocks(self) -> list[tuple[Path, str, Window, str]]:
         matches = [(path, NAME.fullmatch(path.name)) for path in sorted(self.blocks.iterdir())]
         return [
             (path, found[1], Window(*(int(found[i]) for i in range(2, 6))), found[6])
@@ -403,13 +403,13 @@ class BlockWriter:
         if bands.shape[1:] != (window.height, window.width) or bands.dtype not in (np.uint8, np.float32):
             raise ValueError(f"a block of {bands.dtype} {bands.shape} does not fit {window}")
         folder = Path(self.folder)
-        with _encoded(window, bands) as data:
+        with _encode(window, bands) as data:
             name = f"{variable}.{'.'.join(map(str, window))}.{checksum(data)}.tif"
             write_file(folder / name, data)
 
 
 @contextmanager
-def _encoded(window: Window, bands: npt.NDArray[Any]) -> Iterator[memoryview]:
+def _encode(window: Window, bands: npt.NDArray[Any]) -> Iterator[memoryview]:
     """Yield the bytes of a block as an uncompressed, tiled GeoTIFF."""
     count, height, width = bands.shape
     layout = {"tiled": True, "blockysize": _tile(height), "blockxsize": _tile(width), "interleave": "band"}

@@ -102,7 +102,7 @@ def test_no_shift_on_the_same_grid_copies_every_pixel(tmp_path):
     reader, layout = moved(scene, scene.grid, NOWHERE)
     values = reader.read(scene.grid.window)
     np.testing.assert_array_equal(values, scene.reader.read(scene.grid.window))
-    stored, valid = layout.stored(values)
+    stored, valid = layout.encode(values)
     with rasterio.open(tmp_path / "sar.tif") as file:
         np.testing.assert_array_equal(stored, file.read())
         np.testing.assert_array_equal(valid, file.dataset_mask() > 0)
@@ -188,15 +188,15 @@ def layout(dtype: str, nodata: float | None, *, together: bool = False, scale=1.
 
 def test_rounding_makes_no_valid_pixel_nodata():
     values = np.array([[[0.2, 7.4, np.nan, 300.0]], [[0.4, 0.3, np.nan, -5.0]]], np.float32)
-    stored, valid = layout("uint8", 0).stored(values)
+    stored, valid = layout("uint8", 0).encode(values)
     np.testing.assert_array_equal(stored, [[[1, 7, 0, 255]], [[1, 1, 0, 1]]])
     np.testing.assert_array_equal(valid, [[True, True, False, True]])
     # In a picture a dark band is no hole.
-    stored, _ = layout("uint8", 0, together=True).stored(values)
+    stored, _ = layout("uint8", 0, together=True).encode(values)
     np.testing.assert_array_equal(stored, [[[1, 7, 0, 255]], [[1, 0, 0, 0]]])
-    stored, _ = layout("uint8", 255).stored(values)
+    stored, _ = layout("uint8", 255).encode(values)
     np.testing.assert_array_equal(stored[0], [[0, 7, 255, 254]])
-    stored, valid = layout("float32", float("nan"), scale=0.5, offset=1.0).stored(values)
+    stored, valid = layout("float32", float("nan"), scale=0.5, offset=1.0).encode(values)
     np.testing.assert_allclose(stored[0], [[-1.6, 12.8, np.nan, 598.0]], rtol=1e-6)
 
 
