@@ -65,8 +65,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             refuse(error, self.path)
-        with lock_folder(self.path, _LOCK):
+        lock = lock_folder(self.path, _LOCK)
+        try:
             yield
+        finally:
+            lock.release()
 
     def check(self, identity: Mapping[str, Any]) -> int | None:
         """Refuse to go on with other settings.
