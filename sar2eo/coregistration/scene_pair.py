@@ -37,14 +37,14 @@ from sar2eo.scenes.stac_input import is_stac
 from sar2eo.scenes.warp import read_onto
 from sar2eo.settings import PairsSettings, SceneSettings
 
-__all__ = ["OpticalView", "RadarView", "ScenePair", "check_fit", "choose_bands", "open_pair", "tie_cells"]
+__all__ = ["RadarView", "ScenePair", "check_fit", "choose_bands", "open_pair", "read_optical", "tie_cells"]
 
 FloatArray = npt.NDArray[np.float32]
 Scene = SarScene | EoScene
 
 # Valid share of a template, in both scenes, that a tie point needs.
 LEAST_VALID = 0.5
-# Outlines come from decimated reads: pixels decide about cells that have so much of what they need.
+# Outlines come from decimated reads: with this share of what they need, cells are left to the pixels.
 _COARSE = 0.5
 
 
@@ -75,30 +75,16 @@ class RadarView:
         return amplitude if self.bands is None else amplitude[list(self.bands)]
 
 
-@dataclass(frozen=True, eq=False)
-class OpticalView:
-    """An optical scene, read onto any grid for matching."""
-
-    scene: EoScene
-
-    def read(self, grid: Grid) -> FloatArray:
-        """Return red, green and blue from 0 to 255, (row, col, 3); NaN where there is no data, or cloud."""
-        patch = self.scene.read_onto(grid)
-        clear = patch.valid if patch.cloud is None else patch.valid & ~patch.cloud
-        image = np.moveaxis(patch.rgb, 0, -1).astype(np.float32)
-        image[~clear] = np.nan
-        return image
+def read_optical(scene: EoScene, grid: Grid) -> FloatArray:
+    """Read red, green and blue from 0 to 255, (row, col, 3), onto any grid; NaN without data, or in cloud."""
+    patch = scene.read_onto(grid)
+    clear = patch.valid if patch.cloud is None else patch.valid & ~patch.cloud
+    return np.where(clear[..., None], np.moveaxis(patch.rgb, 0, -1).astype(np.float32), np.float32(np.nan))
 
 
 @dataclass(frozen=True, eq=False)
 class ScenePair:
-    """Two scenes, one SAR and one optical.
-
-    Parameters
-    ----------
-    overlap : Polygon or MultiPolygon
-        Where both have data, in the CRS of the reference's grid.
-    """
+    """Two scenes, one SAR and one optical; they overlap in `overlap`, in the CRS of the reference's grid."""
 
     reference: Scene
     moving: Scene
@@ -106,17 +92,17 @@ class ScenePair:
 
     @property
     def sar(self) -> SarScene:
-        """The SAR one."""
+        """The SAR scene."""
         return self.reference if isinstance(self.reference, SarScene) else self.moving  # type: ignore[return-value]
 
     @property
     def eo(self) -> EoScene:
-        """The optical one."""
+        """The optical scene."""
         return self.reference if isinstance(self.reference, EoScene) else self.moving  # type: ignore[return-value]
 
     @property
     def grid(self) -> Grid:
-        """The reference's."""
+        """Grid of the reference."""
         return self.reference.grid
 
 

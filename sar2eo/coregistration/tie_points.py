@@ -18,7 +18,7 @@ from pyproj import Transformer
 from sar2eo._version import __version__
 from sar2eo.compute import counters
 from sar2eo.compute.dask_run import Progress
-from sar2eo.coregistration.scene_pair import LEAST_VALID, OpticalView, RadarView, ScenePair, choose_bands
+from sar2eo.coregistration.scene_pair import LEAST_VALID, RadarView, ScenePair, choose_bands, read_optical
 from sar2eo.coregistration.transforms import Evidence
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
@@ -26,6 +26,7 @@ from sar2eo.geo.windows import Window
 from sar2eo.matching.dcdm.aligner import find_learned, folder_of, matcher_sha256
 from sar2eo.matching.shifts import Displacement, LocalShift
 from sar2eo.matching.structure import Method, StructuralAligner, match
+from sar2eo.scenes.optical import EoScene
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings
 from sar2eo.store.task_results import TaskResults
@@ -131,14 +132,13 @@ def create_finder(settings: CoregisterSettings) -> Finder:
     return LearnedFinder(settings, str(folder), side, radius, threshold, matcher_sha256(folder))
 
 
-def _open_views(pair: ScenePair, settings: CoregisterSettings) -> tuple[RadarView, OpticalView]:
-    """Return both scenes as a finder reads them: amplitude scaled, polarisations chosen."""
-    optical, sar = OpticalView(pair.eo), pair.sar
+def _open_radar(sar: SarScene, settings: CoregisterSettings) -> RadarView:
+    """Return the SAR scene as a finder reads it: amplitude scaled, polarisations chosen."""
     if settings.method != "dcdm":
-        return RadarView(sar, sar.percentiles()), optical
+        return RadarView(sar, sar.percentiles())
     _, card = folder_of(str(settings.matcher))
     divisors = sar.percentiles() if card.scaling == "p99" else (1.0,) * len(sar.reader.polarisations)
-    return RadarView(sar, divisors, choose_bands(sar, card)), optical
+    return RadarView(sar, divisors, choose_bands(sar, card))
 
 
 def measure_ties(
@@ -166,8 +166,7 @@ def measure_ties(
         Of all templates with data in both scenes: what the reference shows at (row, col) of its grid is
         found `rows` and `cols` farther in the moving scene. NaN where nothing was found.
     """
-    radar, optical = _open_views(pair, settings)
-    shared = {"radar": radar, "optical": optical, "finder": finder}
+    shared = {"radar": _open_radar(pair.sar, settings), "optical": pair.eo, "finder": finder}
     where = settings.grid, pair.grid, isinstance(pair.moving, SarScene)
     tasks = {
         f"ties-{start:05d}": (_measure_run, *shared, cells[start : start + _RUN_TIES], *where)
@@ -180,7 +179,7 @@ def measure_ties(
 
 def _measure_run(
     radar: RadarView,
-    optical: OpticalView,
+    optical: EoScene,
     finder: Finder,
     cells: Sequence[Cell],
     spacing: int,
@@ -204,12 +203,12 @@ def _measure_run(
 
 
 def _measure(
-    cell: Cell, radar: RadarView, optical: OpticalView, finder: Finder, spacing: int, grid: Grid
+    cell: Cell, radar: RadarView, optical: EoScene, finder: Finder, spacing: int, grid: Grid
 ) -> Displacement | None:
     """Find a template of the optical scene in the SAR scene; None where less than half of it is valid."""
     margin, reach, side = (spacing - finder.side) // 2, finder.radius, finder.side
     window = Window(cell.row + margin, cell.col + margin, side, side)
-    eo = optical.read(grid.crop(window))
+    eo = read_optical(optical, grid.crop(window))
     if np.isfinite(eo[..., 0]).mean() < LEAST_VALID:
         return None
     around = Window(window.row - reach, window.col - reach, side + 2 * reach, side + 2 * reach)

@@ -188,10 +188,8 @@ class Evidence:
 
     Parameters
     ----------
-    transform : MovingTransform or None
-        None where there is none.
     refusal : str or None
-        Why it cannot be used, on one line.
+        Why it cannot be used, on one line; None if it can.
     at, shifts : ndarray of float64, shape (tie, 2)
         Places and shifts of the sure tie points, in pixels.
     predicted : ndarray of float64, shape (tie, 2)
@@ -213,24 +211,17 @@ class Evidence:
     def quality(self, size: tuple[float, float]) -> dict[str, Any]:
         """Return errors of the agreeing tie points before and after the transform, as JSON values.
 
-        After: against fits that did not see them. Before: the same tie points, unmoved.
-
-        Parameters
-        ----------
-        size : tuple of float
-            Height and width of a pixel in metres.
+        After: against fits that did not see them. Before: the same tie points, unmoved. `size` is the height
+        and width of a pixel in metres.
         """
-        chosen = self.inlier & np.isfinite(self.predicted).all(axis=1)
-        found = {
-            "before": _summary(self.shifts[chosen], size),
-            "after": _summary((self.shifts - self.predicted)[chosen], size),
-        }
         known = np.isfinite(self.predicted).all(axis=1)
-        every = {
-            "before": _median(self.shifts[known]),
-            "after": _median((self.shifts - self.predicted)[known]),
+        chosen = self.inlier & known
+        offsets = {"before": self.shifts, "after": self.shifts - self.predicted}
+        return {
+            "points": int(chosen.sum()),
+            **{name: _summary(each[chosen], size) for name, each in offsets.items()},
+            "all_sure_median_px": {name: _median(each[known]) for name, each in offsets.items()},
         }
-        return {"points": int(chosen.sum()), **found, "all_sure_median_px": every}
 
 
 def _summary(offsets: Points, size: tuple[float, float]) -> dict[str, float | None]:
@@ -253,14 +244,7 @@ def weigh(
 ) -> Evidence:
     """Fit a transform to tie points, and decide whether they carry it.
 
-    Parameters
-    ----------
-    ties : sequence of Displacement
-        All that were measured.
-    lattice : ndarray of float64, shape (cell, 2)
-        Middles of all templates of the overlap.
-    radius : int
-        That was searched.
+    `lattice` holds the centres of all templates, shape (cell, 2), `radius` the pixels that were searched.
     """
     sure = [tie for tie in ties if tie.sure and np.isfinite([tie.rows, tie.cols]).all()]
     at, shifts = arrays_of(sure)
@@ -287,15 +271,8 @@ def weigh(
         return Evidence(transform, thin, at, shifts, nothing[0], inlier, spread)
     predicted = _held_out(sure, transform, settings)
     reach = float(np.abs(transform.shifts(lattice)).max())
-    return Evidence(
-        transform,
-        _too_loose(shifts - predicted, reach, settings, radius),
-        at,
-        shifts,
-        predicted,
-        inlier,
-        spread,
-    )
+    refused = _too_loose(shifts - predicted, reach, settings, radius)
+    return Evidence(transform, refused, at, shifts, predicted, inlier, spread)
 
 
 def _too_few(inlier: Mask, spread: float, settings: CoregisterSettings) -> str | None:
