@@ -2,29 +2,29 @@
 
 ::
 
-    Sar2eoError                 one line for the user; exit code 1
-    ├── SettingsError           a setting that is not allowed; exit code 2 (also a ValueError)
-    ├── SceneError              an input that cannot be opened or is not what it should be
-    │   ├── GeoreferenceError   no georeference, or one that cannot be used
-    │   ├── PolarisationError   polarisations unknown, or not those that are needed
-    │   └── RadiometryError     quantity or calibration unknown, or not convertible
-    ├── CheckpointError         a checkpoint that is missing, broken, unsafe or does not fit
-    ├── PairsError              pairs or a data set that are missing, broken or not what they should be
-    ├── CoregistrationError     two scenes that cannot be laid on each other for want of evidence
-    ├── TrainingError           a training run that cannot go on
-    ├── OutputError             a result that cannot be written, or would overwrite something
-    │   └── JournalError        unfinished work that belongs to other settings, or is damaged
-    └── ClusterError            a Dask cluster that cannot run the graph
+    Sar2eoError                 the user can do something about it; exit code 1
+    ├── SettingsError           a setting is not allowed; exit code 2 (also a ValueError)
+    ├── SceneError              an input cannot be opened, or is of the wrong kind
+    │   ├── GeoreferenceError   there is no georeference, or none that can be used
+    │   ├── PolarisationError   polarisations are unknown, or not those that are needed
+    │   └── RadiometryError     quantity or calibration is unknown, or cannot be converted
+    ├── CheckpointError         a checkpoint is missing, broken, unsafe, or does not fit
+    ├── PairsError              pairs or a data set are missing, broken or unsuitable
+    ├── CoregistrationError     there is too little evidence of how two scenes lie on each other
+    ├── TrainingError           a training run cannot start or go on
+    ├── OutputError             a result cannot be written, or would overwrite something
+    │   └── JournalError        unfinished work belongs to other settings, or is damaged
+    └── ClusterError            a Dask cluster cannot run the graph
 
     Sar2eoWarning               (a UserWarning)
-    ├── GeolocationWarning      geolocation of limited accuracy
-    ├── RadiometryWarning       a guess or substitution that changes how values are read
-    ├── FitWarning              an input outside what the model was trained on, used by request
-    ├── PairsWarning            pairs that are weaker than they look
-    ├── TrainingWarning         a run that goes on otherwise than it would have
-    └── EvaluationWarning       a figure that was asked for and could not be measured
+    ├── GeolocationWarning      geolocation is of limited accuracy
+    ├── RadiometryWarning       a guess or a substitution changes how values are read
+    ├── FitWarning              an input is outside what the model was trained on, and used by request
+    ├── PairsWarning            pairs are weaker than they look
+    ├── TrainingWarning         a run goes on otherwise than it would have
+    └── EvaluationWarning       a measure that was asked for could not be computed
 
-A message names the value, what is allowed, and the likely slip, on one line.
+A message names the value, what is allowed, and the likely mistake, on one line.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "TrainingWarning",
-    "misfit",
     "one_line",
+    "refuse_misfit",
 ]
 
 
 class Sar2eoError(Exception):
-    """Base of all errors a user can do something about.
+    """Base of all errors that a user can do something about.
 
     Attributes
     ----------
     exit_code : int
-        What the command line exits with.
+        Exit code of the command line.
     """
 
     exit_code = 1
@@ -76,7 +76,7 @@ class SettingsError(Sar2eoError, ValueError):
 
 
 class SceneError(Sar2eoError):
-    """A scene cannot be opened, or is not a SAR scene."""
+    """A scene cannot be opened, or is not of the kind that is needed."""
 
 
 class GeoreferenceError(SceneError):
@@ -96,11 +96,11 @@ class CheckpointError(Sar2eoError):
 
 
 class PairsError(Sar2eoError):
-    """Pairs or a data set are missing, broken, empty, or not what they should be."""
+    """Pairs or a data set are missing, broken, empty or unsuitable."""
 
 
 class CoregistrationError(Sar2eoError):
-    """Two scenes do not meet, or how one lies on the other cannot be told: the evidence is too thin."""
+    """Two scenes do not meet, or there is too little evidence of how one lies on the other."""
 
 
 class TrainingError(Sar2eoError):
@@ -144,21 +144,20 @@ class TrainingWarning(Sar2eoWarning):
 
 
 class EvaluationWarning(Sar2eoWarning):
-    """Something cannot be measured (a network or the training split is missing), or not as it was meant."""
+    """A measure cannot be computed as asked: a network or the training split is missing."""
 
 
-def misfit(message: str, error: type[SceneError], *, verb: str, force: bool) -> None:
-    """Refuse a scene that does not fit a model, or warn where its use is forced.
+def refuse_misfit(message: str, error: type[SceneError], *, verb: str, force: bool) -> None:
+    """Refuse a scene that does not fit a model; with `force`, warn instead.
 
     Parameters
     ----------
     message : str
     error : type of SceneError
     verb : str
-        What force does all the same, say "translates".
+        What ``--force`` does, such as "translates".
     force : bool
-        Give a `FitWarning` instead, which points three calls up: at the caller of the function whose check
-        found it.
+        Give a `FitWarning` that points three calls up: at the caller of the function whose check failed.
     """
     if not force:
         raise error(f"{message} (--force {verb} all the same)")
@@ -166,12 +165,12 @@ def misfit(message: str, error: type[SceneError], *, verb: str, force: bool) -> 
 
 
 def one_line(error: object, most: int | None = None) -> str:
-    """Return what an exception or a warning says, on one line; its class's name where it says nothing.
+    """Return the message of an exception or a warning on one line, or its class's name where it has none.
 
     Parameters
     ----------
     error : object
-    most : int or None, optional (default: None)
-        Characters to keep: libraries append whole configurations.
+    most : int, optional
+        Characters to keep: some libraries append whole configurations.
     """
     return " ".join(str(error).split())[:most] or type(error).__name__

@@ -32,7 +32,7 @@ from sar2eo.evaluation.pictures import enlarge, limits
 from sar2eo.evaluation.report import markdown_table
 from sar2eo.evaluation.request import model_facts
 from sar2eo.geo.blending import gather_block
-from sar2eo.geo.radiometry import amplitude_percentiles, fill_invalid, to_amplitude, to_model_range
+from sar2eo.geo.radiometry import fill_invalid, sample_percentiles, to_amplitude, to_model_range
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.simulation import ObjectKind, ObjectState
@@ -138,7 +138,7 @@ def open_pair(sar: Path, eo: Path, spec: ModelSpec, window: Window | None = None
         return to_amplitude(scene[(slice(None), *where.slices)].values, scene.attrs["quantity"])
 
     divisors = (
-        amplitude_percentiles(read, scene.shape[1:])
+        sample_percentiles(read, scene.shape[1:])
         if card.scaling == "p99"
         else [float(card.scaling)] * len(scene)
     )

@@ -21,13 +21,13 @@ from sar2eo.errors import (
     RadiometryError,
     SceneError,
     SettingsError,
-    misfit,
+    refuse_misfit,
 )
-from sar2eo.geo.chip_lattice import Cell, on_grid, outlines
+from sar2eo.geo.chip_lattice import Cell, cell_boxes, project_to_grid
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import nearest_polarisation, to_amplitude
 from sar2eo.matching.dcdm.matcher_card import MatcherCard
-from sar2eo.scenes.extent import scene_footprint
+from sar2eo.scenes.extent import read_footprint
 from sar2eo.scenes.gdal import gdal_path
 from sar2eo.scenes.optical import EoScene, open_eo_scene
 from sar2eo.scenes.raster import open_raster
@@ -136,7 +136,7 @@ def open_pair(
     if not first.grid.north_up:
         raise GeoreferenceError(f"{reference}: its grid is not north-up: warp it first, or let it be moved")
     areas = [
-        scene_footprint(Source(one.href), outline).area
+        read_footprint(Source(one.href), outline).area
         for one, outline in ((first, first_outline), (second, second_outline))
     ]
     shared = shapely.intersection(*areas)
@@ -147,13 +147,13 @@ def open_pair(
         raise CoregistrationError(
             f"{reference} and {moving} share no place (west, south, east, north: {places}): is a CRS wrong?"
         )
-    return ScenePair(first, second, on_grid(shared, first.grid))
+    return ScenePair(first, second, project_to_grid(shared, first.grid))
 
 
 def _open_scene(
     href: str, scene: SceneSettings, eo_range: tuple[float, float], *, own_grid: bool
 ) -> tuple[Scene, EoScene | xr.DataArray]:
-    """Open a SAR or optical scene; return it, and what `scene_footprint` takes for it."""
+    """Open a SAR or optical scene; return it, and what `read_footprint` takes for it."""
     refused = None
     if not _has_polarisations(href):
         try:
@@ -208,7 +208,7 @@ def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
     cells = [Cell(i, j, top + i * side, left + j * side) for i in range(down) for j in range(across)]
     if not cells:
         return []
-    boxes = outlines(cells, grid, side)
+    boxes = cell_boxes(cells, grid, side)
     shares = shapely.area(shapely.intersection(pair.overlap, boxes)) / shapely.area(boxes)
     found = [cell for cell, share in zip(cells, shares, strict=True) if share > _COARSE * LEAST_VALID]
     if len(found) > most:
@@ -216,7 +216,7 @@ def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
     return found
 
 
-_misfit = partial(misfit, verb="matches")
+_misfit = partial(refuse_misfit, verb="matches")
 
 
 def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:

@@ -1,12 +1,11 @@
-"""Feathering: weights over the overlaps of a lattice's windows, and gathering windows into blocks.
+"""Blending of overlapping tiles: weights along each axis, and tiles gathered into blocks.
 
-Each pair of neighbours crossfades linearly over one band as wide as the lattice's overlap, centred in
-what the two share; elsewhere one window alone counts. So the weights along an axis are
-``w_i = rise_i * fall_i``, the result is ``sum(w x) / sum(w)``, and since the lattice is a full product of
-rows and columns the two axes separate: their weights are normalised once, in one dimension. There is
-no taper at the scene's edge and no epsilon in a denominator. Where the last window is pulled back, it
-shares more than the overlap with its neighbour; a wider band there would only average two pictures
-of the same texture, which blurs.
+Two neighbours crossfade linearly over one band as wide as the lattice's overlap, in the middle of what they
+share; elsewhere one tile alone counts. Along an axis the weights are ``w_i = rise_i * fall_i``, the result is
+``sum(w x) / sum(w)``. The lattice is a full product of rows and columns, so the axes separate: weights are
+normalised once for each. There is no taper at the scene's edge and no epsilon in a denominator. The last tile
+is pulled back to the edge and shares more with its neighbour than the overlap; a wider band there would only
+average two pictures of the same texture, which blurs.
 """
 
 from __future__ import annotations
@@ -30,15 +29,14 @@ Fetch = Callable[[int, slice, slice], "npt.NDArray[Any] | None"]
 
 @dataclass(frozen=True)
 class Span:
-    """A run of pixels along one axis to which the same windows contribute.
+    """A run of pixels along one axis to which the same tiles contribute.
 
     Parameters
     ----------
     start, stop : int
         First pixel, and the one after the last, in the scene.
-    members : tuple of (int, ndarray of float32)
-        Position of each contributing window along the axis, and its normalised weight at every
-        pixel of the span.
+    members : tuple of (int, ndarray of float32, shape (stop - start,))
+        Position of each tile along the axis, and its normalised weight at each pixel.
     """
 
     start: int
@@ -47,19 +45,19 @@ class Span:
 
 
 def axis_weights(origins: tuple[int, ...], tile: int, overlap: int) -> npt.NDArray[np.float64]:
-    """Weights, before normalisation, of every window along one axis.
+    """Compute the weights of every tile along one axis, not normalised.
 
     Parameters
     ----------
     origins : tuple of int
-        First pixels of the windows.
+        First pixels of the tiles.
     tile, overlap : int
-        Window size, and width of the crossfades, in pixels.
+        Side of a tile, and width of the crossfades, in pixels.
 
     Returns
     -------
-    ndarray of float64, shape (window, tile)
-        In 0..1. The sum over windows is positive at every pixel that a window covers.
+    ndarray of float64, shape (tile number, tile)
+        From 0 to 1. The sum over tiles is positive at every pixel that a tile covers.
     """
     weights = np.ones((len(origins), tile))
     at = np.arange(tile)
@@ -76,7 +74,7 @@ def axis_weights(origins: tuple[int, ...], tile: int, overlap: int) -> npt.NDArr
 
 @lru_cache(maxsize=64)
 def axis_spans(origins: tuple[int, ...], tile: int, overlap: int) -> tuple[Span, ...]:
-    """Cut an axis into spans with constant membership, in order and without gaps."""
+    """Cut an axis into spans with the same tiles throughout, in order and without gaps."""
     weights = axis_weights(origins, tile, overlap)
     stop = origins[-1] + tile
     total = np.zeros(stop)
@@ -100,27 +98,25 @@ def axis_spans(origins: tuple[int, ...], tile: int, overlap: int) -> tuple[Span,
 def gather_block(
     block: Window, lattice: Lattice, bands: int, dtype: npt.DTypeLike, fetch: Fetch
 ) -> npt.NDArray[Any]:
-    """Blend the windows under a block of the scene.
+    """Blend the tiles under a block of the scene.
 
     Parameters
     ----------
     block : Window
-        The block, inside the scene.
+        Inside the scene.
     lattice : Lattice
-        The windows.
     bands : int
         Bands of the result.
     dtype : dtype
         uint8 (rounded to nearest) or a float type.
     fetch : callable
-        ``fetch(index, rows, cols)`` returns shape (bands, rows, cols) of one window, by slices
-        within it, or None for a window that was skipped since it holds no valid pixel (its pixels
-        count as 0; none of them is valid, so all are masked later).
+        ``fetch(index, rows, cols)`` returns shape (bands, rows, cols) of one tile, by slices within it. None
+        is a tile without a valid pixel, which was skipped: its pixels count as 0, and all are masked later.
 
     Returns
     -------
     ndarray, shape (bands, block.height, block.width)
-        ``sum(w x) / sum(w)``. Where a single window counts, its values unchanged.
+        ``sum(w x) / sum(w)``. Where a single tile counts, its values unchanged.
     """
     out = np.zeros((bands, block.height, block.width), dtype)
     for rows in _clipped(axis_spans(lattice.rows, lattice.tile, lattice.overlap), block.row, block.stop_row):
@@ -159,7 +155,7 @@ def _blend_span(out: npt.NDArray[Any], rows: Span, cols: Span, lattice: Lattice,
 
 
 def _clipped(spans: tuple[Span, ...], start: int, stop: int) -> list[Span]:
-    """Return the spans, cut to the pixels from `start` to `stop`."""
+    """Cut spans to the pixels from `start` to `stop`."""
     clipped = []
     for span in spans:
         begin, end = max(span.start, start), min(span.stop, stop)
@@ -170,24 +166,23 @@ def _clipped(spans: tuple[Span, ...], start: int, stop: int) -> list[Span]:
 
 
 def upsample(field: FloatArray, factor: int, rows: slice, cols: slice) -> FloatArray:
-    """Upsample a field bilinearly, pixel centres aligned, edges repeated; a part of the result.
+    """Upsample a part of a field bilinearly, with aligned pixel centres and repeated edges.
 
-    Every pixel is the same sum whatever part is asked for (a matrix product's last bits would depend
-    on its size).
+    A pixel is the same sum whatever part is asked for (the last bits of a matrix product would depend on its
+    size).
 
     Parameters
     ----------
     field : ndarray of float32, shape (h, w)
         At latent resolution.
     factor : int
-        Pixels for each sample, along both axes.
+        Pixels per sample, along both axes.
     rows, cols : slice
         The part, in pixels of the whole result of shape (h * factor, w * factor).
 
     Returns
     -------
-    ndarray of float32
-        Shape of the part.
+    ndarray of float32, shape (rows, cols)
     """
     low, high, share = _neighbours(field.shape[0], factor, rows)
     stretched = field[low] * (1 - share[:, None]) + field[high] * share[:, None]
@@ -197,7 +192,7 @@ def upsample(field: FloatArray, factor: int, rows: slice, cols: slice) -> FloatA
 
 
 def _neighbours(size: int, factor: int, part: slice) -> tuple[Any, Any, FloatArray]:
-    """Return the samples below and above each pixel of a part of an axis, and the share of the one above."""
+    """Return the samples before and after each pixel of a part of an axis, and the share of the latter."""
     at = np.clip((np.arange(part.start, part.stop) + 0.5) / factor - 0.5, 0, size - 1)
     low = at.astype(int)
     return low, np.minimum(low + 1, size - 1), (at - low).astype(np.float32)

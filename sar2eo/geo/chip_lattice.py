@@ -1,7 +1,7 @@
-"""The lattice of chip cells: fixed to the ground, snapped to each SAR scene's nearest pixel.
+"""The lattice of chip cells: fixed to the ground, snapped to the nearest pixel of each SAR scene.
 
-The lattice starts at the origin of the CRS and steps by whole pixels of the scene. So scenes of one CRS
-and pixel size share it, whatever their corners are: the same place has the same cell in all of them.
+The lattice starts at the origin of the CRS and steps by whole pixels. Scenes of one CRS and pixel size share
+it, wherever their corners are: a place has the same cell in all of them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pyproj import Transformer
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 
-__all__ = ["Cell", "cells_of", "corners_lonlat", "lattice_of", "on_grid", "outlines"]
+__all__ = ["Cell", "cell_boxes", "corners_lonlat", "list_cells", "name_lattice", "project_to_grid"]
 
-# A footprint is as coarse as the decimated read it comes from, so cells are let in that are short of what
-# they need by so much; their pixels decide.
+# A footprint is as coarse as the decimated read it comes from: cells with this share of what they need are
+# kept, and their pixels decide.
 _COARSE = 0.5
 
 
@@ -31,9 +31,9 @@ class Cell(NamedTuple):
     Parameters
     ----------
     i, j : int
-        Its place in the lattice: steps down and to the right of the CRS's origin.
+        Steps of the lattice down and to the right of the CRS's origin.
     row, col : int
-        Its first pixel in the scene's grid.
+        First pixel in the scene's grid.
     """
 
     i: int
@@ -46,32 +46,30 @@ class Cell(NamedTuple):
         return Window(self.row, self.col, size, size)
 
 
-def lattice_of(grid: Grid) -> str:
-    """Name the lattice of a north-up grid: scenes of equal names share their cells.
+def name_lattice(grid: Grid) -> str:
+    """Name the lattice of a north-up grid: scenes with equal names share their cells.
 
     Pixel sizes that agree to six digits count as equal; over a scene that is a fraction of a pixel.
     """
     return f"{grid.crs} {grid.transform[0]:.6g} x {-grid.transform[4]:.6g}"
 
 
-def cells_of(grid: Grid, *, size: int, stride: int, within: Any = None, min_valid: float = 0.0) -> list[Cell]:
+def list_cells(
+    grid: Grid, *, size: int, stride: int, within: Any = None, min_valid: float = 0.0
+) -> list[Cell]:
     """List the cells that lie wholly on a scene's grid, row by row.
 
     Parameters
     ----------
     grid : Grid
-        Of the scene, north-up.
+        North-up.
     size, stride : int
         Side of a cell, and distance of neighbours, in pixels.
     within : Polygon or MultiPolygon, optional
-        In the CRS of `grid`. Cells are left out that have less than half of `min_valid` of their area
-        in it (and all that have none): it is an outline from a decimated read.
+        In the CRS of `grid`, the outline from a decimated read. Cells with less than half of `min_valid` of
+        their area in it are left out, and all that do not touch it.
     min_valid : float, optional (default: 0)
-        Share of a cell that will have to be valid.
-
-    Returns
-    -------
-    list of Cell
+        Share of a cell that will have to be valid, from 0 to 1.
     """
     a, _, c, _, e, f = grid.transform
     # Place of the grid's first pixel from the origin, in pixels, downwards and to the right.
@@ -81,7 +79,7 @@ def cells_of(grid: Grid, *, size: int, stride: int, within: Any = None, min_vali
     cells = [Cell(i, j, row, col) for i, row in rows for j, col in cols]
     if within is None or not cells:
         return cells
-    boxes = outlines(cells, grid, size)
+    boxes = cell_boxes(cells, grid, size)
     shapely.prepare(within)
     shares = np.zeros(len(cells))
     touching = np.flatnonzero(shapely.intersects(within, boxes))
@@ -93,14 +91,14 @@ def cells_of(grid: Grid, *, size: int, stride: int, within: Any = None, min_vali
 
 
 def _axis(origin: float, pixels: int, size: int, stride: int) -> list[tuple[int, int]]:
-    """List the steps of the lattice along one axis, each with its first pixel in the scene, nearest to it."""
+    """List the steps of the lattice along one axis, each with the nearest pixel of the scene."""
     first, last = floor(origin / stride) - 1, ceil((origin + pixels) / stride) + 1
     found = [(step, floor(step * stride - origin + 0.5)) for step in range(first, last + 1)]
     return [(step, pixel) for step, pixel in found if 0 <= pixel <= pixels - size]
 
 
-def outlines(cells: Sequence[Cell], grid: Grid, size: int) -> npt.NDArray[Any]:
-    """Return the cells of a north-up grid as boxes in its CRS."""
+def cell_boxes(cells: Sequence[Cell], grid: Grid, size: int) -> npt.NDArray[Any]:
+    """Return the cells of a north-up grid as shapely boxes in its CRS."""
     a, _, c, _, e, f = grid.transform
     rows, cols = np.array([(cell.row, cell.col) for cell in cells], dtype=np.float64).T
     boxes: npt.NDArray[Any] = shapely.box(
@@ -112,12 +110,11 @@ def outlines(cells: Sequence[Cell], grid: Grid, size: int) -> npt.NDArray[Any]:
 def corners_lonlat(
     crs: str, transforms: npt.NDArray[np.float64], shape: tuple[int, int]
 ) -> npt.NDArray[np.float64]:
-    """Return the corners of chips on north-up grids of one CRS, in longitude and latitude.
+    """Compute the corners of chips on north-up grids of one CRS, in longitude and latitude.
 
     Parameters
     ----------
     crs : str
-        Of the chips.
     transforms : ndarray of float64, shape (chip, 6)
         Affine coefficients a to f.
     shape : tuple of int
@@ -135,14 +132,14 @@ def corners_lonlat(
     return np.stack([lon, lat], axis=-1)
 
 
-# Longer straight edges in degrees would be off on a projected grid.
+# Longer edges that are straight in degrees would be off on a projected grid.
 _EDGE_DEGREES = 0.05
 
 
-def on_grid(area: Any, grid: Grid) -> Any:
-    """Bring an area in longitude and latitude to the CRS of a grid."""
+def project_to_grid(area: Any, grid: Grid) -> Any:
+    """Transform an area from longitude and latitude to the CRS of a grid."""
     to_grid = Transformer.from_crs("EPSG:4326", grid.pyproj_crs, always_xy=True)
     dense = shapely.segmentize(area, _EDGE_DEGREES)
     moved = shapely.transform(dense, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
-    # What was split at the antimeridian is whole again.
+    # Parts that were split at the antimeridian join again.
     return shapely.union_all(shapely.make_valid(shapely.get_parts(moved)))

@@ -1,4 +1,4 @@
-"""The polygon of a scene's valid pixels, in its own CRS and in longitude and latitude."""
+"""Footprints: the outline of valid pixels, in the CRS of a grid and in longitude and latitude."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from shapely.geometry.polygon import orient
 from sar2eo.errors import GeoreferenceError
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 
-__all__ = ["footprint_of", "lonlat_bounds", "to_lonlat"]
+__all__ = ["lonlat_bounds", "to_lonlat", "trace_footprint"]
 
-# Straight edges of a projected footprint are curves on the globe: at least so many points a side.
+# Straight edges of a projected footprint are curves on the globe: points along the longer side, at least.
 _POINTS_PER_SIDE = 20
 
 
-def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
+def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
     """Outline the valid pixels of a scene.
 
     Parameters
@@ -31,7 +31,6 @@ def footprint_of(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -
     valid : ndarray of bool, shape (row, col)
         Validity over the extent of `grid`, usually decimated (see `sar2eo.results.files.valid_pixels`).
     grid : Grid
-        Of the scene.
     smallest : int, optional (default: 16)
         Holes and islands of fewer pixels of `valid` are left out; the largest island never is.
 
@@ -62,7 +61,7 @@ def _without_small_holes(polygon: Polygon, smallest: int) -> Polygon:
 
 
 def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
-    """Bring a polygon to longitude and latitude (WGS 84), as GeoJSON wants it.
+    """Transform a polygon to longitude and latitude (WGS 84), as GeoJSON wants it.
 
     Parameters
     ----------
@@ -74,8 +73,8 @@ def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
     Returns
     -------
     Polygon or MultiPolygon
-        Split where it crosses the antimeridian, closed over a pole that it contains, exterior rings
-        counter-clockwise (RFC 7946, sections 3.1.6 and 3.1.9).
+        Split at the antimeridian, closed over a pole that it contains, exterior rings counter-clockwise
+        (RFC 7946, sections 3.1.6 and 3.1.9).
 
     Raises
     ------
@@ -107,8 +106,8 @@ def _transform_ring(ring: Any, to_wgs84: Transformer) -> Any:
 def lonlat_bounds(area: Polygon | MultiPolygon) -> tuple[float, float, float, float]:
     """Return west, south, east, north of an area in longitude and latitude.
 
-    Where it touches the antimeridian from both sides and not all longitudes lie between, west is larger
-    than east (RFC 7946, section 5.2).
+    West is larger than east where the area touches the antimeridian from both sides and does not hold all
+    longitudes (RFC 7946, section 5.2). `antimeridian.bbox` leaves out parts of areas that consist of many.
     """
     west, south, east, north = area.bounds
     if west == -180 and east == 180:
@@ -124,7 +123,7 @@ def _polygons(area: Any) -> list[Polygon]:
 
 
 def _multipolygon(area: Any) -> Polygon | MultiPolygon:
-    """Keep what has an area, with exterior rings counter-clockwise."""
+    """Keep the parts that have an area, with exterior rings counter-clockwise."""
     flat = shapely.get_parts(shapely.get_parts(area))
     polygons = [orient(part) for part in flat if part.geom_type == "Polygon" and part.area > 0]
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons) if polygons else Polygon()

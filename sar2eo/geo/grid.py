@@ -24,15 +24,15 @@ _ROUNDING = 1e-3  # pixels
 
 @dataclass(frozen=True)
 class Grid:
-    """A raster's place on Earth.
+    """Place and shape of a raster on Earth, without pixels.
 
     Parameters
     ----------
     crs : str or None
         ``AUTHORITY:CODE`` where there is one, else WKT. None: not georeferenced.
     transform : tuple of float
-        Affine coefficients a, b, c, d, e, f: ``x = a col + b row + c``, ``y = d col + e row + f``,
-        of pixel corners.
+        Affine coefficients a, b, c, d, e, f: ``x = a col + b row + c``, ``y = d col + e row + f``, of pixel
+        corners.
     shape : tuple of int
         Rows and columns.
     """
@@ -45,7 +45,7 @@ class Grid:
     def create(cls, crs: Any, transform: Affine, shape: tuple[int, int]) -> Grid:
         """Make a grid from anything pyproj reads as a CRS, an affine transform and a shape.
 
-        A rotation of less than a thousandth of a pixel over the whole grid is rounding, and none.
+        A rotation of less than a thousandth of a pixel over the whole grid is rounding, and dropped.
 
         Raises
         ------
@@ -66,13 +66,7 @@ class Grid:
 
     @cached_property
     def pyproj_crs(self) -> CRS:
-        """The CRS as pyproj has it.
-
-        Raises
-        ------
-        GeoreferenceError
-            If there is none.
-        """
+        """The CRS as pyproj has it; a `GeoreferenceError` where there is none."""
         from pyproj import CRS
 
         if self.crs is None:
@@ -92,7 +86,7 @@ class Grid:
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
-        """West, south, east, north in the units of the CRS, over all four corners."""
+        """West, south, east, north of all four corners, in the units of the CRS."""
         rows, cols = self.shape
         corners = [self.affine @ at for at in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
         xs, ys = zip(*corners, strict=True)
@@ -106,9 +100,9 @@ class Grid:
         return Grid(self.crs, transform[:6], (window.height, window.width))
 
     def ground_sample_distance_m(self) -> tuple[float, float]:
-        """Return the true ground size of the central pixel: metres along a row, and along a column.
+        """Measure the central pixel on the ellipsoid: metres along a row, and along a column.
 
-        Measured on the ellipsoid: a "10 m" pixel of EPSG:3395 at 34 degrees north is 8.3 m.
+        A "10 m" pixel of EPSG:3395 at 34 degrees north is 8.3 m.
         """
         from pyproj import Geod, Transformer
 
@@ -126,8 +120,8 @@ class Grid:
         Parameters
         ----------
         bounds : tuple of float
-            West, south, east, north. In degrees west may be above east: across the antimeridian; and a
-            grid of degrees may count them from -180 or from 0.
+            West, south, east, north. In degrees west may be above east: across the antimeridian. A grid of
+            degrees may count them from -180 or from 0.
         crs : optional
             CRS of `bounds`, anything pyproj reads; by default that of the grid.
 
@@ -142,7 +136,7 @@ class Grid:
 
         west, south, east, north = bounds
         source = None if crs is None else CRS.from_user_input(crs)
-        # Wider than half a turn is rather a slip: west and east, in the wrong order.
+        # Wider than half a turn: west and east are rather in the wrong order.
         across = source is not None and source.is_geographic and west - east > 180
         if not ((west < east or across) and south < north):
             raise SettingsError(f"bounds {bounds} are empty: the order is west, south, east, north")
@@ -173,7 +167,7 @@ class Grid:
         return found
 
     def _turned(self, west: float, east: float) -> tuple[float, float]:
-        """Return longitudes, moved by whole turns: the eastern one above the western, both near the grid."""
+        """Move longitudes by whole turns, so that east is above west and both are near the grid."""
         east += 360.0 * (east < west)
         left, _, right, _ = self.bounds
         turns = 360.0 * round(((left + right) - (west + east)) / 720.0)
@@ -181,7 +175,7 @@ class Grid:
 
 
 def _check_transform(transform: Affine, shape: tuple[int, int]) -> None:
-    """Refuse coefficients that are not finite, lead out of the range of numbers, or have no inverse."""
+    """Refuse coefficients that are not finite, overflow, or have no inverse."""
     from math import isfinite
 
     a, b, c, d, e, f = map(float, transform[:6])
@@ -219,18 +213,13 @@ _filters = threading.RLock()
 
 @contextmanager
 def ignore_missing_georeference() -> Iterator[None]:
-    """Say nothing of rasters without a georeference.
+    """Silence rasterio's warnings about rasters without a georeference, in one thread at a time.
 
-    Also around functions of `rasterio.features`, which set the same warning aside about their own image in
-    memory: filters belong to the process, not to a thread, so whoever changes them has to be alone
-    (https://docs.python.org/3.11/library/warnings.html#warnings.catch_warnings). Keep what is within short.
-
-    Yields
-    ------
-    None
-        While no other thread is within.
+    Also around functions of `rasterio.features`, which silence the same warning about their own image in
+    memory: warning filters belong to the process, not to a thread
+    (https://docs.python.org/3.11/library/warnings.html#warnings.catch_warnings). Keep the block short.
     """
-    # Not at the top: it is slow to import, and there are commands without a raster.
+    # Imported here because it is slow, and some commands need no raster.
     from rasterio.errors import NotGeoreferencedWarning
 
     with _filters, warnings.catch_warnings():

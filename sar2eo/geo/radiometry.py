@@ -1,9 +1,9 @@
-"""SAR quantities to the model's range and back, and polarisations to three channels.
+"""SAR values to amplitude and to the model's range, and polarisations to three channels.
 
-What a checkpoint expects belongs to its weights and stands in its card. Here are the pieces: every
-quantity becomes amplitude, each polarisation is divided by one number for the whole scene, clipped
-to 0..1 and mapped to [-1, 1]. Dividing by the scene's own 99th percentile does not care about a
-constant factor, so digital numbers and calibrated amplitude of one scene agree.
+What a checkpoint expects stands in its card. Here are the formulas. Amplitude is ``A = DN``, ``A = sqrt(I)``
+of intensity, or ``A = 10^(dB / 20)``. Each polarisation is divided by one number D for the whole scene: ``x =
+2 clip(A / D, 0, 1) - 1``, in [-1, 1]. With the scene's own 99th percentile as D, a constant factor does not
+matter, so digital numbers and calibrated amplitude of one scene agree.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = [
     "Channels",
     "Polarisation",
     "Quantity",
-    "amplitude_percentiles",
+    "compute_percentiles",
     "default_channels",
     "fill_invalid",
     "nearest_polarisation",
-    "percentiles_of",
+    "sample_percentiles",
     "sample_windows",
     "to_amplitude",
     "to_eo_bytes",
@@ -39,10 +39,10 @@ __all__ = [
 ]
 
 Quantity = Literal["dn", "amplitude", "intensity", "db"]
-"""What the values are: digital numbers proportional to amplitude, amplitude, power, or 10 log10 of power."""
+"""Digital numbers proportional to amplitude; amplitude; its square; or 10 log10 of its square."""
 
 Calibration = Literal["none", "beta0", "sigma0", "gamma0", "rtc"]
-"""What they are calibrated to; rtc is radiometrically terrain-corrected gamma0."""
+"""What the values refer to; rtc is radiometrically terrain-corrected gamma0."""
 
 Polarisation = Literal["HH", "HV", "VH", "VV"]
 """Transmit, then receive."""
@@ -62,19 +62,19 @@ _ENOUGH = 1 << 22  # valid pixels, of some 64 windows: a quarter of what a sampl
 
 
 def to_amplitude(values: npt.ArrayLike, quantity: str) -> FloatArray:
-    """Convert SAR values to amplitude, linear and up to a constant factor.
+    """Convert SAR values to amplitude, which is linear and known up to a constant factor.
 
     Parameters
     ----------
     values : array_like
-        Values of any shape; NaN is nodata and stays NaN.
+        Any shape. NaN is nodata and stays NaN.
     quantity : {"dn", "amplitude", "intensity", "db"}
-        What they are.
+        dn and amplitude stay as they are, intensity becomes its square root, dB becomes ``10^(dB / 20)``.
 
     Returns
     -------
-    ndarray of float32
-        Amplitude. Negative dn, amplitude or intensity (which noise subtraction leaves) become 0.
+    ndarray of float32, shape of `values`
+        Negative dn, amplitude and intensity (which noise subtraction leaves) become 0.
 
     Raises
     ------
@@ -95,10 +95,10 @@ def to_amplitude(values: npt.ArrayLike, quantity: str) -> FloatArray:
 
 
 def default_channels(polarisations: Sequence[str]) -> Channels:
-    """Return the three model channels of a scene's polarisations.
+    """Choose the polarisations of the model's three channels.
 
-    One polarisation is repeated three times; four become HH, mean(HV, VH), VV (C-DiffSET, section
-    3.2); co and cross become co, cross, their mean; three stand for themselves.
+    One polarisation is repeated three times. Two become co, cross, and their mean. Three stand for
+    themselves. Four become HH, mean(HV, VH), VV (C-DiffSET, section 3.2).
 
     Raises
     ------
@@ -130,18 +130,18 @@ def nearest_polarisation(wanted: str, names: Sequence[str]) -> str:
 def to_model_range(
     amplitude: FloatArray, divisors: Sequence[float], polarisations: Sequence[str], channels: Channels
 ) -> FloatArray:
-    """Scale amplitude to the model's range and mix polarisations into three channels.
+    """Scale amplitude to [-1, 1] and mix polarisations into three channels.
 
     Parameters
     ----------
     amplitude : ndarray of float32, shape (polarisation, row, col)
         Without NaN.
     divisors : sequence of float
-        One per polarisation, the amplitude that becomes 1; positive.
+        One positive amplitude per polarisation: ``x = 2 clip(amplitude / divisor, 0, 1) - 1``.
     polarisations : sequence of str
         Names of the first axis.
     channels : tuple of tuple of str
-        What each channel averages, after scaling.
+        Polarisations whose scaled values each channel averages.
 
     Returns
     -------
@@ -177,7 +177,7 @@ def fill_invalid(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray
     """
     from scipy.ndimage import distance_transform_edt
 
-    # The nearest valid pixel of an invalid one is beside an invalid one: no need to look further around.
+    # The nearest valid pixel of an invalid one lies beside an invalid one: the rest need not be searched.
     rows, cols = _around_invalid(valid, 0), _around_invalid(valid, 1)
     nearest = distance_transform_edt(~valid[rows, cols], return_distances=False, return_indices=True)
     filled = values.copy()
@@ -186,13 +186,13 @@ def fill_invalid(values: FloatArray, valid: npt.NDArray[np.bool_]) -> FloatArray
 
 
 def _around_invalid(valid: npt.NDArray[np.bool_], axis: int) -> slice:
-    """Return the part of an axis from one before the first invalid pixel to one after the last."""
+    """Return the slice of an axis from one before the first invalid pixel to one after the last."""
     places = np.flatnonzero(~valid.all(axis=1 - axis))
     return slice(0, 0) if places.size == 0 else slice(max(0, int(places[0]) - 1), int(places[-1]) + 2)
 
 
 def to_eo_bytes(image: FloatArray) -> npt.NDArray[np.uint8]:
-    """Map an image from [-1, 1] to bytes, ``(x + 1) / 2 * 255`` rounded to nearest and clipped."""
+    """Map an image from [-1, 1] to bytes: ``(x + 1) * 127.5``, rounded to nearest and clipped to 0..255."""
     out = np.empty(image.shape, np.uint8)
     scaled = np.empty(image.shape[1:], np.float32)
     # Part by part: what lies between stays small.
@@ -216,9 +216,9 @@ def sample_windows(
     seed : int
         Of the places within the cells.
     strata : int
-        Cells along each axis at the most; small scenes have fewer and are sampled whole.
+        Most cells along each axis; small scenes have fewer and are sampled whole.
     size : int
-        Rows and columns of a window, less where the cell is smaller.
+        Most rows and columns of a window, in pixels.
     """
     draw = np.random.Generator(np.random.Philox(seed))
     edges = [np.linspace(0, n, min(strata, -(-n // size)) + 1).astype(int).tolist() for n in shape]
@@ -232,32 +232,27 @@ def sample_windows(
     return found
 
 
-def amplitude_percentiles(
+def sample_percentiles(
     read: Callable[[Window], FloatArray],
     shape: tuple[int, int],
     *,
     percentile: float = 99.0,
     seed: int = 2025,
 ) -> tuple[float, ...]:
-    """Percentile of the valid amplitude of each polarisation, from full-resolution blocks.
+    """Estimate a percentile of the valid amplitude of each polarisation, from full-resolution blocks.
 
-    Never from overviews: averaging overviews pull the high percentiles down.
+    Never from overviews: averaging overviews pull high percentiles down.
 
     Parameters
     ----------
     read : callable
-        Window to amplitude, shape (polarisation, row, col), NaN where there is no data.
+        Takes a window and returns amplitude, shape (polarisation, row, col), NaN where there is no data.
     shape : tuple of int
         Rows and columns of the scene.
     percentile : float
         In percent.
     seed : int
         Of the sampled places.
-
-    Returns
-    -------
-    tuple of float
-        One per polarisation.
 
     Raises
     ------
@@ -266,7 +261,7 @@ def amplitude_percentiles(
     """
     values = _valid_samples(read, sample_windows(shape, seed=seed))
     for windows in _more_windows(shape, seed):
-        # Two windows do not speak for a scene. Such bands are nearly empty: more of them fits into memory.
+        # A few valid windows do not speak for a scene. Such bands are nearly empty: more fit into memory.
         few = [band for band, v in enumerate(values) if v.size < _ENOUGH]
         if not few:
             break
@@ -279,16 +274,16 @@ def amplitude_percentiles(
             values[band] = found
     if any(v.size == 0 for v in values):
         raise RadiometryError("the scene has no valid pixel: is --nodata right?")
-    return percentiles_of(values, percentile=percentile)
+    return compute_percentiles(values, percentile=percentile)
 
 
-def percentiles_of(values: Sequence[FloatArray], *, percentile: float = 99.0) -> tuple[float, ...]:
-    """Percentile of a sample of each polarisation.
+def compute_percentiles(values: Sequence[FloatArray], *, percentile: float = 99.0) -> tuple[float, ...]:
+    """Compute a percentile of each polarisation's sample.
 
     Parameters
     ----------
     values : sequence of ndarray of float32
-        Finite amplitudes, none of them empty; their order is lost.
+        Finite amplitudes, none of them empty. They are reordered in place.
     percentile : float
         In percent.
 
@@ -307,7 +302,7 @@ def percentiles_of(values: Sequence[FloatArray], *, percentile: float = 99.0) ->
 
 
 def _more_windows(shape: tuple[int, int], seed: int) -> Iterator[list[Window]]:
-    """Yield finer samples than that of `sample_windows`, until one is all of the scene."""
+    """Yield finer samples than that of `sample_windows`, until one would hold the whole scene."""
     for strata in (2 * _STRATA, 4 * _STRATA):
         if max(shape) <= strata // 2 * _SAMPLED_PX:
             return
@@ -319,7 +314,7 @@ def _bands(read: Callable[[Window], FloatArray], bands: list[int], window: Windo
 
 
 def _valid_samples(read: Callable[[Window], FloatArray], windows: list[Window]) -> list[FloatArray]:
-    """Return the finite values of every polarisation; reading waits and decodes, so in parallel."""
+    """Read the finite values of every polarisation, in parallel since reading waits and decodes."""
 
     def valid(window: Window) -> list[FloatArray]:
         return [values[np.isfinite(values)] for values in read(window)]
@@ -328,11 +323,11 @@ def _valid_samples(read: Callable[[Window], FloatArray], windows: list[Window]) 
         blocks = list(pool.map(valid, windows))
     parts = [list(kept) for kept in zip(*blocks, strict=True)]
     del blocks
-    return [_joined(kept) for kept in parts]
+    return [_concatenate(kept) for kept in parts]
 
 
-def _joined(parts: list[FloatArray]) -> FloatArray:
-    """Join arrays and give up the parts one by one: a sample is large, and should not be held twice."""
+def _concatenate(parts: list[FloatArray]) -> FloatArray:
+    """Concatenate arrays and free the parts one by one: a sample is large, and is not held twice."""
     joined = np.empty(sum(part.size for part in parts), np.float32)
     end = joined.size
     while parts:

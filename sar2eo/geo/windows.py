@@ -1,8 +1,8 @@
-"""The lattice of overlapping windows over one scene: integers only.
+"""Windows of pixels, and the lattice of overlapping tiles over a scene: integers only.
 
-A lattice belongs to the whole scene. A region selects windows of it and never moves them, so
-that a part of a result equals the same part of the whole (moving a window moves the model's
-receptive field with it, and the picture changes).
+A lattice belongs to the whole scene. A region selects tiles of it and never moves them, so that a part of a
+result equals the same part of the whole (moving a tile moves the model's receptive field, and the picture
+changes).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["Lattice", "Window", "axis_origins"]
 
 
 class Window(NamedTuple):
-    """A rectangle of pixels, by its first row and column and its size.
+    """A rectangle of pixels: first row and column, height and width.
 
-    A window of a lattice may reach past the scene's edge: what is outside is padding.
+    A tile may reach past the scene's edge: what is outside is padding.
     """
 
     row: int
@@ -55,30 +55,30 @@ class Window(NamedTuple):
         return Window(self.row + rows, self.col + cols, self.height, self.width)
 
     def tiles(self, height: int, width: int) -> Iterator[Window]:
-        """Yield the parts of at most this size that the window falls into, from its corner, row by row."""
+        """Cut the window into parts of at most this size, from its corner, row by row."""
         for row in range(self.row, self.stop_row, height):
             for col in range(self.col, self.stop_col, width):
                 yield Window(row, col, min(height, self.stop_row - row), min(width, self.stop_col - col))
 
 
 def axis_origins(size: int, tile: int, overlap: int, factor: int) -> tuple[int, ...]:
-    """First pixels of the windows along one axis.
+    """Place tiles along one axis.
 
     Parameters
     ----------
     size : int
         Pixels of the scene along the axis, at least 1.
     tile, overlap : int
-        Window size and overlap of neighbours, both multiples of `factor`.
+        Side of a tile, and overlap of neighbours, in pixels; multiples of `factor`.
     factor : int
         Downsampling factor of the VAE.
 
     Returns
     -------
     tuple of int
-        Strictly rising multiples of `factor`, from 0, ``tile - overlap`` apart. The last is pulled
-        back to the edge, so that its window reaches past it by fewer than `factor` pixels (or by
-        ``tile - size`` where the scene is smaller than a tile).
+        First pixels: rising multiples of `factor`, from 0, ``tile - overlap`` apart. The last is pulled back
+        to the edge: its tile reaches past it by fewer than `factor` pixels (or by ``tile - size`` where the
+        scene is smaller than a tile).
     """
     last = max(0, -(-(size - tile) // factor) * factor)
     return (*range(0, last, tile - overlap), last)
@@ -86,14 +86,14 @@ def axis_origins(size: int, tile: int, overlap: int, factor: int) -> tuple[int, 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Windows of one size over a scene, numbered row by row.
+    """Tiles of one size over a scene, numbered row by row.
 
     Parameters
     ----------
     shape : tuple of int
         Rows and columns of the whole scene.
     tile : int
-        Window size in pixels, a multiple of `factor`.
+        Side of a tile in pixels, a multiple of `factor`.
     overlap : int
         Overlap of neighbours in pixels, a multiple of `factor`, at most half of `tile`.
     factor : int, optional (default: 1)
@@ -125,12 +125,12 @@ class Lattice:
 
     @cached_property
     def rows(self) -> tuple[int, ...]:
-        """First rows of the windows."""
+        """First rows of the tiles."""
         return axis_origins(self.shape[0], self.tile, self.overlap, self.factor)
 
     @cached_property
     def cols(self) -> tuple[int, ...]:
-        """First columns of the windows."""
+        """First columns of the tiles."""
         return axis_origins(self.shape[1], self.tile, self.overlap, self.factor)
 
     def __len__(self) -> int:
@@ -151,15 +151,15 @@ class Lattice:
         return Window(0, 0, *self.shape)
 
     def touching(self, region: Window) -> list[int]:
-        """Return the indices, rising, of the windows that share a pixel with `region`."""
+        """Return the numbers, rising, of the tiles that share a pixel with `region`."""
         rows = [i for i, r in enumerate(self.rows) if r < region.stop_row and region.row < r + self.tile]
         cols = [j for j, c in enumerate(self.cols) if c < region.stop_col and region.col < c + self.tile]
         return [i * len(self.cols) + j for i in rows for j in cols]
 
     def batch(self, number: int, size: int) -> range:
-        """Window indices of one batch: a run of `size` in lattice order, shorter at the end.
+        """Return the numbers of the tiles in one batch: `size` of them in lattice order, fewer at the end.
 
-        What a batch holds depends on the lattice and `size` alone, never on the region asked for
-        or on what is done already; so a window is always computed in the same company.
+        A batch depends on the lattice and `size` alone, never on the region asked for or on what is finished.
+        So a tile is always computed in the same company.
         """
         return range(number * size, min((number + 1) * size, len(self)))

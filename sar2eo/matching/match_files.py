@@ -16,7 +16,7 @@ from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.structure import Method, StructuralAligner, match
 from sar2eo.model.hub import BUNDLED
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.store.atomic import write_json
 
 __all__ = [
@@ -211,7 +211,7 @@ def _read(search: str | Path, template: str | Path, options: dict[str, Any]) -> 
     scene = open_scene(search, **{**options, "allow_ungeoreferenced": True})
     amplitude = to_amplitude(scene.values, str(scene.attrs["quantity"]))
     values, grid = _read_template(Path(template))
-    expected, pixel = _expected(attributes_of(scene)["scene_grid"], grid)
+    expected, pixel = _expected(decode_attributes(scene)["scene_grid"], grid)
     names = tuple(scene.attrs.get("polarisations") or ())
     return _Inputs(amplitude, names, values, expected, pixel)
 

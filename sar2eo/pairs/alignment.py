@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sar2eo.compute import counters
 from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import PairsError, PairsWarning, PolarisationError
-from sar2eo.geo.chip_lattice import Cell, cells_of
+from sar2eo.geo.chip_lattice import Cell, list_cells
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.shifts import Aligner, Displacement, Drift, FloatArray
 from sar2eo.pairs.chips import CellPlan
@@ -94,7 +94,7 @@ def _measure_shifts(
     total = 0
     for each in found:
         side = aligner.neighbourhood_px
-        cells = cells_of(
+        cells = list_cells(
             scenes.sar[each.sar].grid,
             size=side,
             stride=max(1, side // 2),

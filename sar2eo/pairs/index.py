@@ -18,7 +18,7 @@ import shapely
 
 from sar2eo._version import __version__
 from sar2eo.errors import PairsError
-from sar2eo.geo.chip_lattice import corners_lonlat, lattice_of
+from sar2eo.geo.chip_lattice import corners_lonlat, name_lattice
 from sar2eo.geo.footprint import to_lonlat
 from sar2eo.pairs.plan import Footprints, Meeting, Scenes
 from sar2eo.scenes.gdal import display_name, parse_source
@@ -188,7 +188,7 @@ def _gap(row: Row) -> float:
 
 def drop_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprints) -> tuple[list[Row], int]:
     """Keep one chip of each cell, SAR pass and EO pass: the most valid, then the closest in time."""
-    lattices = [lattice_of(sar.grid) for sar in scenes.sar]
+    lattices = [name_lattice(sar.grid) for sar in scenes.sar]
     places: dict[Any, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (-row["valid_share"], _gap(row), row["id"])):
         places.setdefault((lattices[row["scenes"][0]], *row["cell"]), []).append(row)

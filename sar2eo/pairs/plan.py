@@ -15,9 +15,9 @@ import shapely
 import xarray as xr
 
 from sar2eo.errors import PairsError, SettingsError
-from sar2eo.geo.chip_lattice import Cell, cells_of, on_grid
+from sar2eo.geo.chip_lattice import Cell, list_cells, project_to_grid
 from sar2eo.scenes import parse_source
-from sar2eo.scenes.extent import SceneFootprint, known_source, scene_footprint
+from sar2eo.scenes.extent import SceneFootprint, complete_source, read_footprint
 from sar2eo.scenes.identity import digest
 from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.optical import EoScene, open_eo_scene
@@ -67,7 +67,10 @@ class Scenes:
         how = dataclasses.asdict(aligner) if is_record else {}
         opened: tuple[Sequence[Any], ...] = self.arrays, self.eo
         acquired = [
-            [_source_facts(known_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
+            [
+                _source_facts(complete_source(source, scene))
+                for source, scene in zip(sources, role, strict=True)
+            ]
             for sources, role in zip(self.sources, opened, strict=True)
         ]
         return {
@@ -127,7 +130,7 @@ class _Outline:
     scene: Any
 
     def run(self) -> str:
-        return str(shapely.to_wkb(scene_footprint(self.source, self.scene).area, hex=True))
+        return str(shapely.to_wkb(read_footprint(self.source, self.scene).area, hex=True))
 
 
 def open_scenes(
@@ -185,7 +188,7 @@ def survey(scenes: Scenes, results: TaskResults) -> Footprints:
     }
     found = results.compute({name: (_Outline.run, _Outline(*pair)) for name, pair in opened.items()})
     placed = [
-        scene_footprint(dataclasses.replace(source, footprint=shapely.from_wkb(found[name])), scene)
+        read_footprint(dataclasses.replace(source, footprint=shapely.from_wkb(found[name])), scene)
         for name, (source, scene) in opened.items()
     ]
     return placed[: len(scenes.sar)], placed[len(scenes.sar) :]
@@ -202,8 +205,8 @@ def find_meetings(scenes: Scenes, footprints: Footprints, settings: PairsSetting
     met = []
     for i, j, day_gap, overlap in find_candidates(*footprints, max_days=settings.max_days):
         grid = scenes.sar[i].grid
-        within = on_grid(overlap, grid)
-        cells = cells_of(
+        within = project_to_grid(overlap, grid)
+        cells = list_cells(
             grid, size=settings.size, stride=settings.stride, within=within, min_valid=settings.min_valid
         )
         if cells:

@@ -21,7 +21,7 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader, MemoryFile
 
 from sar2eo.errors import OutputError, SettingsError
-from sar2eo.geo.footprint import footprint_of
+from sar2eo.geo.footprint import trace_footprint
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import assemble, check_target, cog_bytes, needed_bytes, publish
@@ -259,7 +259,7 @@ class Outputs:
             beside.append((made["eo"].with_suffix(".png"), self.quicklook))
             quicklook(made["eo"], beside[-1][0])
         if when is not None and grid.crs is not None:
-            outline = footprint_of(valid_pixels(made["eo"]), grid)
+            outline = trace_footprint(valid_pixels(made["eo"]), grid)
             item = stac_item(
                 self.rasters,
                 grid,

@@ -1,7 +1,7 @@
 """SAR and optical scenes: opened by path or URL, and read lazily onto a grid."""
 
 from sar2eo.scenes.gdal import display_name, parse_source
-from sar2eo.scenes.lazy_array import describe_scene, normalise_array, reader_of, window_in
+from sar2eo.scenes.lazy_array import describe_scene, find_reader, find_window, normalise_array
 from sar2eo.scenes.reader import SceneReader
 from sar2eo.scenes.sar import open_scene
 
@@ -9,9 +9,9 @@ __all__ = [
     "SceneReader",
     "describe_scene",
     "display_name",
+    "find_reader",
+    "find_window",
     "normalise_array",
     "open_scene",
     "parse_source",
-    "reader_of",
-    "window_in",
 ]

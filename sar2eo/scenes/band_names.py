@@ -1,4 +1,4 @@
-"""Which bands of a raster are red, green and blue, and which tells clouds: by what the file says of them."""
+"""Band names of optical scenes: which bands are red, green and blue, and which band masks clouds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = [
     "CloudRule",
     "choose_cloud",
     "choose_rgb",
-    "cloud_rank",
-    "cloud_rule",
-    "colour_of",
+    "find_cloud_rule",
+    "find_colour",
+    "rank_cloud_rule",
 ]
 
 COLOURS = ("red", "green", "blue")
@@ -34,14 +34,14 @@ _SENTINEL2_RGB = (4, 3, 2)
 
 @dataclass(frozen=True)
 class BandText:
-    """What is said of one band.
+    """What a file says about one band.
 
     Parameters
     ----------
     index : int
         From 1.
     texts : tuple of str
-        Description and names, most certain first.
+        Description and names, most reliable first.
     micrometres : float or None
         Central wavelength.
     role : str
@@ -55,7 +55,7 @@ class BandText:
 
     @classmethod
     def read(cls, dataset: Any, index: int) -> BandText:
-        """Gather it from an open rasterio dataset."""
+        """Read it from an open rasterio dataset."""
         tags = {**dataset.tags(index, ns="IMAGERY"), **dataset.tags(index)}
         lower = {key.lower(): str(value) for key, value in tags.items()}
         named = [dataset.descriptions[index - 1], *(lower.get(key) for key in _NAME_TAGS)]
@@ -68,13 +68,13 @@ class BandText:
 
     @property
     def label(self) -> str:
-        """How the band is called in messages and records."""
+        """The band's name in messages and records."""
         return self.texts[0] if self.texts else f"band {self.index}"
 
 
 @dataclass(frozen=True)
 class CloudRule:
-    """How values tell clouds.
+    """How the values of a band mark clouds.
 
     Parameters
     ----------
@@ -88,8 +88,7 @@ class CloudRule:
     numbers: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        told = f" {', '.join(map(str, self.numbers))}" if self.numbers else ""
-        return f"{self.kind}{told}"
+        return " ".join([self.kind, *([", ".join(map(str, self.numbers))] if self.numbers else [])])
 
 
 # Scene classification of Sen2Cor: 3 cloud shadow, 8 and 9 cloud of medium and high probability, 10 cirrus.
@@ -112,7 +111,7 @@ _RULES = {
 }
 
 
-def colour_of(text: str) -> str | None:
+def find_colour(text: str) -> str | None:
     """Return "red", "green" or "blue" where a band's name says so: ``B04``, ``red``, ``Red (665 nm)``."""
     words = re.split(r"[^a-z0-9]+", text.lower())
     if "edge" in words or "rededge" in words:
@@ -122,25 +121,25 @@ def colour_of(text: str) -> str | None:
 
 
 def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | None:
-    """Find red, green and blue among bands.
+    """Find red, green and blue among the bands of a file.
 
     Parameters
     ----------
     bands : sequence of BandText
         All of a file, without an alpha band.
     dtype : str
-        Of the pixels.
+        Type of the pixels.
 
     Returns
     -------
     tuple of int or None
-        Indexes from 1, by the bands' names, wavelengths, or roles; of bands that say nothing, by their
-        number: three of bytes are red, green and blue, and 12 or 13 of uint16 are those of Sentinel-2.
+        Indexes from 1, by names, wavelengths, or roles. Where bands say nothing, by their number: three of
+        bytes are red, green and blue, and 12 or 13 of 16 bits are those of Sentinel-2.
     """
     ways: list[dict[str, int]] = [
-        _first((c, band.index) for band in bands for text in band.texts if (c := colour_of(text))),
+        _first((c, band.index) for band in bands for text in band.texts if (c := find_colour(text))),
         _by_wavelength(bands),
-        # At last, for GDAL gives three or four bands of bytes these roles whatever they are.
+        # Last, because GDAL gives three or four bands of bytes these roles whatever they are.
         _first((band.role, band.index) for band in bands if band.role in COLOURS),
     ]
     for found in ways:
@@ -148,25 +147,25 @@ def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | 
             return found["red"], found["green"], found["blue"]
     if dtype == "uint8" and len(bands) == 3:
         return bands[0].index, bands[1].index, bands[2].index
-    told = any(band.micrometres or any(map(colour_of, band.texts)) for band in bands)
-    if dtype in ("uint16", "int16") and len(bands) in _SENTINEL2_COUNTS and not told:
+    described = any(band.micrometres or any(map(find_colour, band.texts)) for band in bands)
+    if dtype in ("uint16", "int16") and len(bands) in _SENTINEL2_COUNTS and not described:
         return _SENTINEL2_RGB
     return None
 
 
 def choose_cloud(bands: Iterable[BandText]) -> tuple[int, CloudRule] | None:
-    """Find the band that tells clouds, and how; the most cloud_rank where there are several."""
-    found = [(band.index, rule) for band in bands for text in band.texts if (rule := cloud_rule(text))]
-    return min(found, key=lambda each: cloud_rank(each[1])) if found else None
+    """Find the band that masks clouds, and its rule; the most precise where there are several."""
+    found = [(band.index, rule) for band in bands for text in band.texts if (rule := find_cloud_rule(text))]
+    return min(found, key=lambda each: rank_cloud_rule(each[1])) if found else None
 
 
-def cloud_rank(rule: CloudRule) -> int:
-    """Rank a rule among others: the most cloud_rank is least."""
+def rank_cloud_rule(rule: CloudRule) -> int:
+    """Rank a rule among others; the most precise is 0."""
     return list(_RULES.values()).index(rule)
 
 
-def cloud_rule(name: str) -> CloudRule | None:
-    """Return how values of a band or asset of this name tell clouds; None if the name does not say so."""
+def find_cloud_rule(name: str) -> CloudRule | None:
+    """Return the cloud rule for a band or asset of this name, or None."""
     return _RULES.get(re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_"))
 
 

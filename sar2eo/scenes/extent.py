@@ -1,4 +1,4 @@
-"""Where scenes have data, from decimated reads: enough to know which scenes meet."""
+"""Footprints of scenes, from decimated reads: enough to know which scenes meet."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import xarray as xr
 from rasterio.enums import Resampling
 
 from sar2eo.errors import PairsError
-from sar2eo.geo.footprint import footprint_of, to_lonlat
+from sar2eo.geo.footprint import to_lonlat, trace_footprint
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import reader_of
+from sar2eo.scenes import find_reader
 from sar2eo.scenes.gdal import read_dataset
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.optical import EoScene, PictureReader
 from sar2eo.scenes.raster import Band, RasterReader
 from sar2eo.scenes.reader import SceneReader
@@ -25,7 +25,7 @@ from sar2eo.scenes.sentinel1 import CalibratedReader
 from sar2eo.scenes.sources import Source
 from sar2eo.scenes.warp import WarpedReader
 
-__all__ = ["SceneFootprint", "known_source", "scene_footprint", "scene_valid"]
+__all__ = ["SceneFootprint", "complete_source", "read_footprint", "read_validity"]
 
 Validity = npt.NDArray[np.bool_]
 
@@ -46,14 +46,14 @@ class SceneFootprint:
     area: Any
 
 
-def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootprint:
-    """Outline an opened scene, and take over what it says of its acquisition.
+def read_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootprint:
+    """Outline an opened scene, and add what it says about its acquisition.
 
     Parameters
     ----------
     source : Source
-        What was opened. What it says goes before what the scene says; its footprint, where it has one, is
-        taken instead of reading validity.
+        What was opened. What it says goes before what the scene says. Its footprint, if any, is taken instead
+        of reading validity.
     scene : DataArray or EoScene
         From `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene`.
 
@@ -61,42 +61,34 @@ def scene_footprint(source: Source, scene: xr.DataArray | EoScene) -> SceneFootp
     ------
     PairsError
         If the scene has no georeference.
-    SceneError
-        If it cannot be read.
     """
-    known = known_source(source, scene)
+    known = complete_source(source, scene)
     if known.footprint is not None:
         return SceneFootprint(known, known.footprint)
-    grid: Grid = scene.grid if isinstance(scene, EoScene) else attributes_of(scene)["scene_grid"]
+    grid: Grid = scene.grid if isinstance(scene, EoScene) else decode_attributes(scene)["scene_grid"]
     if grid.crs is None:
         raise PairsError(f"{source.href}: without a georeference it cannot be paired")
-    area = to_lonlat(footprint_of(scene_valid(scene), grid), grid.crs)
+    area = to_lonlat(trace_footprint(read_validity(scene), grid), grid.crs)
     return SceneFootprint(replace(known, footprint=area), area)
 
 
-def scene_valid(scene: xr.DataArray | EoScene, longest: int = 1024) -> Validity:
+def read_validity(scene: xr.DataArray | EoScene, longest: int = 1024) -> Validity:
     """Read which pixels of a whole scene are valid, decimated.
 
     Parameters
     ----------
     scene : DataArray or EoScene
-        A whole scene.
     longest : int, optional (default: 1024)
         Pixels of the longer side.
 
     Returns
     -------
     ndarray of bool, shape (row, col)
-        Of the same extent as the scene; each stands for the pixel at its middle.
-
-    Raises
-    ------
-    SceneError
-        If the scene cannot be read.
+        Over the extent of the scene. Each value is that of the pixel at the middle of its cell.
     """
     if isinstance(scene, EoScene):
         return _valid(scene.reader, longest)
-    found = reader_of(scene)
+    found = find_reader(scene)
     if found is not None and found[1] == found[0].grid.window:
         return _valid(found[0], longest)
     rows, cols = (
@@ -108,7 +100,7 @@ def scene_valid(scene: xr.DataArray | EoScene, longest: int = 1024) -> Validity:
 
 @singledispatch
 def _valid(reader: SceneReader, longest: int) -> Validity:
-    """Read validity at the middles of a lattice of cells, row of cells by row of cells."""
+    """Read the pixels at the middles of cells, row of cells by row of cells."""
     (height, width), (rows, cols) = _sizes(reader.grid.shape, longest)
     at = _middles(width, cols)
     lines = [reader.read(Window(int(row), 0, 1, width))[:, 0, at] for row in _middles(height, rows)]
@@ -153,7 +145,7 @@ def _(reader: WarpedReader, longest: int) -> Validity:
 
 
 def _band_valid(band: Band, shape: tuple[int, int]) -> Validity:
-    """Read a band decimated, through overviews where there are some, by its nearest pixels."""
+    """Read a band decimated by nearest pixels, through overviews where there are some."""
 
     def read(dataset: Any) -> Validity:
         valid = np.ones(shape, dtype=bool)
@@ -171,7 +163,7 @@ def _band_valid(band: Band, shape: tuple[int, int]) -> Validity:
 
 
 def _sizes(shape: Any, longest: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return rows and columns, and those of the decimated scene."""
+    """Return the shape of a scene, and that of the decimated scene."""
     scale = min(1.0, longest / max(shape))
     rows, cols = (max(1, round(size * scale)) for size in shape)
     return (int(shape[0]), int(shape[1])), (rows, cols)
@@ -181,8 +173,8 @@ def _middles(size: int, count: int) -> npt.NDArray[np.int64]:
     return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
 
 
-def known_source(source: Source, scene: xr.DataArray | EoScene) -> Source:
-    """Return what is known of a scene: what its source says goes before what the scene says."""
+def complete_source(source: Source, scene: xr.DataArray | EoScene) -> Source:
+    """Add what a scene says about its acquisition to what its source says, which goes first."""
     if isinstance(scene, EoScene):
         time = scene.datetime.strftime("%Y-%m-%dT%H:%M:%SZ") if scene.datetime else None
         return replace(source, datetime=source.datetime or time, platform=source.platform or scene.platform)

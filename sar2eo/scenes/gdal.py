@@ -1,4 +1,4 @@
-"""GDAL handles: opened when first needed, used by one thread at a time, and bounded in number."""
+"""GDAL: the names it takes for scenes, and its handles, few in number, each used by one thread at a time."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ __all__ = [
 T = TypeVar("T")
 
 IDLE_LIMIT = 32
-"""Handles that stay open, of all scenes together, while nobody reads."""
+"""Idle handles that stay open, of all scenes together."""
 
 RETRIES = 3
-"""Of opening and of reading over a network, beyond those of GDAL, which takes a transfer that ends early, or
-a connection that is dropped, for the file's own fault."""
+"""Of opening and reading over a network; GDAL itself does not repeat a transfer that was cut short."""
 
 # https://gdal.org/en/stable/user/configoptions.html: no listing of the folder (there may be
-# thousands of files, or no right to list), patience with a server that hiccups, none with a dead one.
+# thousands of files, or no right to list), patience with a server that falters, none with a dead one.
 REMOTE_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": http.RETRIES,
@@ -56,7 +55,7 @@ REMOTE_OPTIONS = {
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
 }
-# GDAL keeps what it has read of a file, even if that was cut short; but not of one that is closed under this.
+# GDAL caches what it has read of a file, even if that was cut short; not of one that is closed under this.
 _FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/", "GDAL_HTTP_MAX_RETRY": 0}
 
 _SCHEMES = {
@@ -90,7 +89,7 @@ def is_remote(path: str) -> bool:
 
 
 def display_name(source: str) -> str:
-    """Name a scene to people: URLs without their query, which in a signed one is a secret."""
+    """Name a scene in messages: URLs without their query, which is a secret in a signed one."""
     try:
         parsed = parse_source(source)
     except PolarisationError:
@@ -106,12 +105,12 @@ def display_name(source: str) -> str:
 
 
 def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[str, str]:
-    """Read ``VV=a.tif,VH=b.tif`` as a dict by polarisation, and leave a path or URL as it is.
+    """Read ``VV=a.tif,VH=b.tif`` as a dict of files by polarisation; leave a path or URL as it is.
 
     Raises
     ------
     PolarisationError
-        For a name that is no polarisation, one given twice, or one without a file.
+        For a name that is no polarisation, is given twice, or has no file.
     """
     if isinstance(source, Mapping):
         names = check_polarisations(list(source)) or ()
@@ -149,9 +148,9 @@ def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
     Parameters
     ----------
     path : str
-        What GDAL opens.
+        As GDAL opens it.
     version : str, optional
-        Of a remote one: tells whether what this process has read of it before is still so.
+        Of a remote file. Where it differs from the last time, GDAL's cached blocks of the file are dropped.
 
     Raises
     ------
@@ -171,16 +170,16 @@ def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
 
 
 def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
-    """Read from an open dataset that is lent to one thread; over a network again, if that fails.
+    """Read from an open dataset that one thread holds; over a network, try again after a failure.
 
     Parameters
     ----------
     path : str
-        What GDAL opens.
+        As GDAL opens it.
     stamp : str
         Names the content, so that a file replaced under the same name is opened afresh.
     read : callable
-        Takes the dataset; called again after a failure.
+        Takes the dataset. Called again after a failure.
 
     Raises
     ------
@@ -197,7 +196,7 @@ def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
 
 @contextmanager
 def _borrowed(path: str, stamp: str) -> Iterator[Any]:
-    """Lend an open dataset to one thread; parameters and errors as of `read_from`."""
+    """Lend an open dataset to one thread; parameters and errors as of `read_dataset`."""
     # The process is part of the key: a handle inherited through a fork shares its file position.
     key = (path, stamp, os.getpid())
     with _environment(path):
@@ -235,7 +234,7 @@ def _persistently(path: str, attempt: Callable[[], T]) -> T:
 
 
 def _forget(path: str) -> None:
-    """Close the idle handles of a path, and have GDAL forget what it has read there."""
+    """Close the idle handles of a path, and drop what GDAL has cached of it."""
     with _lock:
         mine = [key for key in _idle if key[0] == path and key[2] == os.getpid()]
         closing = [each for key in mine for each in _idle.pop(key)]
@@ -303,17 +302,10 @@ MAX_BLOCK_BYTES = 1 << 30
 
 
 def check_readable(path: str) -> None:
-    """Refuse what would block a reader for ever, or cannot be named to GDAL at all.
+    """Refuse what would block a reader for ever, or has no name that GDAL can take.
 
-    Parameters
-    ----------
-    path : str
-        As GDAL opens it; what does not exist may still be something that a driver knows.
-
-    Raises
-    ------
-    SceneError
-        For a pipe, a socket, a device or standard input, and for names that the system refuses.
+    Pipes, sockets, devices, standard input, and names that the system refuses. What does not exist may still
+    be something that a driver knows.
     """
     if path.startswith("/vsistdin"):
         raise SceneError(f"{path}: a scene is read in pieces and more than once, so not from standard input")
@@ -336,19 +328,7 @@ def check_readable(path: str) -> None:
 
 
 def check_size(dataset: Any, path: str) -> None:
-    """Refuse a raster of more pixels than can be meant, or in blocks that no memory should hold.
-
-    Parameters
-    ----------
-    dataset : DatasetReader
-        Open, with a band.
-    path : str
-        Names it in messages.
-
-    Raises
-    ------
-    SceneError
-    """
+    """Refuse a raster with more pixels than a scene can have, or in blocks too large for memory."""
     rows, cols = dataset.shape
     if max(rows, cols) > MAX_SIDE or rows * cols > MAX_PIXELS:
         raise SceneError(

@@ -1,6 +1,7 @@
-"""Where on the ground a pixel lies, and which pixel lies at a place: maps that can be evaluated anywhere.
+"""Maps between the pixels of a source and places on the ground, which can be evaluated anywhere.
 
-Rows and columns here are those of pixel corners: the centre of the first pixel is (0.5, 0.5).
+Rows and columns are those of pixel corners: the centre of the first pixel is (0.5, 0.5). Coordinates are
+ndarrays of float64 of any equal shape.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ __all__ = [
     "ControlMapping",
     "Mapping",
     "ThinPlateSpline",
-    "check_whole",
-    "control_centre",
-    "held_out_rmse_m",
-    "local_crs",
+    "check_continuous",
+    "choose_local_crs",
+    "find_centre",
+    "measure_held_out_rmse_m",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -34,7 +35,7 @@ Array = npt.NDArray[np.float64]
 MIN_POINTS = 4
 _MAX_POINTS = 2500
 _FOLDS = 10
-# How much longer a distance may become in a CRS than others of the scene: far more than where it stays whole.
+# How much more a CRS may stretch one distance than most of a scene: far more than where it stays whole.
 _MAX_STRETCH = 100.0
 
 
@@ -56,14 +57,14 @@ class Mapping(Protocol):
 
 @dataclass(frozen=True)
 class AffineMapping:
-    """Of a source with a CRS and an affine transform.
+    """The map of a source with a CRS and an affine transform.
 
     Parameters
     ----------
     source : Grid
-        CRS, transform and shape of the source.
+        Of the source.
     crs : str
-        Of the ground coordinates.
+        CRS of the ground coordinates.
     """
 
     source: Grid
@@ -96,14 +97,13 @@ class AffineMapping:
 
 @dataclass(frozen=True, eq=False)
 class ControlMapping:
-    """Of a source with ground control points: thin-plate splines through them, there and back.
+    """The map of a source with ground control points: thin-plate splines through them, there and back.
 
     Parameters
     ----------
     control : GroundControl
-        The points.
     crs : str
-        Of the ground coordinates.
+        CRS of the ground coordinates.
 
     Raises
     ------
@@ -138,11 +138,11 @@ class ControlMapping:
         return digest([self.control.crs, self.control.points, self.crs])
 
 
-def held_out_rmse_m(control: GroundControl) -> float | None:
-    """Measure how well a spline places points it has not seen.
+def measure_held_out_rmse_m(control: GroundControl) -> float | None:
+    """Measure how well a spline places control points it has not seen.
 
-    A spline passes through its own points, so each tenth of them is left out of a fit in turn and
-    placed by the rest. The final map uses all, so this errs on the safe side.
+    A spline passes through its own points, so each tenth of them is left out of a fit in turn and placed by
+    the rest. The final map uses all, so this errs on the safe side.
 
     Parameters
     ----------
@@ -152,10 +152,10 @@ def held_out_rmse_m(control: GroundControl) -> float | None:
     Returns
     -------
     float or None
-        Root of the mean square distance on the ground, in metres; None where the others never do without
-        what is left out, such as four points of which three lie on one line.
+        Root mean square distance on the ground, in metres. None where no fit without some of the points is
+        possible, such as of four points of which three lie on one line.
     """
-    crs = local_crs(*control_centre(control))
+    crs = choose_local_crs(*find_centre(control))
     pixels, ground = _control_arrays(control, crs)
     step = -(-len(pixels) // _MAX_POINTS)
     pixels, ground = pixels[::step], ground[::step]
@@ -174,26 +174,22 @@ def held_out_rmse_m(control: GroundControl) -> float | None:
     return float(np.sqrt(squared / placed)) if placed else None
 
 
-def control_centre(control: GroundControl) -> tuple[float, float]:
-    """Return longitude and latitude of the middle of the points, safe across the antimeridian."""
+def find_centre(control: GroundControl) -> tuple[float, float]:
+    """Return longitude and latitude of the middle of control points, also across the antimeridian."""
     points = np.array(control.points)
     lon, lat = _transformer(control.crs, "EPSG:4326").transform(points[:, 2], points[:, 3])
     lon = _unwrapped(lon, float(lon[0]), "EPSG:4326")
     return float(_unwrapped(lon.mean(), 0.0, "EPSG:4326")), float(np.mean(lat))
 
 
-def check_whole(x: Array, y: Array, crs: str) -> None:
+def check_continuous(x: Array, y: Array, crs: str) -> None:
     """Refuse places near each other that a CRS tears apart, as most do along the antimeridian.
 
     Parameters
     ----------
-    x, y : ndarray
-        Places of one scene in the CRS, most of them near the one before.
+    x, y : ndarray of float64, shape (place,)
+        In the CRS; most places are near the one before.
     crs : str
-
-    Raises
-    ------
-    GeoreferenceError
     """
     if _in_degrees(crs):
         return  # longitudes go on across it
@@ -207,7 +203,7 @@ def check_whole(x: Array, y: Array, crs: str) -> None:
         )
 
 
-def local_crs(lon: float, lat: float) -> str:
+def choose_local_crs(lon: float, lat: float) -> str:
     """Return the UTM zone of a place on WGS 84, or polar stereographic (UPS) beyond 84 N and 80 S."""
     if not (np.isfinite(lon) and np.isfinite(lat) and abs(lat) <= 90):
         raise GeoreferenceError(f"the scene's centre ({lon:g}, {lat:g}) is no longitude and latitude")
@@ -220,7 +216,7 @@ def local_crs(lon: float, lat: float) -> str:
 
 
 def _control_arrays(control: GroundControl, crs: str) -> tuple[Array, Array]:
-    """Pixels (row, col) and ground (x, y) of the points, in one continuous frame."""
+    """Return pixels (row, col) and ground (x, y) of the points, each of shape (point, 2)."""
     if len(control.points) < MIN_POINTS:
         raise GeoreferenceError(
             f"{len(control.points)} ground control points: at least {MIN_POINTS} are needed to place an image"
@@ -230,7 +226,7 @@ def _control_arrays(control: GroundControl, crs: str) -> tuple[Array, Array]:
     ground = np.column_stack([_unwrapped(x, float(x[0]), crs), y])
     if not np.isfinite(ground).all():
         raise GeoreferenceError(f"some ground control points cannot be expressed in {crs}")
-    check_whole(ground[:, 0], ground[:, 1], crs)
+    check_continuous(ground[:, 0], ground[:, 1], crs)
     return points[:, :2], ground
 
 
@@ -258,17 +254,17 @@ _POINTS_AT_ONCE = 4096
 
 @dataclass(frozen=True, eq=False)
 class ThinPlateSpline:
-    """A smooth function of the plane through given points: of all of them, the least bent.
+    """The least bent smooth function of the plane that takes given values at given points.
 
-    ``f(p) = sum_k w_k phi(|p - p_k|) + a + b . p`` with ``phi(r) = r^2 log r`` (Duchon 1977;
-    Wahba, Spline Models for Observational Data, 1990, section 2.4).
+    ``f(p) = sum_k w_k phi(|p - p_k|) + a + b . p`` with ``phi(r) = r^2 log r`` (Duchon 1977; Wahba, Spline
+    Models for Observational Data, 1990, section 2.4).
 
     Parameters
     ----------
     centre : ndarray, shape (2,)
         Subtracted from points before use.
     scale : float
-        Points are divided by it.
+        Points are then divided by it.
     knots : ndarray, shape (point, 2)
         Normalised points.
     weights : ndarray, shape (point + 3, value)
@@ -282,14 +278,13 @@ class ThinPlateSpline:
 
     @classmethod
     def fit(cls, points: Array, values: Array) -> ThinPlateSpline:
-        """Fit a spline that takes the given values at the given points.
+        """Fit a spline through points.
 
         Parameters
         ----------
         points : ndarray, shape (point, 2)
             At least three; of equal points the first counts.
         values : ndarray, shape (point, value)
-            One row per point.
 
         Raises
         ------
@@ -330,7 +325,7 @@ class ThinPlateSpline:
 
 
 def _radial(a: Array, b: Array) -> Array:
-    """``r^2 log r`` between all points of `a` and all of `b`; 0 where they coincide."""
+    """Compute ``r^2 log r`` between all points of `a` and all of `b`; 0 where they coincide."""
     squared = (a[:, None, 0] - b[None, :, 0]) ** 2 + (a[:, None, 1] - b[None, :, 1]) ** 2
     safe = np.where(squared > 0, squared, 1.0)
     return np.asarray(0.5 * squared * np.log(safe), dtype=np.float64)

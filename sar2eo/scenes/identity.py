@@ -1,4 +1,4 @@
-"""What tells one input file from another: name, size, time, and a sample of its bytes."""
+"""Identity of input files: name, size, time, and a hash of a sample of their bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sar2eo.errors import SceneError
 from sar2eo.scenes.gdal import display_name, is_remote, open_dataset
 from sar2eo.store import http, s3
 
-__all__ = ["digest", "file_identity", "files_identity"]
+__all__ = ["digest", "identify_file", "identify_files"]
 
 _SIDECAR = ".aux.xml"
 _ARRAY = (".zarray", "zarr.json")  # of Zarr, version 2 and 3: what GDAL names of an array
@@ -33,21 +33,21 @@ _GDAL_KEYS = (
 _ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
 
 
-def file_identity(path: str) -> dict[str, Any]:
+def identify_file(path: str) -> dict[str, Any]:
     """Identify one file: a local one in a few milliseconds, a remote one by one request.
 
     Parameters
     ----------
     path : str
-        A path or URL as GDAL reads it; a member of an archive is identified by the archive.
+        As GDAL reads it. A member of an archive is identified by the archive.
 
     Returns
     -------
     dict
-        Local: name, bytes, mtime_ns, and sha256 of up to 18 blocks of 64 KiB (the first, the last
-        and seeded ones between; all of a small file). Remote, by HTTP or from S3: href, bytes, and etag or
-        time of modification, or where the server tells neither, sha256 of the first 64 KiB (a second
-        request). Otherwise the path alone.
+        Local: name, bytes, mtime_ns, and sha256 of up to 18 blocks of 64 KiB (the first, the last and seeded
+        ones between; all of a small file). Remote, by HTTP or from S3: href, bytes, and etag or time of
+        modification; where the server gives neither, sha256 of the first 64 KiB (a second request). Otherwise
+        the path alone.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def file_identity(path: str) -> dict[str, Any]:
     """
     archive = _ARCHIVE.match(path)
     if archive:
-        return {**file_identity(archive[1]), "member": path.rpartition("/")[2]}
+        return {**identify_file(archive[1]), "member": path.rpartition("/")[2]}
     if path.startswith(("/vsicurl/http", "/vsis3/")):
         return _remote_identity(path)
     local = Path(path)
@@ -69,24 +69,23 @@ def file_identity(path: str) -> dict[str, Any]:
     return {"name": local.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sample}
 
 
-def files_identity(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Identify the files of a raster, each named once, overviews left out (they are never read).
+def identify_files(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Identify the files of a raster, each once, without overviews (they are never read).
 
-    GDAL tells of the files that a VRT names, and not of those that these are made of, and of a Zarr array's
-    chunks not at all: they are looked for here.
-
-    Of a local ``.aux.xml`` counts what is not a statistic, for whoever looks at a scene may leave some there.
+    GDAL lists the files that a VRT names, but not those that these consist of, nor the chunks of a Zarr
+    array: they are looked up here. Statistics in a local ``.aux.xml`` do not count, for any viewer may write
+    them.
 
     Parameters
     ----------
     paths : iterable of str
-        As of `file_identity`.
+        As of `identify_file`.
     known : mapping
-        Identities that need not be asked for again, by path.
+        Identities that are known already, by path.
     """
     chosen = dict.fromkeys(p for p in _all_files(paths) if not p.endswith(".ovr"))
     sidecars = {path: _sidecar_identity(path) for path in chosen if path.endswith(_SIDECAR)}
-    found = (sidecars.get(path) or known.get(path) or file_identity(path) for path in chosen)
+    found = (sidecars.get(path) or known.get(path) or identify_file(path) for path in chosen)
     return [identity for path, identity in zip(chosen, found, strict=True) if sidecars.get(path) != {}]
 
 
@@ -115,7 +114,7 @@ def _array_identity(folder: Path) -> dict[str, Any]:
 
 
 def _sidecar_identity(path: str) -> dict[str, Any] | None:
-    """Identify a local file of GDAL's metadata by what is no statistic: empty if there is nothing else."""
+    """Identify a local file of GDAL's metadata without its statistics; empty if it holds nothing else."""
     local = Path(path)
     if is_remote(path) or not local.is_file():
         return None

@@ -1,4 +1,4 @@
-"""A reader as a lazy DataArray, whose slices know the reader and their place in it."""
+"""A SAR scene as a lazy DataArray, whose slices know their reader and their window, and its attributes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.reader import SceneReader
 
 __all__ = [
-    "attributes_of",
+    "decode_attributes",
     "describe_scene",
-    "lazy_scene",
+    "encode_attributes",
+    "find_reader",
+    "find_window",
+    "make_lazy_scene",
     "normalise_array",
-    "reader_of",
-    "to_attributes",
-    "window_in",
 ]
 
 _PREFIX = "scene-"
@@ -37,11 +37,11 @@ _CHUNK = 1024
 
 
 class PlacedArray(da.Array):
-    """Pixels that are those of a window of a reader, as a Dask array that knows both.
+    """A Dask array that knows its reader, and which window of it it holds.
 
-    Its slices along rows and columns know their own window, and so do other chunks and copies of it. All
-    else that is made of it is a plain Dask array: its pixels may be others. What is assigned to changes its
-    name, and has no place any more.
+    Slices along rows and columns, rechunked arrays and copies keep this knowledge. Everything else made of it
+    is a plain Dask array, whose pixels may differ. Assigning to it changes its name, and ends the knowledge
+    too.
     """
 
     _placed: tuple[str, SceneReader, Window] | None = None
@@ -61,15 +61,15 @@ class PlacedArray(da.Array):
         return self._placed[1:]
 
     def __getitem__(self, index: Any) -> da.Array:
-        """Slice; with step 1 and of all bands, the place is kept."""
+        """Slice; the window is kept track of with step 1 and all bands."""
         return self._moved(da.Array.__getitem__(self, index), index if isinstance(index, tuple) else (index,))
 
     def rechunk(self, *args: Any, **kwargs: Any) -> da.Array:
-        """Return the same pixels in other chunks, at the same place."""
+        """Return the same pixels in other chunks."""
         return self._moved(da.Array.rechunk(self, *args, **kwargs))
 
     def copy(self) -> da.Array:
-        """Return the same array, at the same place."""
+        """Return the same array."""
         return self._moved(da.Array.copy(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ class PlacedArray(da.Array):
         return plain.__reduce__() if self.place is None else (PlacedArray.create, (plain, *self.place))
 
     def _moved(self, array: da.Array, index: tuple[Any, ...] = ()) -> da.Array:
-        """Give what was made of this array the place that an index of slices leads to, if there is one."""
+        """Give an array made of this one the window that an index of slices leads to, if any."""
         if self.place is None or not all(isinstance(part, slice) for part in index):
             return array
         index += (slice(None),) * (3 - len(index))
@@ -90,21 +90,19 @@ class PlacedArray(da.Array):
         return PlacedArray.create(array, reader, at)
 
 
-def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
+def make_lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
     """Wrap a reader as a DataArray that reads when computed.
 
     Parameters
     ----------
     reader : SceneReader
-        Of the whole scene.
     attrs : dict
-        Attributes; ``scene_grid`` is added (see `sar2eo.scenes.metadata`).
+        Attributes; ``scene_grid`` is added.
 
     Returns
     -------
-    DataArray
-        Dimensions band, y, x; float32; named "sar"; in chunks of about 1024 pixels on whole
-        storage blocks.
+    DataArray, dims (band, y, x)
+        float32, named "sar", in chunks of about 1024 pixels on whole storage blocks.
     """
     block = da.from_array(
         reader,
@@ -120,13 +118,13 @@ def lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
         dims=("band", "y", "x"),
         coords={"band": list(reader.polarisations), "y": y, "x": x},
         name="sar",
-        attrs=to_attributes({**attrs, "scene_grid": reader.grid}),
+        attrs=encode_attributes({**attrs, "scene_grid": reader.grid}),
     )
     return scene if reader.grid.crs is None else scene.rio.write_crs(reader.grid.pyproj_crs.to_wkt())
 
 
-def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
-    """Find the reader under a scene, and where the scene lies in it.
+def find_reader(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
+    """Find the reader under a scene, and the window of it that the scene is.
 
     Parameters
     ----------
@@ -136,8 +134,8 @@ def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     Returns
     -------
     tuple of SceneReader and Window, or None
-        None for anything that was computed, reordered, given other coordinates, or subset along
-        bands: then its values are not those of a window of the reader.
+        None for anything that was computed, reordered, given other coordinates, or subset along bands: its
+        values are not those of a window of the reader.
     """
     place = scene.data.place if isinstance(scene.data, PlacedArray) else None
     if place is None or scene.dims != ("band", "y", "x") or 0 in scene.shape:
@@ -145,8 +143,8 @@ def reader_of(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     return place if _lies_at(scene, *place) else None
 
 
-def window_in(scene: xr.DataArray, grid: Grid) -> Window | None:
-    """Find where an array lies in a grid, by its coordinates.
+def find_window(scene: xr.DataArray, grid: Grid) -> Window | None:
+    """Find the window of a grid that an array covers, by its coordinates.
 
     Parameters
     ----------
@@ -170,7 +168,7 @@ def window_in(scene: xr.DataArray, grid: Grid) -> Window | None:
 
 
 def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
-    """Say what a scene is, as JSON values.
+    """Describe a scene as JSON values.
 
     Parameters
     ----------
@@ -180,14 +178,14 @@ def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
     Returns
     -------
     dict
-        Source, grid (crs, transform, shape, bounds; of a slice, its own), true ground sample distance
-        in metres, polarisations, quantity, calibration, acquisition, geolocation and its residual,
+        Source, grid (crs, transform, shape, bounds; of a slice, its own), true ground sample distance in
+        metres, polarisations, quantity, calibration, acquisition, geolocation and its residual in metres,
         storage block and chunk.
     """
-    attrs = attributes_of(scene)
+    attrs = decode_attributes(scene)
     grid: Grid = attrs["scene_grid"]
-    found = reader_of(scene)
-    window = window_in(scene, grid)
+    found = find_reader(scene)
+    window = find_window(scene, grid)
     grid = grid if window is None else grid.crop(window)
     placed = grid.crs is not None
     distance = grid.ground_sample_distance_m() if placed else None
@@ -217,7 +215,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _chunk_shape(reader: SceneReader) -> tuple[int, int]:
-    """About 1024 x 1024, whole storage blocks where these are not larger than that."""
+    """Return about 1024 x 1024, in whole storage blocks where these are not larger."""
     sides = []
     for size, block in zip(reader.shape[1:], reader.block_shape, strict=True):
         sides.append(min(size, _CHUNK if block >= _CHUNK else _CHUNK // block * block))
@@ -243,24 +241,23 @@ def _lies_at(scene: xr.DataArray, reader: SceneReader, window: Window) -> bool:
 
 
 def normalise_array(scene: xr.DataArray) -> xr.DataArray:
-    """Check what an array says of itself, and bring its values into the form of `open_scene`.
+    """Check the attributes of an array, and bring its values into the form of `open_scene`.
 
     Parameters
     ----------
     scene : DataArray, dims (band, y, x)
-        Of any type of number, with attrs["quantity"].
+        Of any numeric type, with attrs["quantity"].
 
     Returns
     -------
     DataArray
-        NaN where the array declares nodata (``scene.rio.nodata``), the amplitude of complex samples, values
-        by the scale and offset that its attrs declare, and all bands in one chunk. What a reader is under
-        keeps its values.
+        NaN where the array declares nodata (``scene.rio.nodata``), amplitude of complex samples, declared
+        scale and offset applied, and all bands in one chunk. Values over a reader stay as they are.
 
     Raises
     ------
     RadiometryError
-        If the quantity is missing or unknown, or complex samples are not said to be amplitude.
+        If the quantity is missing or unknown, or complex samples are declared other than amplitude.
     SceneError
         If attrs["datetime"] is no time, or scale and offset are no numbers or differ between bands.
     """
@@ -277,7 +274,7 @@ def normalise_array(scene: xr.DataArray) -> xr.DataArray:
         raise SceneError(
             f"the scene's attrs['datetime']={acquired!r}: must be ISO 8601 text, as 2020-11-07T13:52:41Z"
         )
-    scene = scene if reader_of(scene) is not None else _values(scene, str(quantity))
+    scene = scene if find_reader(scene) is not None else _values(scene, str(quantity))
     return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
 
 
@@ -295,14 +292,14 @@ def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
 
 
 def _unpacked(scene: xr.DataArray) -> xr.DataArray:
-    """Apply the scale and the offset that GDAL's metadata declare, as `open_scene` does.
+    """Apply the declared scale and offset, as `open_scene` does.
 
     rioxarray leaves them as attributes where it does not apply them (``mask_and_scale=False``, its default).
     """
     if "scales" in scene.attrs or "offsets" in scene.attrs:
         raise SceneError(
-            "the scene's bands differ in scale or offset, by its attrs: open it with mask_and_scale=True, or "
-            "by sar2eo.open_scene"
+            "the scene's attrs say that its bands differ in scale or offset: open it with "
+            "mask_and_scale=True, or by sar2eo.open_scene"
         )
     try:
         scale = float(scene.attrs.get("scale_factor", 1))
@@ -311,20 +308,20 @@ def _unpacked(scene: xr.DataArray) -> xr.DataArray:
         raise SceneError(f"the scene's scale or offset is no number: {one_line(error, 200)}") from error
     if (scale, offset) == (1.0, 0.0):
         return scene
-    kept = {name: said for name, said in scene.attrs.items() if name not in ("scale_factor", "add_offset")}
+    kept = {name: value for name, value in scene.attrs.items() if name not in ("scale_factor", "add_offset")}
     values: xr.DataArray = scene.astype(np.float64) * scale + offset
     return values.astype(np.float32).assign_attrs(kept)
 
 
 def _nodata(scene: xr.DataArray) -> Any:
-    """Return the value that an array declares to mean nothing, as its values would have it, or None."""
+    """Return the declared nodata value in the type of the array, or None."""
     try:
         found = scene.rio.nodata
         if found is None or np.isnan(found):
             return None
         with np.errstate(over="ignore"):  # 32 bits know no -1.8e308
             return np.asarray(found).astype(scene.dtype) if scene.dtype.kind in "fc" else found
-    except OverflowError:  # of a type that the values no longer have: none of them is it
+    except OverflowError:  # it does not fit into the type of the values, so none of them is nodata
         return None
     except (TypeError, ValueError) as error:
         raise SceneError(f"the scene's nodata is no number: {one_line(error, 200)}") from error
@@ -335,21 +332,21 @@ _TRUTHS = ("terrain_corrected",)
 _LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
 
 
-def to_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as attributes: text, numbers, and lists of them.
+def encode_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write values as attributes that netCDF can hold: text, numbers, and lists of them.
 
     Parameters
     ----------
     values : mapping
-        Also `Grid`, mappings of JSON values, booleans; None is left out.
+        Also `Grid`, mappings of JSON values, and booleans. None is left out.
     """
     return {name: _stored(value) for name, value in values.items() if value is not None}
 
 
-def attributes_of(array: xr.DataArray | xr.Dataset) -> dict[str, Any]:
-    """Return the attributes of a scene or a result as the values that `to_attributes` was given.
+def decode_attributes(array: xr.DataArray | xr.Dataset) -> dict[str, Any]:
+    """Read the attributes of a scene or a result: the values that `encode_attributes` was given.
 
-    Of other attributes, and of what users have put in place of ours, the values as they are.
+    Other attributes, and what users have put in place of ours, are returned as they are.
     """
     return {str(name): _read(str(name), value) for name, value in array.attrs.items()}
 

@@ -134,8 +134,7 @@ class Facts:
         Start of the acquisition, ISO 8601, UTC.
     platform : str or None
         Such as ``Sentinel-1A``.
-    orbit_direction : str or None
-        ``ascending`` or ``descending``.
+    orbit_direction : {"ascending", "descending"} or None
     terrain_corrected : bool or None
         Whether relief was taken into account when the pixels were placed.
     """
@@ -168,9 +167,7 @@ def polarisation_names(
 
     Parameters
     ----------
-    descriptions : sequence of str or None
-        One per band.
-    band_tags : sequence of mapping
+    descriptions, band_tags : sequence of str or None, and of mapping
         One per band.
     tags : mapping
         Of the file.
@@ -182,8 +179,7 @@ def polarisation_names(
     names : tuple of str or None
         One per band, or None if not all are known.
     by_band : bool
-        Whether the bands themselves say so; otherwise the file names them, and their order is
-        taken to be that of the bands.
+        Whether the bands themselves say so. Otherwise the file names them, in the order of the bands.
     """
     count = len(descriptions)
     of_bands = [
@@ -294,8 +290,8 @@ def iso_datetime(text: str | datetime) -> str:
     Parameters
     ----------
     text : str or datetime
-        ISO 8601, TIFF's ``2020:11:07 13:52:41``, or a product name's ``20201107T135241``. Without
-        a zone it is UTC.
+        ISO 8601, TIFF's ``2020:11:07 13:52:41``, or a product name's ``20201107T135241``. Without a zone it
+        is UTC.
 
     Raises
     ------
@@ -321,7 +317,7 @@ def iso_datetime(text: str | datetime) -> str:
 
 
 def iso_datetime_or_none(text: str | datetime | None) -> str | None:
-    """Write a time as `iso_datetime` does; None where metadata name none, or none that can be read."""
+    """Write a time as `iso_datetime` does; None where there is none, or none that can be read."""
     try:
         return iso_datetime(text) if text else None
     except SettingsError:

@@ -1,4 +1,4 @@
-"""EO scenes: opened by what they say of themselves, read onto any grid as bytes, validity and cloud."""
+"""Optical (EO) scenes: opened by what they say of themselves, read onto a grid as bytes, validity and cloud."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.scenes.metadata import Facts, iso_datetime, read_optical_facts, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, WrappingReader
-from sar2eo.scenes.sentinel2 import Coding, coding_of_item, coding_of_tags, is_sentinel2, open_sentinel2
+from sar2eo.scenes.sentinel2 import (
+    Coding,
+    is_sentinel2,
+    open_sentinel2,
+    read_coding_of_item,
+    read_coding_of_tags,
+)
 from sar2eo.scenes.sources import Source
 from sar2eo.scenes.stac_input import (
     BandAsset,
     CloudAsset,
-    eo_assets,
+    choose_eo_assets,
     is_stac,
-    item_facts,
     read_item,
+    read_item_facts,
 )
 from sar2eo.scenes.warp import read_onto
 
-__all__ = ["CloudReader", "EoParts", "EoPatch", "EoScene", "PictureReader", "choose_parts", "open_eo_scene"]
+__all__ = ["CloudReader", "EoPatch", "EoScene", "PictureReader", "open_eo_scene"]
 
 # A Sentinel-2 product of a processing baseline: S2A_MSIL2A_20220308T101841_N0400_...
 _BASELINE = re.compile(r"(?<![A-Za-z0-9])S2[A-D]_MSIL\w\w_\d{8}T\d{6}_N(\d{4})_", re.I)
@@ -51,7 +57,7 @@ class EoPatch(NamedTuple):
     valid : ndarray of bool, shape (row, col)
         Where the EO scene has data.
     cloud : ndarray of bool, shape (row, col), or None
-        Cloud, its shadow, and cirrus; None where the scene does not tell.
+        Cloud, its shadow, and cirrus; None where the scene has no mask.
     """
 
     rgb: npt.NDArray[np.uint8]
@@ -63,8 +69,8 @@ class EoPatch(NamedTuple):
 class PictureReader(WrappingReader):
     """Read red, green and blue of a scene, all valid or none.
 
-    Bytes are not valid where all three are nodata, as GDAL has it (a dark pixel may be 0 in one band);
-    reflectance is not where one is (a band ends before the others at a swath's edge).
+    Bytes are invalid where all three are nodata, as GDAL has it (a dark pixel may be 0 in one band);
+    reflectance is invalid where one is (at a swath's edge a band ends before the others).
 
     Parameters
     ----------
@@ -90,31 +96,29 @@ class PictureReader(WrappingReader):
         return values
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity of the bands."""
+        """Return the identity of the bands, and their kind."""
         return {**self.source.identity(), "kind": self.kind}
 
 
 @dataclass(frozen=True, eq=False)
 class EoScene:
-    """An EO scene: small, and safe to send to another process; pixels are read when asked for.
+    """An EO scene: small, and safe to send to another process. Pixels are read when asked for.
 
     Parameters
     ----------
     href : str
         What was opened.
     reader : PictureReader
-        Red, green and blue in the scene's own frame; reflectance on the scale of
-        `sar2eo.scenes.sentinel2`.
+        Red, green and blue in the scene's own frame; reflectance on the scale of `sar2eo.scenes.sentinel2`.
     kind : {"rgb", "reflectance"}
         Bytes that stay as they are, or numbers that `eo_range` maps to bytes.
     labels : tuple of str
-        What the three bands are called.
+        Names of the three bands.
     coding : Coding
         How stored numbers became reflectance.
     eo_range : tuple of float
         Reflectance that becomes 0 and 255.
     cloud : CloudReader or None
-        Where the scene tells clouds.
     datetime : datetime or None
         Acquisition, aware, UTC.
     platform : str or None
@@ -139,19 +143,14 @@ class EoScene:
     def read_onto(self, grid: Grid) -> EoPatch:
         """Read the scene onto a grid, and only what that needs of it.
 
-        Pixels that coincide with the scene's own are copied, others interpolated bilinearly from the valid
-        ones of their neighbours (averaged first where the grid is coarser by 2 or more). A pixel is valid
-        where neighbours of at least half of the weight are.
+        Pixels that coincide with the scene's own are copied, others interpolated bilinearly from their valid
+        neighbours (averaged first where the grid is coarser by 2 or more). A pixel is valid where neighbours
+        of at least half of the weight are.
 
         Parameters
         ----------
         grid : Grid
-            North-up, of any CRS, may reach past the scene.
-
-        Raises
-        ------
-        SceneError
-            If the scene cannot be read.
+            North-up, of any CRS; may reach past the scene.
         """
         values = read_onto(self.reader, grid)
         valid = np.asarray(np.isfinite(values).all(axis=0))
@@ -165,7 +164,7 @@ class EoScene:
             return EoPatch(rgb, valid, read_onto(self.cloud, grid)[0] >= 0.5)
 
     def facts(self) -> dict[str, Any]:
-        """Say how pixels become bytes, as JSON values."""
+        """Describe how pixels become bytes, as JSON values."""
         reflectance = self.kind == "reflectance"
         return {
             "href": self.href,
@@ -193,23 +192,23 @@ def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float])
     ----------
     source : Source or str or Path
         A raster, local or remote, a Sentinel-2 product (``.SAFE`` folder or zip), or a STAC item
-        (``items.json#ID``: of an item collection). Its red, green
-        and blue are known by their names, wavelengths or roles; see `sar2eo.scenes.band_names.choose_rgb`.
+        (``items.json#ID``: of an item collection). Its red, green and blue are found by names, wavelengths or
+        roles; see `sar2eo.scenes.band_names.choose_rgb`.
     eo_range : tuple of float
-        Reflectance that becomes 0 and 255: times 10000 where the scene declares a scale (so it is 0, 3000
-        for every Sentinel-2, whatever its offset), else in its own numbers. Bytes stay as they are,
-        whatever scale is declared.
+        Reflectance that becomes 0 and 255: times 10000 where the scene declares a scale (so it is 0, 3000 for
+        every Sentinel-2, whatever its offset), else in its own numbers. Bytes stay as they are, whatever
+        scale is declared.
 
     Raises
     ------
     SceneError
         If it cannot be opened, or is not placed by a CRS and a geotransform.
     PairsError
-        If its red, green and blue cannot be told, or `eo_range` is out of all proportion to its values.
+        If its red, green and blue are not known, or `eo_range` is out of all proportion to its values.
     """
     given = source if isinstance(source, Source) else Source(str(source))
     path = given.href
-    parts = choose_parts(path)
+    parts = _choose_parts(path)
     kind: Kind = "rgb" if parts.dtype == "uint8" else "reflectance"
     if kind == "reflectance":
         bands = tuple(_as_reflectance(band, parts.coding, parts.dtype) for band in parts.bands)
@@ -235,14 +234,14 @@ def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float])
 
 
 def _as_reflectance(band: Band, coding: Coding, dtype: str) -> Band:
-    """Let a band give reflectance; of integers, 0 is nodata where nothing else says what is."""
+    """Make a band give reflectance; of integers, 0 is nodata where none is declared."""
     undeclared = band.nodata is None and not band.masked and not dtype.startswith("float")
     nodata = 0.0 if undeclared else band.nodata
     return replace(band, scale=coding.factor, offset=coding.offset, nodata=nodata)
 
 
 def _check_range(scene: EoScene) -> None:
-    """Refuse a range that leaves a scene black, on windows spread over it: reflectance may be 0 to 1."""
+    """Refuse a range that leaves a scene black, by windows spread over it: reflectance may be 0 to 1."""
     rows, cols = scene.grid.shape
     side = 64
     largest = 0.0
@@ -260,25 +259,10 @@ def _check_range(scene: EoScene) -> None:
 
 
 @dataclass(frozen=True)
-class EoParts:
+class _EoParts:
     """The bands of a scene, before their numbers are looked at.
 
-    Parameters
-    ----------
-    bands : tuple of Band
-        Red, green, blue.
-    labels : tuple of str
-        What they are called.
-    first : Raster
-        The file of the first, with the identity of all files.
-    dtype : str
-        Of the stored numbers.
-    coding : Coding
-        How numbers become reflectance, if they are not bytes.
-    cloud : CloudReader or None
-        Where the scene tells clouds.
-    facts : Facts
-        Of the acquisition.
+    `first` is the file of the first band, with the identity of all files.
     """
 
     bands: tuple[Band, ...]
@@ -290,23 +274,15 @@ class EoParts:
     facts: Facts
 
 
-def choose_parts(href: str) -> EoParts:
-    """Choose the bands of a raster, STAC item or Sentinel-2 product.
-
-    Raises
-    ------
-    SceneError
-        If it cannot be opened, or is not placed by a CRS and a geotransform.
-    PairsError
-        If red, green and blue cannot be told.
-    """
+def _choose_parts(href: str) -> _EoParts:
+    """Choose the bands of a raster, STAC item or Sentinel-2 product."""
     if is_stac(href):
-        return _of_item(href)
-    return _of_product(href) if is_sentinel2(Path(href)) else _of_raster(href)
+        return _choose_from_item(href)
+    return _choose_from_product(href) if is_sentinel2(Path(href)) else _choose_from_raster(href)
 
 
-def _of_raster(path: str, nodata: float | None = None) -> EoParts:
-    """Choose the bands of one file by what it says; `nodata` counts where it says nothing of that."""
+def _choose_from_raster(path: str, nodata: float | None = None) -> _EoParts:
+    """Choose the bands of one file by what it says; `nodata` counts where the file declares none."""
     raster = _open_placed(path)
     with open_dataset(raster.path) as dataset:
         texts = [BandText.read(dataset, band.index) for band in raster.bands]
@@ -316,7 +292,7 @@ def _of_raster(path: str, nodata: float | None = None) -> EoParts:
     pictured = [text for text in texts if cloud is None or text.index != cloud[0]]
     chosen = choose_rgb(pictured, dtypes[0])
     if chosen is None:
-        raise _unknown(raster, texts)
+        raise _unknown_bands_error(raster, texts)
     at = [[band.index for band in raster.bands].index(index) for index in chosen]
     name = PurePosixPath(raster.path.partition("?")[0]).name
     undeclared = 0.0 if nodata is None and zero_is_nodata(name, tags, optical=True) else nodata
@@ -324,50 +300,53 @@ def _of_raster(path: str, nodata: float | None = None) -> EoParts:
         replace(band, nodata=undeclared) if band.nodata is None and not band.masked else band
         for band in (raster.bands[i] for i in at)
     )
-    coding = _one_coding(path, [coding_of_tags(tags, band.scale, band.offset) for band in bands])
+    coding = _one_coding(path, [read_coding_of_tags(tags, band.scale, band.offset) for band in bands])
     if dtypes[at[0]] != "uint8" and coding == Coding():
         _warn_of_offset(path, name, tags)
-    reader = None if cloud is None else _cloud_reader(raster, cloud[0], cloud[1], _label(texts, cloud[0]))
+    reader = None
+    if cloud is not None:
+        label = next(text.label for text in texts if text.index == cloud[0])
+        reader = _cloud_reader(raster, cloud[0], cloud[1], label)
     labels = tuple(texts[i].label for i in at)
-    return EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, read_optical_facts(name, tags))
+    return _EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, read_optical_facts(name, tags))
 
 
-def _of_item(path: str) -> EoParts:
+def _choose_from_item(path: str) -> _EoParts:
     """Choose the assets of a STAC item."""
     item = read_item(path)
-    assets = eo_assets(item)
+    assets = choose_eo_assets(item)
     if assets is None:
         raise PairsError(
             f"{path}: no EO asset among {', '.join(item.assets) or 'none'}: it takes a visual asset, or "
             "assets named red, green, blue or B04, B03, B02; is this a SAR item?"
         )
     if assets.picture:
-        parts = _of_raster(assets.picture, assets.nodata)
+        parts = _choose_from_raster(assets.picture, assets.nodata)
     else:
-        parts = _of_assets(
-            path, assets.bands, lambda asset, stored: coding_of_item(item.properties, asset.said, stored)
+        parts = _choose_from_assets(
+            path, assets.bands, lambda asset, stored: read_coding_of_item(item.properties, asset.said, stored)
         )
     if assets.cloud is not None and parts.cloud is None:
         parts = replace(parts, cloud=_cloud_of_asset(assets.cloud))
-    return replace(parts, facts=item_facts(item).over(parts.facts))
+    return replace(parts, facts=read_item_facts(item).over(parts.facts))
 
 
-def _of_product(path: str) -> EoParts:
+def _choose_from_product(path: str) -> _EoParts:
     """Take the bands of a Sentinel-2 product."""
     product = open_sentinel2(Path(path))
     codings = dict(zip(product.bands, product.codings, strict=True))
     labels = ("B04", "B03", "B02")
     assets = tuple(BandAsset(file, 1, name, {}) for file, name in zip(product.bands, labels, strict=True))
-    parts = _of_assets(path, assets, lambda asset, stored: codings[asset.href])
+    parts = _choose_from_assets(path, assets, lambda asset, stored: codings[asset.href])
     classes = product.classes
     cloud = None if classes is None else _cloud_of_asset(CloudAsset(classes, SCENE_CLASSES, "SCL"))
     return replace(parts, cloud=cloud, facts=product.facts)
 
 
-def _of_assets(
+def _choose_from_assets(
     path: str, assets: tuple[BandAsset, ...], coding_of: Callable[[BandAsset, Coding], Coding]
-) -> EoParts:
-    """Take one band each from files; `coding_of` settles how numbers are read, given what the file says."""
+) -> _EoParts:
+    """Take one band from each file; `coding_of` decides how numbers are read, given the file's coding."""
     bands, codings, dtypes, rasters = [], [], [], []
     for asset in assets:
         raster = _open_placed(asset.href)
@@ -377,7 +356,9 @@ def _of_assets(
             raise PairsError(f"{path}: {asset.label} is band {asset.index} of a file that has fewer")
         with open_dataset(raster.path) as dataset:
             dtypes.append(dataset.dtypes[asset.index - 1])
-            stored = coding_of_tags({**dataset.tags(), **dataset.tags(asset.index)}, band.scale, band.offset)
+            stored = read_coding_of_tags(
+                {**dataset.tags(), **dataset.tags(asset.index)}, band.scale, band.offset
+            )
         if band.nodata is None and "nodata" in asset.said:
             band = replace(band, nodata=asset.said["nodata"])
         bands.append(band)
@@ -388,7 +369,7 @@ def _of_assets(
     files = tuple({str(file): file for raster in rasters for file in raster.files}.values())
     labels = tuple(asset.label for asset in assets)
     coding = _one_coding(path, codings)
-    return EoParts(tuple(bands), labels, replace(first, files=files), dtypes[0], coding, None, first.facts)
+    return _EoParts(tuple(bands), labels, replace(first, files=files), dtypes[0], coding, None, first.facts)
 
 
 def _open_placed(path: str) -> Raster:
@@ -404,7 +385,7 @@ def _open_placed(path: str) -> Raster:
     return raster
 
 
-def _unknown(raster: Raster, texts: list[BandText]) -> PairsError:
+def _unknown_bands_error(raster: Raster, texts: list[BandText]) -> PairsError:
     found = ", ".join(text.label for text in texts)
     if raster.names is not None or len(texts) <= 2:
         names = ", ".join(raster.names or ())
@@ -437,10 +418,6 @@ def _cloud_of_asset(asset: CloudAsset) -> CloudReader:
     return _cloud_reader(_open_placed(asset.href), 1, asset.rule, asset.label)
 
 
-def _label(texts: list[BandText], index: int) -> str:
-    return next(text.label for text in texts if text.index == index)
-
-
 def _warn_of_offset(path: str, name: str, tags: Mapping[str, str]) -> None:
     """Warn where a Sentinel-2 product must have had an offset, and the file does not declare it."""
     found = (_BASELINE.search(str(text)) for text in (*tags.values(), name))
@@ -464,9 +441,8 @@ class CloudReader(WrappingReader):
     Parameters
     ----------
     source : RasterReader
-        The one band that tells.
+        The one band of the mask.
     rule : CloudRule
-        How.
     label : str
         Name of the band or asset.
     """
@@ -481,16 +457,16 @@ class CloudReader(WrappingReader):
         known = np.isfinite(values)
         numbers = np.where(known, values, 0)
         if self.rule.kind == "classes":
-            told = np.isin(numbers, self.rule.numbers)
+            cloudy = np.isin(numbers, self.rule.numbers)
         elif self.rule.kind == "bits":
             flags = sum(1 << bit for bit in self.rule.numbers)
-            told = (numbers.astype(np.int64) & flags) != 0
+            cloudy = (numbers.astype(np.int64) & flags) != 0
         elif self.rule.kind == "percent":
-            told = numbers >= _LIKELY_PERCENT
+            cloudy = numbers >= _LIKELY_PERCENT
         else:
-            told = numbers != 0
-        return np.where(known, told, np.nan).astype(np.float32)
+            cloudy = numbers != 0
+        return np.where(known, cloudy, np.nan).astype(np.float32)
 
     def identity(self) -> dict[str, Any]:
-        """Return the band's identity and how it is read."""
+        """Return the band's identity and its rule."""
         return {**self.source.identity(), "cloud": str(self.rule)}

@@ -1,8 +1,8 @@
-"""Whether a source's own grid is used, or which grid it is warped to."""
+"""Placement of a source on its final north-up grid: its own where it will do, else one to warp to."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
 from math import ceil, floor, log10
 from typing import Any
 
@@ -10,72 +10,53 @@ import numpy as np
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 
-from sar2eo.errors import GeoreferenceError, SettingsError
+from sar2eo.errors import GeolocationWarning, GeoreferenceError, SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes.geolocation import (
     AffineMapping,
     ControlMapping,
     Mapping,
-    check_whole,
-    control_centre,
-    held_out_rmse_m,
-    local_crs,
+    check_continuous,
+    choose_local_crs,
+    find_centre,
+    measure_held_out_rmse_m,
 )
-from sar2eo.scenes.raster import GroundControl
+from sar2eo.scenes.raster import OpenedSource
 from sar2eo.scenes.reader import SceneReader
 from sar2eo.scenes.warp import WarpedReader
 
-__all__ = ["Placement", "place_on_grid"]
+__all__ = ["place_on_grid"]
 
 _MAX_ZOOM = 1024
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A scene on its final grid.
-
-    Parameters
-    ----------
-    reader : SceneReader
-        The source itself, or the source warped.
-    geolocation : str
-        How it came to this grid, in words.
-    points : int or None
-        Control points, where there are such.
-    rmse_m : float or None
-        Their residual where left out of the fit, in metres.
-    """
-
-    reader: SceneReader
-    geolocation: str
-    points: int | None = None
-    rmse_m: float | None = None
+_FEW_POINTS = 10
+_LARGE_RMSE_M = 100.0
 
 
 def place_on_grid(
-    reader: SceneReader,
-    control: GroundControl | None,
+    source: OpenedSource,
     *,
     quantity: str,
     crs: Any,
     resolution: float | tuple[float, float] | None,
     allow_ungeoreferenced: bool,
-    label: str,
-) -> Placement:
-    """Put a source on a north-up grid.
+) -> tuple[SceneReader, dict[str, Any]]:
+    """Put a source on a north-up grid, warped where its own is none.
 
     Parameters
     ----------
-    reader : SceneReader
-        In the frame of the source.
-    control : GroundControl or None
-        Where the source has points instead of a grid.
+    source : OpenedSource
     quantity : str
-        Of the values.
+        What the values are.
     crs, resolution, allow_ungeoreferenced
         As of `sar2eo.open_scene`.
-    label : str
-        Names the scene in messages.
+
+    Returns
+    -------
+    reader : SceneReader
+        The source itself, or the source warped.
+    attrs : dict
+        ``geolocation`` in words; of control points also ``geolocation_rmse_m``, their residual where left out
+        of the fit, and ``terrain_corrected``: False.
 
     Raises
     ------
@@ -84,14 +65,24 @@ def place_on_grid(
     SettingsError
         For a CRS or resolution that does not apply.
     """
-    wanted, size = _wanted_crs(crs), _wanted_size(resolution)
+    wanted, size = _check_crs(crs), _check_resolution(resolution)
+    reader, control, label = source.reader, source.control, source.label
     grid = reader.grid
     if control is not None:
-        target = _target_crs(wanted, control.crs, *control_centre(control))
-        rmse = held_out_rmse_m(control)
-        warped = _warped(reader, ControlMapping(control, target), target, size, quantity)
-        count = len(control.points)
-        return Placement(warped, f"warped from {count} ground control points", count, rmse)
+        target = control.crs if wanted == "source" else wanted or choose_local_crs(*find_centre(control))
+        points, rmse = len(control.points), measure_held_out_rmse_m(control)
+        warning = None
+        if rmse is not None and points < _FEW_POINTS:
+            warning = f"placed by {points} ground control points only, which say little of the relief"
+        elif rmse is not None and rmse > _LARGE_RMSE_M:
+            warning = f"ground control points left out of the fit are misplaced by {rmse:.0f} m"
+        if warning:
+            warnings.warn(f"{label}: {warning}", GeolocationWarning, stacklevel=3)
+        mapping: Mapping = ControlMapping(control, target)
+        warped = WarpedReader(reader, mapping, _target_grid(mapping, grid.shape, target, size), quantity)
+        how = f"warped from {points} ground control points"
+        # Control points place an image without its relief.
+        return warped, {"geolocation": how, "geolocation_rmse_m": rmse, "terrain_corrected": False}
     if grid.crs is None:
         if not allow_ungeoreferenced:
             raise GeoreferenceError(
@@ -102,66 +93,37 @@ def place_on_grid(
             raise SettingsError(
                 f"{label}: without a georeference there is nothing to warp by --crs, --resolution"
             )
-        return Placement(reader, "none")
+        return reader, {"geolocation": "none"}
     centre = _centre(grid, label)
     geographic, aligned = bool(grid.pyproj_crs.is_geographic), grid.transform[1] == grid.transform[3] == 0
-    if grid.north_up and _stays(grid, wanted, size, geographic):
-        return Placement(reader, "source grid")
-    kind = (
-        "rotated"
-        if not aligned
-        else "geographic"
-        if geographic
-        else "projected"
-        if grid.north_up
-        else "flipped"
-    )
-    target = _target_crs(wanted, str(grid.crs), *centre)
-    if wanted is None and aligned and not geographic:
-        target = str(grid.crs)
+    native = (grid.transform[0], -grid.transform[4])
+    resized = size is not None and any(abs(a - b) > 1e-6 * b for a, b in zip(size, native, strict=True))
+    kept = wanted in ("source", grid.crs) or (wanted is None and not geographic)
+    if grid.north_up and kept and not resized:
+        return reader, {"geolocation": "source grid"}
+    kind = "geographic" if geographic else "projected" if grid.north_up else "flipped"
+    if wanted == "source" or (wanted is None and aligned and not geographic):
+        target = grid.crs
+    else:
+        target = wanted or choose_local_crs(*centre)
     corner = (0.0, 0.0)
     if aligned and target == grid.crs:
         # Pixels of the same axes stay where they are, as far as they can.
         corner = (grid.bounds[0], grid.bounds[3])
         size = size or (abs(grid.transform[0]), abs(grid.transform[4]))
-    warped = _warped(reader, AffineMapping(grid, target), target, size, quantity, corner)
-    return Placement(warped, f"warped from a {kind} grid in {_name(str(grid.crs))}")
+    mapping = AffineMapping(grid, target)
+    warped = WarpedReader(reader, mapping, _target_grid(mapping, grid.shape, target, size, corner), quantity)
+    how = f"warped from a {kind if aligned else 'rotated'} grid in {_crs_label(grid.crs)}"
+    return warped, {"geolocation": how}
 
 
-def _stays(grid: Grid, wanted: str | None, size: tuple[float, float] | None, geographic: bool) -> bool:
-    native = (grid.transform[0], -grid.transform[4])
-    if size is not None and any(abs(a - b) > 1e-6 * b for a, b in zip(size, native, strict=True)):
-        return False
-    if wanted == "source" or wanted == grid.crs:
-        return True
-    return wanted is None and not geographic
-
-
-def _warped(
-    reader: SceneReader,
-    mapping: Mapping,
-    crs: str,
-    size: tuple[float, float] | None,
-    quantity: str,
-    corner: tuple[float, float] = (0.0, 0.0),
-) -> WarpedReader:
-    grid = _target_grid(mapping, (reader.shape[1], reader.shape[2]), crs, size, corner)
-    return WarpedReader(reader, mapping, grid, quantity)
-
-
-def _target_crs(wanted: str | None, source: str, lon: float, lat: float) -> str:
-    if wanted == "source":
-        return source
-    return wanted or local_crs(lon, lat)
-
-
-def _wanted_crs(crs: Any) -> str | None:
+def _check_crs(crs: Any) -> str | None:
     if crs is None or (isinstance(crs, str) and crs == "source"):
         return crs
     return Grid.create(crs, Grid("", (1, 0, 0, 0, -1, 0), (1, 1)).affine, (1, 1)).crs
 
 
-def _wanted_size(resolution: float | tuple[float, float] | None) -> tuple[float, float] | None:
+def _check_resolution(resolution: float | tuple[float, float] | None) -> tuple[float, float] | None:
     if resolution is None:
         return None
     pair = resolution if isinstance(resolution, tuple | list) else (resolution, resolution)
@@ -172,7 +134,7 @@ def _wanted_size(resolution: float | tuple[float, float] | None) -> tuple[float,
 
 def _centre(grid: Grid, label: str) -> tuple[float, float]:
     """Return longitude and latitude of a scene's middle, which any scene on a map of the Earth has."""
-    name, crs = _name(str(grid.crs)), grid.pyproj_crs
+    name, crs = _crs_label(str(grid.crs)), grid.pyproj_crs
     if not (crs.is_geographic or crs.is_projected):
         raise GeoreferenceError(f"{label}: its CRS, {name}, is no map of the Earth ({crs.type_name})")
     x, y = grid.affine @ (grid.shape[1] / 2, grid.shape[0] / 2)
@@ -190,7 +152,7 @@ def _centre(grid: Grid, label: str) -> tuple[float, float]:
     return (float(lon) + 180) % 360 - 180, float(lat)
 
 
-def _name(crs: str) -> str:
+def _crs_label(crs: str) -> str:
     return crs if len(crs) < 20 else str(CRS.from_user_input(crs).name)
 
 
@@ -198,37 +160,24 @@ def _target_grid(
     mapping: Mapping,
     shape: tuple[int, int],
     crs: str,
-    resolution: tuple[float, float] | None = None,
+    resolution: tuple[float, float] | None,
     corner: tuple[float, float] = (0.0, 0.0),
 ) -> Grid:
-    """Choose the north-up grid that holds a whole source.
+    """Choose the smallest north-up grid that holds a whole source.
 
     Parameters
     ----------
     mapping : Mapping
-        Of the source.
+        From `crs` to the source.
     shape : tuple of int
         Rows and columns of the source.
     crs : str
-        That of the mapping.
-    resolution : tuple of float, optional
-        Pixel width and height in units of the CRS; by default square pixels of the area that source
-        pixels have there, to within 1 %.
+    resolution : tuple of float or None
+        Pixel width and height in units of the CRS. None: square pixels of the area that source pixels have
+        there, to within 1 %.
     corner : tuple of float
-        A point where four pixels meet. By default the origin, so that scenes of one zone and pixel
-        size align.
-
-    Returns
-    -------
-    Grid
-        The smallest that holds the source.
-
-    Raises
-    ------
-    GeoreferenceError
-        If the source does not fit into the CRS.
-    SettingsError
-        For pixels absurdly smaller or larger than those of the source.
+        A point where four pixels meet. By default the origin, so that scenes of one zone and pixel size
+        align.
     """
     rows, cols = shape
     edge = np.linspace(0.0, 1.0, 65)
@@ -239,7 +188,7 @@ def _target_grid(
     native = _native_size(mapping, shape)
     if not (np.isfinite(x).all() and np.isfinite(y).all() and native > 0):
         raise GeoreferenceError(f"the scene does not fit into {crs}: give another with --crs")
-    check_whole(x, y, crs)
+    check_continuous(x, y, crs)
     width, height = resolution or (native, native)
     if not all(native / _MAX_ZOOM < size < native * _MAX_ZOOM for size in (width, height)):
         raise SettingsError(
@@ -255,7 +204,7 @@ def _target_grid(
 
 
 def _native_size(mapping: Mapping, shape: tuple[int, int]) -> float:
-    """Side of a square as large as a source pixel, from the middle half of the source."""
+    """Return the side of a square as large as a source pixel, from the middle half of the source."""
     rows, cols = shape
     r = np.array([0.25, 0.75, 0.5, 0.5]) * rows
     c = np.array([0.5, 0.5, 0.25, 0.75]) * cols

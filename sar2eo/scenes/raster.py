@@ -1,4 +1,4 @@
-"""Any GDAL raster: what its header says, and a reader of its pixels in the frame they are stored in."""
+"""GDAL rasters: what a header says, and a reader of the pixels in the frame they are stored in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sar2eo.errors import GeoreferenceError, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.gdal import check_size, display_name, gdal_path, is_remote, open_dataset, read_dataset
-from sar2eo.scenes.identity import digest, file_identity, files_identity
+from sar2eo.scenes.identity import digest, identify_file, identify_files
 from sar2eo.scenes.metadata import (
     Facts,
     polarisation_names,
@@ -27,7 +27,16 @@ from sar2eo.scenes.metadata import (
 )
 from sar2eo.scenes.reader import FloatArray, SceneReader
 
-__all__ = ["Band", "GroundControl", "Raster", "RasterReader", "open_raster", "read_blocks", "with_nodata"]
+__all__ = [
+    "Band",
+    "GroundControl",
+    "OpenedSource",
+    "Raster",
+    "RasterReader",
+    "open_raster",
+    "read_blocks",
+    "with_nodata",
+]
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,6 @@ class GroundControl:
     Parameters
     ----------
     crs : str
-        Of the points.
     points : tuple of tuple of float
         Row, column (of pixel corners: the centre of the first pixel is 0.5, 0.5), x, y.
     """
@@ -48,7 +56,7 @@ class GroundControl:
 
 @dataclass(frozen=True)
 class Band:
-    """One polarisation in a file.
+    """One band of a file, and how its values are read.
 
     Parameters
     ----------
@@ -59,11 +67,11 @@ class Band:
     index : int
         From 1.
     nodata : float or None
-        Value, as stored, that means nodata.
+        Stored value that means nodata.
     masked : bool
         Whether a mask or alpha band says which pixels are valid.
     scale, offset : float
-        Value = stored value times scale, plus offset.
+        ``value = stored * scale + offset``.
     """
 
     path: str
@@ -101,7 +109,7 @@ class Raster:
         From tags and names.
     block_shape : tuple of int
         Rows and columns.
-    files : list of dict
+    files : tuple of dict
         Identity of every file that belongs to it.
     """
 
@@ -120,16 +128,14 @@ class Raster:
 
 @dataclass(frozen=True)
 class RasterReader(SceneReader):
-    """Read polarisations from the files they are in, pixel for pixel.
+    """Read bands from the files they are in, pixel for pixel.
 
     Parameters
     ----------
     bands : tuple of Band
         One per polarisation, all on one grid.
     polarisations : tuple of str
-        Their names.
     grid : Grid
-        Of all of them.
     block_shape : tuple of int
         Rows and columns.
     files : tuple of dict
@@ -164,7 +170,7 @@ class RasterReader(SceneReader):
             place = ((window.row, window.stop_row), (window.col, window.stop_col))
 
             def from_dataset(dataset: Any) -> Planes:
-                # Full resolution, always: overviews of SAR are averages of who knows what.
+                # Always at full resolution: how overviews of SAR were averaged is not known.
                 masks = [dataset.read_masks(index, window=place) > 0 for index in masked]
                 empty = np.empty((0, window.height, window.width), dtype=bool)
                 return dataset.read(indexes, window=place), np.stack(masks) if masks else empty
@@ -177,13 +183,36 @@ class RasterReader(SceneReader):
         return read_blocks(name, window, self.grid.shape, self.block_shape, read)
 
     def identity(self) -> dict[str, Any]:
-        """Return the files, and how their values are read."""
+        """Return the identity of the files, and how their values are read."""
         how = [[b.index, repr(b.nodata), b.masked, b.scale, b.offset] for b in self.bands]
         return {
             "files": list(self.files),
             "bands": dict(zip(self.polarisations, how, strict=True)),
             "grid": [self.grid.crs, list(self.grid.transform), list(self.grid.shape)],
         }
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """Pixels in the frame of their source, and what is known about them.
+
+    Parameters
+    ----------
+    reader : SceneReader
+    control : GroundControl or None
+        Where the source has points instead of a grid.
+    facts : Facts
+    kind : {"unsigned", "signed", "float", "complex", "calibrated"}
+        What the pixels are stored as, after scale and offset, or calibrated amplitude.
+    label : str
+        Names the scene in messages.
+    """
+
+    reader: SceneReader
+    control: GroundControl | None
+    facts: Facts
+    kind: str
+    label: str
 
 
 def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = None) -> Raster:
@@ -194,19 +223,19 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
     source : str or Path
         A path or URL.
     names : int
-        How many polarisations the caller names. If as many as there are bands, one marked as alpha
-        is a polarisation too (GDAL marks the fourth of four byte bands so, unless told otherwise).
+        How many polarisations the caller names. If as many as there are bands, one marked as alpha is a
+        polarisation too (GDAL marks the fourth of four byte bands so, unless told otherwise).
     nodata : float, optional
         Replaces the nodata value of the file.
 
     Raises
     ------
     SceneError
-        If GDAL cannot open it, it holds no pixels, or more of them than can be meant.
+        If GDAL cannot open it, it holds no pixels, or more than a scene can have.
     """
     path = gdal_path(source)
-    # One request tells in words what GDAL's many would not: no such file, refused, not to be reached.
-    known = {path: file_identity(path)} if is_remote(path) else {}
+    # One request whose failure says what those of GDAL do not: no such file, refused, not reached.
+    known = {path: identify_file(path)} if is_remote(path) else {}
     with open_dataset(path, digest(known) if known else None) as dataset:
         if dataset.count == 0 or 0 in dataset.shape:
             inner = dataset.subdatasets
@@ -215,7 +244,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
                 f"{display_name(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}"
             )
         check_size(dataset, path)
-        files = tuple(files_identity(dataset.files or [path], known))
+        files = tuple(identify_files(dataset.files or [path], known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
         found, by_band, indexes = _band_names(dataset, file_name, names)
         stamp = digest(files)
@@ -247,7 +276,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
 
 
 def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ...] | None, bool, list[int]]:
-    """Polarisations, whether the bands say so, and the indexes of the bands that hold pixels."""
+    """Return polarisations, whether the bands say so, and the indexes of the bands that hold pixels."""
 
     def named(indexes: list[int]) -> tuple[tuple[str, ...] | None, bool]:
         descriptions = [dataset.descriptions[i - 1] for i in indexes]
@@ -258,8 +287,8 @@ def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ..
     names, by_band = named(everything)
     if given == len(everything) or by_band or not opaque:
         return names, by_band, everything
-    telling = _polarised(dataset, opaque)
-    return (*named(telling), telling)
+    chosen = _polarised(dataset, opaque)
+    return (*named(chosen), chosen)
 
 
 def _polarised(dataset: Any, indexes: list[int]) -> list[int]:
@@ -272,7 +301,7 @@ def _polarised(dataset: Any, indexes: list[int]) -> list[int]:
 
 
 def _is_alpha(dataset: Any, index: int) -> bool:
-    """Tell whether a band is opacity: GDAL says so of the fourth of four byte bands, but a name may not."""
+    """Whether a band is opacity: GDAL says so of the fourth of four byte bands, but a name may differ."""
     said = re.findall(r"[a-z]+", (dataset.descriptions[index - 1] or "").lower())
     return dataset.colorinterp[index - 1].name == "alpha" and (not said or bool({"alpha", "mask"} & {*said}))
 
@@ -292,7 +321,7 @@ def _band(dataset: Any, path: str, stamp: str, index: int, indexes: list[int], n
 
 
 def with_nodata(bands: Sequence[Band], nodata: float) -> tuple[Band, ...]:
-    """Return bands whose nodata value is that one, where their file does not say what is valid."""
+    """Return bands with a nodata value, where their file does not say which pixels are valid."""
     silent = all(band.nodata is None and not band.masked for band in bands)
     return tuple(replace(band, nodata=nodata) for band in bands) if silent else tuple(bands)
 
@@ -337,10 +366,10 @@ def _decode(stored: npt.NDArray[Any], band: Band, valid: npt.NDArray[np.bool_] |
 
 
 CACHE_BYTES = 128 * 2**20
-"""In each process: a row of blocks of a wide scene in two polarisations."""
+"""Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
 
 Planes = tuple[npt.NDArray[np.generic], ...]
-"""Arrays of different types, and shape (plane, row, col), of one window."""
+"""Arrays of one window, of different types, each of shape (plane, row, col)."""
 
 _kept: OrderedDict[Hashable, Planes] = OrderedDict()
 _lock = threading.Lock()
@@ -354,18 +383,25 @@ def read_blocks(
     block_shape: tuple[int, int],
     read: Callable[[Window], Planes],
 ) -> Planes:
-    """Read a window from blocks that are kept, and those that are not in as few pieces as can be.
+    """Read a window of a remote raster by whole blocks, which are kept for other windows.
+
+    GDAL's own cache belongs to a handle, and each thread has its own; and of an image in strips, every window
+    would transfer the strips anew.
 
     Parameters
     ----------
     name : hashable
-        Of what is read: files, their content, bands.
+        Files, their content, bands.
     window : Window
-        Rows and columns inside of `shape`.
+        Inside of `shape`.
     shape, block_shape : tuple of int
         Rows and columns of the whole, and of its blocks.
     read : callable
-        Reads a window of whole blocks; by one thread at a time.
+        Reads a window of whole blocks. Called by one thread at a time, for as few rectangles as can be.
+
+    Returns
+    -------
+    tuple of ndarray, each of shape (plane, row, col)
     """
     high, wide = block_shape
     places = [

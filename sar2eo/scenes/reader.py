@@ -1,4 +1,4 @@
-"""What lies under a lazy scene: an object that reads any window of it, always the same way."""
+"""The reader under a lazy scene: reads any window of it, always in the same way."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FloatArray = npt.NDArray[np.float32]
 class SceneReader(Protocol):
     """Read windows of one scene.
 
-    A reader is small, can be pickled, and may be used from several threads at once. Reading in
-    pieces equals reading whole, bit for bit.
+    A reader is small, can be pickled, and may be used from several threads at once. Reading in pieces equals
+    reading whole, bit for bit.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class SceneReader(Protocol):
     polarisations : tuple of str
         Names of the first axis.
     block_shape : tuple of int
-        Rows and columns in which the pixels are stored, the natural unit of reading.
+        Rows and columns of a storage block, the natural unit of reading.
     """
 
     grid: Grid
@@ -40,11 +40,6 @@ class SceneReader(Protocol):
     @abstractmethod
     def read(self, window: Window) -> FloatArray:
         """Read a window that lies inside the grid.
-
-        Parameters
-        ----------
-        window : Window
-            Rows and columns of the whole scene.
 
         Returns
         -------
@@ -87,12 +82,7 @@ class SceneReader(Protocol):
 
 
 class WrappingReader(SceneReader):
-    """Read another reader's pixels, changed one by one: of the same place, shape and blocks.
-
-    Attributes
-    ----------
-    source : SceneReader
-    """
+    """Read another reader's pixels, changed one by one: same place, shape and blocks."""
 
     source: SceneReader
 
@@ -124,7 +114,7 @@ def _full_key(key: Any, ndim: int) -> tuple[Any, ...]:
 
 
 def _span(part: Any, size: int) -> tuple[int, int, Any]:
-    """First pixel and count to read along one axis, and the index into what was read."""
+    """Return the first pixel and the count to read along an axis, and the index into what was read."""
     if isinstance(part, slice):
         chosen = range(*part.indices(size))
         if not chosen:

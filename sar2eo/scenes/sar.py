@@ -1,4 +1,4 @@
-"""`open_scene`: one door for every kind of SAR input."""
+"""SAR scenes: `open_scene` opens every kind of SAR input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import datetime as Datetime
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 import xarray as xr
 
 from sar2eo.errors import (
-    GeolocationWarning,
     PolarisationError,
     RadiometryError,
     RadiometryWarning,
@@ -26,35 +25,17 @@ from sar2eo.errors import (
 )
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, sample_windows
 from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name, gdal_path, parse_source
-from sar2eo.scenes.lazy_array import lazy_scene
+from sar2eo.scenes.lazy_array import make_lazy_scene
 from sar2eo.scenes.metadata import Facts, iso_datetime
-from sar2eo.scenes.placement import Placement, place_on_grid
-from sar2eo.scenes.raster import Band, GroundControl, Raster, RasterReader, open_raster, with_nodata
+from sar2eo.scenes.placement import place_on_grid
+from sar2eo.scenes.raster import Band, OpenedSource, Raster, RasterReader, open_raster, with_nodata
 from sar2eo.scenes.reader import FloatArray, SceneReader
-from sar2eo.scenes.sentinel1 import is_safe, open_safe
-from sar2eo.scenes.stac_input import ItemAssets, is_stac, open_item, select_assets
+from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
+from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 
-__all__ = [
-    "check_companions",
-    "choose_bands",
-    "determine_quantity",
-    "open_scene",
-]
+__all__ = ["open_scene"]
 
-_FEW_POINTS = 10
-_LARGE_RMSE_M = 100.0
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """Pixels in the frame of their source, and what is known about them."""
-
-    reader: SceneReader
-    control: GroundControl | None
-    facts: Facts
-    kind: str
-    label: str
 
 
 def open_scene(
@@ -75,38 +56,37 @@ def open_scene(
     Parameters
     ----------
     source : str, Path or mapping
-        A raster that GDAL reads, local or remote (``https://``, ``s3://``); one file per polarisation
-        as a mapping or as ``"VV=a.tif,VH=b.tif"``; a Sentinel-1 GRD ``.SAFE`` folder or zip; a STAC
-        item (``items.json#ID`` for one of an item collection).
+        A raster that GDAL reads, local or remote (``https://``, ``s3://``); one file per polarisation as a
+        mapping or as ``"VV=a.tif,VH=b.tif"``; a Sentinel-1 GRD ``.SAFE`` folder or zip; a STAC item
+        (``items.json#ID`` for one of an item collection).
     polarisations : str or sequence of str, optional
-        Names of the bands in order (``"VV,VH"``); of a source that names its bands itself, those to
-        take. By default from band descriptions, tags and file names, all of them.
+        Names of the bands in order (``"VV,VH"``); of a source that names its bands itself, those to take. By
+        default from band descriptions, tags and file names, all of them.
     quantity : {"dn", "amplitude", "intensity", "db"}, optional
-        What the values are. By default as metadata say, or values leave no doubt.
+        What the values are. By default from metadata, or from values that leave no doubt.
     calibration : {"none", "beta0", "sigma0", "gamma0", "rtc"}, optional
-        What they are calibrated to. By default as metadata say.
+        What the values refer to. By default from metadata.
     nodata : float, optional
         Value that means nodata, instead of the one the file declares.
     crs : optional
-        CRS to warp to, anything pyproj reads; "source" stays in that of the source. By default a
-        projected, north-up grid is used as it is, and anything else goes to its UTM zone.
+        CRS to warp to, anything pyproj reads; "source" is that of the source. By default a projected,
+        north-up grid is used as it is, and anything else is warped to its UTM zone.
     resolution : float or tuple of float, optional
         Pixel size, or width and height, in units of the CRS. By default the native one.
     datetime : str or datetime, optional
         Start of the acquisition, where metadata do not say or are wrong.
     allow_ungeoreferenced : bool, optional (default: False)
-        Whether to open a source without CRS.
+        Whether to open a source without a georeference.
     calibrate : {"sigma0", "beta0", "gamma0"}, optional
-        Of a ``.SAFE``: calibrate by the vectors in its annotation; values then are amplitude.
+        Of a ``.SAFE``: calibrate by the vectors in its annotation. Values are then amplitude.
 
     Returns
     -------
-    DataArray
-        (band, y, x), float32, NaN where there is no data. Attributes: polarisations, quantity,
+    DataArray, dims (band, y, x)
+        float32, NaN where there is no data. Attributes, each where it is known: polarisations, quantity,
         calibration, datetime, platform, orbit_direction, source, terrain_corrected, geolocation,
-        geolocation_rmse_m (metres, of control points left out), and scene_grid, the grid of the whole
-        scene, by which a slice knows where it lies. What is not known is left out; a grid is JSON, as
-        `sar2eo.scenes.metadata.attributes_of` reads it.
+        geolocation_rmse_m (metres, of control points left out of the fit), and scene_grid, the grid of the
+        whole scene, as JSON (see `sar2eo.scenes.lazy_array.decode_attributes`).
 
     Raises
     ------
@@ -122,8 +102,12 @@ def open_scene(
         If control points are few, or the spline through them misplaces points by over 100 m.
     """
     names = check_polarisations(polarisations)
-    _check_choice("quantity", quantity, QUANTITIES)
-    _check_choice("calibration", calibration, CALIBRATIONS)
+    for option, value, allowed in (
+        ("quantity", quantity, QUANTITIES),
+        ("calibration", calibration, CALIBRATIONS),
+    ):
+        if value is not None and value not in allowed:
+            raise SettingsError(f"{option}={value!r}: must be one of {', '.join(allowed)}")
     time = None if datetime is None else iso_datetime(datetime)
     if calibrate is not None and (quantity or calibration):
         raise SettingsError(
@@ -131,76 +115,63 @@ def open_scene(
         )
     parsed = parse_source(source)
     if isinstance(parsed, str):
-        located: str | dict[str, str] = _absolute(parsed)
+        opened = _open_path(_absolute(parsed), names, nodata, calibrate)
     else:
-        located = {name: _absolute(file) for name, file in parsed.items()}
-    opened = _open(located, names, nodata, calibrate)
-    facts = _settled(opened, Facts(quantity=quantity, calibration=calibration, datetime=time))
-    placed = place_on_grid(
-        opened.reader,
-        opened.control,
+        _refuse_calibrate(calibrate)
+        files: dict[tuple[str, ...], str] = {(name,): _absolute(file) for name, file in parsed.items()}
+        opened = _open_files(files, names, nodata)
+    facts = _complete_facts(opened, Facts(quantity=quantity, calibration=calibration, datetime=time))
+    reader, geolocation = place_on_grid(
+        opened,
         quantity=str(facts.quantity),
         crs=crs,
         resolution=resolution,
         allow_ungeoreferenced=allow_ungeoreferenced,
-        label=opened.label,
     )
-    _warn_of(placed, opened.label)
-    return lazy_scene(placed.reader, _attributes(facts, placed, opened.label))
+    attrs = {"polarisations": reader.polarisations, **vars(facts), "source": opened.label, **geolocation}
+    return make_lazy_scene(reader, attrs)
 
 
 def _absolute(source: str) -> str:
-    """Name a local file so that it is found when the folder is changed, or by a worker in another one."""
+    """Name a local file so that it is found when the folder changes, or by a worker in another one."""
     file, mark, item = source.partition("#")
     for path, fragment in ((source, ""), (file, f"{mark}{item}")):
-        with suppress(OSError, ValueError):  # of what can be no path; opening it will tell
+        with suppress(OSError, ValueError):  # what can be no path is refused when it is opened
             if path and Path(path).exists():
                 return f"{Path(path).absolute()}{fragment}"
     return source
 
 
-def _open(
-    source: str | dict[str, str], names: tuple[str, ...] | None, nodata: float | None, calibrate: str | None
-) -> _Opened:
-    if isinstance(source, dict):
-        _refuse_calibrate(calibrate)
-        return _open_files({(name,): file for name, file in source.items()}, names, nodata)
+def _open_path(
+    source: str, names: tuple[str, ...] | None, nodata: float | None, calibrate: str | None
+) -> OpenedSource:
     if not source:
         raise SceneError("the name of the scene is empty")
     path = gdal_path(source)
     if not path.startswith("/vsi"):
         _check_local(Path(path.partition("#")[0] if is_stac(source) else path))
-        if is_safe(Path(path)):
-            return _open_product(Path(path), names, nodata, calibrate)
+        if is_sentinel1(Path(path)):
+            if nodata not in (None, 0):
+                raise SettingsError(
+                    f"nodata={nodata:g}: in a Sentinel-1 product it is 0 by definition, leave it out"
+                )
+            return open_sentinel1(Path(path), polarisations=names, calibrate=calibrate)
     _refuse_calibrate(calibrate)
+    label = display_name(source)
     if is_stac(source):
-        item = open_item(source)
-        chosen = select_assets(item.files, names, source)
-        found = _open_files(chosen, names, nodata, item)
-        return _Opened(
-            found.reader, found.control, item.facts.over(found.facts), found.kind, display_name(source)
-        )
+        item = read_sar_assets(source)
+        found = _open_files(select_assets(item.files, names, source), names, nodata, item)
+        return replace(found, facts=item.facts.over(found.facts), label=label)
     raster = open_raster(path, names=len(names or ()), nodata=nodata)
-    bands, chosen_names = choose_bands(raster, names)
-    return _from_rasters([(raster, bands, chosen_names)], display_name(source))
-
-
-def _open_product(
-    path: Path, names: tuple[str, ...] | None, nodata: float | None, calibrate: str | None
-) -> _Opened:
-    if nodata not in (None, 0):
-        raise SettingsError(f"nodata={nodata:g}: in a Sentinel-1 product it is 0 by definition, leave it out")
-    safe = open_safe(path, polarisations=names, calibrate=calibrate)
-    kind = "unsigned" if calibrate is None else "calibrated"
-    return _Opened(safe.reader, safe.control, safe.facts, kind, str(path))
+    return _join_rasters([(raster, *_choose_bands(raster, names))], label)
 
 
 def _open_files(
     files: dict[tuple[str, ...], str],
     wanted: tuple[str, ...] | None,
     nodata: float | None,
-    item: ItemAssets | None = None,
-) -> _Opened:
+    item: SarAssets | None = None,
+) -> OpenedSource:
     """Open files that are known to hold certain polarisations, as one scene."""
     parts = []
     for names, file in files.items():
@@ -209,7 +180,7 @@ def _open_files(
             raster = replace(raster, bands=with_nodata(raster.bands, item.nodata))
         elif item is not None and item.grd and raster.kind == "unsigned":
             raster = replace(raster, bands=with_nodata(raster.bands, 0.0))
-        bands, chosen = choose_bands(raster, names)
+        bands, chosen = _choose_bands(raster, names)
         kept = [i for i, name in enumerate(chosen) if wanted is None or name in wanted]
         parts.append((raster, tuple(bands[i] for i in kept), tuple(chosen[i] for i in kept)))
     known = [name for _, _, names in parts for name in names]
@@ -217,23 +188,21 @@ def _open_files(
     if missing:
         raise PolarisationError(f"no file for {', '.join(missing)}: there are files for {', '.join(known)}")
     label = ",".join(f"{'+'.join(names)}={display_name(file)}" for names, file in files.items())
-    opened = _from_rasters([part for part in parts if part[2]], label)
+    opened = _join_rasters([part for part in parts if part[2]], label)
     if wanted is None:
         return opened
     reader = opened.reader
     assert isinstance(reader, RasterReader)  # noqa: S101
-    at = [reader.polarisations.index(name) for name in wanted]
-    ordered = RasterReader(
-        tuple(reader.bands[i] for i in at), wanted, reader.grid, reader.block_shape, reader.files
-    )
-    return _Opened(ordered, opened.control, opened.facts, opened.kind, opened.label)
+    bands = tuple(reader.bands[reader.polarisations.index(name)] for name in wanted)
+    return replace(opened, reader=replace(reader, bands=bands, polarisations=wanted))
 
 
-def _from_rasters(parts: list[tuple[Raster, Any, tuple[str, ...]]], label: str) -> _Opened:
+def _join_rasters(parts: list[tuple[Raster, tuple[Band, ...], tuple[str, ...]]], label: str) -> OpenedSource:
+    """Make one source of the bands of files that belong together."""
     first = parts[0][0]
     facts = first.facts
     for raster, _, _ in parts[1:]:
-        check_companions(first, raster)
+        _check_companions(first, raster)
         facts = facts.over(raster.facts)
     reader = RasterReader(
         bands=tuple(band for _, bands, _ in parts for band in bands),
@@ -242,65 +211,30 @@ def _from_rasters(parts: list[tuple[Raster, Any, tuple[str, ...]]], label: str) 
         block_shape=first.block_shape,
         files=tuple(file for raster, _, _ in parts for file in raster.files),
     )
-    return _Opened(reader, first.ground_control, facts, first.kind, label)
+    return OpenedSource(reader, first.ground_control, facts, first.kind, label)
 
 
-def _settled(opened: _Opened, given: Facts) -> Facts:
-    """Combine what the caller and the source say, with a quantity that is certain."""
+def _complete_facts(opened: OpenedSource, given: Facts) -> Facts:
+    """Combine what the caller and the source say, and determine the quantity."""
     facts = given.over(opened.facts)
     if opened.kind == "complex" and given.quantity not in (None, "amplitude"):
         raise RadiometryError(f"{opened.label}: complex samples are read as amplitude, not {given.quantity}")
     if given.quantity is None and opened.kind != "calibrated":
-        settled = determine_quantity(opened.reader, opened.kind, facts.quantity, opened.label)
-        facts = Facts(quantity=settled).over(facts)
+        quantity = _determine_quantity(opened.reader, opened.kind, facts.quantity, opened.label)
+        facts = replace(facts, quantity=quantity)
     uncalibrated = facts.calibration is None and facts.quantity == "dn"
-    return Facts(calibration="none").over(facts) if uncalibrated else facts
-
-
-def _attributes(facts: Facts, placed: Placement, label: str) -> dict[str, Any]:
-    return {
-        "polarisations": placed.reader.polarisations,
-        "quantity": facts.quantity,
-        "calibration": facts.calibration,
-        "datetime": facts.datetime,
-        "platform": facts.platform,
-        "orbit_direction": facts.orbit_direction,
-        "source": label,
-        # Control points place an image without its relief.
-        "terrain_corrected": False if placed.points else facts.terrain_corrected,
-        "geolocation": placed.geolocation,
-        "geolocation_rmse_m": placed.rmse_m,
-    }
-
-
-def _warn_of(placed: Placement, label: str) -> None:
-    if placed.points is None or placed.rmse_m is None:
-        return
-    if placed.points < _FEW_POINTS:
-        text = (
-            f"{label}: placed by {placed.points} ground control points only, which say little of the relief"
-        )
-    elif placed.rmse_m > _LARGE_RMSE_M:
-        text = f"{label}: ground control points left out of the fit are misplaced by {placed.rmse_m:.0f} m"
-    else:
-        return
-    warnings.warn(text, GeolocationWarning, stacklevel=3)
+    return replace(facts, calibration="none") if uncalibrated else facts
 
 
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
     check_readable(str(path))
-    if path.is_dir() and not is_safe(path):
+    if path.is_dir() and not is_sentinel1(path):
         raise SceneError(f"{path}: a folder, and not a Sentinel-1 .SAFE: name the raster in it")
     if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:
         raise SceneError(f"{path}: a Sentinel-1 annotation, which holds no pixels: give the .SAFE folder")
     if not path.exists() and not _GDAL_PREFIX.match(str(path)):
         raise SceneError(f"{path}: no such file")
-
-
-def _check_choice(name: str, value: str | None, allowed: Sequence[str]) -> None:
-    if value is not None and value not in allowed:
-        raise SettingsError(f"{name}={value!r}: must be one of {', '.join(allowed)}")
 
 
 def _refuse_calibrate(calibrate: str | None) -> None:
@@ -310,21 +244,11 @@ def _refuse_calibrate(calibrate: str | None) -> None:
         )
 
 
-_ONE_DAY = timedelta(days=1)
-
-
-def check_companions(first: Raster, other: Raster) -> None:
+def _check_companions(first: Raster, other: Raster) -> None:
     """Refuse two files that cannot be polarisations of one scene, by what their headers say.
 
-    Raises
-    ------
-    SceneError
-        If they lie on different grids, hold different quantities, or are calibrated in different ways.
-
-    Warns
-    -----
-    Sar2eoWarning
-        If they were acquired a day or more apart.
+    Their grids, quantities and calibrations must be alike. A `Sar2eoWarning` is given if they were acquired a
+    day or more apart.
     """
     names = f"{display_name(first.path)} and {display_name(other.path)}"
     _check_place(first, other, names)
@@ -340,8 +264,8 @@ def check_companions(first: Raster, other: Raster) -> None:
         )
     if a.datetime and b.datetime:
         apart = datetime.fromisoformat(a.datetime) - datetime.fromisoformat(b.datetime)
-        if abs(apart) >= _ONE_DAY:
-            # Not refused: what a file calls its date may be that of processing.
+        if abs(apart) >= timedelta(days=1):
+            # Not refused: the date in a file may be that of processing.
             warnings.warn(
                 f"{names} are of {a.datetime} and {b.datetime}, and taken for one scene, of the first: is "
                 "one of another acquisition?",
@@ -363,36 +287,25 @@ def _check_place(first: Raster, other: Raster, names: str) -> None:
         )
 
 
-_MOST = len(POLARISATIONS)
-
-
-def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[Band, ...], tuple[str, ...]]:
+def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[Band, ...], tuple[str, ...]]:
     """Pair bands with polarisations.
 
     Parameters
     ----------
     raster : Raster
-        A file.
     wanted : tuple of str or None
-        Names for all bands in their order; or, where the bands carry names of their own, those to
-        take. None takes all.
+        Names for all bands in their order; or, where the bands carry names of their own, those to take. None
+        takes all.
 
-    Raises
-    ------
-    SceneError
-        If it looks like an optical image.
-    PolarisationError
-        If names are missing, or do not fit the number of bands.
-
-    Warns
-    -----
-    RadiometryWarning
-        If the file gives other names than the caller.
+    Returns
+    -------
+    tuple of Band and tuple of str
+        Of equal length.
     """
     bands, names, count = raster.bands, raster.names, len(raster.bands)
-    if count > _MOST:
+    if count > len(POLARISATIONS):
         raise SceneError(
-            f"{display_name(raster.path)}: {count} bands, and a SAR scene has 1 to {_MOST} "
+            f"{display_name(raster.path)}: {count} bands, and a SAR scene has 1 to {len(POLARISATIONS)} "
             "polarisations: is this an optical image?"
         )
     if wanted is not None and names is not None and set(wanted) <= set(names):
@@ -427,12 +340,12 @@ def choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[
 def _ask_for_names(count: int) -> str:
     if count == 1:
         return (
-            "which polarisation its band is, neither the file nor its name says, and a model is trained "
+            "neither the file nor its name says which polarisation its band is, and a model is trained "
             "for certain ones; give --pol VV (or VH, HH, HV)"
         )
     example = ",".join(("VV", "VH", "HH", "HV")[:count])
     return (
-        f"which polarisations its {count} bands are is not known; give them in order, such as --pol {example}"
+        f"the polarisations of its {count} bands are not known; give them in order, such as --pol {example}"
     )
 
 
@@ -441,8 +354,11 @@ _DB_RANGE = (-100.0, 60.0)
 _FILL = 0.001
 
 
-def determine_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:
-    """Settle the quantity of a scene whose caller did not give it.
+def _determine_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:
+    """Determine the quantity of a scene whose caller did not give it, or raise `RadiometryError`.
+
+    Unsigned integers are dn, complex samples amplitude. Other numbers are dB if most are negative and all lie
+    within -100 to 60, and signed integers without a negative one are dn.
 
     Parameters
     ----------
@@ -454,17 +370,6 @@ def determine_quantity(reader: SceneReader, kind: str, said: str | None, label: 
         The quantity according to the metadata.
     label : str
         Names the scene in messages.
-
-    Returns
-    -------
-    str
-        Unsigned integers are dn, complex samples amplitude. Other numbers are dB if most are
-        negative and all lie within -100 to 60, and signed integers without a negative one are dn.
-
-    Raises
-    ------
-    RadiometryError
-        If it is not certain, or metadata and values contradict each other, or nodata was not declared.
     """
     if kind == "complex":
         return "amplitude"
@@ -476,25 +381,25 @@ def determine_quantity(reader: SceneReader, kind: str, said: str | None, label: 
         return said or "dn"
     values = _sample(reader, label)
     # Undeclared fill is often exactly 0, and says nothing about the rest.
-    telling = values[values != 0]
-    low, high = (float(telling.min()), float(telling.max())) if telling.size else (0.0, 0.0)
+    real = values[values != 0]
+    low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
     in_range = _DB_RANGE[0] <= low and high <= _DB_RANGE[1]
-    looks_db = bool(telling.size) and in_range and float(np.mean(telling < 0)) > 0.5
+    looks_db = bool(real.size) and in_range and float(np.mean(real < 0)) > 0.5
     shown = f"{label}: values from {low:g} to {high:g}"
     if said is not None:
         if (said == "db" and not in_range) or (said != "db" and looks_db):
             raise RadiometryError(
                 f"{shown} do not look like {said}, which the metadata say; {_nodata(low)}{_ASK}"
             )
-        return _without_fill(said, values, label)
+        return _check_fill(said, values, label)
     if looks_db:
-        return _without_fill("db", values, label)
+        return _check_fill("db", values, label)
     if kind == "signed" and low >= 0:
         return "dn"
     raise RadiometryError(f"{shown} may be amplitude or intensity; {_nodata(low)}{_ASK}")
 
 
-def _without_fill(quantity: str, values: FloatArray, label: str) -> str:
+def _check_fill(quantity: str, values: FloatArray, label: str) -> str:
     """Refuse dB with many values of exactly 0: as fill they would count as brighter than nearly all land."""
     share = float(np.mean(values == 0)) if quantity == "db" else 0.0
     if share > _FILL:
@@ -516,4 +421,4 @@ def _sample(reader: SceneReader, label: str) -> FloatArray:
         valid = np.concatenate([block[np.isfinite(block)] for block in blocks])
         if valid.size:
             return valid
-    raise RadiometryError(f"{label}: no valid pixel found to tell the quantity from; {_ASK}")
+    raise RadiometryError(f"{label}: no valid pixel found to determine the quantity from; {_ASK}")

@@ -1,4 +1,4 @@
-"""SAR scenes as chips are cut from them: small values that a worker can be sent."""
+"""SAR scenes that chips are cut from: small values that a worker can be sent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import xarray as xr
 
 from sar2eo.errors import GeoreferenceError, PairsWarning, RadiometryError, SettingsError
 from sar2eo.geo.grid import Grid
-from sar2eo.geo.radiometry import amplitude_percentiles, to_amplitude
-from sar2eo.scenes import SceneReader, open_scene, reader_of
+from sar2eo.geo.radiometry import sample_percentiles, to_amplitude
+from sar2eo.scenes import SceneReader, find_reader, open_scene
 from sar2eo.scenes.gdal import open_dataset
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.raster import RasterReader
 from sar2eo.settings import PairsSettings, SceneSettings
 
@@ -33,10 +33,8 @@ class SarScene:
     href : str
         As it was given.
     reader : SceneReader
-        Of its pixels.
     dtype : str
-        What chips are stored as: the scene's own type where values are read as they are stored, else
-        float32.
+        Type that chips are stored as: the scene's own where values are read as they are stored, else float32.
     quantity : str
         What the values are.
     calibration : str or None
@@ -50,19 +48,13 @@ class SarScene:
 
     @property
     def grid(self) -> Grid:
-        """Of the whole scene."""
+        """Place and shape of the whole scene."""
         return self.reader.grid
 
     def percentiles(self) -> tuple[float, ...]:
-        """Read the 99th percentile of the whole scene's amplitude, for each polarisation.
-
-        Raises
-        ------
-        RadiometryError
-            If there is none that is positive.
-        """
+        """Estimate the 99th percentile of the scene's amplitude, for each polarisation."""
         try:
-            return amplitude_percentiles(
+            return sample_percentiles(
                 lambda window: to_amplitude(self.reader.read(window), self.quantity), self.grid.shape
             )
         except RadiometryError as error:
@@ -70,7 +62,7 @@ class SarScene:
 
 
 def open_sar_scene(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[SarScene, xr.DataArray]:
-    """Open a SAR scene for cutting.
+    """Open a SAR scene to cut chips from.
 
     Parameters
     ----------
@@ -86,33 +78,26 @@ def open_sar_scene(href: str, settings: PairsSettings, scene: SceneSettings) -> 
     tuple of SarScene and DataArray
         The latter as `sar2eo.open_scene` returns it.
 
-    Raises
-    ------
-    SceneError
-        As `sar2eo.open_scene` raises, and if there is no georeference.
-    SettingsError
-        If a resolution in metres is asked for on a grid that does not count in metres.
-
     Warns
     -----
     PairsWarning
-        If the scene is not terrain-corrected: relief moves what it shows.
+        If the scene is not terrain-corrected: relief displaces what it shows.
     """
     options = dataclasses.asdict(scene)
     if settings.resolution != "native":
         options["resolution"] = settings.resolution
     array = open_scene(href, **options)
-    found = reader_of(array)
+    found = find_reader(array)
     assert found is not None  # noqa: S101  (it was opened just now)
-    reader, attrs = found[0], attributes_of(array)
+    reader, attrs = found[0], decode_attributes(array)
     if reader.grid.crs is None:
         raise GeoreferenceError(f"{href}: without a georeference it cannot be paired")
     if settings.resolution != "native":
         _check_metres(reader.grid, href)
     if attrs.get("terrain_corrected") is False:
         warnings.warn(
-            f"{href}: not terrain-corrected ({attrs['geolocation']}): relief moves what it shows by "
-            "up to its height, and no smooth alignment mends that; prefer a terrain-corrected product",
+            f"{href}: not terrain-corrected ({attrs['geolocation']}): relief displaces what it shows by "
+            "up to its height, which no smooth alignment corrects; prefer a terrain-corrected product",
             PairsWarning,
             stacklevel=2,
         )
@@ -135,7 +120,7 @@ def _check_metres(grid: Grid, href: str) -> None:
 
 
 def _stored_dtype(reader: SceneReader) -> str:
-    """Type of the file's numbers, if the reader passes them on as they are and float32 holds them."""
+    """Return the type of the file's numbers if the reader passes them on unchanged, in float32."""
     if not isinstance(reader, RasterReader) or any(b.scale != 1 or b.offset != 0 for b in reader.bands):
         return "float32"
     found = set()

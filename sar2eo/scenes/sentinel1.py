@@ -1,8 +1,8 @@
 """Sentinel-1 GRD products: a .SAFE folder or its zip.
 
-Formats and calibration: Sentinel-1 Product Specification (S1-RS-MDA-52-7441) and Radiometric
-Calibration of S-1 Level-1 Products (ESA-EOPG-CSCOP-TN-0002): ``sigma0 = DN^2 / A^2``, with A between
-the vectors of the calibration annotation interpolated bilinearly; the same for beta0 and gamma0.
+Formats and calibration: Sentinel-1 Product Specification (S1-RS-MDA-52-7441) and Radiometric Calibration of
+S-1 Level-1 Products (ESA-EOPG-CSCOP-TN-0002): ``sigma0 = DN^2 / A^2``, with A between the vectors of the
+calibration annotation interpolated bilinearly; the same for beta0 and gamma0.
 """
 
 from __future__ import annotations
@@ -20,19 +20,25 @@ import numpy.typing as npt
 
 from sar2eo.errors import PolarisationError, SceneError, SettingsError
 from sar2eo.geo.windows import Window
-from sar2eo.scenes.identity import digest, file_identity
+from sar2eo.scenes.identity import digest, identify_file
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
-from sar2eo.scenes.raster import GroundControl, Raster, RasterReader, open_raster
-from sar2eo.scenes.reader import FloatArray, SceneReader, WrappingReader
+from sar2eo.scenes.raster import GroundControl, OpenedSource, Raster, RasterReader, open_raster
+from sar2eo.scenes.reader import FloatArray, WrappingReader
 
-__all__ = ["CALIBRATED", "CalibratedReader", "CalibrationTable", "Safe", "is_safe", "open_safe"]
+__all__ = [
+    "CALIBRATED",
+    "CalibratedReader",
+    "CalibrationTable",
+    "is_sentinel1",
+    "open_sentinel1",
+]
 
 Array = npt.NDArray[np.float64]
 
 CALIBRATED = {"sigma0": "sigmaNought", "beta0": "betaNought", "gamma0": "gamma"}
-"""Calibrations that the annotation allows, and the vectors they take."""
+"""Calibrations that the annotation allows, and the names of their vectors."""
 
-# Not what macOS leaves beside files on other systems' disks (``._name``), and in zips (``__MACOSX/``).
+# Without what macOS leaves beside files on other disks (``._name``) and in zips (``__MACOSX/``).
 _MEASUREMENT = re.compile(r"^(?!__MACOSX/)(?:.*/)?measurement/([^/.][^/]*)\.tiff?$", re.I)
 
 
@@ -42,12 +48,10 @@ class CalibrationTable:
 
     Parameters
     ----------
-    lines : ndarray, shape (vector,)
+    lines : ndarray of float64, shape (vector,)
         Image line of each vector, rising.
-    pixels : tuple of ndarray
-        Image columns of each vector.
-    values : tuple of ndarray
-        A at those columns.
+    pixels, values : tuple of ndarray of float64
+        Image columns of each vector, and A there.
     """
 
     lines: Array
@@ -55,7 +59,7 @@ class CalibrationTable:
     values: tuple[Array, ...]
 
     def at(self, window: Window) -> Array:
-        """Interpolate A for the pixels of a window, constant past the first and last vector."""
+        """Interpolate A for the pixels of a window, shape (row, col); constant past the outer vectors."""
         cols = np.arange(window.col, window.stop_col, dtype=np.float64)
         rows = np.arange(window.row, window.stop_row, dtype=np.float64)
         below = np.clip(np.searchsorted(self.lines, rows, side="right") - 1, 0, max(0, len(self.lines) - 2))
@@ -99,25 +103,6 @@ class CalibratedReader(WrappingReader):
 
 
 @dataclass(frozen=True)
-class Safe:
-    """An opened product.
-
-    Parameters
-    ----------
-    reader : SceneReader
-        Of the measurements, in the frame of the sensor.
-    control : GroundControl or None
-        From the annotation's geolocation grid, or else from the measurement file.
-    facts : Facts
-        Of the acquisition and the values.
-    """
-
-    reader: SceneReader
-    control: GroundControl | None
-    facts: Facts
-
-
-@dataclass(frozen=True)
 class _Measurement:
     polarisation: str
     path: str
@@ -125,7 +110,7 @@ class _Measurement:
     stem: str
 
 
-def is_safe(path: Path) -> bool:
+def is_sentinel1(path: Path) -> bool:
     """Whether a path is a .SAFE folder, its manifest, or a zip that holds a product."""
     if path.is_dir():
         return (path / "manifest.safe").is_file() or (path / "measurement").is_dir()
@@ -137,9 +122,9 @@ def is_safe(path: Path) -> bool:
         return any(_MEASUREMENT.search(_slashes(name)) for name in archive.namelist())
 
 
-def open_safe(
+def open_sentinel1(
     path: Path, *, polarisations: tuple[str, ...] | None = None, calibrate: str | None = None
-) -> Safe:
+) -> OpenedSource:
     """Open a Sentinel-1 GRD product.
 
     Parameters
@@ -151,12 +136,10 @@ def open_safe(
     calibrate : {"sigma0", "beta0", "gamma0"}, optional
         What to calibrate to. Values are then amplitude, else digital numbers.
 
-    Raises
-    ------
-    SceneError
-        If files are missing or broken, or it is not a GRD.
-    PolarisationError
-        If a polarisation asked for is not in the product.
+    Returns
+    -------
+    OpenedSource
+        In the frame of the sensor, with control points of the annotation, or else of the measurement file.
     """
     if calibrate is not None and calibrate not in CALIBRATED:
         raise SettingsError(f"calibrate={calibrate!r}: must be one of {', '.join(CALIBRATED)}")
@@ -174,16 +157,17 @@ def open_safe(
     try:
         control = _ground_control(chosen[0].annotation) or rasters[0].ground_control
         if calibrate is None:
-            return Safe(reader, control, facts)
+            return OpenedSource(reader, control, facts, "unsigned", str(path))
         tables = tuple(_calibration_table(str(label), m, members, calibrate) for m in chosen)
     except ValueError as error:
         raise SceneError(f"{label}: an annotation holds text in place of a number ({error})") from error
-    return Safe(CalibratedReader(reader, tables, calibrate), control, facts)
+    calibrated = CalibratedReader(reader, tables, calibrate)
+    return OpenedSource(calibrated, control, facts, "calibrated", str(path))
 
 
 @dataclass(frozen=True)
 class _Members:
-    """Files of a product by their path in it, as GDAL opens them, and how to read their bytes."""
+    """Files of a product by their path in it, as GDAL opens them, and a function that reads their bytes."""
 
     paths: dict[str, str]
     read: Callable[[str], bytes]
@@ -206,7 +190,7 @@ def _archive_members(path: Path) -> _Members:
             return archive.read(names[name])
 
     paths = {name: f"/vsizip/{{{root}}}/{name}" for name in names if not name.endswith("/")}
-    return _Members(paths, read, file_identity(str(path)))
+    return _Members(paths, read, identify_file(str(path)))
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
@@ -228,7 +212,7 @@ def _measurements(label: str, members: _Members) -> dict[str, _Measurement]:
         match = _MEASUREMENT.search(name)
         if not match:
             continue
-        annotation = _annotation(label, match[1], members)
+        annotation = _parse(label, f"annotation/{match[1]}.xml".lower(), members)
         product_type = annotation.findtext("adsHeader/productType", "GRD")
         polarisation = annotation.findtext("adsHeader/polarisation", "").upper()
         if product_type != "GRD" or polarisation in found:
@@ -238,11 +222,6 @@ def _measurements(label: str, members: _Members) -> dict[str, _Measurement]:
         raise SceneError(f"{label}: no measurement/*.tiff inside: is the product complete?")
     # Co-polarisation first, as the products number them.
     return dict(sorted(found.items(), key=lambda item: (item[0][:1] != item[0][1:], item[0])))
-
-
-def _annotation(label: str, stem: str, members: _Members) -> ElementTree.Element:
-    wanted = f"annotation/{stem}.xml".lower()
-    return _parse(label, wanted, members)
 
 
 def _parse(label: str, wanted: str, members: _Members) -> ElementTree.Element:
@@ -274,9 +253,8 @@ def _stack(chosen: list[_Measurement], rasters: list[Raster], members: _Members)
 
 
 def _product_facts(annotation: ElementTree.Element, calibrate: str | None) -> Facts:
-    header = annotation.find("adsHeader")
-    start = header.findtext("startTime") if header is not None else None
-    mission = (header.findtext("missionId") if header is not None else None) or ""
+    start = annotation.findtext("adsHeader/startTime")
+    mission = annotation.findtext("adsHeader/missionId", "")
     orbit = annotation.findtext("generalAnnotation/productInformation/pass", "").lower()
     return Facts(
         quantity="amplitude" if calibrate else "dn",

@@ -1,7 +1,7 @@
-"""Sentinel-2 products as ESA lays them out: a .SAFE folder or its zip, level 1C or 2A.
+"""Sentinel-2 products as ESA lays them out, level 1C or 2A: a .SAFE folder or its zip; and their reflectance.
 
-Layout, offsets and masks: Sentinel-2 Products Specification (S2-PDGS-TAS-DI-PSD); band ids count
-B01, B02, B03, B04 ... from 0.
+Layout, offsets and masks: Sentinel-2 Products Specification (S2-PDGS-TAS-DI-PSD); band ids count B01, B02,
+B03, B04 ... from 0.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = [
     "REFLECTANCE_1",
     "Coding",
     "Sentinel2Product",
-    "coding_of_item",
-    "coding_of_tags",
     "is_sentinel2",
     "open_sentinel2",
+    "read_coding_of_item",
+    "read_coding_of_tags",
 ]
 
 _METADATA = re.compile(r"(?:^|/)MTD_MSIL(?:1C|2A)\.xml$")
@@ -34,7 +34,7 @@ _BAND_IDS = {"B02": "1", "B03": "2", "B04": "3"}
 
 @dataclass(frozen=True)
 class Sentinel2Product:
-    """What is needed of a product.
+    """The files of a product that show red, green, blue and clouds.
 
     Parameters
     ----------
@@ -45,7 +45,6 @@ class Sentinel2Product:
     codings : tuple of Coding
         One per band.
     facts : Facts
-        Of the acquisition.
     """
 
     bands: tuple[str, ...]
@@ -65,13 +64,7 @@ def is_sentinel2(path: Path) -> bool:
 
 
 def open_sentinel2(path: Path) -> Sentinel2Product:
-    """Read what a product says of itself.
-
-    Raises
-    ------
-    SceneError
-        If it is not complete, or its metadata cannot be read.
-    """
+    """Read the metadata of a product."""
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             names = sorted(archive.namelist())
@@ -124,7 +117,7 @@ def _facts(metadata: ElementTree.Element) -> Facts:
 
 
 REFLECTANCE_1 = 10_000.0
-"""Number that stands for a reflectance of 1."""
+"""Value that stands for a reflectance of 1."""
 
 _OFFSET_SINCE_0400 = -1000.0
 _ADD_OFFSET = re.compile(r"^(?:boa|radio)_add_offset(?:_values?_list)?(?:_|$)", re.I)
@@ -134,14 +127,14 @@ _APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 @dataclass(frozen=True)
 class Coding:
-    """How stored numbers become values: ``number * factor + offset``.
+    """How stored numbers become values: ``value = number * factor + offset``.
 
     Parameters
     ----------
     factor, offset : float
-        Of the values on the scale of `REFLECTANCE_1`.
+        Of values on the scale of `REFLECTANCE_1`.
     origin : str
-        What says so.
+        Where they come from, in words.
     """
 
     factor: float = 1.0
@@ -150,13 +143,13 @@ class Coding:
 
     @classmethod
     def declared(cls, scale: float, offset: float, origin: str) -> Coding:
-        """Read a scale and an offset that give reflectance; a scale of 1 leaves stored numbers."""
+        """Make one of a scale and an offset that give reflectance; a scale of 1 leaves stored numbers."""
         unit = 1.0 if scale == 1.0 else REFLECTANCE_1
         return cls(scale * unit, offset * unit, origin)
 
 
-def coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Coding:
-    """Read what a file says: GDAL's scale and offset, or else the offset of a Sentinel-2 product.
+def read_coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Coding:
+    """Read the coding a file declares: GDAL's scale and offset, or else the offset of a Sentinel-2 product.
 
     Parameters
     ----------
@@ -168,12 +161,12 @@ def coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Codi
     if (scale, offset) != (1.0, 0.0):
         return Coding.declared(scale, offset, "scale and offset of the file")
     offsets = {float(text) for key, text in tags.items() if _ADD_OFFSET.match(key) and _is_number(text)}
-    # Red, green and blue have always had the same; a product with several is not read by guessing.
+    # Red, green and blue have always had the same offset; where there are several, nothing is guessed.
     return Coding(1.0, offsets.pop(), "ADD_OFFSET of the product") if len(offsets) == 1 else Coding()
 
 
-def coding_of_item(properties: Mapping[str, Any], said: Mapping[str, float], stored: Coding) -> Coding:
-    """Read what a STAC item says of a band.
+def read_coding_of_item(properties: Mapping[str, Any], said: Mapping[str, float], stored: Coding) -> Coding:
+    """Read the coding that a STAC item declares for a band.
 
     Parameters
     ----------
@@ -182,13 +175,13 @@ def coding_of_item(properties: Mapping[str, Any], said: Mapping[str, float], sto
     said : mapping
         ``scale`` and ``offset`` of the band in the item.
     stored : Coding
-        What the file says.
+        What the file declares.
 
     Returns
     -------
     Coding
-        The item's scale and offset, without the offset if the item says that it is applied already; else
-        the file's; else by the processing baseline.
+        The item's scale and offset, without the offset if the item says that it is applied already; else the
+        file's; else by the processing baseline.
     """
     applied = any(properties.get(name) is True for name in _APPLIED)
     if "scale" in said or "offset" in said:

@@ -1,4 +1,4 @@
-"""Scenes named in any way, as a list: files, folders, globs, STAC items and collections, footprint tables."""
+"""Sources: scenes named by files, folders, globs, STAC items, collections and footprint tables, in one list."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsErr
 from sar2eo.geo.footprint import to_lonlat
 from sar2eo.scenes.gdal import gdal_path, is_remote, parse_source
 from sar2eo.scenes.metadata import iso_datetime
-from sar2eo.scenes.sentinel1 import is_safe
+from sar2eo.scenes.sentinel1 import is_sentinel1
 from sar2eo.scenes.sentinel2 import is_sentinel2
-from sar2eo.scenes.stac_input import eo_assets, is_stac, item_facts, open_item, read_item
+from sar2eo.scenes.stac_input import choose_eo_assets, is_stac, read_item, read_item_facts, read_sar_assets
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Role", "Source", "expand_sources", "matches", "read_vectors", "scene_key"]
+__all__ = ["Role", "Source", "expand_glob", "expand_sources", "read_vectors", "scene_key"]
 
 Role = Literal["sar", "eo"]
 """What the scenes are."""
@@ -37,16 +37,16 @@ _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
 @dataclass(frozen=True)
 class Source:
-    """A scene that was not opened yet, and what is known of it so far.
+    """A scene that is not opened yet, and what is known of it.
 
     Parameters
     ----------
     href : str
-        What `sar2eo.scenes.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens.
+        What `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens.
     datetime : str or None
         Acquisition, ISO 8601, UTC.
     platform, orbit_direction : str or None
-        As STAC or a table says.
+        From STAC or a table.
     footprint : shapely geometry or None
         In longitude and latitude (EPSG:4326), split at the antimeridian.
     """
@@ -64,14 +64,13 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
     Parameters
     ----------
     given : sequence of str
-        Rasters, Sentinel-1 and 2 products, URLs; folders (all rasters, and products of the role, in them
-        and in their folders, hidden ones left out); globs (``**`` for folders in folders); STAC items;
-        item collections (the items that have assets of this role); tables of footprints with a column
-        ``href``, and ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage,
-        GeoParquet or GeoJSON.
+        Rasters, Sentinel-1 and 2 products, URLs; folders (all rasters, and products of the role, in them and
+        their folders, hidden ones left out); globs (``**`` for folders in folders); STAC items; item
+        collections (the items that have assets of this role); tables of footprints with a column ``href``,
+        and ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage, GeoParquet or GeoJSON.
         Relative hrefs start from the file that holds them.
     role : {"sar", "eo"}
-        Which assets of STAC items count, and what messages say.
+        Which assets of STAC items count.
 
     Returns
     -------
@@ -105,7 +104,7 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
     elif local.exists():
         yield from _in_file(text, local, role)
     elif glob.has_magic(text):
-        for path in matches(text):
+        for path in expand_glob(text):
             yield from _expand(path, role)
     elif text.startswith("/vsi") or ":" in text:
         yield Source(text)
@@ -113,11 +112,11 @@ def _expand(text: str, role: Role) -> Iterator[Source]:
         raise PairsError(f"{text}: no such file or folder")
 
 
-def matches(text: str) -> list[str]:
-    """Return what a glob matches, without files that belong to others; anything else is itself."""
+def expand_glob(text: str) -> list[str]:
+    """Return the files that a glob matches, without files that belong to others; anything else is itself."""
     if not glob.has_magic(text) or _file(text).exists() or is_remote(gdal_path(text)):
         return [text]
-    # Path.glob knows no absolute patterns.
+    # Path.glob takes no absolute patterns.
     found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
     return [path for path in found if not _is_sidecar(Path(path))]
 
@@ -136,8 +135,8 @@ def _in_folder(folder: Path, role: Role) -> Iterator[Path]:
 
 
 def _is_product(path: Path) -> bool:
-    """Whether a folder or zip is a product of Sentinel-1 or 2."""
-    return is_safe(path) or is_sentinel2(path)
+    """Whether a path is a product of Sentinel-1 or 2."""
+    return is_sentinel1(path) or is_sentinel2(path)
 
 
 def _is_sidecar(path: Path) -> bool:
@@ -190,9 +189,9 @@ def _in_collection(text: str, path: Path, role: Role) -> Iterator[Source]:
 
 def _fits(href: str, role: Role) -> bool:
     if role == "eo":
-        return eo_assets(read_item(href)) is not None
+        return choose_eo_assets(read_item(href)) is not None
     try:
-        open_item(href)
+        read_sar_assets(href)
     except SceneError:
         return False
     return True
@@ -201,12 +200,12 @@ def _fits(href: str, role: Role) -> bool:
 def _of_item(href: str, role: Role) -> Source:
     item = read_item(href)
     if role == "sar":
-        facts = open_item(href).facts
+        facts = read_sar_assets(href).facts
     else:
-        if eo_assets(item) is None:
+        if choose_eo_assets(item) is None:
             assets = ", ".join(item.assets) or "none"
             raise PairsError(f"{href}: no EO asset (visual, or red, green and blue) among {assets}")
-        facts = item_facts(item)
+        facts = read_item_facts(item)
     area = shapely.from_geojson(json.dumps(item.geometry)) if item.geometry else None
     placed = _area(area, "EPSG:4326")
     return Source(href, facts.datetime, facts.platform, facts.orbit_direction, placed)
@@ -248,12 +247,12 @@ def _relative_to(href: str, path: Path) -> str:
 
 
 def _area(area: Any, crs: Any) -> Any:
-    """Bring a polygon to longitude and latitude; None for what has no area."""
+    """Transform a polygon to longitude and latitude; None for what has no area."""
     if area is None or area.geom_type not in ("Polygon", "MultiPolygon") or area.is_empty:
         return None
     parts = shapely.get_parts(area)
     if CRS.from_user_input(crs).is_geographic:
-        # Wider than half the globe: drawn across the antimeridian, as if it were the long way round.
+        # Wider than half the globe: it crosses the antimeridian, and was not split there.
         parts = [_unrolled(part) if part.bounds[2] - part.bounds[0] > 180 else part for part in parts]
     return to_lonlat(shapely.multipolygons(shapely.get_parts(shapely.make_valid(parts))), crs)
 
@@ -278,7 +277,7 @@ def _file(href: str) -> Path:
 
 
 def scene_key(href: str) -> str:
-    """Name a scene such that two spellings of one path are one."""
+    """Return a key of a scene that is equal for two spellings of one path."""
     path = _file(href)
     if not path.exists():
         return href
@@ -289,7 +288,7 @@ def scene_key(href: str) -> str:
 
 
 def _merged(known: Source, more: Source) -> Source:
-    """Keep what is known, and fill what is not from another mention of the same scene."""
+    """Fill what is not known of a scene from another mention of it."""
     return Source(
         known.href,
         known.datetime or more.datetime,
@@ -303,7 +302,7 @@ _PARQUET = (".parquet", ".geoparquet")
 
 
 def read_vectors(path: Path) -> GeoDataFrame:
-    """Read a table of geometries with a CRS.
+    """Read a table of geometries with a CRS: GeoJSON, GeoPackage, GeoParquet and what else GDAL reads.
 
     Parameters
     ----------
@@ -313,7 +312,7 @@ def read_vectors(path: Path) -> GeoDataFrame:
     Raises
     ------
     SettingsError
-        If there is no such file, it cannot be read, has several layers, or says no CRS.
+        If there is no such file, it cannot be read, has several layers, or no CRS.
     """
     import geopandas
 

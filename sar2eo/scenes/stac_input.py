@@ -19,14 +19,14 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from sar2eo.errors import PolarisationError, SceneError, one_line
-from sar2eo.scenes.band_names import COLOURS, CloudRule, cloud_rank, cloud_rule, colour_of
+from sar2eo.scenes.band_names import COLOURS, CloudRule, find_cloud_rule, find_colour, rank_cloud_rule
 from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
 
-__all__ = ["ItemAssets", "is_stac", "local_path", "open_item", "read_item", "select_assets"]
+__all__ = ["SarAssets", "is_stac", "local_path", "read_item", "read_sar_assets", "select_assets"]
 
-# What a catalogue's reader raises where a field holds another type than it should.
+# What pystac raises where a field is of the wrong type.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
 _TIFF_OR_HDF5 = ("image/tiff", "image/vnd.stac.geotiff", "application/x-hdf5")
 _NOT_PIXELS = {"metadata", "thumbnail", "overview"}
@@ -37,19 +37,18 @@ _FIELDS = ("raster:scale", "raster:offset", "nodata")
 
 
 @dataclass(frozen=True)
-class ItemAssets:
-    """What an item offers.
+class SarAssets:
+    """The SAR assets of an item.
 
     Parameters
     ----------
     files : dict
-        Polarisations, in order, to hrefs: one key per asset, one or several names each.
+        Hrefs by polarisations, in order: one key per asset, of one or several names.
     nodata : float or None
         What the item declares, for files that do not.
     grd : bool
         Whether it is a ground range product as it was measured, in which DN 0 is nodata.
     facts : Facts
-        Of the acquisition and the values.
     """
 
     files: dict[tuple[str, ...], str]
@@ -88,7 +87,7 @@ def read_item(source: str) -> pystac.Item:
 
 
 class _Io(DefaultStacIO):
-    """Reads what is remote with patience, and from object stores, too."""
+    """Reads remote files with retries, also from object stores."""
 
     def read_text_from_href(self, href: str) -> str:
         read = s3.fetch if s3.is_object(href) else http.fetch
@@ -101,7 +100,7 @@ class _Io(DefaultStacIO):
 
 
 def _collected(file: str) -> dict[str, pystac.Item]:
-    """Read an item collection, a local one once for all of its items."""
+    """Read the items of a collection by name; a local one once for all of them."""
     path = Path(file).absolute()
     if not path.is_file():
         return _read_collection(file)
@@ -118,8 +117,8 @@ def _read_local(file: str, *_: int) -> dict[str, pystac.Item]:
     return _read_collection(file)
 
 
-def open_item(source: str) -> ItemAssets:
-    """Read a STAC item from a file or URL.
+def read_sar_assets(source: str) -> SarAssets:
+    """Read a STAC item, and find its SAR assets.
 
     Parameters
     ----------
@@ -140,7 +139,7 @@ def open_item(source: str) -> ItemAssets:
         ) from error
 
 
-def _assets(item: pystac.Item, source: str) -> ItemAssets:
+def _assets(item: pystac.Item, source: str) -> SarAssets:
     files: dict[tuple[str, ...], str] = {}
     used = []
     for key, asset in item.assets.items():
@@ -156,19 +155,13 @@ def _assets(item: pystac.Item, source: str) -> ItemAssets:
     bands = [band for asset in used for band in _raster_bands(asset)]
     nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
     declared = nodata.pop() if len(nodata) == 1 else None
-    return ItemAssets(files, declared, _product_type(item) == "GRD", _facts(item, bands))
+    return SarAssets(files, declared, _product_type(item) == "GRD", _facts(item, bands))
 
 
 def select_assets(
     files: Mapping[tuple[str, ...], str], wanted: tuple[str, ...] | None, source: str
 ) -> dict[tuple[str, ...], str]:
-    """Keep the assets that hold the polarisations wanted; None wants all.
-
-    Raises
-    ------
-    PolarisationError
-        If one is not there.
-    """
+    """Keep the assets that hold the polarisations wanted; None wants all."""
     known = [name for names in files for name in names]
     missing = [name for name in wanted or () if name not in known]
     if missing:
@@ -179,7 +172,7 @@ def select_assets(
 
 
 def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
-    """Polarisations of an asset; none where it holds no SAR pixels."""
+    """Return the polarisations of an asset; none where it holds no SAR pixels."""
     if set(asset.roles or ()) & {"visual", "mask"} or not _is_raster(asset):
         return ()
     said = asset.extra_fields.get("sar:polarizations")
@@ -201,7 +194,7 @@ def _upper(names: Any) -> tuple[str, ...]:
 
 
 def _is_raster(asset: pystac.Asset, jp2: bool = False) -> bool:
-    """Whether an asset holds pixels, by its media type or else its name; of JPEG 2000 where that counts."""
+    """Whether an asset holds pixels, by its media type or else its name; `jp2` lets JPEG 2000 count."""
     if set(asset.roles or ()) & _NOT_PIXELS:
         return False
     media = (asset.media_type or "").lower()
@@ -217,7 +210,7 @@ def _raster_bands(asset: pystac.Asset) -> list[dict[str, Any]]:
 
 
 def local_path(href: str) -> str:
-    """Return the path that an href means, which is a URI: blanks may be written as ``%20``."""
+    """Decode an href as a path where such a file exists: blanks may be written as ``%20``."""
     path = href.removeprefix("file://") if href.startswith("file://") else href
     plain = unquote(path)
     return plain if "://" not in path and not Path(path).exists() and Path(plain).exists() else path
@@ -248,13 +241,12 @@ class BandAsset:
     Parameters
     ----------
     href : str
-        Path or URL.
     index : int
         Band, from 1.
     label : str
         Name of the asset, and of the band where it has several.
     said : dict
-        ``scale``, ``offset`` and ``nodata``, where the item says them.
+        ``scale``, ``offset`` and ``nodata``, where the item declares them.
     """
 
     href: str
@@ -265,7 +257,7 @@ class BandAsset:
 
 @dataclass(frozen=True)
 class CloudAsset:
-    """A file that tells clouds, in its first band."""
+    """A file whose first band masks clouds."""
 
     href: str
     rule: CloudRule
@@ -274,18 +266,18 @@ class CloudAsset:
 
 @dataclass(frozen=True)
 class EoAssets:
-    """What an item offers.
+    """The optical assets of an item.
 
     Parameters
     ----------
     picture : str or None
-        A raster to be read by what it says of itself: a true-colour image, or the item's only raster.
+        A raster whose bands are chosen by what it says itself: a true-colour image, or the item's only
+        raster.
     bands : tuple of BandAsset
         Red, green and blue; empty with a picture.
     cloud : CloudAsset or None
-        Where there is one.
     nodata : float or None
-        Of the picture, where the item says it.
+        Of the picture, where the item declares it.
     """
 
     picture: str | None
@@ -294,11 +286,11 @@ class EoAssets:
     nodata: float | None = None
 
 
-def eo_assets(item: pystac.Item) -> EoAssets | None:
-    """Choose an item's assets; None where it has no EO that can be told.
+def choose_eo_assets(item: pystac.Item) -> EoAssets | None:
+    """Choose the optical assets of an item; None where there are none.
 
-    The true-colour asset is taken where there is one, then red, green and blue by the names of bands, then
-    the only raster of an item that holds no SAR.
+    The true-colour asset if there is one; else red, green and blue by the names of bands; else the only
+    raster of an item that holds no SAR.
     """
     rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset, jp2=True)}
     cloud = _cloud(rasters)
@@ -313,12 +305,12 @@ def eo_assets(item: pystac.Item) -> EoAssets | None:
     if len(found) == len(COLOURS):
         return EoAssets(None, tuple(found[colour] for colour in COLOURS), cloud)
     is_sar = any(name.startswith("sar:") for name in item.properties) or any(map(polarisation_words, rasters))
-    rest = [asset for key, asset in rasters.items() if cloud_rule(_plain(key)) is None]
+    rest = [asset for key, asset in rasters.items() if find_cloud_rule(_plain(key)) is None]
     return EoAssets(_href(rest[0]), (), cloud) if len(rest) == 1 and not is_sar else None
 
 
-def item_facts(item: pystac.Item) -> Facts:
-    """Return when and by what an EO item was acquired."""
+def read_item_facts(item: pystac.Item) -> Facts:
+    """Return when and by what an optical item was acquired."""
     time = item.datetime or item.properties.get("start_datetime")
     return Facts(datetime=iso_datetime_or_none(time), platform=platform_name(item.properties.get("platform")))
 
@@ -329,15 +321,15 @@ def _cloud(rasters: dict[str, pystac.Asset]) -> CloudAsset | None:
         for key, asset in rasters.items()
         if (rule := _rule_of(key, asset)) is not None and _plain(key) != "mask"
     ]
-    return min(found, key=lambda each: cloud_rank(each.rule), default=None)
+    return min(found, key=lambda each: rank_cloud_rule(each.rule), default=None)
 
 
 def _rule_of(key: str, asset: pystac.Asset) -> CloudRule | None:
-    """Return how an asset tells clouds; one called "cloud" may hold a mask, or probabilities in percent."""
-    rule = cloud_rule(_plain(key))
+    """Return the cloud rule of an asset; one called "cloud" may hold a mask, or percentages."""
+    rule = find_cloud_rule(_plain(key))
     said = f"{asset.title or ''} {asset.description or ''}".lower()
     if rule == _MASK and ("probabilit" in said or _PROBABILITY.search(asset.href)):
-        return cloud_rule("cloud_probability")
+        return find_cloud_rule("cloud_probability")
     return rule
 
 
@@ -347,11 +339,11 @@ def _plain(key: str) -> str:
 
 
 def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
-    """Colours in an asset; by the name of the asset where it has one band, or does not list its bands."""
+    """Find colours in an asset; by its name where it has one band, or does not list its bands."""
     bands = _listed(asset)
     if len(bands) <= 1:
         said = bands[0] if bands else {}
-        colour = _colour_of(said) or colour_of(key)
+        colour = _colour_of(said) or find_colour(key)
         return [(colour, BandAsset(_href(asset), 1, key, _numbers(said)))] if colour else []
     return [
         (colour, BandAsset(_href(asset), number, f"{key} {colour}", _numbers(said)))
@@ -361,7 +353,7 @@ def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
 
 
 def _listed(asset: pystac.Asset) -> list[dict[str, Any]]:
-    """Gather what is said of each band, from all lists of bands there are."""
+    """Merge what all lists of bands say of each band."""
     lists = [asset.extra_fields.get(name) or [] for name in ("bands", "eo:bands", "raster:bands")]
     whole = {name: asset.extra_fields[name] for name in _FIELDS if name in asset.extra_fields}
     merged: list[dict[str, Any]] = [{**whole} for _ in range(max(map(len, lists)))]
@@ -373,7 +365,7 @@ def _listed(asset: pystac.Asset) -> list[dict[str, Any]]:
 
 def _colour_of(said: dict[str, Any]) -> str | None:
     common = said.get("eo:common_name") or said.get("common_name")
-    return colour_of(str(common or said.get("name") or ""))
+    return find_colour(str(common or said.get("name") or ""))
 
 
 def _numbers(said: dict[str, Any]) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""Rotated, geographic and GCP-only sources on one fixed north-up lattice per scene.
+"""Scenes read on another grid: warped onto a north-up lattice, or moved by parts of a pixel.
 
-The inverse map, from target pixels to source pixels, is evaluated on nodes every 32 target pixels,
-counted from the scene's first pixel, and interpolated between them from whole-scene pixel numbers.
-A window therefore sees the same coordinates, and the same arithmetic, whatever is read around it.
+Rotated, geographic and GCP-only sources get one fixed lattice per scene. The inverse map, from target pixels
+to source pixels, is evaluated on nodes every 32 target pixels, counted from the scene's first pixel, and
+interpolated between them from whole-scene pixel numbers. A window therefore sees the same coordinates, and
+the same arithmetic, whatever is read around it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 
 NODE_STEP = 32
-"""Target pixels between nodes; a UTM grid over geographic pixels is off by under 1e-3 pixel between them."""
+"""Target pixels between nodes. A UTM grid over geographic pixels is off by under 1e-3 pixel between them."""
 
 _TILE = 512
 _SOURCE_PIXELS = 1 << 22
@@ -50,8 +51,8 @@ _SNAP = float(1 << 16)
 class WarpedReader(SceneReader):
     """Read a source on another grid, bilinearly in intensity.
 
-    Where target pixels are at least twice as large as source pixels, to 5 %, source blocks of that
-    many pixels, counted from the first source pixel, are averaged first.
+    Where target pixels are at least twice as large as source pixels, to 5 %, source blocks of that many
+    pixels, counted from the first source pixel, are averaged first.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ class WarpedReader(SceneReader):
         return {**self.source.identity(), "warp": how}
 
     def source_pixels(self, window: Window) -> tuple[Array, Array]:
-        """Return source row and column, of pixel corners, of the centre of every target pixel of a window."""
+        """Return source row and column, of pixel corners, of the centres of the target pixels of a window."""
         i = np.arange(window.row // NODE_STEP, (window.stop_row - 1) // NODE_STEP + 2)
         j = np.arange(window.col // NODE_STEP, (window.stop_col - 1) // NODE_STEP + 2)
         a, _, c, _, e, f = self.grid.transform
@@ -147,7 +148,7 @@ class WarpedReader(SceneReader):
         out[:, inside] = _from_intensity(found, self.quantity)
 
     def _averaged(self, box: Window, factors: tuple[int, int]) -> Array:
-        """Mean intensity of source blocks, NaN where under half of a block is valid."""
+        """Compute mean intensity of source blocks, NaN where under half of a block is valid."""
         down, across = factors
         if factors == (1, 1):
             return _to_intensity(self.source.read(box), self.quantity)
@@ -176,7 +177,7 @@ class WarpedReader(SceneReader):
 
 
 def split_in_half(out: FloatArray, rows: Array, cols: Array) -> Iterator[tuple[FloatArray, Array, Array]]:
-    """Split a tile, shape (band, row, col), and the source places of its pixels along the longer side."""
+    """Split a patch, shape (band, row, col), and the source places of its pixels along the longer side."""
     axis = int(rows.shape[1] > rows.shape[0])
     return zip(
         np.array_split(out, 2, axis + 1),
@@ -251,7 +252,7 @@ def _from_intensity(power: Array, quantity: str) -> FloatArray:
 
 
 LOBES = 3
-"""Of the Lanczos kernel; it reaches so many pixels to either side."""
+"""Of the Lanczos kernel: the pixels it reaches to either side."""
 
 # A shift nearer than this to whole pixels is whole: nothing finer is known, and pixels stay as recorded.
 _WHOLE = 1e-3
@@ -260,13 +261,12 @@ _WHOLE = 1e-3
 def read_shifted(reader: SceneReader, window: Window, rows: float, cols: float, quantity: str) -> FloatArray:
     """Read a window moved by (rows, cols) pixels, which need not be whole.
 
-    Whole shifts copy pixels. Others are interpolated in amplitude by a Lanczos kernel of three lobes,
-    within the range of the values around, and brought back to the quantity.
+    Whole shifts copy pixels. Others are interpolated in amplitude by a Lanczos kernel of three lobes, limited
+    to the range of the values around, and converted back to the quantity.
 
     Parameters
     ----------
     reader : SceneReader
-        Of the scene.
     window : Window
         Before it is moved; it may reach past the scene's edge, afterwards too.
     rows, cols : float
@@ -314,7 +314,7 @@ def lanczos_taps(fraction: float) -> npt.NDArray[np.float64]:
 def _interpolated(
     amplitude: FloatArray, valid: npt.NDArray[np.bool_], rows: float, cols: float
 ) -> FloatArray:
-    """Interpolate at (row + rows, col + cols); invalid pixels have no weight, and spoil their neighbours."""
+    """Interpolate at (row + rows, col + cols), not from invalid pixels, nor right beside them."""
     filled = np.where(valid, amplitude, np.float32(0)).astype(np.float64)
     weight = valid.astype(np.float64)
     beside = valid.copy()
@@ -335,7 +335,7 @@ def _interpolated(
 
 
 def from_amplitude(amplitude: FloatArray, quantity: str) -> FloatArray:
-    """Bring amplitude back to a quantity: the inverse of `sar2eo.geo.radiometry.to_amplitude`."""
+    """Convert amplitude to a quantity: the inverse of `sar2eo.geo.radiometry.to_amplitude`."""
     match quantity:
         case "intensity":
             return np.square(amplitude)
@@ -360,7 +360,7 @@ _SAME_PIXEL = 0.01
 
 
 def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> FloatArray:
-    """Read what lies under a grid.
+    """Read the part of a scene under a grid.
 
     Parameters
     ----------
@@ -369,18 +369,13 @@ def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> F
     grid : Grid
         North-up; may reach past the scene.
     quantity : str, optional (default: "intensity")
-        Of the values: where pixels do not coincide they are averaged as intensity, which by default is how
-        they are taken.
+        Where pixels do not coincide, the values are averaged as intensity. By default they are taken for
+        intensity.
 
     Returns
     -------
     ndarray of float32, shape (band, row, col)
         NaN where there is no data.
-
-    Raises
-    ------
-    PairsError
-        If the grid is not north-up.
     """
     if not grid.north_up:
         raise PairsError(f"transform={grid.transform}: a grid to read onto must be north-up")
@@ -392,7 +387,7 @@ def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> F
 
 
 def coinciding_window(source: Grid, target: Grid) -> Window | None:
-    """Return where a grid lies in another, in whole pixels; None where pixels do not coincide.
+    """Return the window of a grid that another covers; None where pixels do not coincide.
 
     Pixels coincide if they are off by less than a hundredth of their size everywhere.
     """

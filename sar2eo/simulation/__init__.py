@@ -1,15 +1,21 @@
 """Paired SAR and EO scenes with known truth, made from a seeded landscape.
 
-For tests, demonstrations and experiments: what is land, what changed between the two dates, and how far
-the SAR is shifted against the EO are all known. The pictures resemble Sentinel-1 and Sentinel-2 at 10 m;
-they are simple models of what a sensor sees, not radiative transfer.
+For tests, demonstrations and experiments: land cover, what changed between the two dates, and the shift of
+the SAR against the EO are all known. The pictures resemble Sentinel-1 and Sentinel-2 at 10 m; they are
+simple models of what a sensor sees, not radiative transfer.
 """
 
-from sar2eo.simulation.files import SETTINGS_TAG, make_folder, simulated_before, write_pair, write_scene
+from sar2eo.simulation.fields import SimulationSettings
 from sar2eo.simulation.landscape import LandCover
 from sar2eo.simulation.objects import ObjectKind, ObjectState
-from sar2eo.simulation.pair import SimulatedPair, SimulatedScene, simulate_pair, simulate_scene
-from sar2eo.simulation.settings import SimulationSettings
+from sar2eo.simulation.pair import (
+    SETTINGS_TAG,
+    SimulatedPair,
+    make_folder,
+    simulate_pair,
+    simulated_before,
+    write_pair,
+)
 
 __all__ = [
     "SETTINGS_TAG",
@@ -17,12 +23,9 @@ __all__ = [
     "ObjectKind",
     "ObjectState",
     "SimulatedPair",
-    "SimulatedScene",
     "SimulationSettings",
     "make_folder",
     "simulate_pair",
-    "simulate_scene",
     "simulated_before",
     "write_pair",
-    "write_scene",
 ]

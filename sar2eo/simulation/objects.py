@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,8 @@ from rasterio.features import rasterize
 from scipy import ndimage
 from shapely import affinity
 
-from sar2eo.simulation.districts import DistrictKind
-from sar2eo.simulation.landscape import LandCover, Landscape
-from sar2eo.simulation.settings import SimulationSettings
-from sar2eo.simulation.spectral import stream
+from sar2eo.simulation.fields import SimulationSettings, pixels, stream
+from sar2eo.simulation.landscape import DistrictKind, LandCover, Landscape
 
 __all__ = ["CROPS", "Crop", "ObjectKind", "ObjectState", "Objects", "PlantedObject", "plant_objects"]
 
@@ -39,8 +38,7 @@ class ObjectState(IntEnum):
     CHANGED = 4
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """What grows on a field: its red, green and blue (0 to 255) and cross-polarised backscatter in dB."""
 
     name: str
@@ -68,8 +66,7 @@ CHANGE_DB = 2.2
 """Least difference of backscatter between the two crops of a changed field."""
 
 
-@dataclass(frozen=True)
-class PlantedObject:
+class PlantedObject(NamedTuple):
     """One object of the truth: its number in the label raster, kind, state and area in pixels."""
 
     number: int
@@ -80,36 +77,21 @@ class PlantedObject:
 
 @dataclass(frozen=True)
 class Objects:
-    """Everything planted, on the canvas.
+    """Everything planted, on the canvas."""
 
-    Parameters
-    ----------
-    label : ndarray of uint16
-        Number of the object a pixel belongs to; 0 for none.
-    planted : tuple of PlantedObject
-        Sorted by number.
-    crop_sar, crop_eo : ndarray of uint8
-        Index into `CROPS` of every parcel label, at the date of each sensor.
-    """
-
-    label: npt.NDArray[np.uint16]
-    planted: tuple[PlantedObject, ...]
-    crop_sar: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.uint16]  # number of the object a pixel belongs to, or 0
+    planted: tuple[PlantedObject, ...]  # sorted by number
+    crop_sar: npt.NDArray[np.uint8]  # index into `CROPS` of every parcel label, at the date of the SAR
     crop_eo: npt.NDArray[np.uint8]
-
-    def table(self, attribute: str) -> npt.NDArray[np.uint8]:
-        """Return `kind` or `state` by object number, 0 for no object."""
-        values = [0, *(getattr(found, attribute) for found in self.planted)]
-        return np.array(values, dtype=np.uint8)
 
     def mask(self, kind: ObjectKind, *states: ObjectState) -> BoolArray:
         """Return the mask of all objects of one kind in any of the states."""
-        chosen = (self.table("kind") == kind) & np.isin(self.table("state"), states)
-        found: BoolArray = chosen[self.label]
-        return found
+        chosen = [False, *(found.kind == kind and found.state in states for found in self.planted)]
+        mask: BoolArray = np.array(chosen)[self.label]
+        return mask
 
 
-def plant_objects(settings: SimulationSettings, landscape: Landscape, valid: BoolArray) -> Objects:
+def plant_objects(landscape: Landscape, valid: BoolArray) -> Objects:
     """Plant ships, vehicles and field changes where both sensors have data.
 
     Of ships and of vehicles a quarter is seen by the SAR only, a quarter by the EO only, and half by both; of
@@ -117,73 +99,64 @@ def plant_objects(settings: SimulationSettings, landscape: Landscape, valid: Boo
     Kinds that a scene has no room for are left out, always in whole groups, so that changed and unchanged
     objects are equal in number.
     """
+    settings = landscape.settings
+    # Open water, a little off the shore and the breakwater; paved yards of industry, centres and port.
+    sea = (landscape.cover == LandCover.WATER) & (landscape.terrain.coast_px < -pixels(30))
+    yards = landscape.of_kind(DistrictKind.INDUSTRIAL, DistrictKind.HARBOUR, DistrictKind.CENTRE)
     label = np.zeros(settings.canvas, dtype=np.uint16)
     planted: list[PlantedObject] = []
-    for kind, place, sizes_m in (
-        (ObjectKind.SHIP, _sea_room(settings, landscape), ((45, 330), (5.0, 8.0))),
-        (ObjectKind.VEHICLE, _yard_room(landscape), ((22, 45), (1.4, 2.6))),
+    for kind, place, lengths_m, slimness in (
+        (ObjectKind.SHIP, ndimage.binary_erosion(sea, iterations=3), (45, 330), (5.0, 8.0)),
+        (ObjectKind.VEHICLE, yards & (landscape.cover == LandCover.PAVED), (22, 45), (1.4, 2.6)),
     ):
-        outlines = _outlines(settings, kind.name, place & valid, sizes_m)
-        _record(settings, kind, outlines, label, planted)
-    crop_sar, crop_eo = _plant_fields(settings, landscape, valid, label, planted)
+        outlines = _place_outlines(settings, kind, place & valid, lengths_m, slimness)
+        if outlines:
+            _record(settings, kind, outlines, label, planted)
+    crop_sar, crop_eo = _plant_fields(landscape, valid, label, planted)
     return Objects(label, tuple(planted), crop_sar, crop_eo)
 
 
-def _sea_room(settings: SimulationSettings, landscape: Landscape) -> BoolArray:
-    """Return open water, a little off the shore and the breakwater."""
-    sea = (landscape.cover == LandCover.WATER) & (landscape.terrain.coast_px < -settings.pixels(30))
-    room: BoolArray = ndimage.binary_erosion(sea, iterations=3)
-    return room
-
-
-def _yard_room(landscape: Landscape) -> BoolArray:
-    """Return the paved yards of industry, centres and port."""
-    yards = landscape.of_kind(DistrictKind.INDUSTRIAL, DistrictKind.HARBOUR, DistrictKind.CENTRE)
-    room: BoolArray = yards & (landscape.cover == LandCover.PAVED)
-    return room
-
-
-def _outlines(
+def _place_outlines(
     settings: SimulationSettings,
-    name: str,
+    kind: ObjectKind,
     room: BoolArray,
-    sizes_m: tuple[tuple[float, float], tuple[float, float]],
+    lengths_m: tuple[float, float],
+    slimness: tuple[float, float],
 ) -> list[shapely.Polygon]:
-    """Place rectangles of random size and heading that lie in the room and keep apart."""
-    draw = stream(settings.seed, f"objects {name}")
+    """Place hulls of random size and heading that lie in the room and keep apart."""
+    draw = stream(settings.seed, f"objects {kind.name}")
     wanted = 4 * int(np.clip(np.prod(settings.shape) / 200_000, 2, 60))
     places = np.flatnonzero(room.ravel())
     taken = ~room
     found: list[shapely.Polygon] = []
     for place in draw.choice(places, min(len(places), 12 * wanted), replace=False):
         row, col = divmod(int(place), room.shape[1])
-        (shortest, longest), (slim, slimmest) = sizes_m
-        length = settings.pixels(shortest * (longest / shortest) ** draw.random() ** 1.7)
-        width = max(length / draw.uniform(slim, slimmest), 1.5)
-        box = _hull(length, width)
-        ship = affinity.translate(affinity.rotate(box, draw.uniform(0, 180)), col + 0.5, row + 0.5)
+        shortest, longest = lengths_m
+        length = pixels(shortest * (longest / shortest) ** draw.random() ** 1.7)
+        width = max(length / draw.uniform(*slimness), 1.5)
+        bow, shoulder, beam = length / 2, length / 2 - width, width / 2
+        hull = shapely.Polygon(
+            [
+                (-bow, -beam),
+                (shoulder, -beam),
+                (bow, -beam / 3),
+                (bow, beam / 3),
+                (shoulder, beam),
+                (-bow, beam),
+            ]
+        )
+        hull = affinity.translate(affinity.rotate(hull, draw.uniform(0, 180)), col + 0.5, row + 0.5)
         near = int(np.ceil(length / 2)) + 2
-        window = np.s_[max(0, row - near) : row + near + 1, max(0, col - near) : col + near + 1]
-        if _is_free(ship, taken, window):
-            taken[window] = True
-            found.append(ship)
+        left, top = max(0, col - near), max(0, row - near)
+        around = taken[top : row + near + 1, left : col + near + 1]
+        moved = affinity.translate(hull, -left, -top)
+        within = rasterize([moved], out_shape=around.shape, dtype=np.uint8).view(bool)
+        if within.sum() >= MIN_PIXELS and not around[within].any():
+            around[:] = True
+            found.append(hull)
         if len(found) == wanted:
             break
     return found[: len(found) // 4 * 4]
-
-
-def _hull(length: float, width: float) -> shapely.Polygon:
-    """Draw a rectangle with one end tapered."""
-    bow, shoulder, beam = length / 2, length / 2 - width, width / 2
-    return shapely.Polygon(
-        [(-bow, -beam), (shoulder, -beam), (bow, -beam / 3), (bow, beam / 3), (shoulder, beam), (-bow, beam)]
-    )
-
-
-def _is_free(outline: shapely.Polygon, taken: BoolArray, window: tuple[slice, slice]) -> bool:
-    moved = affinity.translate(outline, -window[1].start, -window[0].start)
-    within = rasterize([moved], out_shape=taken[window].shape, dtype=np.uint8).view(bool)
-    return int(within.sum()) >= MIN_PIXELS and not taken[window][within].any()
 
 
 def _record(
@@ -194,13 +167,10 @@ def _record(
     planted: list[PlantedObject],
 ) -> None:
     """Draw outlines into the label raster and give each a state."""
-    if not outlines:
-        return
-    first = len(planted) + 1
+    first, quarter = len(planted) + 1, len(outlines) // 4
     numbered = [(outline, first + i) for i, outline in enumerate(outlines)]
     drawn = rasterize(numbered, out_shape=label.shape, dtype=np.uint16)
     label[drawn > 0] = drawn[drawn > 0]
-    quarter = len(outlines) // 4
     states = np.repeat(
         [ObjectState.SAR_ONLY, ObjectState.EO_ONLY, ObjectState.UNCHANGED], [quarter, quarter, 2 * quarter]
     )
@@ -213,13 +183,13 @@ def _record(
 
 
 def _plant_fields(
-    settings: SimulationSettings,
     landscape: Landscape,
     valid: BoolArray,
     label: npt.NDArray[np.uint16],
     planted: list[PlantedObject],
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Sow every parcel, and change the crop of some between the dates."""
+    settings = landscape.settings
     draw = stream(settings.seed, "fields")
     parcel = landscape.parcels.label
     shares = np.array([crop.share for crop in CROPS])
@@ -230,17 +200,17 @@ def _plant_fields(
     field = landscape.cover == LandCover.FIELD
     area = np.bincount(parcel[field & valid], minlength=len(crop_sar))
     outside = np.bincount(parcel[field & ~valid], minlength=len(crop_sar))
-    smallest, largest = settings.pixels(80) ** 2, settings.pixels(500) ** 2
+    smallest, largest = pixels(80) ** 2, pixels(500) ** 2
     candidates = np.flatnonzero((area >= smallest) & (area <= largest) & (outside == 0))
     pairs = min(len(candidates) // 3, int(np.clip(np.prod(settings.shape) / 60_000, 3, 120)))
     chosen = draw.choice(candidates, 2 * pairs, replace=False)
     level = np.array([crop.cross_db for crop in CROPS])
     changed = pairs if settings.discrepancies else 0
-    for one in chosen[:changed]:
-        different = np.abs(level - level[crop_sar[one]]) >= CHANGE_DB
-        crop_eo[one] = draw.choice(len(CROPS), p=shares * different / (shares * different).sum())
     number = np.zeros(len(crop_sar), dtype=np.uint16)
     for i, one in enumerate(chosen):
+        if i < changed:
+            different = np.abs(level - level[crop_sar[one]]) >= CHANGE_DB
+            crop_eo[one] = draw.choice(len(CROPS), p=shares * different / (shares * different).sum())
         state = ObjectState.CHANGED if i < changed else ObjectState.UNCHANGED
         number[one] = len(planted) + 1
         planted.append(PlantedObject(int(number[one]), ObjectKind.FIELD, state, int(area[one])))

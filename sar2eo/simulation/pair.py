@@ -1,46 +1,68 @@
-"""Simulated scenes: SAR alone, or SAR and EO with the truth."""
+"""Simulated pairs of SAR and EO scenes with their truth, in memory and as GeoTIFFs like real ones."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import rasterio
 from affine import Affine
+from rasterio.enums import ColorInterp
 
-from sar2eo.geo.grid import Grid
-from sar2eo.simulation.landscape import Landscape, make_landscape
-from sar2eo.simulation.objects import ObjectKind, Objects, ObjectState, PlantedObject, plant_objects
-from sar2eo.simulation.optics import render_eo
-from sar2eo.simulation.radar import expected_power, speckled_amplitude
-from sar2eo.simulation.settings import MARGIN, SimulationSettings
-from sar2eo.simulation.spectral import FloatArray, stream
+from sar2eo.errors import OutputError
+from sar2eo.geo.grid import Grid, ignore_missing_georeference
+from sar2eo.simulation.fields import GSD_M, MARGIN, FloatArray, SimulationSettings, stream
+from sar2eo.simulation.landscape import LandCover, make_landscape
+from sar2eo.simulation.objects import ObjectKind, ObjectState, PlantedObject, plant_objects
+from sar2eo.simulation.sensors import expected_power, render_eo, speckled_amplitude
+from sar2eo.store.atomic import atomic_file
 
-__all__ = ["SimulatedPair", "SimulatedScene", "simulate_pair", "simulate_scene"]
+__all__ = ["SETTINGS_TAG", "SimulatedPair", "make_folder", "simulate_pair", "simulated_before", "write_pair"]
 
 CRS = "EPSG:32611"
 """UTM zone 11 north."""
+
+SETTINGS_TAG = "SIMULATION"
+"""Tag of every simulated file that holds the settings as JSON: equal text, equal pixels."""
+
+BLOCK = 512
+SAR_TIME = "2021:06:15 13:52:41"
+EO_TIME = "2021:06:12 18:35:41"
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedScene:
-    """A simulated SAR scene.
+class SimulatedPair:
+    """A simulated SAR scene, the EO scene of the same place, and the truth.
+
+    The truth is in the EO's geometry: with a shift, the SAR shows an object that far from its mask.
 
     Parameters
     ----------
     settings : SimulationSettings
-        What it was made from.
+        The settings of the simulation.
     grid : Grid
-        Its place, in UTM.
-    sar : ndarray of float32
-        Amplitude, the square root of sigma nought, shape (polarisation, row, col); NaN without data.
-    backscatter : ndarray of float32
+        Of all rasters, in UTM.
+    sar : ndarray of float32, shape (polarisation, H, W)
+        Amplitude, the square root of sigma nought; NaN without data.
+    backscatter : ndarray of float32, shape (polarisation, H, W)
         The same without speckle, everywhere: the square root of the expected intensity.
-    sar_valid : ndarray of bool
-        Where the SAR has data.
+    sar_valid, eo_valid : ndarray of bool, shape (H, W)
+        Where the scenes have data.
+    eo : ndarray of uint8, shape (3, H, W)
+        Red, green, blue; 0 without data.
+    land_cover : ndarray of uint8, shape (H, W)
+        `LandCover` of each pixel.
+    label : ndarray of uint16, shape (H, W)
+        Number of the planted object at each pixel, 0 for none.
+    objects : tuple of PlantedObject
+        Every planted object, by number.
     """
 
     settings: SimulationSettings
@@ -48,28 +70,6 @@ class SimulatedScene:
     sar: FloatArray
     backscatter: FloatArray
     sar_valid: BoolArray
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulatedPair(SimulatedScene):
-    """A simulated SAR scene, the EO scene of the same place, and what is true there.
-
-    The truth is in the EO's geometry: with a shift, the SAR shows an object that far from its mask.
-
-    Parameters
-    ----------
-    eo : ndarray of uint8
-        Red, green, blue, shape (3, row, col); 0 without data.
-    eo_valid : ndarray of bool
-        Where the EO has data.
-    land_cover : ndarray of uint8
-        `LandCover` of each pixel.
-    label : ndarray of uint16
-        Number of the planted object at each pixel, 0 for none.
-    objects : tuple of PlantedObject
-        Every planted object, by number.
-    """
-
     eo: npt.NDArray[np.uint8]
     eo_valid: BoolArray
     land_cover: npt.NDArray[np.uint8]
@@ -86,64 +86,40 @@ class SimulatedPair(SimulatedScene):
 def simulate_pair(settings: SimulationSettings) -> SimulatedPair:
     """Simulate a SAR and an EO scene of one place, a few days apart, with known truth.
 
-    Returns
-    -------
-    SimulatedPair
-        Scenes, masks and truth on one grid. The same settings give the same pixels; another shift gives the
-        same place, another set of polarisations the same bands where they agree.
+    The same settings give the same pixels; another shift gives the same place, another set of polarisations
+    the same bands where they agree.
     """
-    landscape, objects, sar_valid, eo_valid = _place(settings)
-    eo = _inner(settings, render_eo(settings, landscape, objects))
+    landscape = make_landscape(settings)
+    sar_valid, eo_valid = _edges(settings)
+    rows, cols = settings.shape
+    inner = np.s_[..., MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
+    both = np.zeros(settings.canvas, dtype=bool)
+    both[inner] = sar_valid & eo_valid
+    objects = plant_objects(landscape, both)
+    eo = render_eo(landscape, objects)[inner]
     eo[:, ~eo_valid] = 0
-    backscatter, sar = _sar(settings, landscape, objects, sar_valid)
+    backscatter = np.empty((len(settings.polarisations), rows, cols), dtype=np.float32)
+    sar = np.empty_like(backscatter)
+    for band, polarisation in enumerate(settings.polarisations):
+        power = expected_power(landscape, objects, polarisation)
+        sar[band] = speckled_amplitude(settings, power, polarisation)
+        np.sqrt(power, out=backscatter[band])
+    sar[:, ~sar_valid] = np.nan
+    draw = stream(settings.seed, "place")
+    east, north = (float(draw.integers(*limits)) * 400 for limits in ((800, 1500), (9300, 9700)))
+    transform = Affine(GSD_M, 0, east, 0, -GSD_M, north)
     return SimulatedPair(
         settings=settings,
-        grid=_grid(settings),
+        grid=Grid.create(CRS, transform, settings.shape),
         sar=sar,
         backscatter=backscatter,
         sar_valid=sar_valid,
         eo=eo,
         eo_valid=eo_valid,
-        land_cover=_inner(settings, landscape.cover),
-        label=_inner(settings, objects.label),
+        land_cover=landscape.cover[inner],
+        label=objects.label[inner],
         objects=objects.planted,
     )
-
-
-def simulate_scene(settings: SimulationSettings) -> SimulatedScene:
-    """Simulate only the SAR scene of `simulate_pair`, to the same pixels, in less time."""
-    landscape, objects, sar_valid, _ = _place(settings)
-    backscatter, sar = _sar(settings, landscape, objects, sar_valid)
-    return SimulatedScene(
-        settings=settings, grid=_grid(settings), sar=sar, backscatter=backscatter, sar_valid=sar_valid
-    )
-
-
-def _place(settings: SimulationSettings) -> tuple[Landscape, Objects, BoolArray, BoolArray]:
-    landscape = make_landscape(settings)
-    sar_valid, eo_valid = _edges(settings)
-    both = np.zeros(settings.canvas, dtype=bool)
-    _inner(settings, both)[:] = sar_valid & eo_valid
-    return landscape, plant_objects(settings, landscape, both), sar_valid, eo_valid
-
-
-def _inner(settings: SimulationSettings, canvas: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the scene's part of an array of the canvas' shape."""
-    rows, cols = settings.shape
-    return canvas[..., MARGIN : MARGIN + rows, MARGIN : MARGIN + cols]
-
-
-def _sar(
-    settings: SimulationSettings, landscape: Landscape, objects: Objects, valid: BoolArray
-) -> tuple[FloatArray, FloatArray]:
-    backscatter = np.empty((len(settings.polarisations), *settings.shape), dtype=np.float32)
-    sar = np.empty_like(backscatter)
-    for band, polarisation in enumerate(settings.polarisations):
-        power = expected_power(settings, landscape, objects, polarisation)
-        sar[band] = speckled_amplitude(settings, power, polarisation)
-        np.sqrt(power, out=backscatter[band])
-    sar[:, ~valid] = np.nan
-    return backscatter, sar
 
 
 def _edges(settings: SimulationSettings) -> tuple[BoolArray, BoolArray]:
@@ -157,11 +133,141 @@ def _edges(settings: SimulationSettings) -> tuple[BoolArray, BoolArray]:
     slant = np.float32(draw.uniform(0.05, 0.11))
     sar = (col > slant * row) & (row > slant * 0.6 * (1 - col))
     slant = np.float32(draw.uniform(0.06, 0.12))
-    eo = col < 1 - slant * (1 - row)
-    return sar, np.broadcast_to(eo, (rows, cols)).copy()
+    return sar, col < 1 - slant * (1 - row)
 
 
-def _grid(settings: SimulationSettings) -> Grid:
-    draw = stream(settings.seed, "place")
-    east, north = (float(draw.integers(*limits)) * 400 for limits in ((800, 1500), (9300, 9700)))
-    return Grid.create(CRS, Affine(settings.gsd_m, 0, east, 0, -settings.gsd_m, north), settings.shape)
+def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
+    """Write a pair as three GeoTIFFs.
+
+    =============  =================================================================================
+    ``sar.tif``    uint8 digital numbers: amplitude over the scene's 99th percentile, clipped to 1,
+                   times 255; valid pixels at least 1, nodata 0; a band per polarisation
+    ``eo.tif``     red, green, blue uint8 with an internal mask
+    ``truth.tif``  uint16: land cover, object kind, object state, object number; legends in the tags
+    =============  =================================================================================
+
+    Parameters
+    ----------
+    pair : SimulatedPair
+        The pair.
+    folder : Path
+        Made if it does not exist; files of these names in it are replaced.
+
+    Returns
+    -------
+    dict of str to Path
+        ``"sar"``, ``"eo"`` and ``"truth"``.
+    """
+    make_folder(folder)
+    paths = _paths(folder)
+    names = pair.settings.polarisations
+    common = {"LICENSE": "Simulated; no rights reserved", "SENSOR": "simulated"}
+    seed = f"SEED{pair.settings.seed:06d}"
+    tags = {
+        "TIFFTAG_DATETIME": SAR_TIME,
+        "POLARIZATION": " ".join(names),
+        "PRODUCT": f"SIM_IW_GRDH_1SDV_20210615T135241_20210615T135306_{seed}",
+        "SCALING": "amplitude / 99th percentile of the scene, clipped to 0..1, x 255",
+    }
+    digital = np.stack([_digital_numbers(band) for band in pair.sar])
+    _write(paths["sar"], pair, digital, names, tags | common, nodata=0)
+    tags = {
+        "TIFFTAG_DATETIME": EO_TIME,
+        "PRODUCT": f"SIM_MSIL1C_20210612T183541_{seed}",
+        "SCALING": "like reflectance / 99th percentile, clipped to 0..1, x 255",
+    }
+    _write(paths["eo"], pair, pair.eo, ("red", "green", "blue"), tags | common, mask=pair.eo_valid)
+    kind = np.array([0, *(found.kind for found in pair.objects)], dtype=np.uint16)
+    state = np.array([0, *(found.state for found in pair.objects)], dtype=np.uint16)
+    truth = np.stack([pair.land_cover.astype(np.uint16), kind[pair.label], state[pair.label], pair.label])
+    tags = {
+        legend.__name__: ", ".join(f"{entry.value} {entry.name.lower()}" for entry in legend)
+        for legend in (LandCover, ObjectKind, ObjectState)
+    }
+    rows, cols = pair.settings.shift
+    tags["SHIFT"] = f"{rows:g} rows, {cols:g} columns: the SAR against the EO and this truth"
+    names = ("land cover", "object kind", "object state", "object number")
+    _write(paths["truth"], pair, truth, names, tags)
+    return paths
+
+
+def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
+    """Check whether a folder holds all that `write_pair` would write there.
+
+    Raises
+    ------
+    OutputError
+        If there is another file of one of the names.
+    """
+    existing = [path for path in _paths(folder).values() if path.exists()]
+    for path in existing:
+        try:
+            with ignore_missing_georeference(), rasterio.open(path) as dataset:
+                found = dataset.tags().get(SETTINGS_TAG, "not simulated")
+        except rasterio.errors.RasterioError:
+            found = "no raster"
+        if found != _settings_text(settings):
+            raise OutputError(f"{path} is there, and is another file ({found}): choose another folder")
+    return len(existing) == len(_paths(folder))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if need be.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot make this folder: {error.strerror}") from error
+
+
+def _paths(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{name}.tif" for name in ("sar", "eo", "truth")}
+
+
+def _settings_text(settings: SimulationSettings) -> str:
+    return json.dumps(dataclasses.asdict(settings), sort_keys=True)
+
+
+def _digital_numbers(amplitude: FloatArray) -> npt.NDArray[np.uint8]:
+    valid = np.isfinite(amplitude)
+    top = np.percentile(amplitude[valid], 99)
+    scaled = np.clip(np.rint(amplitude * np.float32(255 / top)), 1, 255)
+    return np.where(valid, scaled, 0).astype(np.uint8)
+
+
+def _write(
+    path: Path,
+    pair: SimulatedPair,
+    bands: npt.NDArray[Any],
+    names: tuple[str, ...],
+    tags: dict[str, str],
+    *,
+    nodata: int | None = None,
+    mask: BoolArray | None = None,
+) -> None:
+    profile = {
+        "driver": "GTiff", "dtype": bands.dtype, "count": len(bands), "nodata": nodata,
+        "height": pair.grid.shape[0], "width": pair.grid.shape[1],
+        "crs": pair.grid.crs, "transform": pair.grid.affine,
+        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate", "predictor": 2,
+        "photometric": "minisblack" if mask is None else "RGB",
+    }  # fmt: skip
+    try:
+        with (
+            atomic_file(path) as temporary,
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(temporary, "w", **profile) as dataset,
+        ):
+            dataset.descriptions = names
+            dataset.update_tags(**tags, **{SETTINGS_TAG: _settings_text(pair.settings)})
+            dataset.write(bands)
+            if mask is not None:
+                dataset.write_mask(mask)
+                dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+    except rasterio.errors.RasterioError as error:
+        raise OutputError(f"{path}: cannot be written: {error}") from error

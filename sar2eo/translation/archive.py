@@ -19,7 +19,7 @@ from sar2eo.errors import ClusterError, OutputError, SceneError
 from sar2eo.model.spec import ModelSpec
 from sar2eo.results.destination import Destination
 from sar2eo.results.stac_output import COLLECTION, stac_collection, write_stac_collection
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import TranslateRecipe
 from sar2eo.store.atomic import hold_folder, write_file, write_json
 from sar2eo.store.journal import Journal
@@ -241,7 +241,7 @@ class _Line:
             restart=recipe.restart,
             tmp=None if recipe.tmp is None else Path(recipe.tmp),
             force=recipe.settings.force,
-            tags={FINGERPRINT: json.dumps(attributes_of(dataset)["result_fingerprint"], sort_keys=True)},
+            tags={FINGERPRINT: json.dumps(decode_attributes(dataset)["result_fingerprint"], sort_keys=True)},
             collection=self._collection,
         )
         opened_in = time.perf_counter() - started

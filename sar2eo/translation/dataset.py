@@ -19,14 +19,14 @@ import xarray as xr
 from dask.base import tokenize
 
 from sar2eo._version import __version__
-from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, misfit
+from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, refuse_misfit
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.card import Card
 from sar2eo.model.spec import BUNDLED, ModelSpec, resolve_model
-from sar2eo.scenes import normalise_array, reader_of, window_in
-from sar2eo.scenes.lazy_array import attributes_of, to_attributes
+from sar2eo.scenes import find_reader, find_window, normalise_array
+from sar2eo.scenes.lazy_array import decode_attributes, encode_attributes
 from sar2eo.settings import TranslateSettings
 from sar2eo.settings.toml import changed
 from sar2eo.settings.translation import SCALED_AS
@@ -55,7 +55,7 @@ _REPORTED = (
     "threads",
 )
 
-_misfit = partial(misfit, verb="translates")
+_misfit = partial(refuse_misfit, verb="translates")
 
 
 def translate(
@@ -121,7 +121,7 @@ def translate(
     return xr.Dataset(
         {name: (dims.get(name, ("y", "x")), array) for name, array in arrays.items()},
         _coordinates(scene, plan),
-        to_attributes(_provenance(scene, plan, settings) | {"grid": whole.crop(region)}),
+        encode_attributes(_provenance(scene, plan, settings) | {"grid": whole.crop(region)}),
     )
 
 
@@ -146,9 +146,9 @@ def place_of(scene: xr.DataArray) -> tuple[Grid, Window]:
         if steps.size and np.ptp(steps) > max(1e-3 * abs(steps).max(), 2 * last):
             raise SceneError(f"{name} coordinates are not evenly spaced: select slices, or reproject first")
     shape = (scene.sizes["y"], scene.sizes["x"])
-    whole = attributes_of(scene).get("scene_grid")
+    whole = decode_attributes(scene).get("scene_grid")
     if isinstance(whole, Grid):
-        window = window_in(scene, whole)
+        window = find_window(scene, whole)
         if window is not None and _same_crs(scene.rio.crs, whole):
             return whole, window
     own = Grid.create(scene.rio.crs, scene.rio.transform(recalc=True), shape)
@@ -200,7 +200,7 @@ def _plan(
     found = _polarisations(scene)
     polarisations, channels = _choose(found, spec.card, force=settings.force)
     _check_radiometry(spec.card, scene.attrs.get("calibration") or "unknown", force=settings.force)
-    read = reader_of(scene)
+    read = find_reader(scene)
     if read is not None and (read[0].grid.shape, read[1]) != (whole.shape, region):
         read = None  # the reader's pixels are counted from another corner
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
@@ -225,7 +225,7 @@ def _polarisations(scene: xr.DataArray) -> tuple[str, ...]:
     labels = tuple(map(str, np.atleast_1d(scene["band"].values)))
     if set(labels) <= set(POLARISATIONS):
         return labels
-    named = tuple(attributes_of(scene).get("polarisations") or labels)
+    named = tuple(decode_attributes(scene).get("polarisations") or labels)
     if len(named) != len(labels):
         raise PolarisationError(
             f"the scene has {len(labels)} bands, and its attrs name {', '.join(named)}: label them, as in "

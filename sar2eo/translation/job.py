@@ -17,7 +17,7 @@ from sar2eo.results.destination import Destination
 from sar2eo.results.files import Outputs
 from sar2eo.scenes import open_scene, parse_source
 from sar2eo.scenes.gdal import gdal_path
-from sar2eo.scenes.lazy_array import attributes_of, to_attributes
+from sar2eo.scenes.lazy_array import decode_attributes, encode_attributes
 from sar2eo.settings import TranslateRecipe
 from sar2eo.settings.translation import SCALED_AS
 from sar2eo.store.s3 import is_object
@@ -191,14 +191,14 @@ def scaling_of(text: str) -> tuple[float, ...] | dict[str, float | str]:
 def opened(source: str, recipe: TranslateRecipe) -> tuple[xr.DataArray, Any]:
     """Open a scene of a recipe and cut it; returns the area of interest too, or None."""
     scene = open_scene(source, **dataclasses.asdict(recipe.scene))
-    return cut(scene, attributes_of(scene)["scene_grid"], recipe.region)
+    return cut(scene, decode_attributes(scene)["scene_grid"], recipe.region)
 
 
 def prepare(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
     """Open, cut and translate a scene, lazily; attrs["result_fingerprint"] is what its files will carry."""
     part, area = opened(source, recipe)
     dataset = translate(part, spec, settings=recipe.settings, block=_BLOCK)
-    dataset = dataset if area is None else clip_to(dataset, area, attributes_of(dataset)["grid"])
+    dataset = dataset if area is None else clip_to(dataset, area, decode_attributes(dataset)["grid"])
     return dataset.assign_attrs(
-        to_attributes({"result_fingerprint": result_fingerprint(part, area, recipe, spec)})
+        encode_attributes({"result_fingerprint": result_fingerprint(part, area, recipe, spec)})
     )

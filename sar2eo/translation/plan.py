@@ -26,8 +26,8 @@ from sar2eo.results.files import Outputs
 from sar2eo.results.stac_output import COLLECTION
 from sar2eo.scenes import describe_scene
 from sar2eo.scenes.gdal import display_name, parse_source
-from sar2eo.scenes.lazy_array import attributes_of
-from sar2eo.scenes.sources import expand_sources, matches, scene_key
+from sar2eo.scenes.lazy_array import decode_attributes
+from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe, checked
 from sar2eo.store.journal import differences
@@ -198,7 +198,7 @@ def _check_settings(recipe: TranslateRecipe, spec: ModelSpec) -> None:
 def _expanded(given: Sequence[str]) -> list[Entry]:
     found: dict[str, Entry] = {}
     # One of a glob's matches that cannot be read is one failing scene.
-    for text in (part for pattern in given for part in matches(pattern) or [pattern]):
+    for text in (part for pattern in given for part in expand_glob(pattern) or [pattern]):
         try:
             sources = [source.href for source in expand_sources([text], "sar")]
         except Exception as error:
@@ -215,7 +215,7 @@ def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, destination: D
         # What a single scene is asked for is refused before it is opened.
         entry.job.check_inputs(recipe.region.aoi)
     scene, area = opened(entry.source, recipe)
-    whole: Grid = attributes_of(scene)["scene_grid"]
+    whole: Grid = decode_attributes(scene)["scene_grid"]
     if entry.job is None:
         entry.job = Job(source=entry.source, outputs=_named(entry.source, scene.attrs, recipe, destination))
         entry.job.check_inputs(recipe.region.aoi)
@@ -411,7 +411,7 @@ def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, An
     """
     scene, _ = opened(job.source, recipe)
     dataset = prepare(job.source, recipe, spec)
-    attrs = attributes_of(dataset)
+    attrs = decode_attributes(dataset)
     grid = attrs["grid"]
     lattice = Lattice(tuple(attrs["scene_shape"]), attrs["tile"], attrs["overlap"], spec.factor)
     windows = count_windows(dataset["eo"].data)

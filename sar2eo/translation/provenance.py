@@ -15,8 +15,8 @@ from dask.base import tokenize
 from sar2eo._version import __version__
 from sar2eo.geo.grid import Grid
 from sar2eo.model.spec import ModelSpec
-from sar2eo.scenes import reader_of
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes import find_reader
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import TranslateRecipe
 from sar2eo.translation.dataset import SYNTHETIC
 
@@ -52,7 +52,7 @@ def result_fingerprint(
     dict
         JSON values.
     """
-    read = reader_of(scene)
+    read = find_reader(scene)
     assert read is not None  # noqa: S101  (of a scene just opened)
     settings, attrs = recipe.settings, scene.attrs
     return {
@@ -79,7 +79,7 @@ def work_fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Divisors) -> dic
         "fingerprint",
         "region",
     )
-    attrs = attributes_of(dataset)
+    attrs = decode_attributes(dataset)
     names = {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()}
     return {
         **{name: attrs[name] for name in told if name in attrs},
@@ -91,7 +91,7 @@ def work_fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Divisors) -> dic
 
 def tags_of(dataset: xr.Dataset, divisors: Divisors) -> dict[str, str]:
     """Provenance for the files' metadata."""
-    attrs = attributes_of(dataset)
+    attrs = decode_attributes(dataset)
     told = (
         "source",
         "model",
@@ -153,7 +153,7 @@ def report_of(
     seconds : mapping
         By phase.
     """
-    attrs = attributes_of(dataset)
+    attrs = decode_attributes(dataset)
     counted = {name: int(work.get(f"windows_{name}", 0)) for name in ("translated", "skipped")}
     kinds = ("load", "read", "model", "blend", "journal")
     sampling = dict(attrs.get("settings", {}))

@@ -20,9 +20,9 @@ from sar2eo.geo.blending import gather_block, upsample
 from sar2eo.geo.radiometry import (
     Channels,
     FloatArray,
-    amplitude_percentiles,
+    compute_percentiles,
     fill_invalid,
-    percentiles_of,
+    sample_percentiles,
     to_amplitude,
     to_model_range,
 )
@@ -42,7 +42,7 @@ __all__ = [
 
 SCALING_PERCENTILE = 99.0
 _BRIGHTEST = 1e3  # amplitude; 60 dB
-_SAMPLES_PER_CHUNK = 2**18  # of 64 chunks: as many as `amplitude_percentiles` takes
+_SAMPLES_PER_CHUNK = 2**18  # of 64 chunks: as many as `sample_percentiles` takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def scaling_from_reader(plan: Plan, seed: int) -> FloatArray:
         return to_amplitude(reader.read(window)[list(plan.bands)], plan.quantity)
 
     with counters.timed("scaling_seconds"):
-        found = amplitude_percentiles(read, plan.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
+        found = sample_percentiles(read, plan.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
     if plan.quantity == "db" and max(found) > _BRIGHTEST:
         raise RadiometryError(
             f"dB values of which the 99th percentile is {20 * np.log10(max(found)):.0f}, and no ground is so "
@@ -174,7 +174,7 @@ def scaling_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArr
             f"no valid pixel in the {len(samples)} of {chunks} chunks that were looked at: say what becomes "
             "1 with scaling, or make the chunks larger"
         )
-    return np.asarray(percentiles_of(valid, percentile=SCALING_PERCENTILE), np.float32)
+    return np.asarray(compute_percentiles(valid, percentile=SCALING_PERCENTILE), np.float32)
 
 
 def translate_batches(plan: Plan, divisors: FloatArray, task: int, chunks: Chunks) -> Results:

@@ -38,8 +38,8 @@ from sar2eo.geo.windows import Window
 from sar2eo.results.cog import check_space
 from sar2eo.results.destination import check_tmp
 from sar2eo.results.files import Outputs
-from sar2eo.scenes.identity import file_identity
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.identity import identify_file
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
 from sar2eo.translation.dataset import EO_BANDS, place_of
@@ -275,10 +275,10 @@ def _check(dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings) -> No
 
 def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:
     """Refuse to replace what the Dataset is yet to be computed from, however it is named or pointed to."""
-    read = json.dumps(attributes_of(dataset).get("input"), default=str)
+    read = json.dumps(decode_attributes(dataset).get("input"), default=str)
     for path in outputs.paths:
         name = outputs.name(path)
-        taken = path.is_file() and file_identity(str(path))["sha256"] in read
+        taken = path.is_file() and identify_file(str(path))["sha256"] in read
         if taken or (outputs.destination is not None and json.dumps(name) in read):
             raise OutputError(f"{name} is a file of the scene itself: give the result another name")
 

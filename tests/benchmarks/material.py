@@ -17,11 +17,11 @@ _BLOCK = 512
 
 def mirrored_scene(folder: Path, size: int) -> Path:
     """Write a square scene: a simulated one with slanted edges, repeated and mirrored to the size."""
-    simulated = folder / f"simulated-{_SIMULATED}.tif"
+    simulated = folder / f"simulated-{_SIMULATED}" / "sar.tif"
     if not simulated.exists():
-        from sar2eo.simulation import SimulationSettings, simulate_scene, write_scene
+        from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
 
-        write_scene(simulate_scene(SimulationSettings(size=_SIMULATED)), simulated)
+        write_pair(simulate_pair(SimulationSettings(size=_SIMULATED)), simulated.parent)
     with rasterio.open(simulated) as source:
         values, profile = source.read(1), source.profile
         names, tags = source.descriptions, source.tags()

@@ -11,7 +11,7 @@ from pyproj import Transformer
 from shapely.geometry import MultiPolygon, Polygon, box
 
 from sar2eo.errors import GeoreferenceError
-from sar2eo.geo.footprint import footprint_of, lonlat_bounds, to_lonlat
+from sar2eo.geo.footprint import lonlat_bounds, to_lonlat, trace_footprint
 from sar2eo.geo.grid import Grid
 
 
@@ -21,14 +21,14 @@ def grid_of(rows: int, cols: int, crs: str = "EPSG:32611", at=(380_000.0, 3_770_
 
 def test_a_full_scene_is_its_rectangle() -> None:
     grid = grid_of(1000, 1700)
-    found = footprint_of(np.ones((100, 170), bool), grid)
+    found = trace_footprint(np.ones((100, 170), bool), grid)
     assert found.normalize().equals(box(*grid.bounds).normalize())
     assert len(found.exterior.coords) == 5
     assert found.exterior.is_ccw
 
 
 def test_nothing_valid_is_an_empty_polygon() -> None:
-    assert footprint_of(np.zeros((10, 10), bool), grid_of(10, 10)).is_empty
+    assert trace_footprint(np.zeros((10, 10), bool), grid_of(10, 10)).is_empty
 
 
 def test_holes_and_islands_are_kept_above_a_size() -> None:
@@ -38,17 +38,17 @@ def test_holes_and_islands_are_kept_above_a_size() -> None:
     valid[40:42, 40:42] = False  # a hole of 4
     valid[80:90, 80:100] = True  # an island of 200
     valid[95, 5] = True  # an island of 1
-    found = footprint_of(valid, grid_of(1000, 1000))
+    found = trace_footprint(valid, grid_of(1000, 1000))
     assert isinstance(found, MultiPolygon)
     assert found.area == pytest.approx((3600 - 200 + 200) * 100**2)
     assert sum(len(part.interiors) for part in found.geoms) == 1
-    assert len(footprint_of(valid, grid_of(1000, 1000), smallest=1).geoms) == 3
+    assert len(trace_footprint(valid, grid_of(1000, 1000), smallest=1).geoms) == 3
 
 
 def test_a_tiny_scene_is_not_left_out() -> None:
     valid = np.zeros((5, 5), bool)
     valid[2, 1:3] = True
-    assert footprint_of(valid, grid_of(5, 5)).area > 0
+    assert trace_footprint(valid, grid_of(5, 5)).area > 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -58,7 +58,7 @@ def test_the_outline_stays_within_a_pixel_of_the_validity(seed: int, rows: int, 
     coarse = rng.random((-(-rows // 8), -(-cols // 8))) > 0.4
     valid = np.kron(coarse, np.ones((8, 8), bool))[:rows, :cols]
     grid = grid_of(rows * 10, cols * 10)
-    found = footprint_of(valid, grid, smallest=1)
+    found = trace_footprint(valid, grid, smallest=1)
     assert found.is_valid
     y, x = np.nonzero(np.ones_like(valid))
     centres = shapely.points(grid.bounds[0] + (x + 0.5) * 100, grid.bounds[3] - (y + 0.5) * 100)
@@ -71,7 +71,7 @@ def test_the_outline_stays_within_a_pixel_of_the_validity(seed: int, rows: int, 
 def test_a_rotated_grid_is_followed() -> None:
     grid = Grid("EPSG:32611", (6.0, 8.0, 1000.0, 8.0, -6.0, 2000.0), (50, 80))
     corners = [grid.affine @ at for at in ((0, 0), (80, 0), (80, 50), (0, 50))]
-    found = footprint_of(np.ones((50, 80), bool), grid)
+    found = trace_footprint(np.ones((50, 80), bool), grid)
     assert found.symmetric_difference(Polygon(corners)).area < 1e-6
 
 
@@ -145,5 +145,5 @@ def test_what_has_no_place_on_earth_is_refused() -> None:
 def test_threads_do_not_take_each_others_warnings() -> None:
     grid = Grid("EPSG:32633", (10, 0, 5e5, 0, -10, 5e6), (64, 64))
     with ThreadPoolExecutor(8) as pool:
-        areas = list(pool.map(lambda _: footprint_of(np.ones((64, 64), bool), grid).area, range(400)))
+        areas = list(pool.map(lambda _: trace_footprint(np.ones((64, 64), bool), grid).area, range(400)))
     assert areas == [640.0**2] * 400

@@ -8,9 +8,9 @@ from support.scenes import amplitude
 
 from sar2eo.errors import PolarisationError, RadiometryError
 from sar2eo.geo.radiometry import (
-    amplitude_percentiles,
     default_channels,
     nearest_polarisation,
+    sample_percentiles,
     sample_windows,
     to_amplitude,
     to_eo_bytes,
@@ -34,7 +34,7 @@ def test_scaling_by_the_own_percentile_does_not_care_about_a_factor(factor: floa
     channels = default_channels(("VV",))
 
     def model_input(scene: np.ndarray) -> np.ndarray:
-        found = amplitude_percentiles(lambda w: scene[:, *w.slices], (30, 40))
+        found = sample_percentiles(lambda w: scene[:, *w.slices], (30, 40))
         return to_model_range(scene, found, ("VV",), channels)
 
     np.testing.assert_allclose(model_input(values), model_input(values * np.float32(factor)), atol=2e-5)
@@ -99,7 +99,7 @@ def test_percentile_is_within_one_percent_of_exact_on_a_large_uneven_scene() -> 
     level = np.repeat(np.repeat(draw.uniform(10, 100, (12, 13)), 512, 0), 512, 1).astype(np.float32)
     scene = (level * np.sqrt(draw.gamma(4.4, 1 / 4.4, level.shape)).astype(np.float32))[None]
     scene[0, :700, :900] = np.nan
-    found = amplitude_percentiles(lambda w: scene[:, *w.slices], level.shape)
+    found = sample_percentiles(lambda w: scene[:, *w.slices], level.shape)
     assert found[0] == pytest.approx(np.nanpercentile(scene, 99), rel=0.01)
 
 
@@ -111,7 +111,7 @@ def test_percentile_is_within_one_percent_where_a_small_part_is_valid() -> None:
         scene = np.full((2, 7000, 6000), np.nan, np.float32)
         scene[0, row : row + 960, col : col + 960] = level * np.sqrt(draw.gamma(4.4, 1 / 4.4, level.shape))
         scene[1] = 7
-        found = amplitude_percentiles(lambda w, scene=scene: scene[:, *w.slices], scene.shape[1:])
+        found = sample_percentiles(lambda w, scene=scene: scene[:, *w.slices], scene.shape[1:])
         assert found[0] == pytest.approx(np.nanpercentile(scene[0], 99), rel=0.01)
         assert found[1] == 7
 
@@ -119,15 +119,15 @@ def test_percentile_is_within_one_percent_where_a_small_part_is_valid() -> None:
 def test_a_scene_that_is_nearly_empty_is_searched_whole() -> None:
     scene = np.full((1, 9000, 4200), np.nan, np.float32)
     scene[0, 8888, 4000:4010] = np.arange(1, 11)
-    assert amplitude_percentiles(lambda w: scene[:, *w.slices], scene.shape[1:])[0] == pytest.approx(9.91)
+    assert sample_percentiles(lambda w: scene[:, *w.slices], scene.shape[1:])[0] == pytest.approx(9.91)
 
 
 def test_an_empty_polarisation_leaves_the_sample_of_the_others_as_it_is() -> None:
     scene = np.full((2, 9000, 4200), np.nan, np.float32)
     scene[0] = np.random.default_rng(1).rayleigh(1, scene.shape[1:])
     scene[1, 8888, 4000:4010] = np.arange(1, 11)
-    alone = amplitude_percentiles(lambda w: scene[:1, *w.slices], scene.shape[1:])
-    assert amplitude_percentiles(lambda w: scene[:, *w.slices], scene.shape[1:]) == (
+    alone = sample_percentiles(lambda w: scene[:1, *w.slices], scene.shape[1:])
+    assert sample_percentiles(lambda w: scene[:, *w.slices], scene.shape[1:]) == (
         *alone,
         pytest.approx(9.91),
     )
@@ -137,4 +137,4 @@ def test_an_empty_polarisation_leaves_the_sample_of_the_others_as_it_is() -> Non
 def test_empty_and_constant_zero_scenes_are_refused(value: float, word: str) -> None:
     scene = np.full((1, 50, 60), value, np.float32)
     with pytest.raises(RadiometryError, match=word):
-        amplitude_percentiles(lambda w: scene[:, *w.slices], (50, 60))
+        sample_percentiles(lambda w: scene[:, *w.slices], (50, 60))

@@ -11,7 +11,7 @@ from support.scene_fixtures import speckle, write_raster, write_safe
 from sar2eo.errors import PairsError
 from sar2eo.pairs.plan import find_candidates
 from sar2eo.scenes import open_scene
-from sar2eo.scenes.extent import SceneFootprint, scene_footprint, scene_valid
+from sar2eo.scenes.extent import SceneFootprint, read_footprint, read_validity
 from sar2eo.scenes.optical import open_eo_scene
 from sar2eo.scenes.sources import Source, expand_sources
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
@@ -96,10 +96,10 @@ def test_the_footprint_of_an_eo_scene_is_where_it_is_valid(tmp_path):
     valid[500:2500, 200:1500] = True
     valid[1000:1400, 600:1000] = False
     scene = write_eo(tmp_path / "eo.tif", valid, transform)
-    small = scene_valid(scene, longest=300)
+    small = read_validity(scene, longest=300)
     assert small.shape == (300, 200)
     np.testing.assert_array_equal(small, valid[5::10, 5::10])
-    found = scene_footprint(Source(scene.href), scene)
+    found = read_footprint(Source(scene.href), scene)
     to_pixels = open_eo_scene(scene.href, eo_range=(0, 3000)).grid
     from sar2eo.scenes.geolocation import AffineMapping
 
@@ -112,7 +112,7 @@ def test_the_footprint_of_an_eo_scene_is_where_it_is_valid(tmp_path):
 def test_a_footprint_across_the_antimeridian(tmp_path):
     transform = Affine(100.0, 0, 140_000.0, 0, -100.0, 100_000.0)
     scene = write_eo(tmp_path / "eo.tif", np.ones((300, 600), bool), transform, "EPSG:32601")
-    eo = scene_footprint(Source(scene.href), scene)
+    eo = read_footprint(Source(scene.href), scene)
     assert eo.area.geom_type == "MultiPolygon"
     assert eo.area.area < 0.2
     east, west = footprint((-180, 0, -179, 1), name="e"), footprint((179, 0, 180, 1), name="w")
@@ -136,7 +136,7 @@ def test_the_footprint_of_a_sar_scene_is_where_it_is_valid(tmp_path, kind):
             scene = scene.compute()
     full = np.isfinite(scene.values).all(axis=0)
     assert 0.05 < full.mean() < 0.999
-    small = scene_valid(scene, longest=100)
+    small = read_validity(scene, longest=100)
     rows, cols = (
         ((np.arange(n) + 0.5) * size / n).astype(int) for n, size in zip(small.shape, full.shape, strict=True)
     )
@@ -147,10 +147,10 @@ def test_the_footprint_of_a_sar_scene_is_where_it_is_valid(tmp_path, kind):
 def test_what_is_known_goes_before_what_the_scene_says(tmp_path):
     path = write_raster(tmp_path / "a.tif", speckle((20, 30)), names=["VV"], tags={"DATETIME": "2020-02-03"})
     scene = open_scene(path)
-    found = scene_footprint(Source(str(path)), scene)
+    found = read_footprint(Source(str(path)), scene)
     assert found.source.datetime == "2020-02-03T00:00:00Z"
     area = shapely.box(1, 2, 3, 4)
-    told = scene_footprint(Source(str(path), "2021-01-01T00:00:00Z", "P", None, area), scene)
+    told = read_footprint(Source(str(path), "2021-01-01T00:00:00Z", "P", None, area), scene)
     assert (told.source.datetime, told.source.platform, told.area) == ("2021-01-01T00:00:00Z", "P", area)
 
 
@@ -158,14 +158,14 @@ def test_a_scene_without_georeference_cannot_be_paired(tmp_path):
     path = write_raster(tmp_path / "a.tif", speckle((20, 30)), names=["VV"], crs=None, transform=None)
     scene = open_scene(path, allow_ungeoreferenced=True)
     with pytest.raises(PairsError, match="without a georeference"):
-        scene_footprint(Source(str(path)), scene)
+        read_footprint(Source(str(path)), scene)
 
 
 def test_a_simulated_pair_meets(tmp_path):
     files = write_pair(simulate_pair(SimulationSettings(size=256, seed=3)), tmp_path)
-    sar = [scene_footprint(s, open_scene(s.href)) for s in expand_sources([str(files["sar"])], "sar")]
+    sar = [read_footprint(s, open_scene(s.href)) for s in expand_sources([str(files["sar"])], "sar")]
     eo = [
-        scene_footprint(s, open_eo_scene(s, eo_range=(0, 3000)))
+        read_footprint(s, open_eo_scene(s, eo_range=(0, 3000)))
         for s in expand_sources([str(files["eo"])], "eo")
     ]
     (found,) = find_candidates(sar, eo, max_days=30)
@@ -179,8 +179,8 @@ def test_real_scenes_meet_as_they_should(real_data):
     eo = expand_sources([str(real_data / "scenes/*_eo.tif")], "eo")
     sar = expand_sources([str(real_data / "scenes/*_sar.tif")], "sar")
     found = find_candidates(
-        [scene_footprint(s, open_scene(s.href)) for s in sar],
-        [scene_footprint(s, open_eo_scene(s, eo_range=(0, 3000))) for s in eo],
+        [read_footprint(s, open_scene(s.href)) for s in sar],
+        [read_footprint(s, open_eo_scene(s, eo_range=(0, 3000))) for s in eo],
         max_days=40,
     )
     assert [(c.sar, c.eo) for c in found] == [(0, 0), (0, 1), (1, 1), (1, 0), (2, 2)]

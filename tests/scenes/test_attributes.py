@@ -10,7 +10,7 @@ from support.scene_fixtures import speckle, write_raster
 
 import sar2eo
 from sar2eo.geo.grid import Grid
-from sar2eo.scenes.lazy_array import attributes_of, to_attributes
+from sar2eo.scenes.lazy_array import decode_attributes, encode_attributes
 
 GRID = Grid.create("EPSG:32633", Affine(10.1, 0, 500_000.3, 0, -10.1, 5_000_000.7), (37, 53))
 
@@ -25,15 +25,15 @@ def test_values_come_back() -> None:
         "source": "{not JSON",
         "gain": 0.1,
     }
-    stored = to_attributes({**values, "datetime": None})
+    stored = encode_attributes({**values, "datetime": None})
     assert all(isinstance(value, str | int | float | tuple) for value in stored.values())
     assert not any(isinstance(value, bool) for value in stored.values())
-    assert attributes_of(xr.Dataset(attrs=stored)) == values
+    assert decode_attributes(xr.Dataset(attrs=stored)) == values
 
 
 def test_what_users_put_there_stays() -> None:
     attrs = {"grid": GRID, "settings": {"steps": 8}, "datetime": None, "terrain_corrected": None}
-    assert attributes_of(xr.DataArray(0, attrs=attrs)) == attrs
+    assert decode_attributes(xr.DataArray(0, attrs=attrs)) == attrs
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def test_scenes_and_results_are_written_as_netcdf(scene: xr.DataArray, tmp_path:
             for variable in whole.data_vars:
                 np.testing.assert_array_equal(again[variable].values, whole[variable].values)
             array = again["sar"] if name == "scene" else again
-            known = attributes_of(scene if name == "scene" else result)
-            kept = attributes_of(array)
+            known = decode_attributes(scene if name == "scene" else result)
+            kept = decode_attributes(array)
             grid = "scene_grid" if name == "scene" else "grid"
-            assert kept[grid] == known[grid] == attributes_of(scene)["scene_grid"]
+            assert kept[grid] == known[grid] == decode_attributes(scene)["scene_grid"]
             assert kept.get("settings") == known.get("settings")
             assert kept["quantity"] == "amplitude"
 

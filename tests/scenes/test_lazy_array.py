@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from support.scene_fixtures import NORTH_UP, speckle, windows_of, write_raster
 
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import SceneReader, gdal, open_scene, reader_of
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes import SceneReader, find_reader, gdal, open_scene
+from sar2eo.scenes.lazy_array import decode_attributes
 
 SHAPE = (1100, 1300)
 
@@ -37,7 +37,7 @@ def slices(size):
 
 
 def test_the_whole_scene_has_a_reader(scene):
-    reader, window = reader_of(scene)
+    reader, window = find_reader(scene)
     assert isinstance(reader, SceneReader)
     assert window == Window(0, 0, *SHAPE)
     assert (reader.shape, reader.ndim, reader.dtype) == ((2, *SHAPE), 3, np.float32)
@@ -50,7 +50,7 @@ def test_a_slice_of_a_slice_knows_where_it_lies(scene, rows, cols, more_rows, mo
     inner = part.isel(y=more_rows, x=more_cols)
     for each in (part, inner):
         if each.size:
-            reader, window = reader_of(each)
+            reader, window = find_reader(each)
             y, x = scene.y.values[window.slices[0]], scene.x.values[window.slices[1]]
             np.testing.assert_array_equal(each.y, y)
             np.testing.assert_array_equal(each.x, x)
@@ -65,14 +65,14 @@ def test_a_scenes_tasks_are_not_written_out_to_find_its_reader(path, part, monke
     monkeypatch.setattr(Blockwise, "_dict", written)
     rows, cols = (part.get(name, slice(0, size)) for name, size in zip("yx", SHAPE, strict=True))
     expected = Window(rows.start, cols.start, rows.stop - rows.start, cols.stop - cols.start)
-    assert reader_of(scene)[1] == expected
+    assert find_reader(scene)[1] == expected
 
 
 def test_selecting_by_coordinates_keeps_the_anchor(scene):
     left, top = NORTH_UP.c, NORTH_UP.f
     part = scene.sel(x=slice(left + 100, left + 300), y=slice(top - 500, top - 5100))
-    assert reader_of(part)[1] == Window(50, 10, 460, 20)
-    assert attributes_of(part)["scene_grid"] == attributes_of(scene)["scene_grid"]
+    assert find_reader(part)[1] == Window(50, 10, 460, 20)
+    assert decode_attributes(part)["scene_grid"] == decode_attributes(scene)["scene_grid"]
 
 
 def assigned(scene):
@@ -92,7 +92,7 @@ def assigned(scene):
 )
 def test_a_place_is_kept_on_chunk_borders_in_other_chunks_and_in_copies(scene, same):
     part = same(scene)
-    reader, window = reader_of(part)
+    reader, window = find_reader(part)
     np.testing.assert_array_equal(part.values, reader.read(window))
     np.testing.assert_array_equal(part.y, scene.y.values[window.slices[0]])
     np.testing.assert_array_equal(part.x, scene.x.values[window.slices[1]])
@@ -124,12 +124,12 @@ def test_a_place_is_kept_on_chunk_borders_in_other_chunks_and_in_copies(scene, s
     ],
 )
 def test_what_was_changed_has_no_reader(scene, changed):
-    assert reader_of(changed(scene)) is None
+    assert find_reader(changed(scene)) is None
 
 
 @given(windows_of(SHAPE))
 def test_reading_in_pieces_equals_reading_whole(scene, window):
-    reader, _ = reader_of(scene)
+    reader, _ = find_reader(scene)
     whole = scene.values
     rows, cols = window.slices
     assert reader.read(window).tobytes() == whole[:, rows, cols].tobytes()
@@ -137,7 +137,7 @@ def test_reading_in_pieces_equals_reading_whole(scene, window):
 
 @given(st.data())
 def test_indexing_a_reader_is_indexing_an_array(scene, data):
-    reader, _ = reader_of(scene)
+    reader, _ = find_reader(scene)
 
     def index(size):
         ends = st.integers(-size - 3, size + 3) | st.none()
@@ -154,11 +154,11 @@ def test_indexing_a_reader_is_indexing_an_array(scene, data):
 @pytest.mark.parametrize("key", [(0, 0, 0, 0), ([0, 1],), (0, SHAPE[0]), (None,)])
 def test_indices_that_are_not_basic_are_refused(scene, key):
     with pytest.raises(IndexError):
-        reader_of(scene)[0][key]
+        find_reader(scene)[0][key]
 
 
 def test_a_reader_survives_pickling_and_works_in_threads(scene):
-    reader, _ = reader_of(scene)
+    reader, _ = find_reader(scene)
     again = pickle.loads(pickle.dumps(reader))  # noqa: S301
     assert again.identity() == reader.identity()
     whole = scene.values
@@ -192,17 +192,17 @@ def test_names_follow_content(path, scene, tmp_path):
 
 
 def test_identity_samples_large_files_and_sees_a_change_within_the_sample(tmp_path):
-    from sar2eo.scenes.identity import file_identity
+    from sar2eo.scenes.identity import identify_file
 
     file = tmp_path / "large.bin"
     file.write_bytes(bytes(5_000_000))
     os.utime(file, ns=(0, 0))
-    first = file_identity(str(file))
+    first = identify_file(str(file))
     with file.open("r+b") as data:
         data.seek(4_999_000)
         data.write(b"x")
     os.utime(file, ns=(0, 0))
-    second = file_identity(str(file))
+    second = identify_file(str(file))
     assert {**first, "sha256": ""} == {**second, "sha256": ""}
     assert first["sha256"] != second["sha256"]
 

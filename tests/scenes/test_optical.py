@@ -12,7 +12,7 @@ from support.scene_fixtures import speckle, write_raster, write_safe, zip_safe
 
 from sar2eo.errors import PairsError, PairsWarning, SceneError
 from sar2eo.geo.grid import Grid
-from sar2eo.scenes.band_names import BandText, choose_rgb, cloud_rule, colour_of
+from sar2eo.scenes.band_names import BandText, choose_rgb, find_cloud_rule, find_colour
 from sar2eo.scenes.optical import open_eo_scene
 from sar2eo.scenes.sources import Source, expand_sources
 
@@ -241,7 +241,7 @@ def test_a_range_that_leaves_the_scene_black_is_refused(tmp_path):
     ],
 )  # fmt: skip
 def test_colours_by_name(text, colour):
-    assert colour_of(text) == colour
+    assert find_colour(text) == colour
 
 
 def test_bands_by_role_wavelength_and_number():
@@ -306,7 +306,7 @@ def test_clouds(tmp_path, name, values, cloudy):
     np.testing.assert_array_equal(patch.cloud, np.isin(told, cloudy))
     assert patch.cloud.dtype == np.bool_
     assert scene.facts()["cloud"].startswith(f"{name}: ")
-    assert cloud_rule(name) == scene.cloud.rule
+    assert find_cloud_rule(name) == scene.cloud.rule
 
 
 def test_a_scene_can_be_sent_to_another_process(tmp_path):

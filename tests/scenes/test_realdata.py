@@ -10,8 +10,8 @@ from rasterio.control import GroundControlPoint
 
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import describe_scene, open_scene, reader_of
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes import describe_scene, find_reader, open_scene
+from sar2eo.scenes.lazy_array import decode_attributes
 
 pytestmark = pytest.mark.realdata
 
@@ -60,9 +60,9 @@ def test_odd_file(real_data, name):
         if "minus99" in name:
             expected[expected == -99] = np.nan
         np.testing.assert_array_equal(scene.values, expected)
-        assert attributes_of(scene)["scene_grid"].affine == placed
+        assert decode_attributes(scene)["scene_grid"].affine == placed
     else:
-        assert attributes_of(scene)["scene_grid"].transform[0] == 2.5
+        assert decode_attributes(scene)["scene_grid"].transform[0] == 2.5
         valid = scene.values[np.isfinite(scene.values)]
         assert valid.size == pytest.approx(stored.size, rel=0.01)
         assert np.mean(valid.astype(float) ** 2) == pytest.approx(
@@ -87,7 +87,7 @@ def test_large_scenes(real_data, name, day, metres):
     assert said["ground_sample_distance_m"] == pytest.approx([metres, metres], abs=0.01)
     assert said["geolocation"] == "source grid"
     part = scene.isel(y=slice(3000, 3400), x=slice(2000, 2600))
-    reader, window = reader_of(part)
+    reader, window = find_reader(part)
     with rasterio.open(real_data / f"scenes/{name}_sar.tif") as file:
         stored = file.read(1, window=((3000, 3400), (2000, 2600))).astype("float32")
     np.testing.assert_array_equal(reader.read(window)[0], np.where(stored == 0, np.nan, stored))
@@ -121,8 +121,8 @@ def test_a_real_swath_is_placed_within_seconds_and_metres(swath):
     start = time.perf_counter()
     scene = open_scene(swath)
     assert time.perf_counter() - start < 5
-    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32632"
-    assert attributes_of(scene)["scene_grid"].transform[0] == 10
+    assert decode_attributes(scene)["scene_grid"].crs == "EPSG:32632"
+    assert decode_attributes(scene)["scene_grid"].transform[0] == 10
     assert 1 < scene.attrs["geolocation_rmse_m"] < 24
     rows, cols = scene.shape[1:]
     assert 16_685 < rows < 24_000
@@ -130,7 +130,7 @@ def test_a_real_swath_is_placed_within_seconds_and_metres(swath):
 
 
 def test_a_real_swath_read_in_pieces_equals_the_whole(swath):
-    reader, _ = reader_of(open_scene(swath))
+    reader, _ = find_reader(open_scene(swath))
     at_row, at_col = reader.mapping.ground(np.array([8700.0]), np.array([11800.0]))
     col, row = ~reader.grid.affine @ (at_row[0], at_col[0])
     whole_window = Window(int(row) - 350, int(col) - 420, 700, 840)

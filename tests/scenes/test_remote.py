@@ -5,7 +5,7 @@ from support.servers import PROXIES, serving
 
 from sar2eo.errors import SceneError
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import open_scene, reader_of
+from sar2eo.scenes import find_reader, open_scene
 from sar2eo.scenes.gdal import gdal_path, is_remote
 
 
@@ -25,7 +25,7 @@ def test_a_small_window_of_a_remote_file_needs_a_small_part_of_it(server, tmp_pa
     scene = open_scene(server.url("vv.tif") + "?token=secret")
     assert "secret" not in scene.attrs["source"]
     part = scene.isel(y=slice(700, 760), x=slice(900, 950))
-    reader, window = reader_of(part)
+    reader, window = find_reader(part)
     assert window == Window(700, 900, 60, 50)
     np.testing.assert_array_equal(reader.read(window)[0], values[700:760, 900:950])
     assert size > 4_000_000

@@ -14,7 +14,7 @@ from sar2eo.errors import (
 )
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes import describe_scene, open_scene, parse_source
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 
 
 def decibels(shape, seed=3):
@@ -30,7 +30,7 @@ def test_values_and_grid_are_those_of_the_file(tmp_path, dtype):
     assert scene.name == "sar"
     assert scene.dtype == np.float32
     assert scene.chunks is not None
-    assert attributes_of(scene)["scene_grid"] == Grid.create(UTM, NORTH_UP, (37, 53))
+    assert decode_attributes(scene)["scene_grid"] == Grid.create(UTM, NORTH_UP, (37, 53))
     assert scene.rio.crs == UTM
     assert scene.rio.transform() == NORTH_UP
     assert scene.band.values.tolist() == ["VV", "VH"]
@@ -428,7 +428,7 @@ def test_a_source_without_georeference_is_opened_only_on_request(tmp_path):
     with pytest.raises(GeoreferenceError, match="--allow-ungeoreferenced"):
         open_scene(path)
     scene = open_scene(path, allow_ungeoreferenced=True)
-    assert attributes_of(scene)["scene_grid"].crs is None
+    assert decode_attributes(scene)["scene_grid"].crs is None
     np.testing.assert_array_equal(scene.values[0], values)
     assert describe_scene(scene)["crs"] is None
     with pytest.raises(SettingsError, match="nothing to warp"):

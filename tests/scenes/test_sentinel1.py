@@ -8,9 +8,9 @@ from support.scene_fixtures import windows_of, write_safe, zip_safe
 
 from sar2eo.errors import GeoreferenceError, PolarisationError, SceneError, SettingsError
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import open_scene, reader_of
-from sar2eo.scenes.lazy_array import attributes_of
-from sar2eo.scenes.sentinel1 import CalibratedReader, CalibrationTable, open_safe
+from sar2eo.scenes import find_reader, open_scene
+from sar2eo.scenes.lazy_array import decode_attributes
+from sar2eo.scenes.sentinel1 import CalibratedReader, CalibrationTable, open_sentinel1
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def test_a_product_folder(product):
     assert scene.attrs["datetime"] == "2019-03-04T05:06:07Z"
     assert scene.attrs["platform"] == "Sentinel-1B"
     assert scene.attrs["orbit_direction"] == "descending"
-    assert attributes_of(scene)["terrain_corrected"] is False
+    assert decode_attributes(scene)["terrain_corrected"] is False
     assert scene.attrs["geolocation"] == "warped from 42 ground control points"
-    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32633"
-    source = reader_of(scene)[0].source
+    assert decode_attributes(scene)["scene_grid"].crs == "EPSG:32633"
+    source = find_reader(scene)[0].source
     expected = np.stack([numbers["VV"], numbers["VH"]]).astype("float32")
     expected[expected == 0] = np.nan
     np.testing.assert_array_equal(source.read(Window(0, 0, 60, 80)), expected)
@@ -43,7 +43,7 @@ def test_a_zip_holds_the_same_scene(product, tmp_path, top, backslashes):
     folder, _ = product
     archive = zip_safe(folder, tmp_path / "any name.zip", top=top, backslashes=backslashes)
     zipped, plain = open_scene(archive, calibrate="sigma0"), open_scene(folder, calibrate="sigma0")
-    assert attributes_of(zipped)["scene_grid"] == attributes_of(plain)["scene_grid"]
+    assert decode_attributes(zipped)["scene_grid"] == decode_attributes(plain)["scene_grid"]
     np.testing.assert_array_equal(zipped.values, plain.values)
     assert zipped.data.name == open_scene(archive, calibrate="sigma0").data.name
 
@@ -69,7 +69,7 @@ def test_the_manifest_stands_for_its_folder(product):
 
 def test_polarisations_are_chosen_in_order(product):
     folder, numbers = product
-    source = reader_of(open_scene(folder, polarisations="VH,VV"))[0].source
+    source = find_reader(open_scene(folder, polarisations="VH,VV"))[0].source
     np.testing.assert_array_equal(source.read(Window(9, 9, 5, 5))[0], numbers["VH"][9:14, 9:14])
     with pytest.raises(PolarisationError, match="has VV, VH"):
         open_scene(folder, polarisations="HH")
@@ -85,7 +85,7 @@ def test_calibration_divides_by_the_table(tmp_path, calibrate, tag):
     folder, numbers = write_safe(tmp_path, tag=tag)
     scene = open_scene(folder, calibrate=calibrate)
     assert (scene.attrs["quantity"], scene.attrs["calibration"]) == ("amplitude", calibrate)
-    reader = reader_of(scene)[0].source
+    reader = find_reader(scene)[0].source
     found = reader.read(Window(0, 0, 60, 80))
     row, col = np.mgrid[:60, :80]
     expected = numbers["VV"] / (100.0 + col + 2 * row)  # A of the fixture, at every pixel
@@ -115,7 +115,7 @@ def test_one_vector_is_enough():
 
 @given(windows_of((60, 80)))
 def test_calibrated_pieces_equal_the_whole(product, window):
-    safe = open_safe(product[0], calibrate="sigma0")
+    safe = open_sentinel1(product[0], calibrate="sigma0")
     assert isinstance(safe.reader, CalibratedReader)
     whole = safe.reader.read(Window(0, 0, 60, 80))
     rows, cols = window.slices

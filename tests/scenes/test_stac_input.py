@@ -5,7 +5,7 @@ from support.stac_items import TIFF, write_item
 
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.scenes import open_scene
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_quantity_nodata_and_calibration_of_the_item(files):
     vv = {"href": "data/c.tif", "type": TIFF, "roles": ["data"], "raster:bands": bands}
     scene = open_scene(write_item(files, {"vv": vv}, **{"sar:product_type": "RTC"}))
     assert (scene.attrs["quantity"], scene.attrs["calibration"]) == ("db", "rtc")
-    assert attributes_of(scene)["terrain_corrected"] is True
+    assert decode_attributes(scene)["terrain_corrected"] is True
     assert np.isnan(scene.values[0, 0, 0])
     assert np.isfinite(scene.values).sum() == values.size - 1
 

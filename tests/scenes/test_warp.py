@@ -12,9 +12,9 @@ from support.scene_fixtures import UTM, curved_control, speckle, windows_of, wri
 
 from sar2eo.errors import GeolocationWarning, GeoreferenceError
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import open_scene, reader_of
-from sar2eo.scenes.geolocation import ThinPlateSpline, local_crs
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes import find_reader, open_scene
+from sar2eo.scenes.geolocation import ThinPlateSpline, choose_local_crs
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.raster import RasterReader
 
 ROTATED = Affine(8.0, 6.0, 500_000.0, 6.0, -8.0, 5_000_000.0)  # 10 m pixels, turned
@@ -23,7 +23,7 @@ GEOGRAPHIC = Affine(1e-4, 0.0, 14.9, 0.0, -1e-4, 45.1)
 
 def opened(path):
     scene = open_scene(path)
-    return scene, reader_of(scene)[0]
+    return scene, find_reader(scene)[0]
 
 
 # Reading in pieces -------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def warped(tmp_path_factory):
     found = {}
     for kind, path in _sources(tmp_path_factory.mktemp("warped")):
         for factor, scene in (("", open_scene(path)), ("/coarse", open_scene(path, resolution=27.0))):
-            reader = reader_of(scene)[0]
+            reader = find_reader(scene)[0]
             found[kind + factor] = reader, reader.read(reader.grid.window)
     return found
 
@@ -138,7 +138,7 @@ def test_a_rotated_image_lies_where_it_should(tmp_path):
     x, y = ROTATED @ (col, row)
     values = _analytic(x - 500_000, y - 5_000_000).astype("float32")
     scene = open_scene(write_raster(tmp_path / "vv.tif", values, transform=ROTATED), quantity="amplitude")
-    grid = attributes_of(scene)["scene_grid"]
+    grid = decode_attributes(scene)["scene_grid"]
     assert grid.north_up
     assert grid.crs == UTM
     assert grid.transform[0] == 10.0
@@ -157,13 +157,13 @@ def test_a_geographic_image_lies_where_it_should(tmp_path):
     path = write_raster(tmp_path / "vv.tif", values, transform=GEOGRAPHIC, crs="EPSG:4326")
     scene = open_scene(path, quantity="amplitude")
     # 7.87 m by 11.1 m on the ground: squares of the same area.
-    assert attributes_of(scene)["scene_grid"].transform[0] == pytest.approx(9.35, abs=0.1)
+    assert decode_attributes(scene)["scene_grid"].transform[0] == pytest.approx(9.35, abs=0.1)
     inside, anywhere = _misplaced(scene)
     assert inside < 0.15
     assert anywhere < 5
     kept = open_scene(path, quantity="amplitude", crs="source")
     np.testing.assert_array_equal(kept.values[0], values)
-    assert attributes_of(kept)["scene_grid"].crs == "EPSG:4326"
+    assert decode_attributes(kept)["scene_grid"].crs == "EPSG:4326"
 
 
 def test_control_points_place_an_image(tmp_path):
@@ -173,15 +173,15 @@ def test_control_points_place_an_image(tmp_path):
     )
     place = Transformer.from_crs("EPSG:4326", "EPSG:32633", always_xy=True)
     scene = open_scene(path, quantity="amplitude")
-    reader, _ = reader_of(scene)
+    reader, _ = find_reader(scene)
     x, y = place.transform([p[2] for p in control], [p[3] for p in control])
     rows, cols = reader.mapping.pixels(np.array(x), np.array(y))
     np.testing.assert_allclose(rows, [p[0] for p in control], atol=1e-6)
     np.testing.assert_allclose(cols, [p[1] for p in control], atol=1e-6)
-    assert attributes_of(scene)["terrain_corrected"] is False
+    assert decode_attributes(scene)["terrain_corrected"] is False
     assert scene.attrs["geolocation"] == "warped from 99 ground control points"
     assert 0 < scene.attrs["geolocation_rmse_m"] < 5
-    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32633"
+    assert decode_attributes(scene)["scene_grid"].crs == "EPSG:32633"
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -206,7 +206,7 @@ def test_a_south_up_grid_is_turned_without_changing_a_value(tmp_path, quantity):
     values = values * np.float32(0.03 if quantity == "db" else 1)
     south_up = Affine(10.5, 0.0, 500_003.0, 0.0, 10.5, 4_999_001.0)
     scene = open_scene(write_raster(tmp_path / "vv.tif", values, transform=south_up), quantity=quantity)
-    assert attributes_of(scene)["scene_grid"].transform == (
+    assert decode_attributes(scene)["scene_grid"].transform == (
         10.5,
         0.0,
         500_003.0,
@@ -236,8 +236,8 @@ def test_the_same_crs_and_pixel_size_change_nothing(tmp_path):
 def test_another_crs_is_warped_to(tmp_path):
     path = write_raster(tmp_path / "vv.tif", speckle((40, 50)))
     scene = open_scene(path, crs="EPSG:3395", resolution=20)
-    assert attributes_of(scene)["scene_grid"].crs == "EPSG:3395"
-    assert attributes_of(scene)["scene_grid"].transform[0] == 20
+    assert decode_attributes(scene)["scene_grid"].crs == "EPSG:3395"
+    assert decode_attributes(scene)["scene_grid"].transform[0] == 20
     assert np.isfinite(scene.values).mean() > 0.8
     assert np.nanmean(scene.values**2) == pytest.approx(
         np.mean(speckle((40, 50)).astype(float) ** 2), rel=0.05
@@ -303,7 +303,7 @@ def test_nodata_neither_bleeds_nor_grows(tmp_path):
     ],
 )  # fmt: skip
 def test_zone(lon, lat, crs):
-    assert local_crs(lon, lat) == crs
+    assert choose_local_crs(lon, lat) == crs
 
 
 @pytest.mark.parametrize(("lon", "lat"), [(179.99, 10.0), (-60.0, 85.0), (100.0, -84.0)])
@@ -311,7 +311,7 @@ def test_control_points_across_the_antimeridian_and_at_the_poles(tmp_path, lon, 
     control = curved_control(300, 400, lon=lon, lat=lat)
     path = write_raster(tmp_path / "vv.tif", speckle((300, 400)), crs=None, transform=None, gcps=control)
     scene = open_scene(path)
-    rows, cols = attributes_of(scene)["scene_grid"].shape
+    rows, cols = decode_attributes(scene)["scene_grid"].shape
     assert rows * cols < 8 * 300 * 400
     assert np.isfinite(scene.values).sum() > 50_000
 
@@ -320,7 +320,7 @@ def test_a_geographic_grid_across_the_antimeridian(tmp_path):
     values = speckle((200, 300))
     across = Affine(1e-4, 0.0, 179.985, 0.0, -1e-4, 10.0)
     scene = open_scene(write_raster(tmp_path / "vv.tif", values, crs="EPSG:4326", transform=across))
-    assert attributes_of(scene)["scene_grid"].crs == "EPSG:32601"
+    assert decode_attributes(scene)["scene_grid"].crs == "EPSG:32601"
     assert np.isfinite(scene.values).mean() > 0.97
     back = open_scene(tmp_path / "vv.tif", crs="EPSG:3832")  # Mercator around the Pacific
     assert np.isfinite(back.values).mean() > 0.97
@@ -409,5 +409,5 @@ def test_what_is_averaged_does_not_hang_on_a_hair(tmp_path, pixel, factor):
     """A scene of "10 m" measures 10.07 m here and 10.13 m there: at 20 m all of its looks are wanted."""
     transform = Affine(pixel, 0, 500_000, 0, -pixel, 5_000_000)
     path = write_raster(tmp_path / "vv.tif", speckle((300, 300)), transform=transform)
-    reader, _ = reader_of(open_scene(path, crs="EPSG:32634", resolution=20))
+    reader, _ = find_reader(open_scene(path, crs="EPSG:32634", resolution=20))
     assert reader.factors == (factor, factor)

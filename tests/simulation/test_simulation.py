@@ -21,15 +21,12 @@ from sar2eo.simulation import (
     ObjectState,
     SimulationSettings,
     simulate_pair,
-    simulate_scene,
     write_pair,
-    write_scene,
 )
+from sar2eo.simulation.fields import MARGIN, resize, smoothstep, spectral_noise, stream
 from sar2eo.simulation.landscape import make_landscape
 from sar2eo.simulation.objects import CHANGE_DB, CROPS, plant_objects
-from sar2eo.simulation.radar import INCIDENCE, LOOKS, look_weights, project_to_range
-from sar2eo.simulation.settings import MARGIN
-from sar2eo.simulation.spectral import resized, smoothstep, spectral_noise, stream
+from sar2eo.simulation.sensors import INCIDENCE, LOOKS, look_weights, project_to_range
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +46,6 @@ def pair():
         ({"seed": -1}, SettingsError, "seed=-1"),
         ({"shift": (0.0, 40.0)}, SettingsError, "at most 32"),
         ({"shift": (float("nan"), 0.0)}, SettingsError, "shift"),
-        ({"gsd_m": 0.5}, SettingsError, "gsd_m=0.5"),
         ({"polarisations": ("XX",)}, PolarisationError, "HH, HV, VH, VV"),
         ({"polarisations": ("VH", "VH")}, PolarisationError, "each once"),
         ({"polarisations": ()}, PolarisationError, "polarisations"),
@@ -74,16 +70,9 @@ def test_the_same_seed_gives_the_same_pair_and_another_does_not(pair):
     assert (other.land_cover != pair.land_cover).mean() > 0.3
 
 
-def test_the_scene_alone_has_the_pixels_of_the_pair(pair):
-    scene = simulate_scene(pair.settings)
-    np.testing.assert_array_equal(scene.sar, pair.sar)
-    np.testing.assert_array_equal(scene.sar_valid, pair.sar_valid)
-    assert scene.grid == pair.grid
-
-
 def test_a_polarisation_does_not_depend_on_which_others_are_asked_for():
-    both = simulate_scene(SimulationSettings(size=128, polarisations=("VV", "VH")))
-    one = simulate_scene(SimulationSettings(size=128, polarisations=("VH",)))
+    both = simulate_pair(SimulationSettings(size=128, polarisations=("VV", "VH")))
+    one = simulate_pair(SimulationSettings(size=128, polarisations=("VH",)))
     np.testing.assert_array_equal(both.sar[1], one.sar[0])
     assert np.median(both.backscatter[0]) > 1.8 * np.median(
         both.backscatter[1]
@@ -94,11 +83,10 @@ def test_a_polarisation_does_not_depend_on_which_others_are_asked_for():
 @given(
     st.tuples(st.integers(64, 160), st.integers(64, 160)),
     st.integers(0, 10_000),
-    st.sampled_from([2.5, 10.0, 40.0]),
     st.booleans(),
 )
-def test_every_seed_and_shape_makes_a_sound_pair(size, seed, gsd_m, nodata_edges):
-    pair = simulate_pair(SimulationSettings(size=size, seed=seed, gsd_m=gsd_m, nodata_edges=nodata_edges))
+def test_every_seed_and_shape_makes_a_sound_pair(size, seed, nodata_edges):
+    pair = simulate_pair(SimulationSettings(size=size, seed=seed, nodata_edges=nodata_edges))
     assert pair.sar.shape == (1, *size)
     assert pair.sar.dtype == np.float32
     assert pair.eo.shape == (3, *size)
@@ -109,7 +97,7 @@ def test_every_seed_and_shape_makes_a_sound_pair(size, seed, gsd_m, nodata_edges
     assert set(np.unique(pair.land_cover)) <= set(LandCover)
     assert pair.grid.shape == size
     assert pair.grid.crs == "EPSG:32611"
-    assert pair.grid.ground_sample_distance_m() == pytest.approx((gsd_m, gsd_m), rel=1e-3)
+    assert pair.grid.ground_sample_distance_m() == pytest.approx((10, 10), rel=1e-3)
 
 
 # Truth
@@ -196,7 +184,7 @@ def test_changed_fields_and_only_those_have_another_crop_at_each_date():
     landscape = make_landscape(setting)
     valid = np.zeros(setting.canvas, dtype=bool)
     valid[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
-    objects = plant_objects(setting, landscape, valid)
+    objects = plant_objects(landscape, valid)
     parcels = landscape.parcels.label
     differ = objects.crop_sar != objects.crop_eo
     changed = objects.mask(ObjectKind.FIELD, ObjectState.CHANGED)
@@ -264,8 +252,8 @@ def _measured_shift(moved, still):
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (2.5, -1.25), (-0.4, 0.7), (-11.0, 6.3)])
 def test_the_planted_shift_is_found_in_the_backscatter(shift):
-    still = simulate_scene(SimulationSettings(size=256, seed=3))
-    moved = simulate_scene(SimulationSettings(size=256, seed=3, shift=shift))
+    still = simulate_pair(SimulationSettings(size=256, seed=3))
+    moved = simulate_pair(SimulationSettings(size=256, seed=3, shift=shift))
     assert _measured_shift(moved.backscatter[0], still.backscatter[0]) == pytest.approx(shift, abs=0.12)
 
 
@@ -345,7 +333,7 @@ def test_streams_of_two_names_are_different_and_of_one_name_equal():
 
 def test_resizing_keeps_straight_lines_straight():
     coarse = np.add.outer(np.arange(12), 2 * np.arange(15)).astype(np.float32)
-    fine = resized(coarse, (40, 50), 4)
+    fine = resize(coarse, (40, 50), 4)
     expected = np.add.outer(np.arange(40), 2 * np.arange(50)) / 4
     np.testing.assert_allclose(fine[4:, 4:], expected[4:, 4:], rtol=1e-5)
 
@@ -403,8 +391,8 @@ def test_written_eo_and_truth_read_back(pair, tmp_path):
 
 
 def test_every_polarisation_is_a_described_band(tmp_path):
-    scene = simulate_scene(SimulationSettings(size=(64, 96), polarisations=("VV", "VH")))
-    with rasterio.open(write_scene(scene, tmp_path / "scene.tif")) as dataset:
+    pair = simulate_pair(SimulationSettings(size=(64, 96), polarisations=("VV", "VH")))
+    with rasterio.open(write_pair(pair, tmp_path)["sar"]) as dataset:
         assert dataset.descriptions == ("VV", "VH")
         assert dataset.shape == (64, 96)
         assert dataset.tags()["POLARIZATION"] == "VV VH"

@@ -16,8 +16,8 @@ from support.stac_items import TIFF, write_item
 from sar2eo.cli import cli
 from sar2eo.errors import SceneError
 from sar2eo.geo.windows import Window
-from sar2eo.scenes import gdal, open_scene, reader_of
-from sar2eo.scenes.identity import file_identity
+from sar2eo.scenes import find_reader, gdal, open_scene
+from sar2eo.scenes.identity import identify_file
 from sar2eo.store import http
 
 SMALL = ("--model", "identity", "--tile", "256", "--overlap", "32", "--scaling-from", "500", "--pol", "VH")
@@ -60,7 +60,7 @@ def beginning(request: Request) -> bool:
 
 
 def whole(scene) -> np.ndarray:
-    return reader_of(scene)[0].read(Window(0, 0, *scene.shape[1:]))[0]
+    return find_reader(scene)[0].read(Window(0, 0, *scene.shape[1:]))[0]
 
 
 def test_a_window_takes_a_small_part_and_few_requests(server: RangeServer, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_what_passes_is_waited_for(server: RangeServer, fault: dict, where, comp
 def test_the_first_request_is_repeated_too(server: RangeServer, fault: dict) -> None:
     write_raster(server.folder / "a_vv.tif", speckle((20, 30)))
     server.faults.append(Fault(times=2, **fault))
-    assert file_identity(gdal.gdal_path(server.url("a_vv.tif")))["etag"]
+    assert identify_file(gdal.gdal_path(server.url("a_vv.tif")))["etag"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
@@ -223,7 +223,7 @@ def test_a_file_is_known_by_what_the_server_says_of_it(
 ) -> None:
     server.tagged, server.dated = tagged, dated
     (server.folder / "a.tif").write_bytes(b"a" * 300_000)
-    found = file_identity(gdal.gdal_path(server.url("a.tif?key=secret")))
+    found = identify_file(gdal.gdal_path(server.url("a.tif?key=secret")))
     assert found == {"href": server.url("a.tif"), "bytes": 300_000, key: found[key]}
     assert len(server.requests) == 1
     assert server.sent <= 1
@@ -233,13 +233,13 @@ def test_a_file_of_which_the_server_says_nothing_is_known_by_its_beginning(serve
     server.tagged = False
     (server.folder / "a.tif").write_bytes(b"a" * 300_000)
     path = gdal.gdal_path(server.url("a.tif"))
-    first = file_identity(path)
+    first = identify_file(path)
     assert len(server.requests) == 2
     assert server.sent <= 2**17
     (server.folder / "a.tif").write_bytes(b"b" * 300_000)
-    assert first != file_identity(path)
+    assert first != identify_file(path)
     (server.folder / "a.tif").write_bytes(b"")
-    assert file_identity(path)["bytes"] == 0
+    assert identify_file(path)["bytes"] == 0
 
 
 def test_a_file_that_changed_between_two_runs_is_noticed(server: RangeServer, tmp_path: Path) -> None:

@@ -459,7 +459,7 @@ SCENES: list[Scene] = [
     refused(
         "NaN everywhere, of which quantity",
         tiff(EMPTY.astype("float32")),
-        "no valid pixel found to tell the quantity",
+        "no valid pixel found to determine the quantity",
     ),
     Scene(
         "NaN, infinity and what float32 cannot hold, here and there",
@@ -636,17 +636,17 @@ SCENES: list[Scene] = [
     refused("assets in a list", catalogue(item(assets=[])), "not a STAC item"),
     refused("an href that is a number", catalogue(item({"href": 5})), "STAC"),
     refused(
-        "polarisations that are a number", catalogue(item({"sar:polarizations": 5})), "holds another type"
+        "polarisations that are a number", catalogue(item({"sar:polarizations": 5})), "is of the wrong type"
     ),
     refused(
         "a nodata value in words",
         catalogue(item({"raster:bands": [{"nodata": "none"}]})),
-        "holds another type",
+        "is of the wrong type",
     ),
     refused(
         "a platform that is a number",
         catalogue(item(properties={"datetime": "2024-05-06T07:08:09Z", "platform": 5})),
-        "holds another type",
+        "is of the wrong type",
     ),
     refused("two files of other sizes", two_files({"values": pixels(20, 31)}), "not on one grid"),
     refused("one file of two missing", two_files({}, "VV=a.tif,VH=c.tif"), "GDAL cannot open|no such file"),

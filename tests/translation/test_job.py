@@ -19,7 +19,7 @@ from sar2eo.cli import cli
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.model.card import Card
 from sar2eo.model.spec import resolve_model
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import TranslateRecipe
 from sar2eo.translation import graph
 from sar2eo.translation.dataset import _choose
@@ -66,7 +66,7 @@ def parts(dataset: xr.Dataset) -> dict[str, xr.Dataset]:
     from shapely import box
 
     corner = {"y": slice(0, 60), "x": slice(0, 60)}
-    grid = attributes_of(dataset)["grid"]
+    grid = decode_attributes(dataset)["grid"]
     area = box(grid.bounds[0], grid.bounds[3] - 600, grid.bounds[0] + 600, grid.bounds[3])
     return {
         "whole": dataset,

@@ -14,7 +14,7 @@ from support.scenes import CRS, TRANSFORM, amplitude, write_scene
 import sar2eo
 from sar2eo.errors import SettingsError
 from sar2eo.geo.grid import Grid
-from sar2eo.scenes.lazy_array import attributes_of
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import RegionSettings
 from sar2eo.translation.region import cut, read_area
 
@@ -159,7 +159,7 @@ def test_polygons_beside_the_scene_are_told_and_those_of_other_scenes_add_nothin
     geopandas.GeoDataFrame(geometry=[west, east], crs=CRS).to_file(tmp_path / "beside.gpkg")
     geopandas.GeoDataFrame(geometry=[west, inside, east], crs=CRS).to_file(tmp_path / "sites.gpkg")
     scene = sar2eo.open_scene(source)
-    grid = attributes_of(scene)["scene_grid"]
+    grid = decode_attributes(scene)["scene_grid"]
     with pytest.raises(SettingsError, match="none of its polygons touches the scene"):
         cut(scene, grid, RegionSettings(aoi=str(tmp_path / "beside.gpkg")))
     part, area = cut(scene, grid, RegionSettings(aoi=str(tmp_path / "sites.gpkg")))
@@ -169,7 +169,7 @@ def test_polygons_beside_the_scene_are_told_and_those_of_other_scenes_add_nothin
 
 def test_a_polygon_that_only_touches_the_scene_adds_no_pixel(tmp_path: Path) -> None:
     scene = sar2eo.open_scene(write_scene(tmp_path / "scene_vv.tif", amplitude((128, 128), 3)))
-    grid = attributes_of(scene)["scene_grid"]
+    grid = decode_attributes(scene)["scene_grid"]
     west, _, _, north = grid.bounds
     inside = shapely.box(west + 200, north - 500, west + 500, north - 200)
     beside = shapely.box(west - 900, north - 1000, west, north - 100)
