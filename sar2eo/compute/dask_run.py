@@ -91,7 +91,7 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: boo
                 reasons.append(WorkerLostError(", ".join(sorted(there - now))))
             there.update(now)
             if reasons:
-                # Not cancelled: the scheduler fails to cancel gates, whose values nobody holds.
+                # Not cancelled: the scheduler fails to cancel gates, whose values are not held.
                 for future in futures:
                     future.release()
                 return
@@ -170,7 +170,7 @@ def report_progress(progress: Progress | None, counts: Mapping[str, float]) -> I
 
 
 def active_client() -> Any:
-    """Return the client that Dask would use now, without importing distributed where nobody did."""
+    """Return the client that Dask would use now; distributed is not imported for it."""
     if "distributed" not in sys.modules:
         return None
     client = getattr(get_scheduler(cls=da.Array), "__self__", None)

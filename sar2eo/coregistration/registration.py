@@ -150,7 +150,7 @@ def coregister(
     reset_telemetry()
     fingerprint = _fingerprint(pair, scene, settings, finder)
     with _open_journal(target, fingerprint, overwrite=overwrite) as journal:
-        # Again, now that nobody else writes here: another run may just have ended.
+        # Again, under the lock: another run may just have ended.
         _check_targets(target, report_path, overwrite=overwrite)
         results = TaskResults(journal.blocks / "parts")
         ties = measure_ties(pair, cells, settings, finder, results, progress)

@@ -44,7 +44,7 @@ __all__ = [
 FloatArray = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
 
-# Of one task.
+# Tie points of one task.
 _RUN_TIES = 4
 
 

@@ -244,8 +244,8 @@ def build_pairs(
 ) -> GeoDataFrame:
     """Cut SAR and EO scenes into paired chips, split by place for training.
 
-    The work runs on Dask's scheduler in force. The same call goes on where a stopped one was, and returns
-    what is there when all is done.
+    The work runs on Dask's active scheduler. The same call goes on where a stopped one was, and returns the
+    finished pairs when all is done.
 
     Parameters
     ----------
