@@ -107,7 +107,7 @@ def build_all(recipe: PairsRecipe, *, workers: int, scheduler: str | None, dry_r
 
     context = click.get_current_context()
     given = {"settings": recipe.settings, "scene": recipe.scene, "matcher": recipe.matcher}
-    with cluster.running(workers=workers, scheduler=scheduler):
+    with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if scheduler is not None:
             paths = [Path(text).absolute() for text in (*recipe.sar, *recipe.eo)]
             seen = [path for path in paths if path.exists()]

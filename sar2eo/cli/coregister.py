@@ -85,7 +85,7 @@ def coregister_all(recipe: CoregisterRecipe, *, workers: int, scheduler: str | N
     from sar2eo.coregistration.registration import coregister
     from sar2eo.translation.job import is_there
 
-    with cluster.running(workers=workers, scheduler=scheduler):
+    with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if scheduler is not None:
             named = [recipe.reference, recipe.moving]
             named += [] if recipe.settings.model is None else [recipe.settings.model]

@@ -116,7 +116,7 @@ def translate_all(recipe: TranslateRecipe, *, workers: int, scheduler: str | Non
 
     context = click.get_current_context()
     single = single_job(recipe) is not None
-    with cluster.running(workers=workers, scheduler=scheduler):
+    with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if recipe.settings.threads is None:
             threads = cluster.threads_per_worker(workers, scheduler)
             recipe = dataclasses.replace(

@@ -17,7 +17,7 @@ from typing import Any
 from sar2eo.compute.device import resolve_device
 from sar2eo.errors import ClusterError, SettingsError
 
-__all__ = ["available_cores", "check_workers", "running", "threads_per_worker"]
+__all__ = ["available_cores", "check_workers", "connect_cluster", "threads_per_worker"]
 
 # Beside the one thread that is inside the model, others read ahead and write behind.
 _THREADS_PER_WORKER = 3
@@ -52,7 +52,7 @@ def threads_per_worker(workers: int, scheduler: str | None = None) -> int:
 
 
 @contextmanager
-def running(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]:
+def connect_cluster(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]:
     """Start workers, or join a cluster, and make it Dask's active scheduler while the block runs.
 
     Parameters

@@ -22,14 +22,14 @@ from sar2eo.coregistration.moved_scene import (
     read_layout,
     write_moved,
 )
-from sar2eo.coregistration.scene_pair import ScenePair, check_fit, open_pair, tie_cells
+from sar2eo.coregistration.scene_pair import ScenePair, check_fit, open_pair, place_templates
 from sar2eo.coregistration.tie_points import (
     Finder,
     create_finder,
     draw_ties,
     encode_geojson,
+    list_ties,
     measure_ties,
-    tie_rows,
     versions,
 )
 from sar2eo.coregistration.transforms import LEAST, Evidence, MovingTransform, weigh
@@ -133,7 +133,7 @@ def coregister(
     if settings.matcher is not None:
         check_fit(pair, folder_of(settings.matcher)[1], force=settings.force)
     needed = needed_bytes(read_layout(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
-    cells = tie_cells(pair, settings.grid, settings.points)
+    cells = place_templates(pair, settings.grid, settings.points)
     facts = {**_describe_request(pair, settings, finder, len(cells)), "disk_bytes": needed}
     if len(cells) < LEAST[settings.transform]:
         refusal = (
@@ -283,7 +283,7 @@ def _describe_evidence(
         "transform": None if transform is None else transform.facts(),
         "pixel_m": [round(down, 4), round(across, 4)],
         "quality": evidence.quality(size),
-        "points": tie_rows(ties, evidence, size),
+        "points": list_ties(ties, evidence, size),
     }
 
 

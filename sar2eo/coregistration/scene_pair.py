@@ -37,7 +37,15 @@ from sar2eo.scenes.stac_input import is_stac
 from sar2eo.scenes.warp import read_onto
 from sar2eo.settings import PairsSettings, SceneSettings
 
-__all__ = ["RadarView", "ScenePair", "check_fit", "choose_bands", "open_pair", "read_optical", "tie_cells"]
+__all__ = [
+    "RadarView",
+    "ScenePair",
+    "check_fit",
+    "choose_bands",
+    "open_pair",
+    "place_templates",
+    "read_optical",
+]
 
 FloatArray = npt.NDArray[np.float32]
 Scene = SarScene | EoScene
@@ -191,7 +199,7 @@ def _exists(href: str) -> bool:
     return gdal_path(href).startswith("/vsi") or Path(href.partition("#")[0]).exists()
 
 
-def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
+def place_templates(pair: ScenePair, side: int, most: int) -> list[Cell]:
     """Lay a lattice of templates over the overlap: those of which about half may be valid.
 
     Parameters

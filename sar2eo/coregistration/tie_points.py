@@ -9,7 +9,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,8 @@ __all__ = [
     "create_finder",
     "draw_ties",
     "encode_geojson",
+    "list_ties",
     "measure_ties",
-    "tie_rows",
     "versions",
 ]
 
@@ -46,28 +46,6 @@ Points = npt.NDArray[np.float64]
 
 # Tie points of one task.
 _RUN_TIES = 4
-
-
-class Finder(Protocol):
-    """Finds templates in search images, which are larger by the radius on every side."""
-
-    @property
-    def side(self) -> int:
-        """Side of a template, in pixels."""
-        ...
-
-    @property
-    def radius(self) -> int:
-        """Largest shift along either axis, in pixels."""
-        ...
-
-    def find(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
-        """Find a template (row, col, 3) in a search image (polarisation, row, col)."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """Return what decides on sure tie points, as JSON values."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -79,14 +57,14 @@ class ClassicalFinder:
     radius: int
 
     def find(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
-        """See `Finder`; polarisations count alike."""
+        """Find a template (row, col, 3) in a search image (polarisation, row, col), whose mean is taken."""
         found = match(sar.mean(axis=0), eo, method=self.method, radius_px=self.radius)
         rows, cols = found.rows - self.radius, found.cols - self.radius
         inside = max(abs(rows), abs(cols)) <= self.radius - 1
         return LocalShift(rows, cols, found.score, inside and StructuralAligner().carries(found, self.method))
 
     def facts(self) -> dict[str, Any]:
-        """See `Finder`."""
+        """Return what decides on sure tie points, as JSON values."""
         limits = StructuralAligner()
         least = limits.min_score if self.method == "structure" else None
         return {"score_at_least": least, "peak_over_rival_at_least": limits.min_ratio}
@@ -104,7 +82,7 @@ class LearnedFinder:
     sha256: str
 
     def find(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
-        """See `Finder`."""
+        """Find a template (row, col, 3) in a search image (polarisation, row, col)."""
         how = self.settings
         return find_learned(
             sar,
@@ -117,8 +95,12 @@ class LearnedFinder:
         )
 
     def facts(self) -> dict[str, Any]:
-        """See `Finder`."""
+        """Return what decides on sure tie points, as JSON values."""
         return {"score_at_least": self.threshold, "model_sha256": self.sha256}
+
+
+Finder = ClassicalFinder | LearnedFinder
+"""Finds templates of `side` pixels in search images that are larger by `radius` on every side."""
 
 
 def create_finder(settings: CoregisterSettings) -> Finder:
@@ -154,7 +136,7 @@ def measure_ties(
     Parameters
     ----------
     cells : sequence of Cell
-        Templates on the reference's grid, from `sar2eo.coregistration.scene_pair.tie_cells`.
+        Templates on the reference's grid, from `sar2eo.coregistration.scene_pair.place_templates`.
     results : TaskResults
         Kept ones are of the same pair, cells, settings and finder.
     progress : callable, optional
@@ -238,7 +220,7 @@ def versions(*, learned: bool) -> dict[str, str]:
     return {"sar2eo": __version__, "python": platform.python_version(), **found, "gdal": __gdal_version__}
 
 
-def tie_rows(
+def list_ties(
     ties: Sequence[Displacement], evidence: Evidence, size: tuple[float, float]
 ) -> list[dict[str, Any]]:
     """Return every tie point as JSON values; null is unknown.
@@ -271,7 +253,7 @@ def tie_rows(
 
 
 def encode_geojson(rows: Sequence[dict[str, Any]], grid: Grid) -> bytes:
-    """Encode tie points as GeoJSON (RFC 7946: longitude and latitude), with the fields of `tie_rows`."""
+    """Encode tie points as GeoJSON (RFC 7946: longitude and latitude), with the fields of `list_ties`."""
     places = np.array([(row["row"], row["col"]) for row in rows], float).reshape(-1, 2)
     a, b, c, d, e, f = grid.transform
     row, col = places.T
@@ -297,7 +279,7 @@ def draw_ties(rows: Sequence[dict[str, Any]], grid: Grid, spacing: int, path: Pa
     Parameters
     ----------
     rows : sequence of dict
-        From `tie_rows`.
+        From `list_ties`.
     spacing : int
         Distance of tie points, in pixels.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,18 +39,6 @@ _TRIALS = 500
 _SURE = 0.99999
 
 
-class MovingTransform(Protocol):
-    """Where the reference's pixels are found in the moving scene."""
-
-    def shifts(self, places: Points) -> Points:
-        """Return shifts (place, 2) in pixels at places (place, 2), rows and columns of the reference."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """Return kind and coefficients, as JSON values."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class LinearTransform:
     """One shift for all, or an affine transform.
@@ -65,11 +53,11 @@ class LinearTransform:
     coefficients: Points
 
     def shifts(self, places: Points) -> Points:
-        """See `MovingTransform`."""
+        """Return shifts (place, 2) in pixels at places (place, 2), rows and columns of the reference."""
         return np.asarray(_terms(places) @ self.coefficients.T)
 
     def facts(self) -> dict[str, Any]:
-        """See `MovingTransform`: rows and cols hold the constant, the part per row, and per column."""
+        """Return JSON values: rows and cols hold the constant, the part per row, and per column."""
         rows, cols = self.coefficients.tolist()
         return {"kind": self.kind, "rows": rows, "cols": cols}
 
@@ -81,12 +69,16 @@ class FieldTransform:
     drift: SceneDrift
 
     def shifts(self, places: Points) -> Points:
-        """See `MovingTransform`."""
+        """Return shifts (place, 2) in pixels at places (place, 2), rows and columns of the reference."""
         return self.drift.shifts(places)
 
     def facts(self) -> dict[str, Any]:
-        """See `MovingTransform`: order (0 to 2, or "spline") and residuals."""
+        """Return JSON values: order (0 to 2, or "spline") and residuals."""
         return {"kind": "local", **self.drift.facts()}
+
+
+MovingTransform = LinearTransform | FieldTransform
+"""Where the reference's pixels are found in the moving scene."""
 
 
 def fit_transform(ties: Sequence[Displacement], settings: CoregisterSettings) -> MovingTransform | None:
@@ -99,7 +91,7 @@ def fit_transform(ties: Sequence[Displacement], settings: CoregisterSettings) ->
     if settings.transform == "local":
         drift = fit_drift(ties, apart_px=settings.grid, seed=settings.seed)
         return None if drift is None else FieldTransform(drift)
-    at, shifts = arrays_of(ties)
+    at, shifts = split_ties(ties)
     if settings.transform == "shift":
         return _fit_shift(shifts, settings.tolerance)
     return _fit_affine(at, shifts, settings)
@@ -152,18 +144,18 @@ def _fit_affine(at: Points, shifts: Points, settings: CoregisterSettings) -> Lin
             return None
         solved = np.linalg.lstsq(_terms(at[inlier]), shifts[inlier], rcond=None)[0]
         transform = LinearTransform("affine", solved.T)
-        inlier = is_near(transform, at, shifts, settings.tolerance)
+        inlier = find_agreeing(transform, at, shifts, settings.tolerance)
     stretch = float(np.abs(transform.coefficients[:, 1:]).max())
     return transform if stretch <= _LARGEST_STRETCH else None
 
 
-def arrays_of(ties: Sequence[Displacement]) -> tuple[Points, Points]:
+def split_ties(ties: Sequence[Displacement]) -> tuple[Points, Points]:
     """Return the places and the shifts of tie points, each of shape (tie, 2)."""
     at = np.array([(tie.row, tie.col) for tie in ties], float).reshape(-1, 2)
     return at, np.array([(tie.rows, tie.cols) for tie in ties], float).reshape(-1, 2)
 
 
-def is_near(transform: MovingTransform, at: Points, shifts: Points, tolerance: float) -> Mask:
+def find_agreeing(transform: MovingTransform, at: Points, shifts: Points, tolerance: float) -> Mask:
     """Find the shifts within `tolerance` pixels of a transform's; bool, shape (tie,)."""
     return np.asarray(np.hypot(*(transform.shifts(at) - shifts).T) < tolerance)
 
@@ -247,7 +239,7 @@ def weigh(
     `lattice` holds the centres of all templates, shape (cell, 2), `radius` the pixels that were searched.
     """
     sure = [tie for tie in ties if tie.sure and np.isfinite([tie.rows, tie.cols]).all()]
-    at, shifts = arrays_of(sure)
+    at, shifts = split_ties(sure)
     nothing = np.full_like(shifts, np.nan), np.zeros(len(sure), bool)
     least = LEAST[settings.transform]
     if len(sure) < least:
@@ -264,7 +256,7 @@ def weigh(
             f"{len(sure)} of {len(ties)} tie points are sure, and no {settings.transform} fits half of them"
         )
         return Evidence(None, refusal, at, shifts, *nothing, 0.0)
-    inlier = is_near(transform, at, shifts, settings.tolerance)
+    inlier = find_agreeing(transform, at, shifts, settings.tolerance)
     spread = _spread(at[inlier], lattice, settings.grid)
     thin = _too_few(inlier, spread, settings)
     if thin is not None:
@@ -313,7 +305,7 @@ def _held_out(
     ties: Sequence[Displacement], transform: MovingTransform, settings: CoregisterSettings
 ) -> Points:
     """Predict every tie point by a fit to those of other folds."""
-    at, _ = arrays_of(ties)
+    at, _ = split_ties(ties)
     draw = np.random.Generator(np.random.Philox(settings.seed))
     fold = draw.permutation(len(ties)) % min(_FOLDS, len(ties))
     predicted = np.full_like(at, np.nan)

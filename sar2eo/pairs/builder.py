@@ -25,15 +25,15 @@ from sar2eo.pairs.alignment import align
 from sar2eo.pairs.chips import CellPlan, CutRun, cut_run
 from sar2eo.pairs.index import (
     Row,
-    chip_corners,
-    chip_tags,
-    common_columns,
+    collect_columns,
+    compute_corners,
+    create_chip_tags,
     create_index,
     drop_duplicates,
     read_index,
     write_index,
 )
-from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, finished_record
+from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, read_record
 from sar2eo.pairs.plan import Footprints, Meeting, Scenes, find_meetings, open_scenes, survey
 from sar2eo.pairs.splits import SPLITS, assign
 from sar2eo.scenes.gdal import display_name
@@ -90,7 +90,7 @@ def build(
 
 def _read_finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.GeoDataFrame:
     """Read the index and the report of finished pairs; write the report where it is asked for."""
-    index, record = read_index(out), finished_record(out) or {}
+    index, record = read_index(out), read_record(out) or {}
     found = {name: value for name, value in record.items() if name not in ("fingerprint", "index_crc32")}
     found["done_before"] = done_before
     if report is not None:
@@ -145,7 +145,7 @@ def _make_pairs(
             f"no chip is left ({reasons or 'no cell fits'}): is --size right, or --min-valid or --max-cloud "
             "too strict?"
         )
-    corners = chip_corners(rows)
+    corners = compute_corners(rows)
     assigned = assign(corners, settings)
     audit = assigned.audit
     for row, block, split in zip(rows, assigned.block, assigned.split, strict=True):
@@ -203,11 +203,11 @@ def _cut_tasks(
     """Return the tasks that cut all cells into chips in `folder`, by name."""
     tasks: dict[str, tuple[Any, ...]] = {}
     for each in found:
-        common = common_columns(each, scenes, footprints, scaling[each.sar])
+        common = collect_columns(each, scenes, footprints, scaling[each.sar])
         plans = planned[each.label]
         for start in range(0, len(plans), _RUN_CELLS):
             chosen = tuple(plans[start : start + _RUN_CELLS])
-            run = CutRun(each.label, chosen, common, chip_tags(common), settings, folder)
+            run = CutRun(each.label, chosen, common, create_chip_tags(common), settings, folder)
             tasks[f"cut-{each.label}-{start:06d}"] = (cut_run, each.sar_key, each.eo_key, run)
     return tasks
 

@@ -28,12 +28,12 @@ from sar2eo.store.atomic import checksum, write_file
 
 __all__ = [
     "COLUMNS",
-    "chip_corners",
-    "chip_names",
-    "chip_tags",
-    "common_columns",
+    "collect_columns",
+    "compute_corners",
+    "create_chip_tags",
     "create_index",
     "drop_duplicates",
+    "list_chip_files",
     "name_passes",
     "read_index",
     "write_index",
@@ -54,7 +54,7 @@ _TEXTS = ("calibration", "platform", "orbit_direction")
 Row = dict[str, Any]
 
 
-def chip_corners(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
+def compute_corners(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     """Return the corners of chips in longitude and latitude, shape (chip, 4, 2)."""
     corners = np.empty((len(rows), 4, 2))
     kinds: dict[tuple[str, int, int], list[int]] = {}
@@ -74,7 +74,7 @@ def create_index(rows: Sequence[Row], corners: npt.NDArray[np.float64]) -> gpd.G
     rows : sequence of dict
         With all `COLUMNS` but the geometry; times as ISO 8601 text or None.
     corners : ndarray of float64, shape (chip, 4, 2)
-        Longitude and latitude of the chips' corners; see `chip_corners`.
+        Longitude and latitude of the chips' corners; see `compute_corners`.
     """
     outlines: npt.NDArray[Any] = shapely.polygons(corners)
     wide = np.ptp(corners[..., 0], axis=1) > 180
@@ -124,7 +124,7 @@ def read_index(folder: Path) -> gpd.GeoDataFrame:
     return index
 
 
-def chip_names(folder: Path) -> set[str]:
+def list_chip_files(folder: Path) -> set[str]:
     """Return the names of the files of all chips in a folder's index."""
     index = read_index(folder)
     return {Path(path).name for column in ("sar_chip", "eo_chip") for path in index[column]}
@@ -133,7 +133,7 @@ def chip_names(folder: Path) -> set[str]:
 _ONE_PASS = timedelta(minutes=10)
 
 
-def common_columns(
+def collect_columns(
     each: Meeting,
     scenes: Scenes,
     footprints: Footprints,
@@ -159,7 +159,7 @@ def common_columns(
     }
 
 
-def chip_tags(common: Mapping[str, Any]) -> dict[str, str]:
+def create_chip_tags(common: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of a chip's file, with which it can be read without the index."""
     tags = {
         "QUANTITY": common["quantity"],

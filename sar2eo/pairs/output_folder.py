@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from sar2eo.errors import JournalError, OutputError
-from sar2eo.pairs.index import chip_names
+from sar2eo.pairs.index import list_chip_files
 from sar2eo.store.atomic import checksum, refuse, sync_folder
 from sar2eo.store.journal import Journal, differences
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["UnfinishedPairs", "check_target", "finished_record"]
+__all__ = ["UnfinishedPairs", "check_target", "read_record"]
 
 _FILES = ("audit.json", "pairs.parquet", "pairs.json")
 _CHIPS = ("sar_chip", "eo_chip")
@@ -110,7 +110,7 @@ class UnfinishedPairs:
         final, made = self.out / "chips", self.chips
         try:
             if made.exists():
-                names = chip_names(self.ready)
+                names = list_chip_files(self.ready)
                 for path in made.iterdir():
                     if path.name not in names:
                         path.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
         return False
     if not out.is_dir():
         raise OutputError(f"{out}: is a file: --out names a folder")
-    record = finished_record(out)
+    record = read_record(out)
     if record is None:
         # A replacement that was stopped while it published goes on without an old record.
         foreign = sorted(path.name for path in out.iterdir() if path.name not in (*_FILES, "chips", _PARTIAL))
@@ -164,7 +164,7 @@ def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
     return not differ and _is_whole(out, record)
 
 
-def finished_record(out: Path) -> dict[str, Any] | None:
+def read_record(out: Path) -> dict[str, Any] | None:
     """Return ``pairs.json`` of a folder; None where there is none, or it is damaged."""
     try:
         record = json.loads((out / _FILES[-1]).read_bytes())
@@ -183,4 +183,4 @@ def _is_whole(out: Path, record: Mapping[str, Any]) -> bool:
     if checksum(index) != record.get("index_crc32") or not (out / "audit.json").exists():
         return False
     # Viewers leave files of their own beside chips.
-    return chips >= chip_names(out)
+    return chips >= list_chip_files(out)

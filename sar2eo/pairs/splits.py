@@ -21,7 +21,16 @@ from scipy.spatial import cKDTree
 
 from sar2eo.settings import PairsSettings
 
-__all__ = ["SPLITS", "Assignment", "Chips", "assign", "block_names", "near", "smallest_distance", "split_of"]
+__all__ = [
+    "SPLITS",
+    "Assignment",
+    "Chips",
+    "assign",
+    "choose_split",
+    "find_near",
+    "measure_distance",
+    "name_blocks",
+]
 
 SPLITS = ("train", "val", "test")
 BLOCK_CRS = "EPSG:6933"
@@ -50,7 +59,7 @@ class Assignment:
     audit: dict[str, Any]
 
 
-def block_names(lonlat: npt.NDArray[np.float64], block: float) -> list[str]:
+def name_blocks(lonlat: npt.NDArray[np.float64], block: float) -> list[str]:
     """Name the squares that points lie in: ``x_y``, counted from longitude and latitude 0.
 
     Parameters
@@ -68,7 +77,7 @@ def block_names(lonlat: npt.NDArray[np.float64], block: float) -> list[str]:
     return [f"{i}_{j}" for i, j in cells.tolist()]
 
 
-def split_of(block_name: str, *, val: float, test: float, seed: int) -> str:
+def choose_split(block_name: str, *, val: float, test: float, seed: int) -> str:
     """Return the split of a square: "test", "val" or "train", as a hash decides that is uniform in 0 to 1."""
     digest = hashlib.sha256(f"{seed}/{block_name}".encode()).digest()
     drawn = int.from_bytes(digest[:8], "big") / 2**64
@@ -86,9 +95,10 @@ def assign(corners: npt.NDArray[np.float64], settings: PairsSettings) -> Assignm
         Longitude and latitude.
     """
     chips = Chips(corners)
-    names = block_names(_centres_lonlat(chips), settings.block)
+    names = name_blocks(_centres_lonlat(chips), settings.block)
     by_block = {
-        name: split_of(name, val=settings.val, test=settings.test, seed=settings.seed) for name in set(names)
+        name: choose_split(name, val=settings.val, test=settings.test, seed=settings.seed)
+        for name in set(names)
     }
     split = [by_block[name] for name in names]
     label = np.array(split, dtype=object)
@@ -96,7 +106,7 @@ def assign(corners: npt.NDArray[np.float64], settings: PairsSettings) -> Assignm
     for ours, theirs in (("val", ["test"]), ("train", ["val", "test"])):
         mine = np.flatnonzero(label == ours)
         others = np.flatnonzero(np.isin(label, theirs) & kept)
-        kept[mine[near(chips[mine], chips[others], settings.buffer)]] = False
+        kept[mine[find_near(chips[mine], chips[others], settings.buffer)]] = False
     return Assignment(names, split, kept, _audit(chips, label, names, kept, settings))
 
 
@@ -117,7 +127,7 @@ def _audit(
 ) -> dict[str, Any]:
     parts = {split: chips[(label == split) & kept] for split in SPLITS}
     between = {
-        f"{a}-{b}": smallest_distance(parts[a], parts[b])
+        f"{a}-{b}": measure_distance(parts[a], parts[b])
         for a, b in (("train", "val"), ("train", "test"), ("val", "test"))
     }
     measured = [distance for distance in between.values() if distance is not None]
@@ -196,7 +206,7 @@ class Chips:
         return cKDTree(self.centres)
 
 
-def near(chips: Chips, others: Chips, metres: float) -> BoolArray:
+def find_near(chips: Chips, others: Chips, metres: float) -> BoolArray:
     """Find the chips nearer than `metres` to one of the others, or overlapping it; bool, shape (chip,)."""
     if not len(chips) or not len(others):
         return np.zeros(len(chips), dtype=bool)
@@ -208,7 +218,7 @@ def near(chips: Chips, others: Chips, metres: float) -> BoolArray:
     return np.asarray(found[which])
 
 
-def smallest_distance(chips: Chips, others: Chips) -> float | None:
+def measure_distance(chips: Chips, others: Chips) -> float | None:
     """Return the smallest distance in metres between one set of chips and another; None if one is empty."""
     if not len(chips) or not len(others):
         return None

@@ -81,7 +81,7 @@ def fetch(url: str) -> bytes:
                 return bytes(answer.content)
             except requests.RequestException as error:  # it was cut short
                 if attempt == RETRIES:
-                    raise _broken(url, error) from error
+                    raise _transfer_error(url, error) from error
         time.sleep(DELAY_SECONDS * 2**attempt)
     raise AssertionError  # the last attempt returns or raises
 
@@ -99,11 +99,11 @@ def _request(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
             )
         except (requests.RequestException, ValueError) as error:
-            raise _broken(url, error) from error
+            raise _transfer_error(url, error) from error
         with answer:
             # A range of an empty file cannot be satisfied.
             if not answer.ok and answer.status_code != requests.codes.requested_range_not_satisfiable:
-                raise _refused(url, answer.status_code, answer.reason)
+                raise _status_error(url, answer.status_code, answer.reason)
             yield answer
 
 
@@ -130,7 +130,7 @@ def _session() -> requests.Session:
     return session
 
 
-def _refused(url: str, status: int, reason: str) -> OSError:
+def _status_error(url: str, status: int, reason: str) -> OSError:
     name = _without_query(url)
     if status in (404, 410):
         return FileNotFoundError(f"{name}: no such file there ({status} {reason})")
@@ -141,7 +141,7 @@ def _refused(url: str, status: int, reason: str) -> OSError:
     return OSError(f"{name}: the server answers {status} {reason}")
 
 
-def _broken(url: str, error: Exception) -> OSError:
+def _transfer_error(url: str, error: Exception) -> OSError:
     import requests
 
     text = one_line(error)

@@ -180,11 +180,11 @@ def _store() -> _Store:
     """Return the store of the environment's settings; they are read anew when they change."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     with _making:
-        return _made(settings, os.getpid())
+        return _create_store(settings, os.getpid())
 
 
 @functools.lru_cache(maxsize=4)
-def _made(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
+def _create_store(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
     try:
         import boto3
         import botocore.session
@@ -257,13 +257,13 @@ def _as_file_error(error: Exception, url: str) -> OSError:
     ):
         return ConnectionError(f"{url}: the store cannot be reached ({text}): is AWS_ENDPOINT_URL right?")
     if isinstance(error, exceptions.ClientError):
-        return _refused(error, url)
+        return _client_error(error, url)
     if isinstance(error, exceptions.BotoCoreError | Boto3Error):
         return OSError(f"{url}: {text}")
     raise error
 
 
-def _refused(error: Any, url: str) -> OSError:
+def _client_error(error: Any, url: str) -> OSError:
     said = error.response.get("Error", {})
     status, code = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode"), said.get("Code")
     if code == "NoSuchBucket":

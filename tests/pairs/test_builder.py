@@ -489,7 +489,7 @@ def test_worker_processes_make_the_same_chips(scenes, whole, tmp_path):
     from sar2eo.compute import cluster
 
     told = []
-    with cluster.running(workers=1):
+    with cluster.connect_cluster(workers=1):
         together = build(scenes, tmp_path / "together", progress=told.append)
     pd.testing.assert_frame_equal(pd.DataFrame(read_index(whole)), pd.DataFrame(together))
     one, other = state(whole / "chips"), state(tmp_path / "together/chips")
