@@ -34,4 +34,4 @@ assert (part.eo.values == corner.values).all()
 
 # %%
 report = sar2eo.write_cog(eo, folder / "translated.tif")
-print(report["windows"])
+print(report["tiles"])

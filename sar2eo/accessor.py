@@ -1,4 +1,4 @@
-"""The accessor ``.sar2eo`` of xarray objects: the same functions, from the object at hand."""
+"""The accessor ``.sar2eo`` of xarray objects: the package's functions as methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import xarray as xr
 
 from sar2eo.geo.grid import Grid
 from sar2eo.model.spec import BUNDLED, ModelSpec
-from sar2eo.translation.dataset import place_of, translate
+from sar2eo.translation.dataset import find_place, translate
 from sar2eo.translation.writer import write_cog
 
 __all__ = ["DatasetAccessor", "SceneAccessor"]
@@ -17,15 +17,15 @@ __all__ = ["DatasetAccessor", "SceneAccessor"]
 
 @xr.register_dataarray_accessor("sar2eo")
 class SceneAccessor:
-    """``scene.sar2eo``: a SAR scene, as `sar2eo.open_scene` returns it."""
+    """``scene.sar2eo``: methods of a SAR scene, opened by `sar2eo.open_scene`."""
 
     def __init__(self, scene: xr.DataArray) -> None:
         self._scene = scene
 
     @property
     def grid(self) -> Grid:
-        """The grid of this array; of a slice, that of the slice."""
-        whole, window = place_of(self._scene)
+        """The grid of this array, also of a slice."""
+        whole, window = find_place(self._scene)
         return whole.crop(window)
 
     def translate(self, model: str | Path | ModelSpec = BUNDLED, **options: Any) -> xr.Dataset:
@@ -35,11 +35,11 @@ class SceneAccessor:
 
 @xr.register_dataset_accessor("sar2eo")
 class DatasetAccessor:
-    """``eo.sar2eo``: a translated Dataset, as `sar2eo.translate` returns it."""
+    """``eo.sar2eo``: methods of a translated Dataset, returned by `sar2eo.translate`."""
 
     def __init__(self, dataset: xr.Dataset) -> None:
         self._dataset = dataset
 
     def write_cog(self, path: str | Path, **options: Any) -> dict[str, Any]:
-        """Compute and write it: `sar2eo.write_cog`."""
+        """Compute and write the Dataset: `sar2eo.write_cog`."""
         return write_cog(self._dataset, path, **options)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 def run(script: str, *arguments: object) -> str:
     program = [sys.executable, str(ROOT / "experiments" / script), *map(str, arguments)]
-    return subprocess.run(program, check=True, capture_output=True, text=True, timeout=300).stdout
+    return subprocess.run(program, check=True, capture_output=True, text=True, timeout=900).stdout
 
 
 @pytest.fixture(scope="module")

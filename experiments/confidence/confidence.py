@@ -26,14 +26,14 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 import sar2eo
-from sar2eo.evaluation.calibration import calibration_table
 from sar2eo.evaluation.model_probe import Probe
-from sar2eo.evaluation.pictures import enlarge, limits
-from sar2eo.evaluation.report import markdown_table
-from sar2eo.evaluation.request import model_facts
+from sar2eo.evaluation.plan import collect_model_facts
+from sar2eo.evaluation.report import colour_limits, enlarge, format_table
+from sar2eo.evaluation.scores import compute_calibration
 from sar2eo.geo.blending import gather_block
 from sar2eo.geo.radiometry import fill_invalid, sample_percentiles, to_amplitude, to_model_range
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.simulation import ObjectKind, ObjectState
 from sar2eo.store.atomic import json_values
@@ -154,7 +154,7 @@ def open_pair(sar: Path, eo: Path, spec: ModelSpec, window: Window | None = None
 
 def compute_maps(pair: ScenePair, spec: ModelSpec, timesteps: list[int]) -> Maps:
     """Run a model over tiles of the noised EO image, and blend what it says as a translation is blended."""
-    probe, factor = Probe(spec.load().checkpoint, spec), spec.factor  # type: ignore[attr-defined]
+    probe, factor = Probe(load_translator(spec).checkpoint, spec), spec.factor  # type: ignore[attr-defined]
     (height, width), tiles = pair.valid.shape, Lattice(pair.valid.shape, TILE, OVERLAP, factor)
     margins = [
         (0, max(0, last + TILE - side)) for last, side in ((tiles.rows[-1], height), (tiles.cols[-1], width))
@@ -174,7 +174,7 @@ def compute_maps(pair: ScenePair, spec: ModelSpec, timesteps: list[int]) -> Maps
             "index": [index],
         }
         for timestep in timesteps:
-            forced = probe.teacher_forced(batch, timestep)
+            forced = probe.predict_from_truth(batch, timestep)
             found[f"variance {timestep}"][index] = forced.variance.numpy()
             found[f"error {timestep}"][index] = forced.error.numpy()
         print(f"\r  tile {index + 1} of {len(tiles)}", end="", flush=True)
@@ -322,12 +322,12 @@ def write_report(spec: ModelSpec, folders: list[Path], timesteps: list[int], out
             np.concatenate([getattr(maps, name)[timestep][maps.valid] for maps in layers])
             for name in ("variance", "error")
         )
-        return calibration_table(variance, error)
+        return compute_calibration(variance, error)
 
     results: dict[str, Any] = json_values(
         {
             "version": sar2eo.__version__,
-            "model": model_facts(spec),
+            "model": collect_model_facts(spec),
             "scenes": list(map(str, folders)),
             "groups": compare_groups(objects),
             "calibration": {timestep: calibration(timestep) for timestep in timesteps},
@@ -361,9 +361,9 @@ def describe(results: dict[str, Any]) -> str:
         f"{len(results['objects'])} objects of {len(results['scenes'])} simulated scenes; model sha256 "
         f"{results['model']['sha256'][:12]}, {results['model']['steps']} steps.",
         "## Area under the ROC curve",
-        markdown_table(["", *head], rows),
+        format_table(["", *head], rows),
         "## Calibration, over all valid latent pixels",
-        markdown_table(["timestep", "squared error over variance", "rank correlation"], calibration),
+        format_table(["timestep", "squared error over variance", "rank correlation"], calibration),
         "## How to read this",
         READING,
     ]
@@ -376,7 +376,7 @@ def draw_pair(pair: ScenePair, maps: Maps, spec: ModelSpec) -> Figure:
     known = np.where(maps.valid, maps.surprise(timestep), np.float32(np.nan))
     surprise = enlarge(np.log10(known), spec.factor, pair.valid.shape)
     confidence = np.log10(pair.confidence)
-    most = max(map(abs, limits([surprise])))
+    most = max(map(abs, colour_limits([surprise])))
     height, width = pair.valid.shape
     figure = Figure(figsize=(10, 10 * height / width + 1.5), layout="constrained")
     axes = figure.subplots(2, 2)
@@ -392,7 +392,7 @@ def draw_pair(pair: ScenePair, maps: Maps, spec: ModelSpec) -> Figure:
             confidence,
             "log10 of 1 / variance",
             "viridis",
-            limits([confidence]),
+            colour_limits([confidence]),
         ),
         (
             axes[1, 1],

@@ -1,11 +1,11 @@
-"""How well `sar2eo coregister` finds planted shifts, and whether it accepts scenes of another place.
+"""Test how well `sar2eo coregister` finds planted shifts, and whether it accepts scenes of another place.
 
     python experiments/misregistration/misregistration.py study --methods structure,phase,ncc
     python experiments/misregistration/misregistration.py study --model runs/matcher/final
 
 Places are simulated, each with its SAR shifted by a known vector of 0 to 20 pixels in a direction of its own.
-All lie on one grid, so that the optical scene of any of them can be given the SAR of any other. What was
-measured is kept in cases.jsonl: the same command goes on, and other methods join the tables, study.md and
+All lie on one grid, so that the optical scene of any of them can be given the SAR of any other. Measured
+cases are kept in cases.jsonl: the same command continues, and other methods join the tables, study.md and
 study.json.
 """
 
@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 
 import sar2eo
 from sar2eo.errors import CoregistrationError
-from sar2eo.matching.dcdm.aligner import folder_of, matcher_sha256
+from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
 
 LARGEST_PX, NEAR_PX = 20.0, 1.0
@@ -60,13 +60,13 @@ def main() -> None:
         parser.error(f"--strangers {given.strangers}: {given.shifts} places make fewer pairs")
     methods = dict.fromkeys(filter(None, given.methods.split(",")), "")
     if given.model is not None:
-        methods["dcdm"] = matcher_sha256(folder_of(given.model)[0])
+        methods["dcdm"] = open_calibrated(given.model)[0].sha256()
     given.folder.mkdir(parents=True, exist_ok=True)
     log = given.folder / "cases.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     known = {case["key"]: case for case in done}
     for method, version in (methods or {"structure": ""}).items():
-        for eo, sar in cases(given.shifts, given.strangers):
+        for eo, sar in list_cases(given.shifts, given.strangers):
             key = f"{method} {version[:8]} {given.size} {given.grid} {given.seed} {given.shifts} {eo} {sar}"
             if key not in known:
                 known[key] = {"key": key, **measure(given, method, eo, sar)}
@@ -77,14 +77,14 @@ def main() -> None:
     print((given.folder / "study.md").read_text())
 
 
-def cases(shifts: int, strangers: int) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of optical scene and SAR: every place with itself, then with those after it."""
+def list_cases(shifts: int, strangers: int) -> Iterator[tuple[int, int]]:
+    """Yield numbers of optical scene and SAR: every place with itself, then with those after it."""
     yield from ((place, place) for place in range(shifts))
     yield from ((k % shifts, (k % shifts + 1 + k // shifts) % shifts) for k in range(strangers))
 
 
-def place_of(given: argparse.Namespace, number: int) -> tuple[tuple[float, float], dict[str, Path]]:
-    """Return the planted shift of a place, and its scenes; simulated where they are not there."""
+def open_place(given: argparse.Namespace, number: int) -> tuple[tuple[float, float], dict[str, Path]]:
+    """Return the planted shift of a place and its scenes, which are simulated once."""
     length = LARGEST_PX * number / max(1, given.shifts - 1)
     angle = np.random.Generator(np.random.Philox(given.seed + number)).uniform(0, 2 * np.pi)
     shift = round(float(length * np.sin(angle)), 3), round(float(length * np.cos(angle)), 3)
@@ -99,9 +99,9 @@ def place_of(given: argparse.Namespace, number: int) -> tuple[tuple[float, float
 
 
 def measure(given: argparse.Namespace, method: str, eo: int, sar: int) -> Case:
-    """Coregister one SAR scene to one optical scene, and compare what is found with what was planted."""
-    shift, moving = place_of(given, sar)
-    _, reference = place_of(given, eo)
+    """Coregister one SAR scene to one optical scene, and compare the shift with the planted one."""
+    shift, moving = open_place(given, sar)
+    _, reference = open_place(given, eo)
     report, model = given.folder / "report.json", given.model if method == "dcdm" else None
     report.unlink(missing_ok=True)
     with suppress(CoregistrationError):
@@ -109,13 +109,13 @@ def measure(given: argparse.Namespace, method: str, eo: int, sar: int) -> Case:
             reference["eo"], moving["sar"], given.folder / "moved.tif", report=report, overwrite=True,
             method=method, model=model, grid=given.grid, transform="shift",
         )  # fmt: skip
-    told = json.loads(report.read_text())
-    found = [told["transform"][name][0] for name in ("rows", "cols")] if told["accepted"] else None
+    result = json.loads(report.read_text())
+    found = [result["transform"][name][0] for name in ("rows", "cols")] if result["accepted"] else None
     own = found is not None and eo == sar
     error = float(np.hypot(found[0] - shift[0], found[1] - shift[1])) if own else None
     return {
         "method": method, "eo": eo, "sar": sar, "planted": shift if eo == sar else None, "found": found,
-        "error_px": error, "accepted": told["accepted"], "refusal": told["refusal"], "ties": told["ties"],
+        "error_px": error, **{name: result[name] for name in ("accepted", "refusal", "ties")},
     }  # fmt: skip
 
 
@@ -129,13 +129,13 @@ def write_tables(given: argparse.Namespace, measured: list[Case]) -> None:
         strangers = [case for case in mine if case["planted"] is None]
         errors = [case["error_px"] for case in planted if case["accepted"]]
         rows[method] = {
-            "accepted": share([case["accepted"] for case in planted]),
-            "within_1_px": share([error <= NEAR_PX for error in errors]),
+            "accepted": count_share([case["accepted"] for case in planted]),
+            "within_1_px": count_share([error <= NEAR_PX for error in errors]),
             "median_px": float(np.median(errors)) if errors else None,
             "largest_px": max(errors, default=None),
-            "false_accepts": share([case["accepted"] for case in strangers]),
+            "false_accepts": count_share([case["accepted"] for case in strangers]),
         }
-        cells = [shown(rows[method][name]) for name in ("accepted", "within_1_px", "false_accepts")]
+        cells = [format_share(rows[method][name]) for name in ("accepted", "within_1_px", "false_accepts")]
         sizes = f"{rows[method]['median_px']:.2f}, {rows[method]['largest_px']:.2f} px" if errors else "-"
         text += f"| {method} | {cells[0]} | {cells[1]} | {sizes} | {len(strangers)} | {cells[2]} |\n"
     settings = {name: value for name, value in vars(given).items() if name != "folder"}
@@ -144,15 +144,16 @@ def write_tables(given: argparse.Namespace, measured: list[Case]) -> None:
     (given.folder / "study.md").write_text(text)
 
 
-def share(hits: list[bool]) -> dict[str, Any]:
-    """Return how many, of how many, and the exact interval of their share (Clopper and Pearson, 1934)."""
+def count_share(hits: list[bool]) -> dict[str, Any]:
+    """Count hits, with the exact interval of their share (Clopper and Pearson, 1934)."""
     if not hits:
         return {"count": 0, "of": 0, "low": None, "high": None}
     low, high = binomtest(sum(hits), len(hits)).proportion_ci(0.95, method="exact")
     return {"count": sum(hits), "of": len(hits), "low": float(low), "high": float(high)}
 
 
-def shown(found: dict[str, Any]) -> str:
+def format_share(found: dict[str, Any]) -> str:
+    """Write a share as text."""
     if not found["of"]:
         return "-"
     return f"{found['count']} of {found['of']} ({100 * found['low']:.1f} to {100 * found['high']:.1f} %)"

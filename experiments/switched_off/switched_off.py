@@ -1,14 +1,13 @@
-"""What each part of a trained matcher (DCDM) is worth: validation pairs matched with parts switched off.
+"""Match validation pairs with parts of a trained matcher (DCDM) switched off.
 
     python experiments/switched_off/switched_off.py PAIRS --model bundled
 
-Nothing is trained anew, so this says what a trained network relies on, not what one trained without a part
-would reach. Printed are CMR(T=5) and CMR(T=2) by the learned map and that of pixels, and by all maps with the
+Nothing is trained again, so this shows what a trained network relies on, not what one trained without a part
+would reach. It prints CMR(T=5) and CMR(T=2) by the learned map and that of pixels, and by all maps with the
 weights of the matcher's card.
 """
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,33 +15,49 @@ from torch import Tensor, nn
 
 from sar2eo.datasets import Augmentation, collate, open_dataset
 from sar2eo.evaluation.matchers import figures
-from sar2eo.matching.dcdm.evidence import Weights
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.templates import plant
+from sar2eo.matching.dcdm.similarity import MapWeights, plant_templates
 from sar2eo.settings import DataSettings
 
 AT_ONCE = 8
-LEARNED = Weights(pixels=1.0, structure=0.0)
+LEARNED = MapWeights(pixels=1.0, structure=0.0)
 
 
-class Nothing(nn.Module):
-    """Adds nothing."""
+class Zero(nn.Module):
+    """A layer that adds nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 
-def switch(network: Any, *parts: str) -> None:
+class OpenGate(nn.Module):
+    """Lets everything through."""
+
+    def forward(self, seen: Tensor) -> Tensor:
+        return torch.full_like(seen[..., :1], 100.0)
+
+
+class Uncalibrated(nn.Module):
+    """Plain attention."""
+
+    def forward(self, logits: Tensor, closed: Tensor) -> Tensor:
+        return logits.flatten(4).softmax(dim=-1).view_as(logits)
+
+
+def switch_off(network: Any, *parts: str) -> None:
     """Switch parts of a denoiser off."""
-    ways: dict[str, Callable[[], None]] = {
-        "routing": lambda: setattr(network.attend_fine, "top", 10**6),
-        "gates": lambda: setattr(network.attend_fine, "gate", None),
-        "calibration": lambda: setattr(network.attend_coarse, "calibration", None),
-        "attention at stride 8": lambda: setattr(network.attend_fine, "to_out", Nothing()),
-        "attention at stride 16": lambda: setattr(network.attend_coarse, "to_out", Nothing()),
-    }
     for part in parts:
-        ways[part]()
+        match part:
+            case "routing":
+                network.attend_fine.top = 10**6
+            case "gates":
+                network.attend_fine.gate = OpenGate()
+            case "calibration":
+                network.attend_coarse.calibration = Uncalibrated()
+            case "attention at stride 8":
+                network.attend_fine.to_out = Zero()
+            case "attention at stride 16":
+                network.attend_coarse.to_out = Zero()
 
 
 CASES = [
@@ -66,13 +81,13 @@ def main() -> None:
     given = parser.parse_args()
     for parts in CASES:
         matcher = Matcher(given.model)
-        switch(matcher.checkpoint.denoiser, *parts)
-        found = measured(matcher, given.pairs, given.offsets)
-        print(f"without {' and '.join(parts) or 'nothing'}: {found}", flush=True)
+        switch_off(matcher.checkpoint.denoiser, *parts)
+        figures_text = match_pairs(matcher, given.pairs, given.offsets)
+        print(f"without {' and '.join(parts) or 'nothing'}: {figures_text}", flush=True)
 
 
-def measured(matcher: Matcher, folder: str, offsets: int) -> str:
-    """Match the same templates of all validation pairs, and say how many were found."""
+def match_pairs(matcher: Matcher, folder: str, offsets: int) -> str:
+    """Match the same templates of all validation pairs; return the shares that were found as text."""
     card = matcher.card
     augmentation = Augmentation(crop=card.search_px, centre=True)
     pairs = open_dataset(DataSettings(pairs=folder), "val", augmentation=augmentation).seen_by(card)
@@ -81,10 +96,10 @@ def measured(matcher: Matcher, folder: str, offsets: int) -> str:
     for first in numbers[::AT_ONCE]:
         batch = collate([pairs.sample(n % len(pairs), 0) for n in numbers[first : first + AT_ONCE]])
         draw = torch.Generator().manual_seed(2025 + first)
-        images, _, places = plant(batch, card.template_px, draw)
-        evidence = matcher.evidence(images)
+        images, _, places = plant_templates(batch, card.template_px, draw)
+        maps = matcher.compare(images)
         for found, weights in zip(distances.values(), (LEARNED, matcher.weights), strict=True):
-            found.append((torch.from_numpy(evidence.found(weights).shifts) - places).norm(dim=1))
+            found.append((torch.from_numpy(maps.find_best(weights).shifts) - places).norm(dim=1))
     counted = {name: figures(torch.cat(found).numpy()) for name, found in distances.items()}
     return ", ".join(f"{name} {each['cmr_5']:.3f} {each['cmr_2']:.3f}" for name, each in counted.items())
 

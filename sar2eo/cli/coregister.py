@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,12 @@ def coregister_all(recipe: CoregisterRecipe, *, workers: int, scheduler: str | N
     """Coregister the scenes of a recipe, or say what would be done."""
     from sar2eo.compute import cluster
     from sar2eo.coregistration.registration import coregister
-    from sar2eo.translation.job import is_there
 
     with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if scheduler is not None:
             named = [recipe.reference, recipe.moving]
             named += [] if recipe.settings.model is None else [recipe.settings.model]
-            seen = [path.absolute() for path in map(Path, named) if is_there(path)]
+            seen = [Path(name).absolute() for name in named if os.path.exists(name)]  # noqa: PTH110
             # Tie points are kept beside the result.
             seen.append(Path(recipe.out).absolute().parent)
             cluster.check_workers(paths=seen, device=recipe.settings.device)

@@ -19,12 +19,7 @@ from sar2eo.cli.options import (
     taking_several,
 )
 from sar2eo.cli.progress import ProgressLine, say, staged
-from sar2eo.settings import (
-    EvaluateRecipe,
-    EvaluateSettings,
-    MatchEvaluationRecipe,
-    MatchEvaluationSettings,
-)
+from sar2eo.settings import EvaluateRecipe, EvaluateSettings, MatchEvaluationRecipe, MatchEvaluationSettings
 
 __all__ = [
     "evaluate_all",
@@ -42,8 +37,8 @@ _HELP = {
     "samples": "Draws, judged singly and as their mean.",
     "sweep_steps": "Numbers of steps to compare.",
     "upper_bound": "Judge the VAE's own reconstruction of the truth too.",
-    "lpips_weights": "AlexNet's weights, a .safetensors file.  [default: fetched once]",
-    "fid_weights": "Inception's weights, a .safetensors file.  [default: fetched once]",
+    "lpips_weights": "AlexNet's weights, a .safetensors file; without it LPIPS is left out.",
+    "fid_weights": "Inception's weights, a .safetensors file; without it FID is left out.",
     "limit": "Pairs at most, spread evenly.",
     "seed": "Of the noise.",
     "device": "cpu, cuda or cuda:N.",

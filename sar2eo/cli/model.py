@@ -79,8 +79,9 @@ def init_folder(recipe: InitRecipe, *, dry_run: bool) -> None:
     OutputError
         If the folder holds something else than what the recipe makes.
     """
-    from sar2eo.model.checkpoint_files import folder_sha256
+    from sar2eo.model.card import TranslatorCard
     from sar2eo.model.creation import init_checkpoint
+    from sar2eo.model.folder import ModelFolder
 
     options = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
     out, card = Path(options.pop("out")), _given(vars(options.pop("card")))
@@ -93,7 +94,7 @@ def init_folder(recipe: InitRecipe, *, dry_run: bool) -> None:
     with TemporaryDirectory() as scratch:  # it is made the same every time
         name = card.pop("name", out.name)
         again = init_checkpoint(Path(scratch) / "again", **options, name=name, **card)
-        if folder_sha256(again) != folder_sha256(out):
+        if ModelFolder(again, TranslatorCard).sha256() != ModelFolder(out, TranslatorCard).sha256():
             raise OutputError(f"{out} holds another checkpoint: choose another folder or remove it")
     say(f"{out}: made before, kept")
 
@@ -148,7 +149,7 @@ def pack(folder: Path, out: Path, dtype: str, vae: str | None, report: Path | No
 
 def _measured(report: Path, of_matcher: bool) -> dict[str, float]:
     """Return a model's figures from a report of `sar2eo evaluate`, a matcher's from evaluate-matcher."""
-    from sar2eo.model.checkpoint_files import read_json
+    from sar2eo.model.folder import read_json
 
     file, method = ("matches.json", "dcdm") if of_matcher else ("metrics.json", "model")
     told = read_json(report / file)
@@ -174,18 +175,18 @@ def show(folder: str, as_json: bool) -> None:
 
     'bundled' and 'bundled_matcher' are the package's own.
     """
-    from sar2eo.model.hub import BUNDLED, BUNDLED_MATCHER, find_folder
+    from sar2eo.model.folder import BUNDLED, BUNDLED_MATCHER, find_folder
 
     own = folder in (BUNDLED, BUNDLED_MATCHER)
-    place = find_folder(BUNDLED, allow=(), own=folder) if own else Path(folder)
+    place = find_folder(BUNDLED, own=folder) if own else Path(folder)
     described = _described(place)
     click.echo(json.dumps(described, indent=2) if as_json else "\n".join(lines(described)))
 
 
 def _is_matcher(folder: Path) -> bool:
-    from sar2eo.matching.dcdm.matcher_card import MATCHER_CARD_NAME
+    from sar2eo.model.card import MatcherCard
 
-    return (folder / MATCHER_CARD_NAME).is_file()
+    return (folder / MatcherCard.file_name).is_file()
 
 
 def _described(folder: Path) -> dict[str, Any]:

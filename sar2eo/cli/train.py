@@ -138,8 +138,6 @@ _MATCHER_HELP = {
     "template": "Side of the templates in pixels.",
     "widths": "Channels at strides 8 and 16; 64,128 makes a small one.",
     "top_regions": "Regions of the search image that a region of the template attends to.",
-    "dense": "Attend to all of them, without gates: an ablation.",
-    "uncalibrated": "Leave the attention calibration block out: an ablation.",
     "ssim": "Weight of 1 - SSIM of the translated latents.",
     "position": "Weight of the attention's position term.",
     "similarity": "Weight of the cross-entropy on the similarity map.",

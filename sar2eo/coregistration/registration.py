@@ -34,7 +34,7 @@ from sar2eo.coregistration.tie_points import (
 )
 from sar2eo.coregistration.transforms import LEAST, Evidence, MovingTransform, weigh
 from sar2eo.errors import CoregistrationError, OutputError, SettingsError
-from sar2eo.matching.dcdm.aligner import folder_of
+from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.matching.shifts import Displacement
 from sar2eo.results.cog import check_space, check_target, publish
 from sar2eo.scenes.sar_scene import SarScene
@@ -131,7 +131,7 @@ def coregister(
         str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
     )
     if settings.matcher is not None:
-        check_fit(pair, folder_of(settings.matcher)[1], force=settings.force)
+        check_fit(pair, open_calibrated(settings.matcher)[1], force=settings.force)
     needed = needed_bytes(read_layout(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = place_templates(pair, settings.grid, settings.points)
     facts = {**_describe_request(pair, settings, finder, len(cells)), "disk_bytes": needed}

@@ -26,7 +26,7 @@ from sar2eo.errors import (
 from sar2eo.geo.chip_lattice import Cell, cell_boxes, project_to_grid
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import nearest_polarisation, to_amplitude
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
+from sar2eo.model.card import MatcherCard
 from sar2eo.scenes.extent import read_footprint
 from sar2eo.scenes.gdal import gdal_path
 from sar2eo.scenes.optical import EoScene, open_eo_scene

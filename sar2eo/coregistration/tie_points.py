@@ -23,7 +23,7 @@ from sar2eo.coregistration.transforms import Evidence
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.matching.dcdm.aligner import find_learned, folder_of, matcher_sha256
+from sar2eo.matching.dcdm.aligner import find_learned, open_calibrated
 from sar2eo.matching.shifts import Displacement, LocalShift
 from sar2eo.matching.structure import Method, StructuralAligner, match
 from sar2eo.scenes.optical import EoScene
@@ -61,7 +61,7 @@ class ClassicalFinder:
         found = match(sar.mean(axis=0), eo, method=self.method, radius_px=self.radius)
         rows, cols = found.rows - self.radius, found.cols - self.radius
         inside = max(abs(rows), abs(cols)) <= self.radius - 1
-        return LocalShift(rows, cols, found.score, inside and StructuralAligner().carries(found, self.method))
+        return LocalShift(rows, cols, found.score, inside and StructuralAligner().is_sure(found, self.method))
 
     def facts(self) -> dict[str, Any]:
         """Return what decides on sure tie points, as JSON values."""
@@ -108,17 +108,17 @@ def create_finder(settings: CoregisterSettings) -> Finder:
     if settings.method != "dcdm":
         radius = StructuralAligner.radius_px if settings.radius is None else settings.radius
         return ClassicalFinder(settings.method, settings.grid, radius)
-    folder, card = folder_of(str(settings.matcher))
+    folder, card = open_calibrated(str(settings.matcher))
     radius = (card.search_px - card.template_px) // 2 if settings.radius is None else settings.radius
     side, threshold = min(settings.grid, card.template_px), float(card.threshold or 0)
-    return LearnedFinder(settings, str(folder), side, radius, threshold, matcher_sha256(folder))
+    return LearnedFinder(settings, str(folder.path), side, radius, threshold, folder.sha256())
 
 
 def _open_radar(sar: SarScene, settings: CoregisterSettings) -> RadarView:
     """Return the SAR scene as a finder reads it: amplitude scaled, polarisations chosen."""
     if settings.method != "dcdm":
         return RadarView(sar, sar.percentiles())
-    _, card = folder_of(str(settings.matcher))
+    _, card = open_calibrated(str(settings.matcher))
     divisors = sar.percentiles() if card.scaling == "p99" else (1.0,) * len(sar.reader.polarisations)
     return RadarView(sar, divisors, choose_bands(sar, card))
 

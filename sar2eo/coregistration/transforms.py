@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from sar2eo.matching.drift import SceneDrift, fit_drift, predicted_shifts
-from sar2eo.matching.shifts import Displacement
+from sar2eo.matching.shifts import Displacement, SceneDrift, fit_drift, predict_shifts
 from sar2eo.settings import CoregisterSettings
 
 __all__ = [
@@ -86,7 +85,7 @@ def fit_transform(ties: Sequence[Displacement], settings: CoregisterSettings) ->
 
     A shift is the median of the largest agreement; an affine transform is fitted by least squares to the
     largest agreement that RANSAC finds (Fischler and Bolles, CACM 24(6), 1981); for a field see
-    `sar2eo.matching.drift.fit_drift`.
+    `sar2eo.matching.shifts.fit_drift`.
     """
     if settings.transform == "local":
         drift = fit_drift(ties, apart_px=settings.grid, seed=settings.seed)
@@ -313,7 +312,7 @@ def _held_out(
         others = [tie for tie, where in zip(ties, fold, strict=True) if where != number]
         here = fold == number
         if isinstance(transform, FieldTransform):
-            predicted[here] = predicted_shifts(others, transform.drift, at[here])
+            predicted[here] = predict_shifts(others, transform.drift, at[here])
             continue
         fitted = fit_transform(others, settings)
         if fitted is not None:

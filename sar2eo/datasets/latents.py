@@ -23,7 +23,7 @@ from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation
 from sar2eo.datasets.loading import Samples
 from sar2eo.datasets.pairs import PairsDataset
 from sar2eo.errors import PairsError, SettingsError
-from sar2eo.model.network import pooled_validity
+from sar2eo.model.network import pool_validity
 from sar2eo.store.atomic import write_file, write_json
 
 __all__ = ["CachedLatents", "build_latent_cache"]
@@ -209,7 +209,7 @@ def _encoded(
             latents = encode(torch.stack([sample[name] for sample in waiting]))
             parts[name].append(latents.detach().to("cpu", dtype))
         valid = torch.stack([sample["valid"] for sample in waiting])
-        parts["valid"].append(pooled_validity(valid, factor).to(torch.uint8))
+        parts["valid"].append(pool_validity(valid, factor).to(torch.uint8))
         waiting.clear()
 
     for sample in itertools.chain.from_iterable(map(dataset.fixed_samples, images)):

@@ -20,7 +20,7 @@ from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orie
 from sar2eo.datasets.loading import Samples
 from sar2eo.errors import PairsError
 from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
-from sar2eo.model.card import InputCard
+from sar2eo.model.card import ModelCard
 
 __all__ = ["Pair", "PairsDataset", "Raster", "picture", "raster"]
 
@@ -91,7 +91,7 @@ class PairsDataset(Samples):
     gsd_m : float or None
         Ground sample distance in true ground metres.
     scaling : {"p99"} or float
-        Amplitude that becomes 1, as a card says it (see `sar2eo.model.card.InputCard`).
+        Amplitude that becomes 1, as a card says it (see `sar2eo.model.card.ModelCard`).
     augmentation : Augmentation
 
     Attributes
@@ -213,7 +213,7 @@ class PairsDataset(Samples):
         other.augmentation = augmentation
         return other
 
-    def seen_by(self, card: InputCard | PairsDataset) -> PairsDataset:
+    def seen_by(self, card: ModelCard | PairsDataset) -> PairsDataset:
         """Return the same pairs with the channels of a card, or of other pairs, if they have them."""
         other = copy(self)
         if set(card.polarisations) <= set(self.polarisations):

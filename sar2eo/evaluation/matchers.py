@@ -1,8 +1,7 @@
-"""What a matcher is worth on pairs: templates cut at known places, against methods that are not learned.
+"""Evaluate matchers on templates cut from pairs at known places, against methods that are not learned.
 
-Measures are those of the supplement: CMR(T), the share of matches within T pixels; RMSE(T=5) over the
-correct ones; RMSE(all). The truth is the planted offset, so it is as good as the registration of the
-pairs: build them with ``align = "shift"``.
+Metrics of the supplement: CMR(T), the share of matches within T pixels; RMSE(T=5) over the correct ones;
+RMSE(all). The truth is as good as the registration of the pairs: build them with ``align = "shift"``.
 """
 
 from __future__ import annotations
@@ -20,15 +19,20 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
-from sar2eo.evaluation.report import ReportKind, markdown_table
-from sar2eo.evaluation.request import seen_by
-from sar2eo.matching.dcdm.evidence import Images, pixel_multiple
+from sar2eo.evaluation.plan import adapt_pairs
+from sar2eo.evaluation.report import ReportKind, format_table
 from sar2eo.matching.dcdm.matcher import Matcher
-from sar2eo.matching.dcdm.templates import Planted, plant
+from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
 from sar2eo.matching.structure import StructuralAligner, match
 from sar2eo.settings import DataSettings, MatchEvaluationSettings, checked
 
-__all__ = ["REPORT", "bootstrap_ratio", "evaluate_matcher", "figures", "match_markdown", "write_match_report"]
+__all__ = [
+    "REPORT",
+    "bootstrap_error_ratio",
+    "evaluate_matcher",
+    "figures",
+    "format_match_report",
+]
 
 DCDM = "dcdm"
 RIGHT_PX, NEARER_PX = 5.0, 2.0
@@ -39,21 +43,21 @@ Answer = tuple[float, float, bool]
 
 
 class _Trial(NamedTuple):
-    """One template, the search image it lies in, one of another pair, and where it comes from."""
+    """One template, its own search image, that of another pair, and its place and scene."""
 
-    own: Planted
-    other: Planted
+    own: PlantedTemplates
+    other: PlantedTemplates
     place: str
     scene: str
 
 
 def figures(distances: npt.ArrayLike) -> dict[str, float]:
-    """Return the measures of distances between shifts found and true, in pixels.
+    """Summarise distances between shifts found and true, in pixels.
 
     Parameters
     ----------
     distances : array_like
-        Of at least one match.
+        At least one.
 
     Returns
     -------
@@ -71,23 +75,22 @@ def figures(distances: npt.ArrayLike) -> dict[str, float]:
     }
 
 
-def bootstrap_ratio(
+def bootstrap_error_ratio(
     wrong: npt.ArrayLike, against: npt.ArrayLike, places: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, float]:
-    """Return the ratio of two methods' errors, and its 95 % interval by drawing places anew, paired.
+    """Return the ratio of two methods' errors, and its 95 % interval by bootstrap over places.
 
     Parameters
     ----------
     wrong, against : array_like of bool
-        Whether each match is wrong, of the same trials.
+        Whether each match is wrong, for the same trials.
     places : sequence of str
-        Where each trial is; what is of one place is drawn together.
-    resamples, seed : int
+        Place of each trial; trials of one place are drawn together.
 
     Returns
     -------
     dict of str to float
-        ``ratio``, ``low`` and ``high``; nan where the other method makes no error.
+        ``ratio``, ``low`` and ``high``; nan if the other method makes no error.
     """
     names, index = np.unique(np.asarray(places), return_inverse=True)
     counts = [
@@ -112,7 +115,7 @@ def evaluate_matcher(
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure a matcher and the methods that are not learned on the same templates.
+    """Evaluate a matcher and methods that are not learned on the same templates.
 
     Parameters
     ----------
@@ -122,11 +125,10 @@ def evaluate_matcher(
         Which pairs; a path is a folder of `sar2eo.build_pairs`.
     out : str or Path
         Folder of the report: ``matches.json`` and ``report.md``.
-    settings : MatchEvaluationSettings, optional
     overwrite : bool
         Replace an existing report.
     progress : callable, optional
-        Called with what is done, templates done, and templates in all.
+        Called with the stage, templates done, and templates in total.
 
     Returns
     -------
@@ -136,7 +138,7 @@ def evaluate_matcher(
     Raises
     ------
     SettingsError, PairsError, CheckpointError
-        For what cannot be, before anything is done.
+        If something does not fit, before any work.
     OutputError
         If the report cannot be written.
     """
@@ -145,38 +147,38 @@ def evaluate_matcher(
     matcher = Matcher(model, device=settings.device, threads=settings.threads)
     if matcher.card.threshold is None:
         raise CheckpointError(
-            f"{model}: its card has no threshold: a matcher must be calibrated to be judged"
+            f"{model}: its card has no threshold: calibrate it, as 'sar2eo train-matcher' does"
         )
     given = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
     side = settings.search or matcher.card.search_px
     pairs = open_dataset(given, settings.split, augmentation=Augmentation(crop=side, centre=True))
     if min(pairs.shape) < side:
         raise SettingsError(f"search={side}: pairs have {pairs.shape[0]} x {pairs.shape[1]} pixels")
-    pairs = seen_by(matcher.card, pairs)
+    pairs = adapt_pairs(matcher.card, pairs)
     if not pairs.has_strangers:
         raise PairsError(
-            f"{len(pairs)} pairs of one place: templates are also looked for where they do not lie, so two "
-            "places are needed"
+            f"{len(pairs)} pairs of one place: templates are also searched for in other places, so two "
+            "are needed"
         )
     template = _template_px(matcher, settings, side)
-    judged = _judged(matcher, pairs, settings, template, progress)
+    measured = _match_all(matcher, pairs, settings, template, progress)
     results = {
         "model": {"path": str(model), "card": dataclasses.asdict(matcher.card)},
         "data": {"pairs": pairs.describe(), "search_px": side, "template_px": template},
         "settings": dataclasses.asdict(settings),
-        **judged,
+        **measured,
     }
-    return write_match_report(Path(out), results, overwrite=overwrite)
+    return REPORT.write(Path(out), results, lambda _, plain: format_match_report(plain), overwrite=overwrite)
 
 
-def _judged(
+def _match_all(
     matcher: Matcher,
     pairs: PairsDataset,
     settings: MatchEvaluationSettings,
     template: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Any]:
-    """Match every template by every method, and sum it up."""
+    """Match every template by every method, and summarise."""
     methods = _methods(matcher, settings)
     sweeps = [_dcdm(matcher, steps, settings.seed) for steps in settings.sweep_steps]
     distances: dict[str, list[list[float]]] = {name: [[] for _ in settings.noise] for name in methods}
@@ -185,12 +187,12 @@ def _judged(
     seconds = dict.fromkeys(methods, 0.0)
     swept: list[list[float]] = [[] for _ in sweeps]
     places, scenes = [], []
-    numbers = _chosen(len(pairs), settings)
+    numbers = _choose_templates(len(pairs), settings)
     for done, trial in enumerate(_trials(pairs, settings, template, numbers), start=1):
         places.append(trial.place)
         scenes.append(trial.scene)
         for level, variance in enumerate(settings.noise):
-            noisy = _noisy(trial.own, variance, settings.seed + done)
+            noisy = _add_noise(trial.own, variance, settings.seed + done)
             for name, method in methods.items():
                 start = time.perf_counter()
                 answer = method(noisy.images)
@@ -205,12 +207,12 @@ def _judged(
         if progress is not None:
             progress("matches", done, len(numbers))
     table = {
-        name: _summed(distances[name], accepted[name], strangers[name], scenes, settings)
+        name: _summarise(distances[name], accepted[name], strangers[name], scenes, settings)
         | {"seconds": seconds[name] / (len(places) * len(settings.noise))}
         for name in methods
     }
     steps = {str(n): figures(found) for n, found in zip(settings.sweep_steps, swept, strict=True)}
-    return {"methods": table, "steps": steps, "comparison": _compared(distances, places, settings)}
+    return {"methods": table, "steps": steps, "comparison": _compare_errors(distances, places, settings)}
 
 
 def _template_px(matcher: Matcher, settings: MatchEvaluationSettings, side: int) -> int:
@@ -234,7 +236,7 @@ def _methods(matcher: Matcher, settings: MatchEvaluationSettings) -> dict[str, C
 
 def _dcdm(matcher: Matcher, steps: int | None, seed: int) -> Callable[[Images], Answer]:
     def find(images: Images) -> Answer:
-        found = matcher.evidence(images, steps=steps, seed=seed).found(matcher.weights)
+        found = matcher.compare(images, steps=steps, seed=seed).find_best(matcher.weights)
         row, col = found.shifts[0]
         return float(row), float(col), bool(found.scores[0] >= (matcher.card.threshold or 0.0))
 
@@ -248,14 +250,14 @@ def _classical(method: Any) -> Callable[[Images], Answer]:
         sar, eo = images.search[0].mean(dim=0).add(1).numpy(), images.template[0].add(1).mul(127.5).numpy()
         sar = np.where(images.search_valid[0, 0].numpy() > 0, sar, np.nan)
         eo = np.moveaxis(np.where(images.template_valid[0].numpy() > 0, eo, np.nan), 0, -1)
-        # As for dcdm, places in which the template lies as a whole.
+        # As for dcdm, only places where the template fits in whole.
         found = match(sar, eo, method=method, radius_px=(sar.shape[0] - eo.shape[0]) // 2)
-        return found.rows, found.cols, limits.carries(found, method)
+        return found.rows, found.cols, limits.is_sure(found, method)
 
     return find
 
 
-def _chosen(count: int, settings: MatchEvaluationSettings) -> list[tuple[int, int]]:
+def _choose_templates(count: int, settings: MatchEvaluationSettings) -> list[tuple[int, int]]:
     """Return the pair and the number of each template."""
     some = count if settings.limit is None else min(count, settings.limit)
     indices = np.unique(np.linspace(0, count - 1, some).round().astype(int)).tolist()
@@ -269,14 +271,14 @@ def _trials(
     for index, number in numbers:
         both = [pairs.sample(i, 0) for i in (index, pairs.strangers(index)[0])]
         draw = torch.Generator().manual_seed(settings.seed + index * settings.offsets + number)
-        own = plant(collate([both[0]]), template, draw)
+        own = plant_templates(collate([both[0]]), template, draw)
         strange = collate([both[1]])
         searched = own.images._replace(search=strange["sar"], search_valid=strange["valid"])
         scene = str(both[0].get("sar_href", "all"))
         yield _Trial(own, own._replace(images=searched), places[index], scene)
 
 
-def _noisy(planted: Planted, percent: float, seed: int) -> Planted:
+def _add_noise(planted: PlantedTemplates, percent: float, seed: int) -> PlantedTemplates:
     """Add Gaussian noise of a variance in percent to a template read as 0 to 1 (supplement, Fig. 4)."""
     if percent == 0:
         return planted
@@ -287,8 +289,8 @@ def _noisy(planted: Planted, percent: float, seed: int) -> Planted:
     return planted._replace(images=planted.images._replace(template=spoilt))
 
 
-def _distance(answer: Answer, planted: Planted) -> float:
-    """Return how far an answer is from the truth, in pixels; at most as far as two places can be apart."""
+def _distance(answer: Answer, planted: PlantedTemplates) -> float:
+    """Return the distance of an answer from the truth, in pixels; the largest possible for no answer."""
     row, col = planted.offsets[0].tolist()
     distance = math.hypot(answer[0] - row, answer[1] - col)
     if math.isfinite(distance):
@@ -297,14 +299,14 @@ def _distance(answer: Answer, planted: Planted) -> float:
     return math.hypot(*(images.search.shape[axis] - images.template.shape[axis] for axis in (2, 3)))
 
 
-def _summed(
+def _summarise(
     distances: list[list[float]],
     accepted: list[bool],
     strangers: list[bool],
     scenes: list[str],
     settings: MatchEvaluationSettings,
 ) -> dict[str, Any]:
-    """Return the figures of one method: in all, by scene, by noise, and of what it accepts."""
+    """Return the figures of one method: overall, by scene, by noise, and of accepted matches."""
     clean, taken = np.array(distances[0]), np.array(accepted)
     of = np.array(scenes)
     return {
@@ -317,7 +319,7 @@ def _summed(
     }
 
 
-def _compared(
+def _compare_errors(
     distances: dict[str, list[list[float]]], places: list[str], settings: MatchEvaluationSettings
 ) -> dict[str, Any]:
     """Compare the error 1 - CMR(T=5) with that of the best of the other methods."""
@@ -326,7 +328,7 @@ def _compared(
     if not others:
         return {}
     best = min(others, key=lambda name: wrong[name].mean())
-    found = bootstrap_ratio(
+    found = bootstrap_error_ratio(
         wrong[DCDM], wrong[best], places, resamples=settings.resamples, seed=settings.seed
     )
     return {"against": best, **found}
@@ -353,12 +355,7 @@ _READING = """\
 """
 
 
-def write_match_report(out: Path, results: dict[str, Any], *, overwrite: bool) -> dict[str, Any]:
-    """Write the report; returns and raises as `ReportKind.write`."""
-    return REPORT.write(out, results, lambda _, plain: match_markdown(plain), overwrite=overwrite)
-
-
-def match_markdown(results: dict[str, Any]) -> str:
+def format_match_report(results: dict[str, Any]) -> str:
     """Return the report in Markdown, from its JSON values."""
     data, methods = results["data"], results["methods"]
     count = next(iter(methods.values()))["matches"]
@@ -392,7 +389,7 @@ def match_markdown(results: dict[str, Any]) -> str:
             [name, *(_text(found["noise"][level]["cmr_5"], 3) for level in levels)]
             for name, found in methods.items()
         ]
-        parts += ["## By noise on the template", markdown_table(head, lines)]
+        parts += ["## By noise on the template", format_table(head, lines)]
     if results["steps"]:
         parts += ["## By number of steps", _table("steps", results["steps"], _FIGURES)]
     return "\n\n".join([*parts, "## Reading", _READING])
@@ -404,7 +401,7 @@ def _table(first: str, rows: dict[str, Any], columns: dict[str, tuple[str, int]]
         [name, *(_text(found[key], digits) for key, (_, digits) in columns.items())]
         for name, found in rows.items()
     ]
-    return markdown_table(head, lines)
+    return format_table(head, lines)
 
 
 def _text(value: float | None, digits: int) -> str:

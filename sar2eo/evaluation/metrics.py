@@ -2,9 +2,15 @@
 
 All of them take images in [0, 1] (`to_unit`), batches of shape (B, 3, H, W), and validity of shape
 (B, 1, H, W). An image in which a metric finds nothing to measure yields NaN.
+
+`sum_octave_powers` tells detail from invented texture: noise or sharpening raises the power of fine octaves
+and not their correlation with the truth; blur lowers the power. Octave 0 holds wavelengths below 4 pixels,
+octave k those of 2**(k + 1) to 2**(k + 2) pixels, up to half of the image's shorter side.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +25,23 @@ from sar2eo.settings.evaluation import Metric
 
 __all__ = [
     "BLOCK_PX",
-    "block_means",
+    "OctavePowers",
+    "average_blocks",
     "colour_difference",
+    "count_octaves",
     "image_metrics",
     "psnr",
     "scc",
-    "squared_errors",
     "ssim",
+    "sum_octave_powers",
+    "sum_squared_errors",
     "to_unit",
 ]
 
 FloatArray = npt.NDArray[np.float64]
 
 BLOCK_PX = 8
-"""Side of the blocks of `block_means`: about what a radar image knows despite its speckle."""
+"""Side of the blocks of `average_blocks`: about what a radar image knows despite its speckle."""
 
 _SSIM_SIGMA, _SSIM_PX = 1.5, 11  # Wang et al. 2004
 _SCC_PX = 8
@@ -44,7 +53,6 @@ def to_unit(images: Tensor, protocol: str = "usual") -> Tensor:
 
     Parameters
     ----------
-    images : Tensor
     protocol : {"usual", "release"}
         ``(x + 1) / 2``; or ``x + 0.5`` as in the authors' release, whose clamping takes the darkest and
         the brightest quarter of the range out of every figure. Both are clamped.
@@ -125,7 +133,7 @@ def colour_difference(prediction: Tensor, truth: Tensor, valid: Tensor) -> Float
     return _masked_mean(difference[:, None], valid.cpu())
 
 
-def squared_errors(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[FloatArray, FloatArray]:
+def sum_squared_errors(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[FloatArray, FloatArray]:
     """Return each image's sum of squared errors over valid pixels and bands, and how many values that is.
 
     For errors pooled over many images, in which a pixel counts as a pixel.
@@ -136,7 +144,7 @@ def squared_errors(prediction: Tensor, truth: Tensor, valid: Tensor) -> tuple[Fl
     return error.flatten(1).sum(1).cpu().numpy(), count.cpu().numpy()
 
 
-def block_means(images: Tensor, valid: Tensor, size: int = BLOCK_PX) -> tuple[Tensor, Tensor]:
+def average_blocks(images: Tensor, valid: Tensor, size: int = BLOCK_PX) -> tuple[Tensor, Tensor]:
     """Average valid pixels over blocks; what is left at the lower and right edge is dropped.
 
     Returns
@@ -164,3 +172,103 @@ def _masked_mean(maps: Tensor, valid: Tensor) -> FloatArray:
     count = chosen.flatten(1).sum(1) * maps.shape[1]
     mean: FloatArray = torch.where(count > 0, total / count, torch.nan).cpu().numpy()
     return mean
+
+
+@dataclass(frozen=True)
+class OctavePowers:
+    """Sums over each octave, from the finest on; they add up over images, of any sizes.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray of float64, shape (octaves,)
+        Squared magnitudes of the spectra.
+    cross : ndarray of float64, shape (octaves,)
+        Real part of the cross-spectrum.
+    """
+
+    prediction: FloatArray
+    truth: FloatArray
+    cross: FloatArray
+
+    def __add__(self, other: OctavePowers) -> OctavePowers:
+        octaves = max(len(self.truth), len(other.truth))
+
+        def total(a: FloatArray, b: FloatArray) -> FloatArray:
+            return np.pad(a, (0, octaves - len(a))) + np.pad(b, (0, octaves - len(b)))
+
+        return OctavePowers(
+            total(self.prediction, other.prediction),
+            total(self.truth, other.truth),
+            total(self.cross, other.cross),
+        )
+
+    @property
+    def ratios(self) -> FloatArray:
+        """Power of the prediction over that of the truth; NaN where the truth has none."""
+        return _quotient(self.prediction, self.truth)
+
+    @property
+    def coherence(self) -> FloatArray:
+        """Correlation of both images' parts in the octave, -1 to 1; NaN where one has none."""
+        return _quotient(self.cross, np.sqrt(self.prediction * self.truth))
+
+
+def sum_octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.ArrayLike) -> OctavePowers:
+    """Sum spectra over octaves.
+
+    Both images lose their mean over valid pixels and are multiplied by the same window: a Hann window,
+    0 where they are invalid.
+
+    Parameters
+    ----------
+    prediction, truth : array_like, shape (H, W) or (C, H, W)
+        Of several bands, the powers are added.
+    valid : array_like, shape (H, W)
+        True or 1 where pixels count.
+    """
+    predicted, true = (np.asarray(image, dtype=np.float64) for image in (prediction, truth))
+    height, width = true.shape[-2:]
+    window = np.outer(_hann(height), _hann(width)) * (np.asarray(valid) > 0)
+    spectra = [np.fft.fft2(_centred(image, window) * window) for image in (predicted, true)]
+    octaves = _octave_of(height, width)
+    count = count_octaves(height, width)
+
+    def summed(values: FloatArray) -> FloatArray:
+        flat = values.reshape(-1, height * width).sum(axis=0)
+        # What is coarser than the coarsest octave goes to one more, which is dropped.
+        sums = np.bincount(octaves.ravel(), weights=flat, minlength=count + 1)
+        return np.asarray(sums[:count], dtype=np.float64)
+
+    return OctavePowers(
+        summed(np.abs(spectra[0]) ** 2),
+        summed(np.abs(spectra[1]) ** 2),
+        summed((spectra[0] * spectra[1].conj()).real),
+    )
+
+
+def count_octaves(height: int, width: int) -> int:
+    """Return how many octaves an image has: wavelengths up to half of its shorter side."""
+    return max(1, int(np.log2(min(height, width))) - 2)
+
+
+def _octave_of(height: int, width: int) -> npt.NDArray[np.intp]:
+    """Return the octave of each place of a two-dimensional FFT; the count where it is in none."""
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))  # cycles per pixel
+    count = count_octaves(height, width)
+    lower_edges = 0.5 ** np.arange(2, count + 2)  # 1/4, 1/8 ...
+    return np.asarray((radius[..., None] < lower_edges).sum(axis=-1), dtype=np.intp)
+
+
+def _hann(size: int) -> FloatArray:
+    # Half a step off, so that no pixel of the image is left out altogether.
+    return np.asarray(np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2)
+
+
+def _centred(image: FloatArray, window: FloatArray) -> FloatArray:
+    weights = (window > 0).astype(np.float64)
+    mean = (image * weights).sum(axis=(-2, -1), keepdims=True) / max(weights.sum(), 1.0)
+    return np.asarray(image - mean)
+
+
+def _quotient(over: FloatArray, under: FloatArray) -> FloatArray:
+    return np.divide(over, under, out=np.full_like(over, np.nan), where=under > 0)

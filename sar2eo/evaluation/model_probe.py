@@ -1,4 +1,4 @@
-"""Looking inside a model: its VAE, its variance at a known noise, its estimates on the way."""
+"""Measure inside a model: its VAE, its variance at a known noise, its estimates during sampling."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch.nn import functional
 
 from sar2eo.datasets import Batch
 from sar2eo.model.checkpoint import Checkpoint
-from sar2eo.model.diffusion import add_noise, create_scheduler, sample, training_target
+from sar2eo.model.diffusion import add_noise, compute_target, create_scheduler, sample
 from sar2eo.model.interface import Translator
-from sar2eo.model.network import decode_latents, encode_images, variance_of
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.loading import load_translator
+from sar2eo.model.network import decode_latents, encode_images, to_variance
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec
 
-__all__ = ["Drawn", "Forced", "ModelImages", "Probe", "padded"]
+__all__ = ["Drawn", "ModelImages", "Probe", "TruthPrediction", "pad_to_multiple"]
 
 
-class Forced(NamedTuple):
-    """What the U-Net says of the noised truth, at latent resolution, shape (B, h, w).
+class TruthPrediction(NamedTuple):
+    """Prediction from the noised truth, at latent resolution, shape (B, h, w).
 
     Parameters
     ----------
-    variance : Tensor of float32
     error : Tensor of float32
         Squared error of the prediction, mean over the latent's channels.
     valid : Tensor of bool
@@ -39,12 +39,12 @@ class Forced(NamedTuple):
 
 
 class Probe:
-    """A checkpoint, looked at from inside.
+    """Measures inside a checkpoint.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        In memory, as the translator holds it.
+        As the translator holds it.
     spec : ModelSpec
         How it is sampled.
     """
@@ -54,7 +54,7 @@ class Probe:
         self.spec = spec
         self.card = checkpoint.card
         self._multiple = checkpoint.pixel_multiple
-        # One that knows all timesteps, whichever sampler is in use.
+        # With all timesteps, whichever sampler is in use.
         self._schedule: Any = self._scheduler("ddim", "trailing")
         self._schedule.set_timesteps(1000)
 
@@ -66,11 +66,10 @@ class Probe:
         return torch.cat(decoded)[..., :height, :width]
 
     @torch.inference_mode()
-    def teacher_forced(self, batch: Batch, timestep: int | None = None) -> Forced:
+    def predict_from_truth(self, batch: Batch, timestep: int | None = None) -> TruthPrediction:
         """Predict from the noised truth (C-DiffSET, Fig. 7).
 
-        Variance and error are then of one and the same thing. The noise of a pair is that of its
-        draw 0.
+        Variance and error are then of the same prediction. A pair's noise is that of its draw 0.
 
         Parameters
         ----------
@@ -89,21 +88,23 @@ class Probe:
             noise = self._noise(index, latents.shape)
             noisy = add_noise(latents, noise, alpha_bar)
             prediction, raw = self.checkpoint.predict(self._encode(sar[None]), noisy, timestep)
-            target = training_target(latents, noise, alpha_bar, self.card.prediction_type)
+            target = compute_target(latents, noise, alpha_bar, self.card.prediction_type)
             errors.append((target - prediction).square().mean(1)[:, :rows, :cols].cpu())
-            variances.append(variance_of(raw)[:, 0, :rows, :cols].cpu())
-        valid = functional.avg_pool2d(padded(batch["valid"], factor, value=0.0), factor)[:, 0] > 1 - 1e-6
-        return Forced(torch.cat(variances), torch.cat(errors), valid)
+            variances.append(to_variance(raw)[:, 0, :rows, :cols].cpu())
+        valid = (
+            functional.avg_pool2d(pad_to_multiple(batch["valid"], factor, value=0.0), factor)[:, 0] > 1 - 1e-6
+        )
+        return TruthPrediction(torch.cat(variances), torch.cat(errors), valid)
 
     @torch.inference_mode()
-    def denoising(self, sar: Tensor, index: int, count: int = 8) -> tuple[list[int], Tensor]:
+    def trace_denoising(self, sar: Tensor, index: int, count: int = 8) -> tuple[list[int], Tensor]:
         """Follow the estimate of the clean image through a draw (C-DiffSET, Fig. 8).
 
         Parameters
         ----------
         sar : Tensor, shape (3, H, W)
         index : int
-            Of the pair, whose draw 0 is followed.
+            Index of the pair; its draw 0 is followed.
         count : int
             Timesteps to show, from the first to the last.
 
@@ -133,16 +134,16 @@ class Probe:
         return create_scheduler(sampler, spacing, self.card.prediction_type, self.checkpoint.schedule)
 
     def _encode(self, images: Tensor) -> Tensor:
-        whole = padded(images, self._multiple).to(self.spec.device)
+        whole = pad_to_multiple(images, self._multiple).to(self.spec.device)
         return encode_images(self.checkpoint.vae, whole)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return decode_latents(self.checkpoint.vae, latents).clamp(-1, 1).cpu()
 
     def _noise(self, index: int, shape: torch.Size) -> Tensor:
-        row, col = (pixel // self.spec.factor for pixel in noise_origin(index))
+        row, col = (pixel // self.spec.factor for pixel in find_noise_origin(index))
         _, channels, height, width = shape
-        drawn = scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
+        drawn = draw_scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
         return torch.from_numpy(drawn)[None].to(self.spec.device)
 
 
@@ -151,14 +152,14 @@ PITCH_PX = 2**20
 
 
 class Drawn(NamedTuple):
-    """What a model draws for a batch.
+    """Images drawn by a model for a batch.
 
     Parameters
     ----------
     eo : Tensor of float32, shape (B, 3, H, W)
         In [-1, 1], in the levels of bytes.
     variance : Tensor of float32, shape (B, h, w), or None
-        At latent resolution, the padding included.
+        At latent resolution, with padding.
     seconds : float
         Wall time for the batch.
     """
@@ -171,20 +172,20 @@ class Drawn(NamedTuple):
 class ModelImages:
     """Translates batches of pairs.
 
-    The noise of a pair depends on its index in the data set, the number of the draw and the seed
-    alone: not on which other pairs are evaluated, or in which order.
+    The noise of a pair depends only on its index in the data set, the number of the draw and the seed, not
+    on the other pairs or their order.
 
     Parameters
     ----------
     spec : ModelSpec
-        Of a single sample.
+        With a single sample.
     translator : Translator, optional
         By default the spec's.
     """
 
     def __init__(self, spec: ModelSpec, translator: Translator | None = None) -> None:
         self.spec = spec
-        self.translator = translator or spec.load()
+        self.translator = translator or load_translator(spec)
 
     def with_steps(self, steps: int) -> ModelImages:
         """Return the same model with another number of steps."""
@@ -198,12 +199,12 @@ class ModelImages:
         batch : dict
             "sar", shape (B, 3, H, W) of any size, and "index".
         number : int
-            Which of several independent draws.
+            Number of the draw, of several independent ones.
         """
         height, width = batch["sar"].shape[2:]
         rows, cols = (-(-side // self.spec.factor) for side in (height, width))
-        sar = padded(batch["sar"], self.translator.multiple).numpy()
-        origins = [noise_origin(index, number) for index in batch["index"]]
+        sar = pad_to_multiple(batch["sar"], self.translator.multiple).numpy()
+        origins = [find_noise_origin(index, number) for index in batch["index"]]
         start, images, variances = time.perf_counter(), [], []
         for first in range(0, len(sar), self.spec.batch):
             part = slice(first, first + self.spec.batch)
@@ -216,12 +217,12 @@ class ModelImages:
         return Drawn(eo, torch.cat(variances) if variances else None, seconds)
 
 
-def noise_origin(index: int, number: int = 0) -> tuple[int, int]:
+def find_noise_origin(index: int, number: int = 0) -> tuple[int, int]:
     """Return the pixel of the noise plane where the noise of a pair's draw starts."""
     return index * PITCH_PX, number * PITCH_PX
 
 
-def padded(images: Tensor, factor: int, *, value: float | None = None) -> Tensor:
+def pad_to_multiple(images: Tensor, factor: int, *, value: float | None = None) -> Tensor:
     """Pad images below and to the right to multiples of a factor, by reflection or with a value."""
     height, width = images.shape[-2:]
     margins = (0, -width % factor, 0, -height % factor)

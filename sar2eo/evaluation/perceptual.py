@@ -1,12 +1,11 @@
-"""LPIPS and FID, whose networks are fetched once by libraries of their own, or taken from local files.
+"""LPIPS and FID; their networks' weights are given as safetensors files and never fetched.
 
-Local files are safetensors. Pickled weights (``.pth``) are refused: reading them can run code.
+Pickled weights (``.pth``) are refused: reading them can run code.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics.functional.image.lpips import ScalingLayer
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["Fid", "Lpips", "inception", "open_lpips"]
+__all__ = ["Fid", "Lpips", "create_alexnet", "open_inception", "open_lpips"]
 
 _TAPS = (1, 4, 7, 9, 11)  # the ReLUs of AlexNet whose outputs are compared
 _LPIPS_LEAST_PX = 32  # below, AlexNet's pooling has nothing left
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's, for [-1, 1]
 
 
 class Lpips:
     """Learned perceptual distance by AlexNet (Zhang et al. 2018, https://arxiv.org/abs/1801.03924).
 
-    What torchmetrics' ``LearnedPerceptualImagePatchSimilarity(net_type="alex")`` measures, with the
-    mean of each layer taken over valid pixels; and without torchvision, given weights.
+    The same as torchmetrics' ``LearnedPerceptualImagePatchSimilarity(net_type="alex")``, which can neither
+    read local weights nor do without torchvision; here the mean of each layer is over valid pixels.
 
     Parameters
     ----------
     features : Module
-        Of `alexnet_features`.
+        Of `create_alexnet`.
     linear : sequence of Tensor
         Weights of the channels of each of the five layers, shapes (C,).
     """
@@ -46,18 +45,17 @@ class Lpips:
     def __init__(self, features: nn.Sequential, linear: list[Tensor]) -> None:
         self.features = features.eval().requires_grad_(False)
         self.linear = linear
+        self._scale = ScalingLayer()
 
     @torch.inference_mode()
     def __call__(self, prediction: Tensor, truth: Tensor, valid: Tensor) -> npt.NDArray[np.float64]:
         """Measure a batch; parameters as in `sar2eo.evaluation.metrics`. NaN below 32 pixels."""
         if min(truth.shape[2:]) < _LPIPS_LEAST_PX:
             return np.full(len(truth), np.nan)
-        # Where pixels are invalid the two are made equal, so that nothing leaks in from there.
-        layers = zip(
-            self._layers(torch.where(valid > 0, prediction, truth)), self._layers(truth), strict=True
-        )
+        # Equal where they are invalid, so that nothing leaks in from there.
+        pair = (torch.where(valid > 0, prediction, truth), truth)
         total = torch.zeros(len(truth))
-        for (predicted, true), weights in zip(layers, self.linear, strict=True):
+        for predicted, true, weights in zip(*map(self._layers, pair), self.linear, strict=True):
             distance = ((predicted - true).square() * weights.view(1, -1, 1, 1)).sum(1, keepdim=True)
             share = functional.interpolate(valid, size=distance.shape[2:], mode="area")
             total += (distance * share).flatten(1).sum(1) / share.flatten(1).sum(1)
@@ -65,8 +63,7 @@ class Lpips:
 
     def _layers(self, images: Tensor) -> list[Tensor]:
         """Return features of unit length, of images in [0, 1]."""
-        shift, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (_SHIFT, _SCALE))
-        values, found = (2 * images - 1 - shift) / scale, []
+        values, found = self._scale(2 * images - 1), []
         for index, layer in enumerate(self.features):
             values = layer(values)
             if index in _TAPS:
@@ -74,7 +71,7 @@ class Lpips:
         return found
 
 
-def alexnet_features() -> nn.Sequential:
+def create_alexnet() -> nn.Sequential:
     """Create AlexNet's convolutions, numbered as in torchvision's ``alexnet().features``."""
     return nn.Sequential(
         nn.Conv2d(3, 64, 11, stride=4, padding=2),
@@ -93,27 +90,28 @@ def alexnet_features() -> nn.Sequential:
 
 
 def open_lpips(weights: str | None) -> Lpips:
-    """Return LPIPS with AlexNet's weights from a local file, or as torchvision fetches them.
+    """Open LPIPS with AlexNet's weights.
 
     Parameters
     ----------
     weights : str or None
-        safetensors with the keys ``features.*`` of torchvision's AlexNet; others are left out.
+        safetensors file with the keys ``features.*`` of torchvision's AlexNet; others are ignored.
 
     Raises
     ------
     SettingsError
-        If the file does not hold them; or without a file, if torchvision is missing or cannot fetch.
+        Without a file, or if it does not hold them.
     """
-    if weights is not None:
-        state = _read(weights, "lpips_weights")
-    else:
-        state = _fetched(_alexnet_of_torchvision, "lpips", "torchvision", "--lpips-weights", "AlexNet")
-    features = alexnet_features()
-    chosen = {
-        key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")
-    }
-    _fill(features, chosen, f"lpips_weights={weights}", "features.* of torchvision's AlexNet")
+    state = _read(weights, "lpips", "torchvision's AlexNet")
+    features, prefix = create_alexnet(), "features."
+    try:
+        features.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
+    except RuntimeError as error:
+        raise SettingsError(
+            f"lpips_weights={weights}: must hold features.* of torchvision's AlexNet"
+        ) from error
     # The weights of the channels come with torchmetrics; they are its own file, and read as tensors alone.
     with resources.as_file(
         resources.files("torchmetrics.functional.image") / "lpips_models" / "alex.pth"
@@ -122,20 +120,13 @@ def open_lpips(weights: str | None) -> Lpips:
     return Lpips(features, [linear[f"lin{layer}.model.1.weight"].flatten() for layer in range(len(_TAPS))])
 
 
-def _alexnet_of_torchvision() -> dict[str, Tensor]:
-    from torchvision.models import AlexNet_Weights  # type: ignore[import-not-found,unused-ignore]
-
-    state: dict[str, Tensor] = AlexNet_Weights.DEFAULT.get_state_dict(check_hash=True)
-    return state
-
-
 class Fid:
     """Fréchet distance of Inception features (Heusel et al. 2017, https://arxiv.org/abs/1706.08500).
 
     Parameters
     ----------
     features : Module
-        uint8 images, shape (B, 3, H, W), to features, shape (B, N); see `inception`.
+        uint8 images, shape (B, 3, H, W), to features, shape (B, N); see `open_inception`.
     """
 
     def __init__(self, features: nn.Module) -> None:
@@ -143,7 +134,7 @@ class Fid:
 
     @torch.inference_mode()
     def add(self, prediction: Tensor, truth: Tensor, valid: Tensor) -> None:
-        """Add a batch of images in [0, 1]; invalid pixels of the prediction are made the truth's."""
+        """Add a batch of images in [0, 1]; invalid pixels of the prediction are replaced by the truth's."""
         for images, real in ((torch.where(valid > 0, prediction, truth), False), (truth, True)):
             self._metric.update((images * 255).round().byte(), real=real)
 
@@ -154,59 +145,41 @@ class Fid:
         return float(self._metric.compute())
 
 
-def inception(weights: str | None) -> nn.Module:
-    """Return the Inception network of FID from a local file, or as torch-fidelity fetches it.
+def open_inception(weights: str | None) -> nn.Module:
+    """Open the Inception network of FID.
 
     Parameters
     ----------
     weights : str or None
-        safetensors with the keys of torch-fidelity's ``FeatureExtractorInceptionV3``.
+        safetensors file with the keys of torch-fidelity's ``FeatureExtractorInceptionV3``.
 
     Raises
     ------
     SettingsError
-        If the file does not hold them, torch-fidelity is missing, or it cannot fetch.
+        Without a file, if it does not hold them, or if torch-fidelity is missing.
     """
-    state = None if weights is None else _read(weights, "fid_weights")
-
-    def make() -> nn.Module:
-        with tempfile.TemporaryDirectory() as folder:
-            path = None
-            if state is not None:
-                # torch-fidelity reads pickles only: one that was written here is safe.
-                path = str(Path(folder) / "inception.pth")
-                torch.save(state, path)
+    state = _read(weights, "fid", "torch-fidelity's Inception")
+    with tempfile.TemporaryDirectory() as folder:
+        # torch-fidelity reads pickles only: one that was written here is safe.
+        path = str(Path(folder) / "inception.pth")
+        torch.save(state, path)
+        try:
             network: Any = FrechetInceptionDistance(feature_extractor_weights_path=path).inception
-        network.num_features = 2048
-        network.requires_grad_(False)
-        module: nn.Module = network
-        return module
-
-    try:
-        network: nn.Module = _fetched(make, "fid", "torch-fidelity", "--fid-weights", "Inception")
-    except RuntimeError as error:
-        raise SettingsError(
-            f"fid_weights={weights}: must hold the tensors of torch-fidelity's Inception"
-        ) from error
-    return network
+        except ModuleNotFoundError as error:
+            raise SettingsError("fid: needs torch-fidelity: pip install torch-fidelity") from error
+        except RuntimeError as error:
+            raise SettingsError(
+                f"fid_weights={weights}: must hold the tensors of torch-fidelity's Inception"
+            ) from error
+    network.num_features = 2048
+    module: nn.Module = network.requires_grad_(False)
+    return module
 
 
-def _fetched(make: Callable[[], Any], metric: str, library: str, flag: str, network: str) -> Any:
-    try:
-        return make()
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{metric}: needs {library} for its network: pip install {library}"
-            + (f", or pass {network}'s weights by {flag} FILE.safetensors" if metric == "lpips" else "")
-        ) from error
-    except OSError as error:
-        raise SettingsError(
-            f"{metric}: {library} could not fetch its network ({error}): pass {network}'s weights by "
-            f"{flag} FILE.safetensors"
-        ) from error
-
-
-def _read(path: str, name: str) -> dict[str, Tensor]:
+def _read(path: str | None, metric: str, network: str) -> dict[str, Tensor]:
+    if path is None:
+        raise SettingsError(f"{metric}: needs the weights of {network}: --{metric}-weights FILE.safetensors")
+    name = f"{metric}_weights"
     if Path(path).suffix != ".safetensors":
         raise SettingsError(
             f"{name}={path}: must be a .safetensors file; pickled weights can run code, so convert them by "
@@ -217,10 +190,3 @@ def _read(path: str, name: str) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise SettingsError(f"{name}={path}: cannot be read: {error}") from error
     return state
-
-
-def _fill(module: nn.Module, state: dict[str, Tensor], where: str, wanted: str) -> None:
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise SettingsError(f"{where}: must hold {wanted}") from error

@@ -1,4 +1,4 @@
-"""The report of an evaluation: a folder of JSON, Markdown and pictures, whole or not at all."""
+"""Reports of evaluations: a folder of JSON, Markdown and pictures, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from torch import Tensor
+
 from sar2eo.errors import OutputError
 from sar2eo.evaluation.metrics import BLOCK_PX
-from sar2eo.evaluation.pictures import Case, Pictures, draw_pictures
 from sar2eo.store.atomic import atomic_folder, json_values
 
 __all__ = [
     "REPORT",
-    "Case",
-    "Pictures",
+    "EvaluationPictures",
+    "PictureCase",
     "ReportKind",
-    "markdown",
-    "markdown_table",
+    "colour_limits",
+    "draw_pictures",
+    "enlarge",
+    "format_report",
+    "format_table",
     "write_report",
 ]
 
@@ -33,31 +40,19 @@ class ReportKind:
     Parameters
     ----------
     results : str
-        The file of the results, by which a report of this kind is known.
+        File name of the results, which identifies reports of this kind.
     command : str
-        That makes them.
+        Subcommand that writes them.
     """
 
     results: str
     command: str
 
     def check_target(self, out: Path, *, overwrite: bool) -> None:
-        """Refuse a folder that may not be written.
-
-        Parameters
-        ----------
-        out : Path
-        overwrite : bool
-            Whether an existing report may be replaced.
-
-        Raises
-        ------
-        OutputError
-            If it exists and is not to be replaced, or is no report of this kind, or cannot be made there.
-        """
+        """Refuse a folder that cannot be written, or that holds anything but a report to overwrite."""
         there = next(path for path in (out, *out.absolute().parents) if path.exists())
         if there != out and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise OutputError(f"{out}: {there} is no folder that can be written to")
+            raise OutputError(f"{out}: {there} is not a writable folder")
         if not out.exists():
             return
         if not (out / self.results).is_file():
@@ -75,27 +70,12 @@ class ReportKind:
         *,
         overwrite: bool,
     ) -> dict[str, Any]:
-        """Write a report beside its place, then rename it.
+        """Write a report, and return its results as JSON values; numbers that are not finite are None.
 
         Parameters
         ----------
-        out : Path
-        results : dict
         describe : callable
-            Returns the report for people; draws its pictures into the folder that it is given, beside the
-            results as plain JSON values.
-        overwrite : bool
-            As of `check_target`, which is asked once more before the rename.
-
-        Returns
-        -------
-        dict
-            The results as plain JSON values; what is not a finite number is None.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written; what was there before then stays.
+            From folder and JSON values to the Markdown text; it draws pictures into the folder.
         """
         plain: dict[str, Any] = json_values(results)
         with atomic_folder(out) as partial:
@@ -106,7 +86,7 @@ class ReportKind:
         return plain
 
 
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+def format_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -131,34 +111,34 @@ _FIGURES = {
 }
 
 _READING = f"""\
-* Invalid pixels count in nothing. PSNR and SSIM are scikit-image's (peak 1; Gaussian window of sigma 1.5,
+* Invalid pixels never count. PSNR and SSIM are scikit-image's (peak 1; Gaussian window of sigma 1.5,
   population covariance, windows inside the image), SCC is torchmetrics'.
-* {BLOCK_PX} px: the same of means over blocks of {BLOCK_PX} x {BLOCK_PX} pixels, about what a radar knows.
-* Power ratio near 1 with a low correlation is texture that is not the truth's; below 1 is blur.
+* {BLOCK_PX} px: the same of means over blocks of {BLOCK_PX} x {BLOCK_PX} pixels, about what radar resolves.
+* A power ratio near 1 with a low correlation is invented texture; below 1 is blur.
 * LPIPS and CIEDE2000: lower is better, FID too; FID of fewer than some thousand images is biased upwards.
 """
 
 
 def write_report(
-    out: Path, results: dict[str, Any], pictures: Pictures, *, overwrite: bool
+    out: Path, results: dict[str, Any], pictures: EvaluationPictures, *, overwrite: bool
 ) -> dict[str, Any]:
     """Write the report with its pictures; returns and raises as `ReportKind.write`."""
 
     def describe(folder: Path, _: dict[str, Any]) -> str:
-        return markdown(results, draw_pictures(folder, results, pictures))
+        return format_report(results, draw_pictures(folder, results, pictures))
 
     return REPORT.write(out, results, describe, overwrite=overwrite)
 
 
-def markdown(results: dict[str, Any], drawn: dict[str, str]) -> str:
-    """Return the report for people.
+def format_report(results: dict[str, Any], drawn: dict[str, str]) -> str:
+    """Return the report in Markdown.
 
     Parameters
     ----------
     results : dict
-        What ``metrics.json`` holds.
+        Content of ``metrics.json``.
     drawn : dict of str to str
-        File names of pictures and what they show.
+        File names of pictures, and what they show.
     """
     data, settings, model = results["data"], results["settings"], results["models"]["model"]
     parts = [
@@ -189,7 +169,7 @@ def _methods(methods: dict[str, Any], first: str = "") -> str:
         if any(key in figures for figures in methods.values()):
             cells = [_number(figures.get(key), digits) for figures in methods.values()]
             rows.append([f"{title} ({note})" if note else title, *cells])
-    return markdown_table([first, *methods], rows)
+    return format_table([first, *methods], rows)
 
 
 def _octaves(methods: dict[str, Any]) -> str:
@@ -204,7 +184,7 @@ def _octaves(methods: dict[str, Any]) -> str:
                 *(f"{_number(cell['power_ratio'], 2)}, {_number(cell['correlation'], 2)}" for cell in cells),
             ]
         )
-    return markdown_table(head, rows)
+    return format_table(head, rows)
 
 
 def _controls(results: dict[str, Any]) -> list[str]:
@@ -227,7 +207,7 @@ def _controls(results: dict[str, Any]) -> list[str]:
             [str(number + 1), *(f"{group[key]:.3g}" for key in ("variance", "error")), str(group["values"])]
             for number, group in enumerate(found["quantiles"])
         ]
-        parts.append(markdown_table(["Quantile", "Variance", "Squared error", "Values"], rows))
+        parts.append(format_table(["Quantile", "Variance", "Squared error", "Values"], rows))
     return ["## Controls", *parts] if parts else []
 
 
@@ -240,3 +220,228 @@ def _sweep(sweep: list[dict[str, Any]]) -> list[str]:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+_TILE_INCHES, _DPI = 2.2, 120
+_SHEET_DPI = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureCase:
+    """One pair to show.
+
+    Parameters
+    ----------
+    kind : str
+        "best", "median" or "worst".
+    name : str
+        Name of the pair.
+    sar, prediction, truth : Tensor, shape (3, H, W)
+        In [-1, 1].
+    valid : Tensor of bool, shape (H, W)
+    variance, forced_variance : Tensor, shape (h, w), or None
+        Predicted from the draw shown, and from the noised truth.
+    """
+
+    kind: str
+    name: str
+    psnr: float
+    sar: Tensor
+    prediction: Tensor
+    truth: Tensor
+    valid: Tensor
+    variance: Tensor | None
+    forced_variance: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPictures:
+    """What to draw.
+
+    Parameters
+    ----------
+    cases : list of PictureCase
+        Best first.
+    denoising : list of (PictureCase, timesteps, images)
+        Images of shape (timesteps, 3, H, W).
+    factor : int
+        Pixels per latent pixel.
+    """
+
+    cases: list[PictureCase] = field(default_factory=list)
+    denoising: list[tuple[PictureCase, list[int], Tensor]] = field(default_factory=list)
+    factor: int = 1
+
+
+def draw_pictures(folder: Path, results: dict[str, Any], pictures: EvaluationPictures) -> dict[str, str]:
+    """Draw all pictures as PNG; return file names, and what they show."""
+    drawn = {}
+    if pictures.cases:
+        drawn["contact_sheet.png"] = _draw_contact_sheet(folder, pictures)
+    if any(case.forced_variance is not None for case in pictures.cases):
+        drawn["confidence.png"] = _draw_confidence(folder, pictures, results["calibration"]["timestep"])
+    if pictures.denoising:
+        drawn["denoising.png"] = _draw_denoising(folder, pictures)
+    drawn["octaves.png"] = _draw_octaves(folder, results["methods"])
+    if results["calibration"] is not None and results["calibration"]["quantiles"]:
+        drawn["calibration.png"] = _draw_calibration(folder, results["calibration"])
+    if len(results["sweep"]) > 1:
+        drawn["steps.png"] = _draw_steps(folder, results["sweep"])
+    return drawn
+
+
+def _draw_contact_sheet(folder: Path, pictures: EvaluationPictures) -> str:
+    columns = ["SAR", "prediction", "truth"]
+    confident = pictures.cases[0].variance is not None
+    rows = [[case.sar, case.prediction, case.truth] for case in pictures.cases]
+    maps = [_confidence_map(case.variance, case, pictures.factor) for case in pictures.cases]
+    figure = _sheet(
+        [f"{case.kind}\n{case.psnr:.1f} dB" for case in pictures.cases],
+        columns,
+        [[_rgb(image, case.valid) for image in row] for row, case in zip(rows, pictures.cases, strict=True)],
+        maps if confident else None,
+    )
+    figure.savefig(folder / "contact_sheet.png", dpi=_SHEET_DPI)
+    return (
+        "SAR, prediction, truth"
+        + (" and confidence" if confident else "")
+        + " of the best, median and worst pairs"
+    )
+
+
+def _draw_confidence(folder: Path, pictures: EvaluationPictures, timestep: int) -> str:
+    figure = _sheet(
+        [case.kind for case in pictures.cases],
+        ["SAR", "truth"],
+        [[_rgb(image, case.valid) for image in (case.sar, case.truth)] for case in pictures.cases],
+        [_confidence_map(case.forced_variance, case, pictures.factor) for case in pictures.cases],
+    )
+    figure.savefig(folder / "confidence.png", dpi=_SHEET_DPI)
+    return f"Confidence of the noised truth at timestep {timestep} (C-DiffSET, Fig. 7)"
+
+
+def _draw_denoising(folder: Path, pictures: EvaluationPictures) -> str:
+    timesteps = pictures.denoising[0][1]
+    figure = _sheet(
+        [case.kind for case, _, _ in pictures.denoising],
+        ["SAR", *(f"t = {timestep}" for timestep in timesteps), "truth"],
+        [
+            [_rgb(image, case.valid) for image in (case.sar, *images, case.truth)]
+            for case, _, images in pictures.denoising
+        ],
+        None,
+    )
+    figure.savefig(folder / "denoising.png", dpi=_SHEET_DPI)
+    return "The estimate of the clean image on the way from noise (C-DiffSET, Fig. 8)"
+
+
+def _sheet(
+    labels: list[str],
+    columns: list[str],
+    rows: list[list[npt.NDArray[np.float32]]],
+    maps: list[npt.NDArray[np.float32]] | None,
+) -> Figure:
+    """Lay images out as a table, the maps on one scale of colours as its last column."""
+    width = len(columns) + (maps is not None)
+    figure = Figure(
+        figsize=(_TILE_INCHES * width + 0.9, _TILE_INCHES * len(rows) + 0.3), layout="constrained"
+    )
+    axes = figure.subplots(len(rows), width, squeeze=False)
+    low, high = (0.0, 1.0) if maps is None else colour_limits(maps)
+    shown = None
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            axes[r, c].imshow(image, interpolation="nearest")
+        if maps is not None:
+            shown = axes[r, -1].imshow(maps[r], vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
+        axes[r, 0].set_ylabel(labels[r])
+    for c, title in enumerate([*columns, "confidence"][:width]):
+        axes[0, c].set_title(title)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    if shown is not None:
+        figure.colorbar(shown, ax=axes[:, -1].tolist(), label="log10 of 1 / variance")
+    return figure
+
+
+def colour_limits(maps: list[npt.NDArray[np.float32]]) -> tuple[float, float]:
+    """Return the range of colours for maps of any shapes: all values but one per cent at either end."""
+    values = np.concatenate([each[np.isfinite(each)] for each in maps])
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values, (1, 99))
+    return float(low), float(max(high, low + 1e-3))
+
+
+def enlarge(coarse: npt.NDArray[Any], factor: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Give every pixel of an image of a shape the value of its latent pixel."""
+    return coarse.repeat(factor, axis=0).repeat(factor, axis=1)[: shape[0], : shape[1]]
+
+
+def _confidence_map(variance: Tensor | None, case: PictureCase, factor: int) -> npt.NDArray[np.float32]:
+    """Return log10(1 / variance) on the image's pixels; NaN where they are invalid."""
+    valid = case.valid.numpy()
+    if variance is None:
+        return np.full(valid.shape, np.nan, dtype=np.float32)
+    logarithm = enlarge(-np.log10(variance.numpy()), factor, valid.shape)
+    return np.where(valid, logarithm, np.float32(np.nan))
+
+
+def _rgb(image: Tensor, valid: Tensor) -> npt.NDArray[np.float32]:
+    """Return an image for display, white where it is invalid."""
+    levels = ((image + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
+    return np.where(valid.numpy()[..., None], levels, np.float32(1))
+
+
+def _draw_octaves(folder: Path, methods: dict[str, Any]) -> str:
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    power, correlation = figure.subplots(1, 2)
+    for name, found in methods.items():
+        octaves = found["octaves"]
+        places = range(len(octaves))
+        power.plot(places, [octave["power_ratio"] for octave in octaves], marker="o", label=name)
+        correlation.plot(places, [octave["correlation"] for octave in octaves], marker="o", label=name)
+    labels = [octave["wavelength_px"] for octave in next(iter(methods.values()))["octaves"]]
+    for axis, title in ((power, "power ratio to the truth"), (correlation, "correlation with the truth")):
+        axis.set_xticks(range(len(labels)), labels, rotation=30)
+        axis.set(xlabel="wavelength (pixels)", title=title)
+        axis.grid(alpha=0.3)
+    power.set_yscale("symlog", linthresh=0.01)
+    power.set_ylim(bottom=0)
+    power.axhline(1, color="black", linewidth=0.8)
+    correlation.set_ylim(min(-0.05, correlation.get_ylim()[0]), 1.02)
+    power.legend(fontsize="small")
+    figure.savefig(folder / "octaves.png", dpi=_DPI)
+    return "Power ratio to the truth and correlation with it, per octave"
+
+
+def _draw_calibration(folder: Path, calibration: dict[str, Any]) -> str:
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    axis = figure.subplots()
+    groups = calibration["quantiles"]
+    variance, error = ([group[key] for group in groups] for key in ("variance", "error"))
+    axis.loglog(variance, error, marker="o", label="quantiles of the variance")
+    span = [min(variance + error), max(variance + error)]
+    axis.loglog(span, span, color="black", linewidth=0.8, label="calibrated")
+    axis.set(xlabel="predicted variance", ylabel="squared error", title=f"timestep {calibration['timestep']}")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize="small")
+    figure.savefig(folder / "calibration.png", dpi=_DPI)
+    return "Squared error against predicted variance, of the noised truth"
+
+
+def _draw_steps(folder: Path, sweep: list[dict[str, Any]]) -> str:
+    titles = {"psnr": "PSNR (dB)", "ssim": "SSIM", "scc": "SCC", "lpips": "LPIPS", "fid": "FID"}
+    titles |= {"ciede2000": "CIEDE2000", "seconds_per_image": "seconds per image"}
+    shown = [key for key in titles if all(key in found for found in sweep)]
+    steps = [found["steps"] for found in sweep]
+    figure = Figure(figsize=(2.6 * len(shown), 2.8), layout="constrained")
+    for axis, key in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        axis.plot(steps, [found[key] for found in sweep], marker="o")
+        axis.set_xscale("log")
+        axis.set_xticks(steps, [str(number) for number in steps])
+        axis.minorticks_off()
+        axis.set(xlabel="steps", title=titles[key])
+        axis.grid(alpha=0.3)
+    figure.savefig(folder / "steps.png", dpi=_DPI)
+    return f"Metrics and time over steps, on {sweep[0]['images']} pairs (C-DiffSET, Fig. 9)"

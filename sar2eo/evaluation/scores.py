@@ -1,27 +1,32 @@
-"""All figures of one method, gathered batch by batch."""
+"""Figures of one method, batch by batch; baselines; controls: calibration of the variance, shuffled SAR."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import ne
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from sar2eo.datasets import Batch, PairsDataset
 from sar2eo.errors import PairsError
 from sar2eo.evaluation.metrics import (
     BLOCK_PX,
-    block_means,
+    OctavePowers,
+    average_blocks,
     colour_difference,
     image_metrics,
-    squared_errors,
+    psnr,
+    sum_octave_powers,
+    sum_squared_errors,
     to_unit,
 )
 from sar2eo.evaluation.perceptual import Fid, Lpips
-from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
 from sar2eo.settings.evaluation import Metric
 
 __all__ = [
@@ -29,11 +34,13 @@ __all__ = [
     "MEAN_COLOUR",
     "SAR_GREY",
     "VAE_UPPER_BOUND",
-    "Judge",
     "Measures",
-    "constant",
-    "mean_colour",
-    "sar_grey",
+    "ScoreKeeper",
+    "ShuffleControl",
+    "compute_calibration",
+    "compute_mean_colour",
+    "predict_constant",
+    "predict_sar_grey",
 ]
 
 _POOLED = ("error", "values", f"error_{BLOCK_PX}px", f"values_{BLOCK_PX}px")
@@ -42,15 +49,13 @@ _SCENE = "sar_href"
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured, the same for every method.
+    """Metrics and networks, the same for every method.
 
     Parameters
     ----------
-    metrics : tuple of str
     protocol : {"usual", "release"}
-    lpips : Lpips or None
     inception : Module or None
-        Of FID.
+        Network of FID.
     """
 
     metrics: tuple[Metric, ...]
@@ -59,19 +64,15 @@ class Measures:
     inception: nn.Module | None = None
 
 
-class Judge:
-    """Gathers the figures of one method.
-
-    Parameters
-    ----------
-    measures : Measures
+class ScoreKeeper:
+    """Collects the figures of one method.
 
     Attributes
     ----------
     rows : list of dict
-        Figures of each image that was judged, with the pair's "id".
+        Figures of each image, with the pair's "id".
     seconds : float
-        Spent in making the images.
+        Time spent drawing the images.
     """
 
     def __init__(self, measures: Measures) -> None:
@@ -82,27 +83,27 @@ class Judge:
         self._fid = None if measures.inception is None else Fid(measures.inception)
 
     def add(self, prediction: Tensor, batch: Batch, seconds: float = 0.0) -> None:
-        """Judge a batch of images, shape (B, 3, H, W) in [-1, 1], against the batch's truth."""
+        """Score a batch of images, shape (B, 3, H, W) in [-1, 1], against the batch's truth."""
         protocol, valid = self.measures.protocol, batch["valid"]
         predicted, truth = (to_unit(images, protocol) for images in (prediction, batch["eo"]))
         columns = self._columns(predicted, truth, valid)
         if self.measures.lpips is not None:
             columns["lpips"] = self.measures.lpips(predicted, truth, valid)
-        coarse, kept = block_means(predicted, valid)
-        for name, column in self._columns(coarse, block_means(truth, valid)[0], kept).items():
+        coarse, kept = average_blocks(predicted, valid)
+        for name, column in self._columns(coarse, average_blocks(truth, valid)[0], kept).items():
             columns[f"{name}_{BLOCK_PX}px"] = column
         scenes = batch.get(_SCENE, [None] * len(truth))
         for i, (key, scene) in enumerate(zip(batch["id"], scenes, strict=True)):
             row = {name: float(column[i]) for name, column in columns.items()}
             self.rows.append({"id": key, "scene": scene, **row})
-            powers = octave_powers(predicted[i].numpy(), truth[i].numpy(), valid[i, 0].numpy())
+            powers = sum_octave_powers(predicted[i].numpy(), truth[i].numpy(), valid[i, 0].numpy())
             self._powers = powers if self._powers is None else self._powers + powers
         if self._fid is not None:
             self._fid.add(predicted, truth, valid)
         self.seconds += seconds
 
     def _columns(self, predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Any]:
-        error, values = squared_errors(predicted, truth, valid)
+        error, values = sum_squared_errors(predicted, truth, valid)
         return {
             **image_metrics(predicted, truth, valid, self.measures.metrics),
             "ciede2000": colour_difference(predicted, truth, valid),
@@ -110,42 +111,46 @@ class Judge:
             "values": values,
         }
 
-    def summary(self) -> dict[str, Any]:
-        """Return all figures: means over images, errors pooled over pixels, per scene and per octave."""
+    def summarise(self) -> dict[str, Any]:
+        """Return all figures: means over images, errors pooled over pixels, by scene and by octave."""
         scenes = sorted({row["scene"] for row in self.rows if row["scene"] is not None})
-        found: dict[str, Any] = {"images": len(self.rows), **figures(self.rows)}
+        found: dict[str, Any] = {"images": len(self.rows), **average_rows(self.rows)}
         if self._fid is not None:
             found["fid"] = self._fid.value()
         if self.seconds:
             found["seconds_per_image"] = self.seconds / len(self.rows)
         if scenes:
             found["scenes"] = {
-                scene: figures([row for row in self.rows if row["scene"] == scene]) for scene in scenes
+                scene: average_rows([row for row in self.rows if row["scene"] == scene]) for scene in scenes
             }
         if self._powers is not None:
             found["octaves"] = [
-                {"wavelength_px": wavelengths(octave), "power_ratio": float(ratio), "correlation": float(c)}
+                {
+                    "wavelength_px": format_wavelengths(octave),
+                    "power_ratio": float(ratio),
+                    "correlation": float(c),
+                }
                 for octave, (ratio, c) in enumerate(
                     zip(self._powers.ratios, self._powers.coherence, strict=True)
                 )
             ]
         return found
 
-    def by_pair(self) -> list[dict[str, Any]]:
-        """Return the figures of each pair, means over its draws."""
+    def summarise_pairs(self) -> list[dict[str, Any]]:
+        """Return the figures of each pair, as means over its draws."""
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in self.rows:
             groups.setdefault(row["id"], []).append(row)
-        return [{"id": key, "scene": rows[0]["scene"], **figures(rows)} for key, rows in groups.items()]
+        return [{"id": key, "scene": rows[0]["scene"], **average_rows(rows)} for key, rows in groups.items()]
 
 
-def wavelengths(octave: int) -> str:
+def format_wavelengths(octave: int) -> str:
     """Name the wavelengths of an octave in pixels."""
     return "below 4" if octave == 0 else f"{2 ** (octave + 1)} to {2 ** (octave + 2)}"
 
 
-def figures(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return means over rows, without what is NaN, and the PSNR of errors pooled over their pixels."""
+def average_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return means over rows, ignoring NaN, and the PSNR of errors pooled over their pixels."""
     names = [name for name in rows[0] if name not in ("id", "scene", *_POOLED)]
     found = {}
     for name in names:
@@ -164,7 +169,7 @@ MEAN_COLOUR = "mean-colour"
 """The mean colour of the training split's valid pixels, everywhere."""
 
 SAR_GREY = "sar-grey"
-"""The SAR image itself as grey, as the model receives it: the mean of its three channels, not fitted."""
+"""The SAR image in grey: the mean of the model's three input channels, not fitted."""
 
 BASELINES = (MEAN_COLOUR, SAR_GREY)
 
@@ -174,17 +179,12 @@ VAE_UPPER_BOUND = "vae-upper-bound"
 _COLOUR_PAIRS = 1000
 
 
-def mean_colour(
+def compute_mean_colour(
     training: PairsDataset, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Tensor:
     """Return the mean colour of valid pixels, shape (3,), in [-1, 1].
 
-    Of a large data set 1000 pairs, spread evenly, tell it well enough.
-
-    Raises
-    ------
-    PairsError
-        If no pixel is valid.
+    At most 1000 pairs, spread evenly, are read.
     """
     chosen = np.linspace(0, len(training) - 1, min(len(training), _COLOUR_PAIRS)).astype(int)
     total, count = torch.zeros(3, dtype=torch.float64), 0.0
@@ -198,12 +198,114 @@ def mean_colour(
     return (total / count).float()
 
 
-def constant(colour: Tensor) -> Callable[[Batch], Tensor]:
-    """Return what predicts one colour everywhere."""
+def predict_constant(colour: Tensor) -> Callable[[Batch], Tensor]:
+    """Return a method that predicts one colour everywhere."""
     return lambda batch: colour.view(1, 3, 1, 1).expand_as(batch["eo"]).contiguous()
 
 
-def sar_grey(batch: Batch) -> Tensor:
+def predict_sar_grey(batch: Batch) -> Tensor:
     """Predict the SAR in grey."""
     grey: Tensor = batch["sar"].mean(1, keepdim=True).expand_as(batch["eo"]).contiguous()
     return grey
+
+
+def compute_calibration(variance: npt.ArrayLike, error: npt.ArrayLike, quantiles: int = 10) -> dict[str, Any]:
+    """Compare predicted variance with squared error, by quantile of the variance.
+
+    Parameters
+    ----------
+    variance, error : array_like, shape (N,)
+        At the same latent pixels and timestep.
+    quantiles : int
+        Number of groups of nearly equal size.
+
+    Returns
+    -------
+    dict
+        "quantiles" from the lowest variance on, each with means "variance" and "error" and number
+        "values"; "ratio" of mean error to mean variance, 1 if calibrated; "rank_correlation" (Spearman's),
+        NaN if either is constant.
+    """
+    predicted, found = (np.asarray(values, dtype=np.float64).ravel() for values in (variance, error))
+    groups = [
+        group for group in np.array_split(np.argsort(predicted, kind="stable"), quantiles) if len(group)
+    ]
+    varies = len(predicted) > 1 and np.ptp(predicted) > 0 and np.ptp(found) > 0
+    return {
+        "quantiles": [
+            {
+                "variance": float(predicted[group].mean()),
+                "error": float(found[group].mean()),
+                "values": len(group),
+            }
+            for group in groups
+        ],
+        "ratio": float(found.mean() / predicted.mean()) if len(found) else float("nan"),
+        "rank_correlation": float(spearmanr(predicted, found).statistic) if varies else float("nan"),
+    }
+
+
+class ShuffleControl:
+    """The shuffle control: images from one pair's SAR are compared with another pair's truth.
+
+    A model that uses the SAR image loses much; one that only knows what EO images look like loses nothing.
+    Only pixels that are valid in both pairs count.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the order of pairs: each is compared with the next one that shows other ground.
+    apart : callable, optional
+        Whether two pairs, by their indices, show different ground; by default any two do.
+    """
+
+    def __init__(self, seed: int, apart: Callable[[int, int], bool] = ne) -> None:
+        self._seed, self._apart = seed, apart
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._numbers: list[int] = []
+
+    def add(self, prediction: Tensor, truth: Tensor, valid: Tensor, number: int) -> None:
+        """Add one pair: images of shape (3, H, W) in [-1, 1], validity of shape (1, H, W), its index."""
+        images = (((image + 1) * 127.5).round().byte() for image in (prediction, truth))
+        self._held.append((*images, valid.bool()))  # type: ignore[arg-type]
+        self._numbers.append(number)
+
+    def summarise(self, protocol: str) -> dict[str, Any] | None:
+        """Return mean PSNR as paired and as shuffled, and the difference, also of blocks of 8 pixels.
+
+        None if no two pairs show different ground.
+        """
+        order = np.random.default_rng(self._seed).permutation(len(self._held)).tolist()
+        rows = []
+        for place, i in enumerate(order):
+            others = (order[place - step] for step in range(1, len(order)))
+            j = next((j for j in others if self._apart(self._numbers[i], self._numbers[j])), None)
+            if j is not None:
+                rows.append(self._compare(self._held[i], self._held[j], protocol))
+        if not rows:
+            return None
+        means = [
+            float(np.nanmean(column)) if np.isfinite(column).any() else float("nan")
+            for column in np.array(rows).T
+        ]
+        names = ("psnr", "psnr_shuffled", f"psnr_{BLOCK_PX}px", f"psnr_{BLOCK_PX}px_shuffled")
+        found = dict(zip(names, means, strict=True))
+        return {
+            "pairs": len(rows),
+            **found,
+            "cost_db": means[0] - means[1],
+            f"cost_{BLOCK_PX}px_db": means[2] - means[3],
+        }
+
+    @staticmethod
+    def _compare(
+        own: tuple[Tensor, Tensor, Tensor], other: tuple[Tensor, Tensor, Tensor], protocol: str
+    ) -> list[float]:
+        valid = (own[2] & other[2]).float()[None]
+        right, wrong, truth = (
+            to_unit(image.float() / 127.5 - 1, protocol)[None] for image in (own[0], other[0], own[1])
+        )
+        found = [psnr(image, truth, valid)[0] for image in (right, wrong)]
+        coarse_truth, kept = average_blocks(truth, valid)
+        found += [psnr(average_blocks(image, valid)[0], coarse_truth, kept)[0] for image in (right, wrong)]
+        return found

@@ -1,9 +1,9 @@
-"""The whole evaluation: settings and data in, figures and pictures out."""
+"""Evaluate translators on pairs: settings and data in, a report with figures and pictures out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sar2eo.datasets import Batch, PairsDataset, collate
 from sar2eo.evaluation import scores
-from sar2eo.evaluation.calibration import Shuffle, calibration_table
-from sar2eo.evaluation.image_cache import KeptImages, keeping
-from sar2eo.evaluation.model_probe import Drawn, Forced, ModelImages, Probe
-from sar2eo.evaluation.report import Case, Pictures, write_report
-from sar2eo.evaluation.request import MODEL, SWEPT_PAIRS, Request, evenly, prepare
-from sar2eo.evaluation.scores import Judge
+from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe, TruthPrediction
+from sar2eo.evaluation.plan import MODEL, SWEPT_PAIRS, EvaluationPlan, plan_translators, spread_evenly
+from sar2eo.evaluation.report import EvaluationPictures, PictureCase, write_report
+from sar2eo.evaluation.scores import ScoreKeeper, ShuffleControl, compute_calibration
 from sar2eo.model.translator import DiffusionTranslator
 from sar2eo.settings import DataSettings, EvaluateSettings, checked
 from sar2eo.settings.toml import changed
+from sar2eo.store.atomic import refuse
+from sar2eo.store.journal import Journal
+from sar2eo.store.task_results import keep_result, read_result
 
-__all__ = ["evaluate", "plan_evaluation", "torch_threads"]
+__all__ = ["evaluate", "plan_evaluation", "use_torch_threads"]
 
 SHUFFLED_PAIRS = 128
-"""Pairs of the shuffle control at most, spread evenly: they are held in memory."""
+"""Most pairs of the shuffle control, which are held in memory; spread evenly."""
 
 CALIBRATED_VALUES = 2**22
-"""Latent pixels of the calibration at most, an even share of each pair."""
+"""Most latent pixels of the calibration, an even share of each pair."""
 
 _BATCH = 8
 
@@ -49,7 +51,7 @@ def evaluate(
     progress: Progress | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Measure what a model is worth on pairs, against baselines and bounds, and write a report.
+    """Measure how good a model is on pairs, against baselines and bounds, and write a report.
 
     Parameters
     ----------
@@ -58,49 +60,49 @@ def evaluate(
     data : DataSettings, str or Path
         Which pairs; a path is a folder of `sar2eo.build_pairs`.
     out : str or Path
-        Folder of the report; it appears whole or not at all. ``metrics.json`` holds everything,
-        ``report.md`` a table; and there are pictures. The same call goes on where an interrupted one
-        stopped: images that were drawn lie in ``<out>.partial`` meanwhile.
+        Folder of the report, written whole or not at all: ``metrics.json`` with everything, ``report.md``
+        with tables, and pictures. The same call resumes an interrupted one; images drawn so far are kept
+        in ``<out>.partial``.
     settings : EvaluateSettings, optional
         All settings at once.
     overwrite : bool
         Replace an existing report, or unfinished work of another evaluation.
     progress : callable, optional
-        Called with what is being done, how many are done, and how many there are.
+        Called with the stage, how many are done, and how many there are.
     **changes
         Fields of `EvaluateSettings`.
 
     Returns
     -------
     dict
-        What ``metrics.json`` holds; None is what cannot be measured or is infinite. "methods": figures
-        of the model, of what it is held ``against`` and of its bound, among them means over images
-        (psnr, ssim, scc, lpips, ciede2000), the PSNR of errors pooled over all pixels, the same at
-        means of 8 pixels (``_8px``), and per octave of wavelength the power ratio to the truth and the
-        correlation with it. "calibration", "shuffle", "sweep", "pairs" and what could not be measured
-        ("left_out"), with settings and fingerprints.
+        Content of ``metrics.json``; None if a figure cannot be measured or is infinite. "methods": figures
+        of the model, of those it is compared with (``against``) and of its bound: means over images (psnr,
+        ssim, scc, lpips, ciede2000), the PSNR of errors pooled over all pixels, the same after averaging
+        blocks of 8 pixels (``_8px``), and per octave of wavelength power ratio to and correlation with the
+        truth. Also "calibration", "shuffle", "sweep", "pairs" and metrics that were left out ("left_out"),
+        with settings and fingerprints.
 
     Raises
     ------
     SettingsError, PairsError, CheckpointError, OutputError
-        Before anything is measured, if settings, data and models cannot be used or the report exists.
+        Before anything is measured, if settings, data or models cannot be used, or the report exists.
     JournalError
         If ``<out>.partial`` holds images of another evaluation, or another process is writing there.
 
     Warns
     -----
     EvaluationWarning
-        If something could not be measured for lack of a network or of training pairs.
+        If something cannot be measured without network weights or training pairs.
     """
     settings = changed(settings or EvaluateSettings(), changes)
-    request = prepare(model, data, out, settings, overwrite=overwrite)
-    facts = request.facts()  # looks at all files
+    plan = plan_translators(model, data, out, settings, overwrite=overwrite)
+    facts = plan.facts()  # reads all files
     with (
-        keeping(Path(out), facts, overwrite=overwrite) as kept,
-        torch_threads(request.specs[MODEL].threads),
+        keep_images(Path(out), facts, overwrite=overwrite) as kept,
+        use_torch_threads(plan.specs[MODEL].threads),
     ):
-        under_way = _Evaluation(request, kept, progress or (lambda stage, done, total: None))
-        results, pictures = under_way.results()
+        evaluation = _Evaluation(plan, kept, progress or (lambda stage, done, total: None))
+        results, pictures = evaluation.results()
         return write_report(Path(out), {**facts, **results}, pictures, overwrite=overwrite)
 
 
@@ -120,68 +122,70 @@ def plan_evaluation(
         As in `evaluate`.
     """
     settings = checked(settings or EvaluateSettings())
-    return prepare(model, data, out, settings, overwrite=overwrite).plan()
+    return plan_translators(model, data, out, settings, overwrite=overwrite).describe()
 
 
 class _Evaluation:
-    """One evaluation under way."""
+    """One evaluation."""
 
-    def __init__(self, request: Request, kept: KeptImages, progress: Progress) -> None:
-        self.request = request
+    def __init__(self, plan: EvaluationPlan, kept: DrawnImages, progress: Progress) -> None:
+        self.plan = plan
         self.kept = kept
-        self.settings = request.settings
-        self.dataset = request.dataset
-        self.chosen = request.chosen
+        self.settings = plan.settings
+        self.dataset = plan.dataset
+        self.chosen = plan.chosen
         self.progress = progress
 
-    def results(self) -> tuple[dict[str, Any], Pictures]:
+    def results(self) -> tuple[dict[str, Any], EvaluationPictures]:
         """Measure everything."""
-        main = ModelImages(self.request.specs[MODEL])
+        main = ModelImages(self.plan.specs[MODEL])
         probe = None
         if isinstance(main.translator, DiffusionTranslator):
             probe = Probe(main.translator.checkpoint, main.spec)
-        judges: dict[str, Judge] = {}
-        shuffles: dict[str, Shuffle] = {}
-        for name, spec in self.request.specs.items():
+        judges: dict[str, ScoreKeeper] = {}
+        shuffles: dict[str, ShuffleControl] = {}
+        for name, spec in self.plan.specs.items():
             # Loaded one after the other: several may not fit into memory together.
             found, shuffles[name] = self._judge_model(name, main if name == MODEL else ModelImages(spec))
             judges |= found
         judges |= self._judge_others(self._predictions(probe))
         calibration = self._calibration(probe)
         sweep = self._sweep(main)
-        by_pair = judges[MODEL].by_pair()
+        by_pair = judges[MODEL].summarise_pairs()
         results = {
-            "methods": {name: judge.summary() for name, judge in judges.items()},
-            "shuffle": {name: shuffle.result(self.settings.protocol) for name, shuffle in shuffles.items()},
+            "methods": {name: judge.summarise() for name, judge in judges.items()},
+            "shuffle": {
+                name: shuffle.summarise(self.settings.protocol) for name, shuffle in shuffles.items()
+            },
             "calibration": calibration,
             "sweep": sweep,
-            "left_out": self.request.left_out,
+            "left_out": self.plan.left_out,
             "pairs": by_pair,
         }
         return results, self._pictures(main, probe, by_pair)
 
     def _predictions(self, probe: Probe | None) -> dict[str, Predict]:
-        """Return the methods that are not models."""
+        """Return baselines and bound, by name."""
         found: dict[str, Predict] = {}
-        if self.request.training is not None:
-            colour = scores.mean_colour(
-                self.request.training, lambda done, total: self.progress(scores.MEAN_COLOUR, done, total)
+        if self.plan.training is not None:
+            colour = scores.compute_mean_colour(
+                self.plan.training, lambda done, total: self.progress(scores.MEAN_COLOUR, done, total)
             )
-            found[scores.MEAN_COLOUR] = scores.constant(colour)
+            found[scores.MEAN_COLOUR] = scores.predict_constant(colour)
         if scores.SAR_GREY in self.settings.against:
-            found[scores.SAR_GREY] = scores.sar_grey
+            found[scores.SAR_GREY] = scores.predict_sar_grey
         if self.settings.upper_bound and probe is not None:
             found[scores.VAE_UPPER_BOUND] = probe.reconstruct
         return found
 
-    def _judge_model(self, name: str, images: ModelImages) -> tuple[dict[str, Judge], Shuffle]:
-        """Judge a model's single draws, and their mean where there are several."""
+    def _judge_model(self, name: str, images: ModelImages) -> tuple[dict[str, ScoreKeeper], ShuffleControl]:
+        """Score a model's single draws, and their mean if there are several."""
         samples = self.settings.samples
-        single, averaged = Judge(self.request.measures), Judge(self.request.measures)
-        shuffle = Shuffle(self.settings.seed, self.request.seen[name].apart)
-        held = set(self.chosen[evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
-        kind = f"model-{list(self.request.specs).index(name)}"
-        for batch in self._batches(name, self.chosen, self.request.seen[name]):
+        single, averaged = ScoreKeeper(self.plan.measures), ScoreKeeper(self.plan.measures)
+        shuffle = ShuffleControl(self.settings.seed, self.plan.seen[name].apart)
+        held = set(self.chosen[spread_evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
+        kind = f"model-{list(self.plan.specs).index(name)}"
+        for batch in self._batches(name, self.chosen, self.plan.seen[name]):
             drawn = [self._drawn(kind, images, batch, number) for number in range(samples)]
             for draw in drawn:
                 single.add(draw.eo, batch, draw.seconds)
@@ -200,8 +204,8 @@ class _Evaluation:
         name = f"{kind}.{number}.{batch['index'][0]}"
         return self.kept.draw(name, lambda: images.draw(batch, number))
 
-    def _judge_others(self, predictions: dict[str, Predict]) -> dict[str, Judge]:
-        judges = {name: Judge(self.request.measures) for name in predictions}
+    def _judge_others(self, predictions: dict[str, Predict]) -> dict[str, ScoreKeeper]:
+        judges = {name: ScoreKeeper(self.plan.measures) for name in predictions}
         for batch in self._batches("baselines", self.chosen) if predictions else ():
             for name, predict in predictions.items():
                 judges[name].add(predict(batch), batch)
@@ -213,62 +217,64 @@ class _Evaluation:
         variances, errors = [], []
         share = max(1, CALIBRATED_VALUES // len(self.chosen))
         for batch in self._batches("calibration", self.chosen):
-            forced = probe.teacher_forced(batch)
+            forced = probe.predict_from_truth(batch)
             for variance, error, valid in zip(*forced, strict=True):
                 stride = -(-int(valid.sum()) // share) or 1
                 variances.append(variance[valid][::stride].numpy())
                 errors.append(error[valid][::stride].numpy())
         return {
             "timestep": probe.card.confidence_timestep,
-            **calibration_table(np.concatenate(variances), np.concatenate(errors)),
+            **compute_calibration(np.concatenate(variances), np.concatenate(errors)),
         }
 
     def _sweep(self, main: ModelImages) -> list[dict[str, Any]]:
-        some = self.chosen[evenly(len(self.chosen), SWEPT_PAIRS)]
+        some = self.chosen[spread_evenly(len(self.chosen), SWEPT_PAIRS)]
         found = []
         for steps in self.settings.sweep_steps:
-            judge, images = Judge(self.request.measures), main.with_steps(steps)
+            judge, images = ScoreKeeper(self.plan.measures), main.with_steps(steps)
             for batch in self._batches(f"{steps} steps", some):
                 drawn = self._drawn(f"steps-{steps}", images, batch)
                 judge.add(drawn.eo, batch, drawn.seconds)
             temperature = dataclasses.replace(main.spec, steps=steps).temperature
-            found.append({"steps": steps, "temperature": temperature, **judge.summary()})
+            found.append({"steps": steps, "temperature": temperature, **judge.summarise()})
         return found
 
-    def _pictures(self, main: ModelImages, probe: Probe | None, by_pair: list[dict[str, Any]]) -> Pictures:
-        """Make the images of the best, median and worst pairs again."""
+    def _pictures(
+        self, main: ModelImages, probe: Probe | None, by_pair: list[dict[str, Any]]
+    ) -> EvaluationPictures:
+        """Draw the images of the best, median and worst pairs again."""
         index_of = {self.dataset.ids[int(index)]: int(index) for index in self.chosen}
         ranked = sorted(
             (row for row in by_pair if not np.isnan(row["psnr_pooled"])), key=lambda row: -row["psnr_pooled"]
         )
         cases = []
-        for kind, rows in best_median_worst(ranked).items():
+        for kind, rows in pick_best_median_worst(ranked).items():
             for row in rows:
                 batch = collate([self.dataset[index_of[row["id"]]]])
                 drawn = main.draw(batch)
-                forced = None if probe is None else probe.teacher_forced(batch)
+                forced = None if probe is None else probe.predict_from_truth(batch)
                 cases.append(_case(kind, row, batch, drawn.eo, drawn.variance, forced))
         denoising = []
         if probe is not None:
             firsts = {case.kind: case for case in reversed(cases)}
             for case in reversed(firsts.values()):
                 sample = self.dataset[index_of[case.name]]
-                denoising.append((case, *probe.denoising(sample["sar"], sample["index"])))
-        return Pictures(cases=cases, denoising=denoising, factor=main.spec.factor)
+                denoising.append((case, *probe.trace_denoising(sample["sar"], sample["index"])))
+        return EvaluationPictures(cases=cases, denoising=denoising, factor=main.spec.factor)
 
     def _batches(
         self, stage: str, indices: npt.NDArray[np.intp], dataset: PairsDataset | None = None
     ) -> Iterator[Batch]:
-        # At least what the model takes at once, or the rest of it would be padding.
-        size, seen = max(_BATCH, self.request.specs[MODEL].batch), dataset or self.dataset
+        # At least the model's batch, which would be padded otherwise.
+        size, seen = max(_BATCH, self.plan.specs[MODEL].batch), dataset or self.dataset
         for first in range(0, len(indices), size):
             self.progress(stage, first, len(indices))
             yield collate([seen[int(index)] for index in indices[first : first + size]])
         self.progress(stage, len(indices), len(indices))
 
 
-def best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Take up to three from the start, the middle and the end of a ranking, none twice."""
+def pick_best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Take up to three rows from the start, the middle and the end of a ranking, none twice."""
     each = min(3, max(1, len(ranked) // 3))
     middle = max(each, (len(ranked) - each) // 2)
     parts = {
@@ -280,8 +286,8 @@ def best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, 
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Use so many torch threads, for metrics too: two runs that each take all cores wait for each other."""
+def use_torch_threads(count: int) -> Iterator[None]:
+    """Limit torch's threads, for metrics too: two runs that each take all cores slow each other down."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -296,9 +302,9 @@ def _case(
     batch: Batch,
     prediction: Tensor,
     variance: Tensor | None,
-    forced: Forced | None,
-) -> Case:
-    return Case(
+    forced: TruthPrediction | None,
+) -> PictureCase:
+    return PictureCase(
         kind=kind,
         name=row["id"],
         psnr=row["psnr_pooled"],
@@ -309,3 +315,52 @@ def _case(
         variance=None if variance is None else variance[0],
         forced_variance=None if forced is None else forced.variance[0],
     )
+
+
+class DrawnImages:
+    """Images drawn by an evaluation and by the interrupted run before it, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def draw(self, name: str, draw: Callable[[], Drawn]) -> Drawn:
+        """Return the kept images of a model, draw and batch, named so, or draw and keep them.
+
+        The variance is not kept; seconds are those of the process that drew.
+        """
+        for kept in map(read_result, self._folder.glob(f"{name}.*.safetensors")):
+            if kept:
+                found = load(kept[1])
+                # [B, 3, H, W], levels as they were drawn
+                return Drawn(found["eo"].float() / 127.5 - 1, None, float(found["seconds"]))
+        drawn = draw()
+        levels = ((drawn.eo + 1) * 127.5).round().to(torch.uint8)
+        seconds = torch.tensor(drawn.seconds, dtype=torch.float64)
+        data = save({"eo": levels.contiguous(), "seconds": seconds})
+        keep_result(self._folder, name, data, "safetensors")
+        return drawn._replace(variance=None)
+
+
+@contextmanager
+def keep_images(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[DrawnImages]:
+    """Start an evaluation, or resume an interrupted one with the same fingerprint.
+
+    ``<out>.partial/`` is a journal (`sar2eo.store.journal`) with a safetensors file for each draw of a batch.
+    Success removes it.
+
+    Parameters
+    ----------
+    out : Path
+        Folder of the report.
+    fingerprint : mapping
+        Everything that the report depends on.
+    overwrite : bool
+        Discard images of another evaluation.
+    """
+    folder = out.absolute().with_name(f"{out.name}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(error, folder.parent)
+    with Journal.resume(folder, fingerprint, overwrite=overwrite) as journal:
+        yield DrawnImages(journal.blocks)

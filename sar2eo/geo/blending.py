@@ -29,18 +29,11 @@ Fetch = Callable[[int, slice, slice], "npt.NDArray[Any] | None"]
 
 @dataclass(frozen=True)
 class Span:
-    """A run of pixels along one axis to which the same tiles contribute.
+    """A run of pixels along one axis to which the same tiles contribute."""
 
-    Parameters
-    ----------
-    start, stop : int
-        First pixel, and the one after the last, in the scene.
-    members : tuple of (int, ndarray of float32, shape (stop - start,))
-        Position of each tile along the axis, and its normalised weight at each pixel.
-    """
-
-    start: int
-    stop: int
+    start: int  # first pixel in the scene
+    stop: int  # the one after the last
+    # Position of each tile along the axis, and its normalised weight at each pixel, shape (stop - start,).
     members: tuple[tuple[int, FloatArray], ...]
 
 

@@ -25,20 +25,16 @@ __all__ = ["Cell", "cell_boxes", "corners_lonlat", "list_cells", "name_lattice",
 _COARSE = 0.5
 
 
+# Longer edges that are straight in degrees would be off on a projected grid.
+_EDGE_DEGREES = 0.05
+
+
 class Cell(NamedTuple):
-    """One cell of the lattice, and where it lies in one scene.
+    """One cell of the lattice, and where it lies in one scene."""
 
-    Parameters
-    ----------
-    i, j : int
-        Steps of the lattice down and to the right of the CRS's origin.
-    row, col : int
-        First pixel in the scene's grid.
-    """
-
-    i: int
-    j: int
-    row: int
+    i: int  # steps of the lattice down from the CRS's origin
+    j: int  # and to the right
+    row: int  # first pixel in the scene's grid
     col: int
 
     def window(self, size: int) -> Window:
@@ -130,10 +126,6 @@ def corners_lonlat(
     x, y = np.stack([west, east, east, west], axis=1), np.stack([south, south, north, north], axis=1)
     lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
     return np.stack([lon, lat], axis=-1)
-
-
-# Longer edges that are straight in degrees would be off on a projected grid.
-_EDGE_DEGREES = 0.05
 
 
 def project_to_grid(area: Any, grid: Grid) -> Any:

@@ -29,7 +29,7 @@ def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16
     Parameters
     ----------
     valid : ndarray of bool, shape (row, col)
-        Validity over the extent of `grid`, usually decimated (see `sar2eo.results.files.valid_pixels`).
+        Validity over the extent of `grid`, usually decimated (`sar2eo.results.outputs.read_valid_pixels`).
     grid : Grid
     smallest : int, optional (default: 16)
         Holes and islands of fewer pixels of `valid` are left out; the largest island never is.
@@ -47,17 +47,16 @@ def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16
     if not islands:
         return Polygon()
     largest = max(island.area for island in islands)
-    kept = [_without_small_holes(p, smallest) for p in islands if p.area >= min(smallest, largest)]
+    kept = [
+        Polygon(island.exterior, [ring for ring in island.interiors if Polygon(ring).area >= smallest])
+        for island in islands
+        if island.area >= min(smallest, largest)
+    ]
     simple = shapely.make_valid(shapely.union_all(kept).simplify(0.75, preserve_topology=True))
     placed = shapely.transform(
         simple, lambda xy: np.column_stack((grid.affine @ cell) @ (xy[:, 0], xy[:, 1]))
     )
     return _multipolygon(placed)
-
-
-def _without_small_holes(polygon: Polygon, smallest: int) -> Polygon:
-    holes = [ring for ring in polygon.interiors if Polygon(ring).area >= smallest]
-    return Polygon(polygon.exterior, holes)
 
 
 def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:

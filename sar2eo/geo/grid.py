@@ -22,6 +22,9 @@ __all__ = ["Grid", "ignore_missing_georeference"]
 _ROUNDING = 1e-3  # pixels
 
 
+_filters = threading.RLock()
+
+
 @dataclass(frozen=True)
 class Grid:
     """Place and shape of a raster on Earth, without pixels.
@@ -206,9 +209,6 @@ def _crs_name(crs: Any) -> str | None:
         raise GeoreferenceError(f"crs={crs!r} is not a CRS: give EPSG:4326, WKT or PROJ text") from error
     authority = read.to_authority(min_confidence=100)
     return ":".join(authority) if authority else str(read.to_wkt())
-
-
-_filters = threading.RLock()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Matching of files: an optical template against a SAR image, by any method, with one kind of answer."""
+"""Match files: find an optical template in a SAR image, by any method, with one kind of report."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sar2eo.errors import OutputError, PolarisationError, SceneError, SettingsEr
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.structure import Method, StructuralAligner, match
-from sar2eo.model.hub import BUNDLED
+from sar2eo.model.folder import BUNDLED
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.store.atomic import write_json
 
 __all__ = [
     "METHODS",
     "FileMethod",
-    "attention_picture",
+    "draw_attention",
+    "draw_place",
+    "draw_similarity",
     "match_files",
-    "one_amplitude",
-    "place_picture",
-    "save_grey",
-    "similarity_picture",
+    "merge_polarisations",
+    "save_picture",
 ]
 
 FileMethod = Literal["dcdm", "structure", "phase", "ncc"]
@@ -78,7 +78,7 @@ def match_files(
     search : str or Path
         Anything `sar2eo.open_scene` opens, with a georeference or without.
     template : str or Path
-        A raster of bytes with one or three bands; smaller than the search image for dcdm. Where both are
+        Raster of bytes with one or three bands; for dcdm smaller than the search image. If both are
         georeferenced they must share CRS and pixel size.
     method : {"dcdm", "structure", "phase", "ncc"}
     model : str, Path or None
@@ -86,25 +86,25 @@ def match_files(
     out : str, Path or None
         New folder for ``match.json`` and pictures.
     steps, seed, scaling
-        Of dcdm; see `sar2eo.matching.dcdm.matcher.match_dcdm`.
+        For dcdm; see `sar2eo.matching.dcdm.matcher.match_dcdm`.
     device, threads
-        Of dcdm.
+        For dcdm.
     overwrite : bool
-        Write into a folder that has a match already.
+        Overwrite the match in a folder.
     **scene
         Options of `sar2eo.open_scene`.
 
     Returns
     -------
     dict
-        JSON values: ``matched``; ``shift`` (rows, cols), null where it cannot be matched; ``score``, and
-        what it must reach; by georeference the ``expected`` shift and the ``displacement``, found less
-        expected, in pixels and in units of the CRS (y, x).
+        JSON values: ``matched``; ``shift`` (rows, cols), null if it cannot be matched; ``score`` and
+        threshold; by georeference the ``expected`` shift and the ``displacement``, found minus expected, in
+        pixels and in units of the CRS (y, x).
 
     Raises
     ------
     SettingsError
-        For settings or images that do not go together.
+        For settings or images that do not fit each other.
     SceneError, CheckpointError, OutputError
         If something cannot be read or written.
     """
@@ -135,13 +135,13 @@ def match_files(
     return report
 
 
-def one_amplitude(amplitude: FloatArray) -> FloatArray:
-    """Return the mean of polarisations, each over its own 99th percentile: VV is several times VH.
+def merge_polarisations(amplitude: FloatArray) -> FloatArray:
+    """Average polarisations, each divided by its 99th percentile: VV is several times VH.
 
     Parameters
     ----------
     amplitude : ndarray of float32, shape (polarisation, row, col)
-        NaN where invalid; a single one is returned as it is.
+        NaN where invalid; a single polarisation is returned unchanged.
     """
     if len(amplitude) == 1 or not np.isfinite(amplitude).any(axis=(1, 2)).all():
         return np.asarray(amplitude.mean(axis=0))
@@ -150,13 +150,13 @@ def one_amplitude(amplitude: FloatArray) -> FloatArray:
 
 
 def _by_structure(inputs: _Inputs, method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Match by one of the methods that are not learned; the limits are those of `StructuralAligner`."""
+    """Match by a method that is not learned, with the limits of `StructuralAligner`."""
     rows, cols = (a - b for a, b in zip(inputs.amplitude.shape[1:], inputs.template.shape[:2], strict=True))
     radius = (max(rows, cols) + 1) // 2 if min(rows, cols) > 0 else None
-    found = match(one_amplitude(inputs.amplitude), inputs.template, method=method, radius_px=radius)
+    found = match(merge_polarisations(inputs.amplitude), inputs.template, method=method, radius_px=radius)
     limits = StructuralAligner()
     least = limits.min_score if method == "structure" else None
-    matched = limits.carries(found, method)
+    matched = limits.is_sure(found, method)
     answer = {
         "matched": matched,
         "shift": [found.rows, found.cols] if matched else None,
@@ -253,7 +253,7 @@ def _expected(search: Grid, template: Grid) -> tuple[tuple[float, float] | None,
 
 
 def _displacement(inputs: _Inputs, shift: list[float] | None) -> dict[str, Any]:
-    """Return what georeference says of a shift, as JSON values."""
+    """Compare a shift with the georeference, as JSON values."""
     expected = None if inputs.expected is None else list(inputs.expected)
     if expected is None or inputs.pixel is None or shift is None:
         return {"expected": expected, "displacement": None, "displacement_crs": None}
@@ -271,17 +271,17 @@ def _new_folder(out: Path, overwrite: bool) -> Path:
 
 
 def _write(folder: Path, report: dict[str, Any], inputs: _Inputs, pictures: dict[str, Any]) -> None:
-    """Write pictures, then the report, which says that all is there."""
+    """Write pictures, then the report, which marks the folder as complete."""
     shift = report["shift"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shown = np.nan_to_num(inputs.template).astype(np.uint8)
-        place_picture(inputs.amplitude.mean(axis=0), shown, shift, folder / "place.png")
-        similarity_picture(pictures["surface"], pictures["origin"], shift, folder / "similarity.png")
+        draw_place(inputs.amplitude.mean(axis=0), shown, shift, folder / "place.png")
+        draw_similarity(pictures["surface"], pictures["origin"], shift, folder / "similarity.png")
         if "translated" in pictures:
-            save_grey(pictures["translated"], folder / "translated.png")
+            save_picture(pictures["translated"], folder / "translated.png")
             before, after = pictures["attention"]
-            attention_picture(before, after, folder / "attention.png")
+            draw_attention(before, after, folder / "attention.png")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     write_json(folder / _REPORT, report)
@@ -292,14 +292,14 @@ _DECADES = 3.0  # of attention that are drawn
 _SHOWN_PERCENTILE = 99.0
 
 
-def save_grey(image: npt.NDArray[np.uint8], path: Path) -> None:
-    """Save an image, shape (row, col, 3), pixel by pixel."""
+def save_picture(image: npt.NDArray[np.uint8], path: Path) -> None:
+    """Save an image, shape (row, col, 3), without resampling."""
     from PIL import Image
 
     Image.fromarray(image).save(path)
 
 
-def similarity_picture(surface: FloatArray, origin: tuple[int, int], mark: Any, path: Path) -> None:
+def draw_similarity(surface: FloatArray, origin: tuple[int, int], mark: Any, path: Path) -> None:
     """Draw a similarity map over shifts; `mark` is the shift that was found, or None."""
     figure, (axes,) = _figure(1)
     rows, cols = surface.shape
@@ -312,7 +312,7 @@ def similarity_picture(surface: FloatArray, origin: tuple[int, int], mark: Any, 
     figure.savefig(path)
 
 
-def attention_picture(before: FloatArray, after: FloatArray, path: Path) -> None:
+def draw_attention(before: FloatArray, after: FloatArray, path: Path) -> None:
     """Draw attention before and after calibration, each template token a row, each search token a column.
 
     Where neighbours stay neighbours the maps are sparse along diagonals (supplement, section 2.2).
@@ -326,7 +326,7 @@ def attention_picture(before: FloatArray, after: FloatArray, path: Path) -> None
     figure.savefig(path)
 
 
-def place_picture(
+def draw_place(
     search: FloatArray, template: npt.NDArray[np.uint8], shift: tuple[float, float] | None, path: Path
 ) -> None:
     """Draw the template, and the search image with the place where it was found.
@@ -336,8 +336,6 @@ def place_picture(
     search : ndarray of float32, shape (row, col)
         Amplitude.
     template : ndarray of uint8, shape (row, col, 3)
-    shift : tuple of float or None
-    path : Path
     """
     figure, (left, right) = _figure(2)
     left.imshow(template, interpolation="nearest")

@@ -1,9 +1,9 @@
-"""Matching a SAR image against an EO image without learning: correlation, phase, structure.
+"""Match a SAR image and an EO image without learning: by structure, phase or correlation.
 
-All three give a surface: how well the two agree for each shift within a search radius. A shift
+Each method gives a surface: how well the images agree at each shift within a search radius. A shift
 (rows, cols) says that what the EO image shows at pixel (r, c) is found in the SAR image at
-(r + rows, c + cols), counted from the first pixel of each. The images need not be of one size: one
-may be a template to be found in the other.
+(r + rows, c + cols), counted from the first pixel of each. The images may differ in size: one
+may be a template to find in the other.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ import numpy.typing as npt
 from scipy import fft, ndimage, signal
 
 from sar2eo.errors import SettingsError
-from sar2eo.matching.drift import SceneDrift, fit_drift
-from sar2eo.matching.shifts import Aligner, Displacement, LocalShift
+from sar2eo.matching.shifts import Aligner, Displacement, LocalShift, SceneDrift, fit_drift
 
 __all__ = [
     "METHODS",
     "Match",
     "Method",
     "StructuralAligner",
-    "describe",
+    "compare_structure",
+    "describe_structure",
+    "find_vertex",
     "match",
-    "smoothed",
-    "structure_within",
-    "vertex",
+    "smooth_valid",
 ]
 
 Method = Literal["structure", "phase", "ncc"]
@@ -37,12 +36,12 @@ Method = Literal["structure", "phase", "ncc"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 
-# Pixels: edges are found at this scale, and gathered over this one.
+# Pixels: the scale at which edges are found, and over which they are gathered.
 _SCALE = 2.0
 _SPREAD = 2.0
-# Pixels: the width to which phase correlation draws out its peak.
+# Pixels: width of the peak of phase correlation.
 _PHASE_SIGMA = 1.0
-# A shift counts where the two share at least this part of the most that any shift shares.
+# A shift counts if the overlap is at least this share of the largest overlap of any shift.
 _MIN_OVERLAP = 0.5
 # The rival of a peak is the best shift at least this far from it, in pixels along either axis.
 _APART = 5
@@ -50,19 +49,19 @@ _APART = 5
 
 @dataclass(frozen=True)
 class Match:
-    """Where the EO image lies in the SAR image, and how surely.
+    """Where the EO image lies in the SAR image, and how certain that is.
 
     Parameters
     ----------
     rows, cols : float
-        Shift in pixels, to a fraction of one; NaN if nothing could be compared.
+        Shift in pixels, with subpixel precision; NaN if nothing could be compared.
     score : float
         Agreement at the shift, at most 1.
     ratio : float
-        Height of the peak over that of its best rival, a peak of its own at least five pixels away, or over
-        the surface's usual spread if that is more; both above the surface's median. 1 is a guess.
+        Height of the peak over that of its best rival, another peak at least five pixels away, or over the
+        surface's usual spread if that is more; both above the surface's median. 1 is a guess.
     surface : ndarray of float32, shape (row, col)
-        Agreement at each whole shift; NaN where the two share too little.
+        Agreement at each whole shift; NaN where the overlap is too small.
     origin : tuple of int
         The shift (rows, cols) of the surface's first element.
     """
@@ -91,19 +90,14 @@ def match(
     eo : array_like, shape (row, col) or (row, col, 3)
         Grey or red, green, blue; NaN where there is no data.
     method : {"structure", "phase", "ncc"}
-        Structure is what works between SAR and EO; the others are plain yardsticks.
+        Structure works between SAR and EO; the others are for comparison.
     radius_px : int or None
-        How far, along each axis, the search goes from where the centres of both coincide. None: as far
-        as they overlap by half.
+        Largest shift along each axis from the position where both centres coincide; None: as far as they
+        overlap by half.
 
     Returns
     -------
     Match
-
-    Raises
-    ------
-    SettingsError
-        For another method, a radius below 1, or arrays of other shapes.
     """
     if method not in METHODS:
         raise SettingsError(f"method={method!r}: must be one of {', '.join(METHODS)}")
@@ -127,8 +121,8 @@ def match(
     return _peak(surface, (lags[0].start, lags[1].start))
 
 
-def structure_within(sar: FloatArray, eo: FloatArray) -> FloatArray:
-    """Return how well the structure of both agrees wherever an EO template lies in a SAR image as a whole.
+def compare_structure(sar: FloatArray, eo: FloatArray) -> FloatArray:
+    """Compare the structure of an EO template with a SAR image at every place where it fits in whole.
 
     Parameters
     ----------
@@ -140,14 +134,14 @@ def structure_within(sar: FloatArray, eo: FloatArray) -> FloatArray:
     Returns
     -------
     ndarray of float32, shape (H - h + 1, W - w + 1)
-        At most 1; NaN where the two share too little.
+        Agreement, at most 1; NaN where the overlap is too small.
     """
     lags = tuple(range(a - b + 1) for a, b in zip(sar.shape, eo.shape[:2], strict=True))
     return _structure(_log_amplitude(sar), _grey(eo), lags)
 
 
 def _grey(image: FloatArray) -> FloatArray:
-    """Return the luma of an RGB image (ITU-R BT.601); grey as it is."""
+    """Return the luma of an RGB image (ITU-R BT.601), or a grey image unchanged."""
     if image.ndim == 3 and image.shape[2] == 3:
         weights = np.array([0.299, 0.587, 0.114], np.float32)
         grey: FloatArray = image @ weights
@@ -156,7 +150,7 @@ def _grey(image: FloatArray) -> FloatArray:
 
 
 def _log_amplitude(amplitude: FloatArray) -> FloatArray:
-    """Return the logarithm of amplitude, which makes speckle additive and edges of equal ratio equal."""
+    """Return log amplitude: speckle becomes additive, and edges of equal ratio equal."""
     valid = np.isfinite(amplitude)
     if not valid.any():
         return amplitude
@@ -207,8 +201,8 @@ class _Correlator:
 def _structure(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray:
     """Cosine of the angle between the descriptors of what both share, less their means."""
     correlator = _Correlator(sar.shape, eo.shape, lags)
-    a, a_valid = describe(sar, scale=_SCALE, spread=_SPREAD)
-    b, b_valid = describe(eo, scale=_SCALE, spread=_SPREAD)
+    a, a_valid = describe_structure(sar, scale=_SCALE, spread=_SPREAD)
+    b, b_valid = describe_structure(eo, scale=_SCALE, spread=_SPREAD)
     masks = (
         correlator.spectrum(a_valid.astype(np.float32)),
         correlator.spectrum(b_valid.astype(np.float32)).conj(),
@@ -274,7 +268,7 @@ def _tapered(image: FloatArray) -> FloatArray:
 
 def _standardised(image: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return an image with mean 0 and deviation 1 where it is valid and 0 elsewhere, and its mask."""
-    mean, valid = smoothed(image, _SCALE)
+    mean, valid = smooth_valid(image, _SCALE)
     mask = valid.astype(np.float32)
     if valid.any():
         mean = (mean - mean[valid].mean()) / max(float(mean[valid].std()), 1e-12)
@@ -303,13 +297,13 @@ def _peak(surface: FloatArray, origin: tuple[int, int]) -> Match:
     rivals = filled == ndimage.maximum_filter(filled, 3)
     rivals[tuple(slice(max(t - _APART + 1, 0), t + _APART) for t in top)] = False
     rival = float(filled[rivals & known].max(initial=base))
-    place = [float(t) + vertex(filled.take(top[1 - i], 1 - i), int(t)) for i, t in enumerate(top)]
+    place = [float(t) + find_vertex(filled.take(top[1 - i], 1 - i), int(t)) for i, t in enumerate(top)]
     ratio = (score - base) / max(rival - base, noise, 1e-6)
     return Match(origin[0] + place[0], origin[1] + place[1], score, ratio, surface, origin)
 
 
-def vertex(line: FloatArray, top: int) -> float:
-    """Return how far from its highest sample a line's parabola peaks, at most half a sample."""
+def find_vertex(line: FloatArray, top: int) -> float:
+    """Return the offset of a parabola's peak from the highest sample, at most half a sample."""
     if not 0 < top < len(line) - 1:
         return 0.0
     left, middle, right = (float(v) for v in line[top - 1 : top + 2])
@@ -319,21 +313,21 @@ def vertex(line: FloatArray, top: int) -> float:
 
 @dataclass
 class StructuralAligner:
-    """Matches structure in neighbourhoods and fits a smooth drift to their shifts.
+    """Matches structure in square neighbourhoods, and fits a smooth drift to their shifts.
 
     Parameters
     ----------
     neighbourhood_px : int
-        Side of the windows in which shifts are measured.
+        Side of the neighbourhoods.
     radius_px : int
         Largest shift along either axis.
     min_score, min_ratio : float
-        What a local shift needs to be sure; see `sar2eo.matching.structure.Match`.
+        A local shift is sure from this score and ratio on; see `Match`.
 
     Notes
     -----
     The defaults are measured on Sentinel-1 and Sentinel-2 scenes at 10 m. Of local shifts that score above
-    0.2, 93 % are within 4 pixels of what neighbourhoods apart predict; of those below 0.12, a quarter.
+    0.2, 93 % are within 4 pixels of the prediction from distant neighbourhoods; below 0.12, a quarter are.
     Neighbourhoods of 512 pixels are as sure as those of 1024, and follow relief better.
     """
 
@@ -343,17 +337,17 @@ class StructuralAligner:
     min_ratio: float = 2.0
 
     def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
-        """Find the shift of one neighbourhood; not sure at the very edge of the search, either."""
+        """Find the shift of one neighbourhood; at the edge of the search it is not sure."""
         found = match(sar, eo, method="structure", radius_px=self.radius_px)
         inside = max(abs(found.rows), abs(found.cols)) <= self.radius_px - 1
-        return LocalShift(found.rows, found.cols, found.score, inside and self.carries(found, "structure"))
+        return LocalShift(found.rows, found.cols, found.score, inside and self.is_sure(found, "structure"))
 
-    def carries(self, found: Match, method: Method) -> bool:
-        """Whether a match is sure: far above its rival and, where it is structure's, alike enough."""
+    def is_sure(self, found: Match, method: Method) -> bool:
+        """Whether a match is far enough above its rival and, by structure, similar enough."""
         return found.ratio >= self.min_ratio and (method != "structure" or found.score >= self.min_score)
 
     def drift(self, displacements: Sequence[Displacement]) -> SceneDrift | None:
-        """Fit the drift of one scene pair; None where the evidence is too thin."""
+        """Fit the drift of one scene pair; None if too few shifts agree."""
         return fit_drift(displacements, apart_px=self.neighbourhood_px)
 
 
@@ -368,22 +362,22 @@ _FLOOR = 0.5
 _REACH = 2.0
 
 
-def smoothed(image: FloatArray, sigma: float) -> tuple[FloatArray, BoolArray]:
-    """Gaussian mean over valid pixels, and where it is not bent by a hole.
+def smooth_valid(image: FloatArray, sigma: float) -> tuple[FloatArray, BoolArray]:
+    """Smooth an image over its valid pixels, and tell where holes have no influence.
 
     Parameters
     ----------
     image : ndarray of float32, shape (row, col)
         NaN where there is no data.
     sigma : float
-        Of the Gaussian, in pixels.
+        Standard deviation of the Gaussian, in pixels.
 
     Returns
     -------
     mean : ndarray of float32, shape (row, col)
-        Without NaN; far from valid pixels the mean of all of them.
+        Without NaN; far from valid pixels the mean of all valid pixels.
     valid : ndarray of bool, shape (row, col)
-        Valid pixels with no hole within two sigma. The border of the image is no hole.
+        Valid pixels with no hole within two sigma; the border of the image is not a hole.
     """
     valid = np.isfinite(image)
     if valid.all():
@@ -395,7 +389,7 @@ def smoothed(image: FloatArray, sigma: float) -> tuple[FloatArray, BoolArray]:
     return mean, ndimage.minimum_filter(valid, 2 * round(_REACH * sigma) + 1, mode="nearest")
 
 
-def describe(image: FloatArray, *, scale: float, spread: float) -> tuple[FloatArray, BoolArray]:
+def describe_structure(image: FloatArray, *, scale: float, spread: float) -> tuple[FloatArray, BoolArray]:
     """Describe every pixel by the strength of edges around it in eight orientations.
 
     Parameters
@@ -413,9 +407,9 @@ def describe(image: FloatArray, *, scale: float, spread: float) -> tuple[FloatAr
     channels : ndarray of float32, shape (orientation, row, col)
         Not negative, of norm below one at each pixel; 0 where there is no data.
     valid : ndarray of bool, shape (row, col)
-        Where it stands on valid pixels alone.
+        Where only valid pixels contribute.
     """
-    mean, valid = smoothed(image, scale)
+    mean, valid = smooth_valid(image, scale)
     down, right = (ndimage.correlate1d(mean, [-0.5, 0, 0.5], axis=axis, mode="nearest") for axis in (0, 1))
     down[~valid] = 0
     right[~valid] = 0

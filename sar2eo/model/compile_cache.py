@@ -9,23 +9,18 @@ from pathlib import Path
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["CACHE_VARIABLE", "cache_folder", "use_compile_cache"]
+__all__ = ["CACHE_VARIABLE", "find_cache_folder", "use_compile_cache"]
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """Environment variable of torch's compiler: the folder of its graphs, kernels and libraries."""
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """Return the user's own folder for compiled networks.
 
     ``$XDG_CACHE_HOME/sar2eo/compiled``, or ``~/.cache/sar2eo/compiled`` where that is not set, or no absolute
     path (XDG Base Directory Specification, https://specifications.freedesktop.org/basedir-spec). It may be
     deleted at any time.
-
-    Raises
-    ------
-    SettingsError
-        If this user has no home folder either.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
@@ -38,19 +33,19 @@ def cache_folder() -> Path:
 
 
 def use_compile_cache() -> Path:
-    """Have torch's compiler keep in `cache_folder` what it makes; a folder that the user has set is kept.
+    """Let torch's compiler cache in `find_cache_folder`, unless the user has set a folder.
 
-    Torch's own default is a folder of a known name in the system's temporary space, which another user may
-    have made before, and which does not outlive a restart.
+    Torch's default is a folder with a predictable name in the system's temporary space, which another user
+    may have made before, and which a restart deletes.
 
-    What is in the folder is executed by whoever reads it: libraries are loaded, graphs unpickled. So it must
-    belong to this user, and nobody else may write to it: it is made with mode 0700, and refused where another
-    could have put something in. A folder that was set by `CACHE_VARIABLE` is the user's own responsibility.
+    The folder's content is executed: libraries are loaded, graphs unpickled. So it must belong to this user,
+    and nobody else may write to it: it is made with mode 0700, and refused if others can write. A folder set
+    by `CACHE_VARIABLE` is the user's responsibility.
 
     Returns
     -------
     Path
-        The folder in force.
+        The folder in use.
 
     Raises
     ------
@@ -61,7 +56,7 @@ def use_compile_cache() -> Path:
     # Torch sets the variable itself, to its default, as soon as parts of it are imported.
     if given and not given.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
         return Path(given)
-    folder = cache_folder()
+    folder = find_cache_folder()
     another = f"or set {CACHE_VARIABLE} to a folder of your own"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,9 +14,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
-from sar2eo.model.network import variance_of
+from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS, TRAIN_TIMESTEPS
+from sar2eo.model.network import to_variance
 
 __all__ = [
     "WEIGHTINGS",
@@ -24,16 +23,16 @@ __all__ = [
     "Weighting",
     "add_noise",
     "c_diff_loss",
+    "compute_target",
     "create_scheduler",
     "l2_loss",
+    "read_schedule",
     "sample",
-    "schedule_config",
     "set_timesteps",
-    "training_target",
 ]
 
 Weighting = Literal["timestep", "none"]
-"""Factor on the likelihood: variance to the power sqrt(alpha_bar), or nothing."""
+"""Factor on the likelihood: variance to the power sqrt(alpha_bar), or none."""
 
 WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
@@ -50,8 +49,8 @@ _STABLE_DIFFUSION_SCHEDULE = {
 class ScheduledDDIM(DDIMScheduler):  # type: ignore[misc]
     """DDIM with eta 0 whose steps go where its own schedule says.
 
-    diffusers' goes down by ``1000 // steps`` timesteps from each, which for trailing spacing and
-    numbers of steps that do not divide 1000 is not its next timestep, and leaves noise in the last.
+    diffusers' steps down by ``1000 // steps`` timesteps: with trailing spacing and a number of steps that
+    does not divide 1000 this misses the next timestep, and leaves noise at the end.
     """
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True) -> Any:
@@ -75,7 +74,7 @@ def _clean_and_noise(
     return signal * noisy - sigma * output, signal * output + sigma * noisy
 
 
-def schedule_config(config: Mapping[str, Any], *, set_alpha_to_one: bool) -> dict[str, Any]:
+def read_schedule(config: Mapping[str, Any], *, set_alpha_to_one: bool) -> dict[str, Any]:
     """Reduce a scheduler's configuration to the noise schedule of training, and complete it.
 
     Parameters
@@ -85,11 +84,6 @@ def schedule_config(config: Mapping[str, Any], *, set_alpha_to_one: bool) -> dic
     set_alpha_to_one : bool
         Whether the last step leaves no noise. False leaves 0.029 of it, which belongs to checkpoints
         that were made for it.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not a schedule of 1000 steps.
     """
     schedule = {name: config.get(name, default) for name, default in _STABLE_DIFFUSION_SCHEDULE.items()}
     if schedule["num_train_timesteps"] != TRAIN_TIMESTEPS:
@@ -109,23 +103,15 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
     ----------
     sampler : {"ddim", "dpm++"}
     spacing : {"leading", "trailing"}
-        Of the timesteps; leading with an offset of 1, so that 50 DDIM steps are 981 ... 1.
+        Spacing of the timesteps; leading has an offset of 1, so that 50 DDIM steps are 981 ... 1.
     prediction_type : {"epsilon", "v_prediction"}
     config : mapping
-        As `schedule_config` returns it.
+        As `read_schedule` returns it.
 
     Returns
     -------
     ScheduledDDIM or DPMSolverMultistepScheduler
-        It never clips latents.
-
-    Raises
-    ------
-    SettingsError
-        For other choices.
-    CheckpointError
-        If the schedule ends in pure noise and the network predicts noise (the clean latent would be
-        infinite), or diffusers cannot make the schedule.
+        Latents are never clipped.
     """
     choices = {"sampler": SAMPLERS, "spacing": SPACINGS, "prediction_type": PREDICTION_TYPES}
     given = {"sampler": sampler, "spacing": spacing, "prediction_type": prediction_type}
@@ -150,10 +136,10 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
 
 
 def set_timesteps(scheduler: Any, steps: int) -> None:
-    """Set the timesteps of a scheduler, just as many as steps.
+    """Set exactly `steps` timesteps of a scheduler.
 
-    diffusers counts down from 1000 in floating point, which for 62 numbers of steps of trailing spacing (61,
-    103, 121, ...) gives one too many: a last one of -1, which would be taken for pure noise.
+    With trailing spacing diffusers counts down from 1000 in floating point. For 62 numbers of steps (61, 103,
+    121, ...) this adds a timestep of -1, which would mean pure noise.
     """
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps) == steps:
@@ -182,7 +168,6 @@ def sample(
     noise : Tensor of float32, shape (B, C, h, w)
     scheduler
         From `create_scheduler`; its state is reset.
-    steps : int
     confidence_timestep : int
         The variance is taken at the step nearest to it.
     temperature : float, optional (default: 1)
@@ -199,7 +184,7 @@ def sample(
     for index, timestep in enumerate(scheduler.timesteps):
         prediction, raw_variance = predict(latents, timestep)
         if index == nearest:
-            variance = variance_of(raw_variance)
+            variance = to_variance(raw_variance)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
     return latents, variance
 
@@ -217,7 +202,7 @@ def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return weight.sqrt() * latents + (1 - weight).sqrt() * noise
 
 
-def training_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+def compute_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
     """Return what the network should predict: the noise, or v = sqrt(ab) epsilon - sqrt(1 - ab) z.
 
     Shapes as in `add_noise`; v after Salimans and Ho (https://arxiv.org/abs/2202.00512).
@@ -264,15 +249,10 @@ def c_diff_loss(
     weighting : {"timestep", "none"}
     mask : Tensor or None, shape (B, 1, h, w)
         As in `l2_loss`.
-
-    Raises
-    ------
-    SettingsError
-        For another weighting.
     """
     if weighting not in WEIGHTINGS:
         raise SettingsError(f"weighting={weighting!r}: must be one of {', '.join(WEIGHTINGS)}")
-    variance = variance_of(raw_variance)
+    variance = to_variance(raw_variance)
     error = (target.float() - prediction.float()).square()
     likelihood = 0.5 * (error / variance + variance.log() + math.log(2 * math.pi))
     if weighting == "timestep":

@@ -1,4 +1,4 @@
-"""What a translator is: tiles of SAR in, tiles of EO out; and the identity, which needs no weights."""
+"""The translator's interface: tiles of SAR in, tiles of EO out."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.compute import counters
-from sar2eo.geo.radiometry import to_eo_bytes
-
-__all__ = ["IdentityTranslator", "Translation", "Translator"]
+__all__ = ["Translation", "Translator"]
 
 
 class Translation(NamedTuple):
-    """What a model makes of a batch of B windows of T x T pixels.
+    """EO images of a batch of B tiles of T x T pixels.
 
     Parameters
     ----------
@@ -34,7 +31,7 @@ class Translation(NamedTuple):
 
 
 class Translator(Protocol):
-    """Translates batches of windows, one batch at a time per device.
+    """Translates batches of tiles, one batch at a time on each device.
 
     The seconds spent inside the model, without waiting for the device, are added to the counter
     ``model_seconds`` of `sar2eo.compute.counters`.
@@ -42,43 +39,24 @@ class Translator(Protocol):
     Attributes
     ----------
     multiple : int
-        What sides of windows must be multiples of, in pixels: the model's factor, or a multiple of it.
+        Sides of tiles, in pixels, must be multiples of this: the model's factor, or a multiple of it.
     """
 
     multiple: int
 
     def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
-        """Translate up to ``batch`` windows.
+        """Translate up to ``batch`` tiles.
 
         Parameters
         ----------
         sar : ndarray of float32, shape (B, 3, T, T)
             In [-1, 1]; T a multiple of `multiple`.
         origins : sequence of (row, col)
-            Pixel of the whole scene where each window starts, multiples of the factor: the noise is
-            anchored there.
+            First pixel of each tile in the whole scene, multiples of the factor; the noise is anchored
+            there.
         """
         ...
 
     def with_steps(self, steps: int) -> Translator:
-        """Return a translator of the same weights with a single sample of another number of steps."""
+        """Return a translator with the same weights, another number of steps and a single sample."""
         ...
-
-
-class IdentityTranslator:
-    """Returns its own three-channel input as bytes: a diagnostic of everything but the model."""
-
-    multiple = 1
-
-    def __init__(self, samples: int = 1) -> None:
-        self._samples = samples
-
-    def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
-        """Return the input as bytes; without variance, and with a spread of zero over several samples."""
-        with counters.timed("model_seconds"):
-            spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
-            return Translation(to_eo_bytes(sar), None, spread)
-
-    def with_steps(self, steps: int) -> IdentityTranslator:
-        """Return itself: identity has no steps."""
-        return self

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.functional import max_pool2d
 
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.model.checkpoint_files import vae_facts
+from sar2eo.model.folder import read_vae_facts
 
 __all__ = [
     "SIZES",
@@ -35,12 +35,12 @@ __all__ = [
     "decode_latents",
     "double_input",
     "encode_images",
+    "encode_raw",
+    "find_vae_class",
     "latent_multiple",
-    "pooled_validity",
-    "raw_latents",
+    "pool_validity",
     "split_prediction",
-    "vae_class",
-    "variance_of",
+    "to_variance",
 ]
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
@@ -53,7 +53,7 @@ SIZES: tuple[str, ...] = get_args(Size)
 VARIANCE_MIN, VARIANCE_MAX = 1e-6, 10.0
 
 _GROUPS_AT_MOST = 16
-_ATTENTION_HEAD_DIM = 32  # channels of a head, of blocks that attend
+_ATTENTION_HEAD_DIM = 32  # channels of an attention head
 
 _VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a raw 0 becomes variance 1
 
@@ -61,11 +61,11 @@ _VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a 
 def double_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Let a U-Net take [SAR latent | noisy EO latent]: C input channels become 2 C, in place.
 
-    The first convolution's weights are repeated and halved, so that two equal latents give the
-    activations that one gave.
+    The first convolution's weights are repeated and halved, so that two equal latents give the same
+    activations as one before.
     """
     old = unet.conv_in
-    new = _convolution_like(old, 2 * old.in_channels, old.out_channels)
+    new = _create_convolution_like(old, 2 * old.in_channels, old.out_channels)
     weight = torch.cat([old.weight, old.weight], dim=1) / 2
     new.load_state_dict({"weight": weight, "bias": old.bias})
     unet.conv_in = new
@@ -76,7 +76,7 @@ def double_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def add_variance_channel(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Add one output channel with zero weights and bias, in place: its variance starts at 1."""
     old = unet.conv_out
-    new = _convolution_like(old, old.in_channels, old.out_channels + 1)
+    new = _create_convolution_like(old, old.in_channels, old.out_channels + 1)
     weight = torch.cat([old.weight, torch.zeros_like(old.weight[:1])])
     bias = torch.cat([old.bias, torch.zeros_like(old.bias[:1])])
     new.load_state_dict({"weight": weight, "bias": bias})
@@ -96,14 +96,8 @@ def adapt_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     Returns
     -------
     UNet2DConditionModel
-        The same, 2 C channels in and C + 1 out, which its configuration says, so that diffusers
-        reloads it as it is.
-
-    Raises
-    ------
-    CheckpointError
-        If input and output channels differ, as in a U-Net that is already adapted or made for
-        inpainting.
+        The same with 2 C channels in and C + 1 out, also in its configuration, from which diffusers reloads
+        it.
     """
     if unet.config.in_channels != unet.config.out_channels:
         raise CheckpointError(
@@ -113,7 +107,7 @@ def adapt_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return add_variance_channel(double_input(unet))
 
 
-def _convolution_like(old: nn.Conv2d, channels_in: int, channels_out: int) -> nn.Conv2d:
+def _create_convolution_like(old: nn.Conv2d, channels_in: int, channels_out: int) -> nn.Conv2d:
     geometry: Any = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
     return nn.Conv2d(channels_in, channels_out, **geometry, device=old.weight.device, dtype=old.weight.dtype)
 
@@ -129,12 +123,12 @@ def split_prediction(output: Tensor) -> tuple[Tensor, Tensor]:
     -------
     prediction : Tensor of float32, shape (B, C, h, w)
     raw_variance : Tensor of float32, shape (B, 1, h, w)
-        For `variance_of`.
+        For `to_variance`.
     """
     return output[:, :-1].float(), output[:, -1:].float()
 
 
-def variance_of(raw: Tensor) -> Tensor:
+def to_variance(raw: Tensor) -> Tensor:
     """Map the U-Net's last channel to a variance in [1e-6, 10]; 0 becomes 1."""
     variance = functional.softplus(raw.float() + _VARIANCE_SHIFT) + VARIANCE_MIN
     return variance.clamp(VARIANCE_MIN, VARIANCE_MAX)
@@ -145,7 +139,6 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
 
     Parameters
     ----------
-    vae : Vae
     images : Tensor, shape (B, 3, H, W)
         In [-1, 1], in the VAE's dtype.
 
@@ -153,13 +146,13 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
     -------
     Tensor of float32, shape (B, C, H / f, W / f)
     """
-    latents = _by_image(lambda part: raw_latents(vae, part), images)
-    shift, scale = _latent_statistics(vae, latents.device)
+    latents = _apply_by_image(lambda part: encode_raw(vae, part), images)
+    shift, scale = _read_latent_statistics(vae, latents.device)
     return (latents.float() - shift) * scale
 
 
-def raw_latents(vae: Vae, images: Tensor) -> Tensor:
-    """Encode images to latents as the VAE has them, not scaled; parameters as in `encode_images`."""
+def encode_raw(vae: Vae, images: Tensor) -> Tensor:
+    """Encode images to latents that are not scaled; parameters as in `encode_images`."""
     encoded = vae.encode(images)
     if isinstance(vae, AutoencoderKL):
         latents: Tensor = encoded.latent_dist.mode()
@@ -170,12 +163,12 @@ def raw_latents(vae: Vae, images: Tensor) -> Tensor:
 
 def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
     """Decode scaled latents of float32, shape (B, C, h, w), to images of float32, (B, 3, H, W)."""
-    shift, scale = _latent_statistics(vae, latents.device)
+    shift, scale = _read_latent_statistics(vae, latents.device)
     raw = (latents / scale + shift).to(vae.dtype)
-    return _by_image(lambda part: vae.decode(part).sample, raw).float()
+    return _apply_by_image(lambda part: vae.decode(part).sample, raw).float()
 
 
-def _by_image(apply: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def _apply_by_image(apply: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """Apply a network image by image on a CPU, where a batch takes twice the time.
 
     Buffers of a batch at full resolution are so large that the allocator returns them to the system after
@@ -186,7 +179,7 @@ def _by_image(apply: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     return torch.cat([apply(image) for image in batch.split(1)])
 
 
-def _latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:
+def _read_latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return shift and scale of latents, broadcastable to (B, C, h, w), in diffusers' convention."""
     config: Any = vae.config
     mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -229,16 +222,16 @@ def create_unet(size: str, latent_channels: int = 4) -> UNet2DConditionModel:
 def latent_multiple(config: Mapping[str, Any]) -> int:
     """Return what the sides of latents must be multiples of, from a U-Net's configuration.
 
-    Other blocks are told what size to come back to; diffusers' AttnUpBlock2D doubles whatever was halved.
+    Other blocks are given the size to return to; diffusers' AttnUpBlock2D always doubles.
     """
     doubles = "AttnUpBlock2D" in config["up_block_types"]
     return int(2 ** (len(config["block_out_channels"]) - 1)) if doubles else 1
 
 
-def vae_class(config: Mapping[str, Any]) -> Any:
-    """Return the class of diffusers that a VAE's configuration names; raises like `vae_facts`."""
+def find_vae_class(config: Mapping[str, Any]) -> Any:
+    """Return the class of diffusers that a VAE's configuration names; raises like `read_vae_facts`."""
     kinds = {kind.__name__: kind for kind in get_args(Vae)}
-    return kinds[vae_facts(config).class_name]
+    return kinds[read_vae_facts(config).class_name]
 
 
 def create_vae(size: str) -> Vae:
@@ -256,7 +249,6 @@ def create_autoencoder(
 
     Parameters
     ----------
-    latent_channels : int
     widths : sequence of int
         Channels of each level; every level but one halves the resolution.
     layers : int
@@ -265,11 +257,6 @@ def create_autoencoder(
         Stable Diffusion's, or that of deep-compression autoencoders (https://arxiv.org/abs/2410.10733):
         shortcuts between space and channels, which learn several times faster, and no normalisation
         over the image, so that a place looks the same in every tile.
-
-    Raises
-    ------
-    SettingsError
-        If widths or channels do not divide as the shortcuts of "dc" need.
     """
     if architecture == "dc":
         return _create_dc(latent_channels, tuple(widths), layers)
@@ -311,7 +298,7 @@ def _check_size(size: str) -> None:
         raise SettingsError(f"size={size!r}: must be one of {', '.join(SIZES)}")
 
 
-def pooled_validity(valid: Tensor, factor: int) -> Tensor:
+def pool_validity(valid: Tensor, factor: int) -> Tensor:
     """Return which latent pixels are of valid pixels alone.
 
     Parameters

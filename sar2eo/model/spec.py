@@ -1,35 +1,23 @@
-"""What a model is to the pipeline: a batch of SAR windows in, EO windows out.
+"""A model named by path and options, without its weights.
 
-A `ModelSpec` names a model by path and options, so that it can stand in a graph, travel to other
-processes and be written to a fingerprint; each process loads the weights once, on first use. Nothing
-here needs torch until a model other than ``identity`` is resolved.
+A `ModelSpec` can stand in a graph, travel to other processes and be written to a fingerprint;
+`sar2eo.model.loading.load_translator` loads the weights. Nothing here needs torch until a model other than
+``identity`` is resolved.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sar2eo.compute import counters
 from sar2eo.compute.device import default_batch, default_threads, resolve_device, resolve_dtype
 from sar2eo.errors import SettingsError
-from sar2eo.model.card import SAMPLERS, Card
-from sar2eo.model.checkpoint_files import (
-    CONFIG,
-    TRAIN_TIMESTEPS,
-    count_parameters,
-    folder_sha256,
-    read_json,
-    vae_facts,
-)
+from sar2eo.model.card import SAMPLERS, TRAIN_TIMESTEPS, TranslatorCard
 from sar2eo.model.compile_cache import use_compile_cache
-from sar2eo.model.hub import BUNDLED, find_folder
-from sar2eo.model.interface import IdentityTranslator, Translator
+from sar2eo.model.folder import BUNDLED, ModelFolder, find_folder, read_vae_facts
 
 __all__ = ["BUNDLED", "IDENTITY", "ModelSpec", "resolve_model", "resolve_spacing"]
 
@@ -46,20 +34,19 @@ class ModelSpec:
     path : str
         "identity", "bundled", or a local checkpoint folder.
     sha256 : str
-        Of the folder's weights, configurations and card; of the text
-        "identity" for that.
+        Hash of the folder's weights, configurations and card; for identity of its name.
     parameters : int
-        Values in the weights of U-Net and VAE.
+        Number of weights of U-Net and VAE.
     factor, latent_channels : int
         The VAE's downsampling factor and channels.
-    card : Card or None
+    card : TranslatorCard or None
         None for identity.
     steps, sampler, spacing, seed, samples
-        How to sample; ``samples`` results of different noise are averaged.
+        How to sample; results of ``samples`` different noises are averaged.
     device, dtype : str
-        Where and in which precision the networks run, resolved (never "auto").
+        Device and precision of the networks, resolved (never "auto").
     batch : int
-        Windows per batch; smaller batches are padded to it.
+        Tiles per batch; smaller batches are padded.
     compile : bool
         Compile the U-Net.
     threads : int
@@ -71,7 +58,7 @@ class ModelSpec:
     parameters: int
     factor: int
     latent_channels: int
-    card: Card | None
+    card: TranslatorCard | None
     steps: int
     sampler: str
     spacing: str
@@ -85,14 +72,14 @@ class ModelSpec:
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint lies for this process; meaningless for identity."""
-        return find_folder(self.path, allow=()) if self.path == BUNDLED else Path(self.path)
+        """The checkpoint's folder on this machine; meaningless for identity."""
+        return find_folder(self.path) if self.path == BUNDLED else Path(self.path)
 
     @property
     def temperature(self) -> float:
-        """Factor on the noise that sampling starts from: the card's, with the card's own sampler and steps.
+        """Factor on the starting noise: the card's with the card's sampler and steps, else 1 as in the paper.
 
-        It makes up for what those lose, and would be too much for more steps: these take 1, as in the paper.
+        It makes up for the contrast that few steps lose, and would be too much for more.
         """
         card = self.card
         own = card is not None and (self.sampler, self.steps) == (card.sampler, card.steps)
@@ -100,34 +87,8 @@ class ModelSpec:
 
     @property
     def confidence(self) -> bool:
-        """Whether the model yields a variance."""
+        """Whether the model predicts a variance."""
         return self.card is not None
-
-    def load(self) -> Translator:
-        """Return the translator, loading the weights at most once per process.
-
-        Raises
-        ------
-        CheckpointError
-            If the folder is broken, or is not the one that was resolved.
-        """
-        with _LOAD_LOCK:
-            key = repr(self)  # the card holds a dict, so a spec has no hash
-            if key not in _LOADED:
-                # Settings may change from call to call in a long session; weights are large.
-                while len(_LOADED) >= _LOADED_AT_MOST:
-                    _LOADED.popitem(last=False)
-                with counters.timed("load_seconds"):
-                    _LOADED[key] = self._make()
-            _LOADED.move_to_end(key)
-            return _LOADED[key]
-
-    def _make(self) -> Translator:
-        if self.card is None:
-            return IdentityTranslator(self.samples)
-        from sar2eo.model.translator import DiffusionTranslator
-
-        return DiffusionTranslator(self)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return everything that changes pixels, as JSON values; the path does not."""
@@ -136,11 +97,6 @@ class ModelSpec:
         names = ("sha256", "steps", "sampler", "spacing", "seed", "samples", "device", "dtype", "batch")
         values = {name: getattr(self, name) for name in (*names, "compile", "threads")}
         return values | {package: version(package) for package in ("torch", "diffusers")}
-
-
-_LOADED: OrderedDict[str, Translator] = OrderedDict()
-_LOADED_AT_MOST = 2
-_LOAD_LOCK = threading.Lock()
 
 
 def resolve_model(
@@ -157,7 +113,7 @@ def resolve_model(
     compile: bool = False,  # noqa: A002 (the name of torch's function and of the flag)
     threads: int | None = None,
 ) -> ModelSpec:
-    """Find a model and settle every option, without loading weights.
+    """Find a model and resolve all options, without loading weights.
 
     Parameters
     ----------
@@ -177,17 +133,17 @@ def resolve_model(
     dtype : str
         "auto", "float32", "bfloat16" or "float16".
     batch, threads : int or None
-        None: fixed by the device.
+        None: chosen for the device.
     compile : bool
         Compile the U-Net, or take it from the cache (`sar2eo.model.compile_cache.use_compile_cache`).
 
     Raises
     ------
     SettingsError
-        For an option that is not allowed, a device that is not there, or a cache of compiled networks that
-        is not this user's own.
+        For an option out of range, a device that this machine lacks, or a cache of compiled networks that
+        belongs to another user.
     CheckpointError
-        If there is no such checkpoint, or it is broken.
+        If there is no such checkpoint, or it is incomplete.
     """
     counts = {"steps": steps, "samples": samples, "batch": batch, "threads": threads}
     for name, value in counts.items():
@@ -199,18 +155,17 @@ def resolve_model(
         raise SettingsError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
     if str(model) == IDENTITY:
         return _identity_spec(seed, samples, batch)
-    folder = find_folder(model, revision=revision, allow=["*.json", "*.safetensors"])
-    sha256 = folder_sha256(folder)
-    card = Card.read(folder)
-    vae = vae_facts(read_json(folder / "vae" / CONFIG))
+    folder = ModelFolder(find_folder(model, revision=revision), TranslatorCard)
+    sha256 = folder.sha256()
+    card, vae = folder.card(), read_vae_facts(folder.config("vae"))
     place = resolve_device(device)
     if compile:
-        use_compile_cache()  # of this process; those that work elsewhere have their own
+        use_compile_cache()  # of this process; workers on other machines have their own
     steps, sampler = steps or card.steps, sampler or card.sampler
     return ModelSpec(
-        path=BUNDLED if model == BUNDLED else str(folder.absolute()),
+        path=BUNDLED if model == BUNDLED else str(folder.path.absolute()),
         sha256=sha256,
-        parameters=sum(count_parameters(folder).values()),
+        parameters=sum(folder.count_parameters().values()),
         factor=vae.factor,
         latent_channels=vae.latent_channels,
         card=card,
@@ -228,7 +183,7 @@ def resolve_model(
 
 
 def resolve_spacing(spacing: str, sampler: str, steps: int) -> str:
-    """Replace leading spacing by trailing where it would not start near pure noise.
+    """Replace leading spacing by trailing where leading would not start near pure noise.
 
     Leading spacing starts at one timestep less than a whole number of intervals, which is far from
     T for few steps (a single one starts at t = 1, so it would call pure noise almost clean), and for

@@ -1,4 +1,4 @@
-"""The C-DiffSET translator: a batch of SAR windows in, EO windows and their variance out."""
+"""The C-DiffSET translator: a batch of SAR tiles in, EO tiles and their variance out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from sar2eo.compute import counters
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import load_checkpoint
-from sar2eo.model.checkpoint_files import folder_sha256
 from sar2eo.model.compile_cache import use_compile_cache
 from sar2eo.model.diffusion import create_scheduler, sample
+from sar2eo.model.folder import ModelFolder
 from sar2eo.model.interface import Translation
 from sar2eo.model.network import Vae, decode_latents, encode_images
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_spacing
 
 __all__ = ["DiffusionTranslator"]
@@ -36,7 +37,7 @@ _DEVICE_LOCKS: dict[str, threading.Lock] = {}
 
 
 class DiffusionTranslator:
-    """Translates batches of windows with a checkpoint (C-DiffSET, section 3.4).
+    """Translates batches of tiles with a checkpoint (C-DiffSET, section 3.4).
 
     Parameters
     ----------
@@ -53,13 +54,13 @@ class DiffusionTranslator:
     Attributes
     ----------
     checkpoint : Checkpoint
-        The networks in memory, for those who measure what is inside.
+        The networks in memory.
     multiple : int
-        What sides of windows must be multiples of, in pixels.
+        Sides of tiles, in pixels, must be multiples of this.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        if spec.card is None or folder_sha256(spec.folder) != spec.sha256:
+        if spec.card is None or ModelFolder(spec.folder, TranslatorCard).sha256() != spec.sha256:
             raise CheckpointError(
                 f"{spec.path} changed since the run was prepared, or differs on this machine"
             )
@@ -84,31 +85,25 @@ class DiffusionTranslator:
         self.multiple = checkpoint.pixel_multiple
 
     def translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
-        """Translate up to ``batch`` windows; parameters as in `sar2eo.model.interface.Translator`.
-
-        Raises
-        ------
-        SettingsError
-            If there are more windows than a batch, or sizes or origins are not multiples of the factor; if
-            the device's memory does not hold a single window; or if the U-Net cannot be compiled.
+        """Translate up to ``batch`` tiles; parameters as in `sar2eo.model.interface.Translator`.
 
         Warns
         -----
         Sar2eoWarning
-            If the device's memory does not hold a batch: from then on fewer windows are translated at once.
+            If the device's memory does not hold a batch: from then on fewer tiles are translated at once.
         """
         self._check(sar, origins)
         with self._lock, counters.timed("model_seconds"), torch.inference_mode():
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
             while True:
-                parts = self._in_parts(sar, origins)
+                parts = self._translate_all(sar, origins)
                 if parts is not None:
-                    return _joined(parts)
+                    return _concatenate(parts)
                 self._shrink(sar.shape[2:])
 
-    def _in_parts(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> list[Translation] | None:
-        """Translate as many windows at once as have fitted so far; None where the memory runs out."""
+    def _translate_all(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> list[Translation] | None:
+        """Translate as many tiles at once as fitted before; None if the memory does not hold them."""
         size = self._at_once
         try:
             return [
@@ -123,24 +118,24 @@ class DiffusionTranslator:
                 return None
             if reason is None:
                 raise
-            told = next(iter(str(reason).splitlines()), "")
+            first_line = next(iter(str(reason).splitlines()), "")
             raise SettingsError(
-                f"--compile: the U-Net cannot be compiled ({type(reason).__name__}: {told}): is there a C++ "
-                "compiler (g++, or CXX)? Without --compile none is needed"
+                f"--compile: the U-Net cannot be compiled ({type(reason).__name__}: {first_line}): is there "
+                "a C++ compiler (g++, or CXX)? Without --compile none is needed"
             ) from error
 
     def _shrink(self, sides: Sequence[int]) -> None:
         if self._at_once == 1:
             raise SettingsError(
-                f"{self._spec.device} has too little memory for one window of {sides[0]} x {sides[1]} pixels "
+                f"{self._spec.device} has too little memory for one tile of {sides[0]} x {sides[1]} pixels "
                 f"in {self._spec.dtype}: use a smaller --tile, a half --dtype, or --device cpu"
             )
         self._at_once = -(-self._at_once // 2)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         warnings.warn(
-            f"{self._spec.device} has too little memory for more: from here on {self._at_once} windows are "
-            "translated at once, whose pixels may differ by a level from those of a whole batch (--batch)",
+            f"{self._spec.device} has too little memory for a batch: from here on {self._at_once} tiles are "
+            "translated at once; pixels may differ by one level from those of whole batches (--batch)",
             Sar2eoWarning,
             stacklevel=4,
         )
@@ -155,25 +150,23 @@ class DiffusionTranslator:
     def _check(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> None:
         batch, factor = self._spec.batch, self._spec.factor
         if not 1 <= len(sar) <= batch or len(origins) != len(sar):
-            raise SettingsError(
-                f"{len(sar)} windows with {len(origins)} origins: must be 1 to {batch} of each"
-            )
+            raise SettingsError(f"{len(sar)} tiles with {len(origins)} origins: must be 1 to {batch} of each")
         numbers = [*sar.shape[2:], *(number for origin in origins for number in origin)]
         if any(number % factor for number in numbers):
             raise SettingsError(
-                f"windows of {sar.shape[2]} x {sar.shape[3]} pixels at {list(origins)}: tile, overlap and "
+                f"tiles of {sar.shape[2]} x {sar.shape[3]} pixels at {list(origins)}: tile, overlap and "
                 f"origins must be multiples of the model's factor {factor}"
             )
         if any(side % self.multiple for side in sar.shape[2:]):
             raise SettingsError(
-                f"windows of {sar.shape[2]} x {sar.shape[3]} pixels: this model's U-Net wants tiles that are "
+                f"tiles of {sar.shape[2]} x {sar.shape[3]} pixels: this model's U-Net wants tiles that are "
                 f"multiples of {self.multiple}"
             )
 
     def _translate(self, sar: FloatArray, origins: Sequence[tuple[int, int]]) -> Translation:
-        spec, windows = self._spec, len(sar)
-        # 1. Pad to the fixed batch by repeating the last window, so that every call has one shape.
-        missing = self._at_once - windows
+        spec, tiles = self._spec, len(sar)
+        # 1. Pad to the fixed batch by repeating the last tile, so that every call has one shape.
+        missing = self._at_once - tiles
         sar = np.concatenate([sar, np.repeat(sar[-1:], missing, axis=0)])  # [B, 3, T, T]
         origins = [*origins, *([origins[-1]] * missing)]
 
@@ -183,7 +176,7 @@ class DiffusionTranslator:
 
         decoded, variances = [], []
         for index in range(spec.samples):
-            # 3. The noise that belongs to each window's place in the scene.
+            # 3. The noise that belongs to each tile's place in the scene.
             noise = self._noise(origins, sar_latents.shape, index)  # [B, C, h, w]
 
             # 4. Denoise.
@@ -207,18 +200,18 @@ class DiffusionTranslator:
             raise CheckpointError(
                 f"{spec.path} yields values that are not finite in {spec.dtype}: try --dtype float32"
             )
-        eo = to_eo_bytes(_to_numpy(stack.mean(dim=0)[:windows]))  # [B, 3, T, T]
+        eo = to_eo_bytes(_to_numpy(stack.mean(dim=0)[:tiles]))  # [B, 3, T, T]
         spread = None
         if spec.samples > 1:
-            spread = _to_numpy(stack.std(dim=0).mean(dim=1)[:windows] * 127.5)  # [B, T, T]
-        mean_variance = torch.stack(variances).mean(dim=0)[:windows, 0]  # [B, h, w]
+            spread = _to_numpy(stack.std(dim=0).mean(dim=1)[:tiles] * 127.5)  # [B, T, T]
+        mean_variance = torch.stack(variances).mean(dim=0)[:tiles, 0]  # [B, h, w]
         return Translation(eo, _to_numpy(mean_variance), spread)
 
     def _noise(self, origins: Sequence[tuple[int, int]], shape: torch.Size, index: int) -> Tensor:
         _, channels, height, width = shape
         corners = [(row // self._spec.factor, col // self._spec.factor) for row, col in origins]
         drawn = [
-            scene_noise(self._spec.seed, range(r, r + height), range(c, c + width), channels, index)
+            draw_scene_noise(self._spec.seed, range(r, r + height), range(c, c + width), channels, index)
             for r, c in corners
         ]
         return self._to_device(torch.from_numpy(np.stack(drawn)))
@@ -232,7 +225,7 @@ class DiffusionTranslator:
         result = apply(self._half_vae, inputs)
         broken = ~result.isfinite().flatten(1).all(dim=1)  # [B]
         if broken.any():
-            # The other windows keep their values: a window does not depend on its companions.
+            # The other tiles keep their values: a tile does not depend on the rest of its batch.
             result[broken] = apply(self._vae, inputs.float())[broken]
         return result
 
@@ -242,8 +235,8 @@ class DiffusionTranslator:
         return tensor.to(self._device, non_blocking=True)
 
 
-def _joined(parts: list[Translation]) -> Translation:
-    """Return the windows of several translations as those of one."""
+def _concatenate(parts: list[Translation]) -> Translation:
+    """Concatenate translations."""
     if len(parts) == 1:
         return parts[0]
     spreads = [part.spread for part in parts if part.spread is not None]

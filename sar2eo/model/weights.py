@@ -1,38 +1,55 @@
-"""Networks from configurations and weights from safetensors, strictly: all that is due, nothing else."""
+"""Networks on disk: built from configurations, filled strictly from safetensors, written whole or not."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sar2eo.errors import CheckpointError, SettingsError, one_line
-from sar2eo.model.checkpoint_files import CONFIG, tensor_headers
+from sar2eo.errors import CheckpointError, OutputError, SettingsError, one_line
+from sar2eo.model.card import ModelCard
+from sar2eo.model.folder import (
+    CONFIG,
+    MODEL_INDEX,
+    SCHEDULER_CONFIG,
+    WEIGHTS,
+    ModelFolder,
+    read_headers,
+    write_json,
+)
+from sar2eo.store.atomic import atomic_folder
 
-__all__ = ["check_weights", "create_empty", "disk_dtype", "fill", "narrow", "read_tensors"]
+__all__ = [
+    "create_empty",
+    "create_networks",
+    "fill",
+    "narrow",
+    "new_model_folder",
+    "parse_disk_dtype",
+    "read_tensors",
+    "refuse_existing",
+    "write_network",
+]
 
-# Many times what the largest networks of this kind have. A tampered number could keep the constructor busy
-# for hours, or fill the memory, before any shape is compared.
+# Far beyond the largest networks of this kind. A tampered number could keep the constructor busy for hours,
+# or fill the memory, before any shape is compared.
 _MOST_LAYERS = 64
 _LARGEST_SIZE = 1 << 16
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _ON_DISK = ("float16", "bfloat16", "float32")
-_STATISTICS = ("latents_mean", "latents_std")  # which not every VAE of diffusers has a word for
+_STATISTICS = ("latents_mean", "latents_std")  # not every VAE class of diffusers has these arguments
 
 
 def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
-    """Create a network of diffusers on the device "meta": its shapes without its values.
-
-    Raises
-    ------
-    CheckpointError
-        If the configuration makes no such network.
-    """
+    """Create a network of diffusers on the device "meta": shapes without values."""
     _check_sizes(model_class.__name__, config)
     known = inspect.signature(model_class.__init__).parameters
     extra = {name: config[name] for name in _STATISTICS if name in config and name not in known}
@@ -48,7 +65,7 @@ def create_empty(model_class: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _check_sizes(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse numbers and lists in a configuration that no network has."""
+    """Refuse numbers and lists that are too large for any network."""
     for key, value in config.items():
         values = value if isinstance(value, list | tuple) else [value]
         limit = _MOST_LAYERS if "layers" in key else _LARGEST_SIZE
@@ -66,24 +83,16 @@ def check_weights(module: nn.Module, path: Path, names: Mapping[str, str] | None
 
     Parameters
     ----------
-    module : Module
-    path : Path
     names : mapping or None
-        From the file's names to the network's; None: the same.
-
-    Raises
-    ------
-    CheckpointError
-        If a tensor is missing, unexpected, misshapen or of whole numbers, or the file is not a whole
-        safetensors file.
+        Names of tensors in the file, to those in the network; None: the same.
     """
-    headers = tensor_headers(path)
+    headers = read_headers(path)
     shapes = {names[name] if names else name: header.shape for name, header in headers.items()}
     state = module.state_dict()
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for problem, odd in {"lacks": wanted.keys() - shapes, "has unexpected": shapes.keys() - wanted}.items():
-        if odd:
-            raise CheckpointError(f"{path} {problem} {len(odd)} tensors, such as {min(odd)}")
+    for problem, keys in {"lacks": wanted.keys() - shapes, "has unexpected": shapes.keys() - wanted}.items():
+        if keys:
+            raise CheckpointError(f"{path} {problem} {len(keys)} tensors, such as {min(keys)}")
     for name, shape in wanted.items():
         if shapes[name] != shape:
             raise CheckpointError(f"{path}: {name} has shape {shapes[name]}, must be {shape} by {CONFIG}")
@@ -100,7 +109,7 @@ def fill(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Give a network on the device "meta" its values, after `check_weights`."""
+    """Read the weights of a network on the device "meta", after `check_weights`."""
     check_weights(module, path, names)
     tensors = read_tensors(path, device=device, dtype=dtype)
     module.load_state_dict(
@@ -109,14 +118,9 @@ def fill(
 
 
 def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read a safetensors file into memory of its own.
+    """Read a safetensors file into memory; values must be finite.
 
-    The library would map the file, and a process that maps a file dies when someone writes over it.
-
-    Raises
-    ------
-    CheckpointError
-        If a value is not finite, or not in this dtype: every pixel would be made of it.
+    safetensors would map the file, and a process that maps a file dies when another writes over it.
     """
     tensors = {name: tensor.to(dtype, copy=True) for name, tensor in load_file(path, device=device).items()}
     for name, tensor in tensors.items():
@@ -125,14 +129,8 @@ def read_tensors(path: Path, *, device: str, dtype: torch.dtype) -> dict[str, Te
     return tensors
 
 
-def disk_dtype(name: str) -> torch.dtype:
-    """Return the dtype of weights on disk, one of float16, bfloat16 and float32.
-
-    Raises
-    ------
-    SettingsError
-        For another one.
-    """
+def parse_disk_dtype(name: str) -> torch.dtype:
+    """Return the dtype of weights on disk, one of float16, bfloat16 and float32."""
     if name not in _ON_DISK:
         raise SettingsError(f"dtype={name!r}: must be one of {', '.join(_ON_DISK)}")
     dtype: torch.dtype = getattr(torch, name)
@@ -144,19 +142,89 @@ def narrow(modules: Iterable[nn.Module], dtype: torch.dtype, source: str | Path)
 
     Parameters
     ----------
-    modules : iterable of Module
     dtype : torch.dtype
-        From `disk_dtype`.
+        From `parse_disk_dtype`.
     source : str or Path
         Where they are from, for messages.
-
-    Raises
-    ------
-    CheckpointError
-        If a weight is too large for it.
     """
     for module in modules:
         nn.Module.to(module, dtype)
         if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
             name = str(dtype).removeprefix("torch.")
             raise CheckpointError(f"{source}: weights do not fit into {name}: try bfloat16")
+
+
+def create_networks(folder: ModelFolder[Any], classes: Mapping[str, Any]) -> dict[str, Any]:
+    """Create the networks of a folder without values, after checking that their weights fit.
+
+    Parameters
+    ----------
+    classes : mapping of str to type
+        Classes of diffusers by the networks' names.
+    """
+    networks = {name: create_empty(kind, folder.config(name)) for name, kind in classes.items()}
+    for name, network in networks.items():
+        check_weights(network, folder.path / name / WEIGHTS)
+    return networks
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise OutputError if a path exists."""
+    if out.exists():
+        raise OutputError(f"{out} exists already: choose another folder or remove it")
+
+
+@contextmanager
+def new_model_folder(
+    out: Path, pipeline: str, networks: Mapping[str, Any], scheduler: Mapping[str, Any], card: ModelCard
+) -> Iterator[Path]:
+    """Write a model's folder in diffusers' layout; it gets its name when it is whole.
+
+    Parameters
+    ----------
+    pipeline : str
+        Class name in ``model_index.json``.
+    networks : mapping of str to ModelMixin
+        By the names of their subfolders.
+    scheduler : mapping
+        Configuration of a DDIMScheduler.
+
+    Yields
+    ------
+    Path
+        The unfinished folder, for files beyond these.
+    """
+    refuse_existing(out)
+    with atomic_folder(out) as partial:
+        index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": version("diffusers")}
+        for name, network in networks.items():
+            write_network(network, partial / name)
+            kind = type(network)
+            index[name] = [kind.__module__.partition(".")[0], kind.__name__]  # library and class
+        index["scheduler"] = ["diffusers", "DDIMScheduler"]
+        write_json(partial / MODEL_INDEX, index)
+        config = {"_class_name": "DDIMScheduler", **scheduler}
+        if "_use_default_values" in config:  # listed by diffusers in the order of a set, which varies
+            config["_use_default_values"] = sorted(config["_use_default_values"])
+        (partial / SCHEDULER_CONFIG).parent.mkdir()
+        write_json(partial / SCHEDULER_CONFIG, config)
+        card.write(partial)
+        yield partial
+
+
+def write_network(network: Any, folder: Path, **changes: Any) -> None:
+    """Write one network in diffusers' layout: its configuration and its weights.
+
+    Parameters
+    ----------
+    folder : Path
+        New.
+    **changes
+        Other values for fields of the configuration.
+    """
+    folder.mkdir(parents=True)
+    config = json.loads(network.to_json_string())
+    config.pop("_name_or_path", None)  # where the base lay on this machine
+    write_json(folder / CONFIG, config | changes)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

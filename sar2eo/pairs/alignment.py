@@ -15,7 +15,7 @@ from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import PairsError, PairsWarning, PolarisationError
 from sar2eo.geo.chip_lattice import Cell, list_cells
 from sar2eo.geo.radiometry import to_amplitude
-from sar2eo.matching.shifts import Aligner, Displacement, Drift, FloatArray
+from sar2eo.matching.shifts import Aligner, Displacement, FloatArray, SceneDrift
 from sar2eo.pairs.chips import CellPlan
 from sar2eo.pairs.plan import Meeting, Scenes
 from sar2eo.scenes.optical import EoScene
@@ -223,7 +223,7 @@ def _plan_cells(
     return [_plan_cell(cell, settings.size, measured, drift) for cell in each.cells], facts
 
 
-def _plan_cell(cell: Cell, size: int, measured: Sequence[Displacement], drift: Drift | None) -> CellPlan:
+def _plan_cell(cell: Cell, size: int, measured: Sequence[Displacement], drift: SceneDrift | None) -> CellPlan:
     row, col = cell.row + size / 2, cell.col + size / 2
     nearest = min(measured, key=lambda d: (d.row - row) ** 2 + (d.col - col) ** 2, default=None)
     score = None if nearest is None else nearest.score

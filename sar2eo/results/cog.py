@@ -1,4 +1,4 @@
-"""From finished blocks to a Cloud-Optimised GeoTIFF: assembled, validated, then renamed over the target.
+"""Cloud-Optimised GeoTIFFs: assembled from finished blocks, validated, then renamed over the target.
 
 GDAL's COG driver reads the blocks through a VRT, so the raster is never in memory. Georeference, names and
 provenance are in the VRT before the COG is made: a COG that is edited afterwards loses its layout.
@@ -37,13 +37,14 @@ __all__ = [
     "assemble",
     "check_space",
     "check_target",
-    "cog_bytes",
     "copy_cog",
-    "mosaic",
-    "needed_bytes",
+    "estimate_bytes",
     "publish",
     "validate",
 ]
+
+BLOCK = 512
+"""Rows and columns of a COG's tiles."""
 
 # More is not faster (at 4096, 8192 and 16384 squared), and fills up with the size of the scene.
 _CACHE_BYTES = 8 * 2**20
@@ -51,318 +52,26 @@ _OPEN_BLOCKS = 64
 _LOSSY: tuple[Compression, ...] = ("jpeg", "webp")
 _LOSSY_QUALITY = 90
 _SIDECARS = (".aux.xml", ".ovr", ".msk")
+_NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 _LOG = logging.getLogger("rasterio._env")
 _SIGNALLED = "GDAL signalled an error: "
 _signals = threading.local()
 
 
-def assemble(
-    journal: Journal,
-    variable: str,
-    grid: Grid,
-    windows: Iterable[Window],
-    *,
-    tags: Mapping[str, str],
-    compress: Compression = "deflate",
-    threads: int | Literal["ALL_CPUS"] = "ALL_CPUS",
-) -> Path:
-    """Build the COG of a variable in the journal, from its blocks.
-
-    Parameters
-    ----------
-    journal, variable, grid, windows, tags
-        As of `sar2eo.results.cog.mosaic`; tags named ``TIFFTAG_`` become TIFF tags.
-    compress : {"deflate", "zstd", "jpeg", "webp"}
-        The lossy two are for uint8; float32 then takes deflate.
-    threads : int or "ALL_CPUS"
-        That compress.
-
-    Returns
-    -------
-    Path
-        A valid COG, flushed to disk, for `publish`.
-
-    Raises
-    ------
-    JournalError
-        If a block is missing.
-    OutputError
-        If the COG cannot be written, or is not valid.
-    """
-    layer = LAYERS[variable]
-    source = mosaic(journal, variable, grid, windows, tags)
-    target = source.with_suffix(".tif")
-    settings = {
-        # Blocks lie in one folder by the thousand, which GDAL would list for each of them.
-        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-        "GDAL_CACHEMAX": _CACHE_BYTES,
-        "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_BLOCKS,
-    }
-    try:
-        with rasterio.Env(**settings):
-            copy_cog(
-                source,
-                target,
-                NUM_THREADS=threads,
-                OVERVIEW_RESAMPLING=layer.overviews,
-                **_compression(layer, compress),
-            )
-    except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
-        space = needed_bytes(grid, [variable], compress) / 1e6
-        raise OutputError(
-            f"{target.parent}: the COG cannot be written ({one_line(error)}): "
-            f"are {space:.0f} MB free there? Finished work is kept"
-        ) from error
-    validate(target)
-    return target
-
-
-def copy_cog(source: Path, target: Path, **options: str | int) -> None:
-    """Copy a raster to a COG by GDAL's driver, with its creation options, and flush it to disk."""
-    with signals_raised():
-        rasterio.shutil.copy(
-            str(source), str(target), driver="COG", BLOCKSIZE=BLOCK, BIGTIFF="IF_SAFER", **options
-        )
-    sync_file(target)
-
-
-@contextmanager
-def signals_raised() -> Iterator[None]:
-    """Raise errors that GDAL goes on after: on a disk that is full for a while, it leaves holes in the COG.
-
-    rasterio takes a dataset that came about for success, and tells of the errors on the way in its log only.
-    """
-    told = _signals.told = []
-    if _follow not in _LOG.filters:
-        _LOG.addFilter(_follow)
-        _LOG.setLevel(min(_LOG.getEffectiveLevel(), logging.INFO))
-    try:
-        yield
-    finally:
-        _signals.told = None
-    if told:
-        raise OSError(told[0])
-
-
-def _follow(record: logging.LogRecord) -> bool:
-    """Note the errors of a thread that assembles; show what would be shown without this."""
-    told, text = getattr(_signals, "told", None), record.getMessage()
-    if told is not None and text.startswith(_SIGNALLED):
-        told.append(text.removeprefix(_SIGNALLED))
-    return _LOG.parent is None or record.levelno >= _LOG.parent.getEffectiveLevel()
-
-
-def _compression(layer: Layer, compress: Compression) -> dict[str, str | int]:
-    if layer.dtype == "float32" and compress in _LOSSY:
-        compress = "deflate"
-    if compress in _LOSSY:
-        return {"COMPRESS": compress, "QUALITY": _LOSSY_QUALITY}
-    return {"COMPRESS": compress, "PREDICTOR": "YES"}
-
-
-def validate(path: Path) -> None:
-    """Refuse a file that is not a valid COG.
-
-    Raises
-    ------
-    OutputError
-        If it is not.
-    """
-    from rio_cogeo.cogeo import cog_validate
-
-    with ignore_missing_georeference():  # if the user allows scenes without a CRS
-        valid, errors, remarks = cog_validate(str(path), strict=True, quiet=True)
-    # The decimation of overviews is told by their width, and a single column does not get narrower; a raster
-    # or an overview that is as wide as its tiles is taken for one in strips, which GDAL never writes.
-    errors = [e for e in errors if not e.startswith("Invalid Decimation 1 ") and not e.endswith("not tiled")]
-    if not valid and (errors or remarks):
-        raise OutputError(f"{path} is not a valid COG: {'; '.join([*errors, *remarks])}")
-
-
-def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Rename assembled files over their targets, in this order.
-
-    At any time a target is the old file or the whole new one. What comes from another file system is copied
-    (to ``.<name>.tmp`` beside its target) before anything is replaced: a disk that is full then changes
-    nothing. Sidecar files of a replaced target (``.aux.xml``, ``.ovr``, ``.msk``), which would speak of the
-    old pixels, are deleted.
-
-    Parameters
-    ----------
-    pairs : sequence of (Path, Path)
-        Assembled file and target. Put the main output last: then its presence says that all is done.
-
-    Raises
-    ------
-    OutputError
-        If a target cannot be written.
-    """
-    with ExitStack() as copies:
-        near = []
-        for source, target in pairs:
-            with _refusing(source, target):
-                away = source.stat().st_dev != target.parent.stat().st_dev
-                near.append((_copied(source, target, copies) if away else source, target))
-        for source, target in near:
-            with _refusing(source, target):
-                _replace(source, target, copies)
-                for suffix in _SIDECARS:
-                    target.with_name(target.name + suffix).unlink(missing_ok=True)
-                sync_folder(target.parent)
-
-
-@contextmanager
-def _refusing(source: Path, target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        refuse(error, target.parent, source.stat().st_size if source.exists() else 0)
-
-
-def _replace(source: Path, target: Path, copies: ExitStack) -> None:
-    try:
-        source.replace(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        # Two mounts of one file system.
-        _copied(source, target, copies).replace(target)
-
-
-def _copied(source: Path, target: Path, copies: ExitStack) -> Path:
-    """Copy a file beside its target, until the stack is closed."""
-    copy = target.with_name(f".{target.name}.tmp")
-    copies.callback(copy.unlink, missing_ok=True)
-    shutil.copyfile(source, copy)
-    sync_file(copy)
-    return copy
-
-
-def check_target(path: Path, overwrite: bool) -> None:
-    """Refuse a target that could not be written in the end, before any work.
-
-    Parameters
-    ----------
-    path : Path
-        Of a COG.
-    overwrite : bool
-        Whether an existing file may be replaced.
-
-    Raises
-    ------
-    OutputError
-        If the name is not valid UTF-8 or does not end in .tif or .tiff, the folder is missing or not
-        writable, or the file exists and `overwrite` is False.
-    """
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:
-        raise OutputError(
-            f"{str(path)!r}: the name is not valid UTF-8, and GDAL takes no other: give another --out"
-        ) from error
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise OutputError(f"{path}: the result is a GeoTIFF, its name must end in .tif or .tiff")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}: make it first, or check the spelling")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: name a file in it")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: pass --overwrite to replace it")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: its folder is not writable")
-
-
-def cog_bytes(grid: Grid, variables: Iterable[str], compress: Compression = "deflate") -> int:
-    """Estimate the size of COGs with their overviews.
-
-    Two thirds of their pixels when lossless, a quarter when lossy; Sentinel-2 content took a third and a
-    twelfth. Arguments as of `needed_bytes`.
-    """
-    total = 0.0
-    for layer in (LAYERS[variable] for variable in variables):
-        share = 1 / 4 if compress in _LOSSY and layer.dtype == "uint8" else 2 / 3
-        total += _pixels(grid) * layer.bytes_per_pixel * share
-    return round(total)
-
-
-def needed_bytes(grid: Grid, variables: Iterable[str], compress: Compression = "deflate") -> int:
-    """Estimate the disk space a run needs at its peak: journal, COGs and their overviews in the making.
-
-    The journal is not compressed and counted in full (blocks without a valid pixel take nothing).
-
-    Parameters
-    ----------
-    grid : Grid
-        Of the output.
-    variables : iterable of str
-        Of `LAYERS`.
-    compress : {"deflate", "zstd", "jpeg", "webp"}
-        Of uint8 COGs.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
-    names = list(variables)
-    journal = sum(_pixels(grid) * LAYERS[name].bytes_per_pixel for name in names)
-    return journal + cog_bytes(grid, names, compress)
-
-
-def _pixels(grid: Grid) -> int:
-    return grid.shape[0] * grid.shape[1]
-
-
-def check_space(needs: Iterable[tuple[Path, int]], *, elsewhere: str = "--tmp or --out") -> None:
-    """Refuse to begin what the disks cannot hold.
-
-    Parameters
-    ----------
-    needs : iterable of (Path, int)
-        Folders that exist, and the bytes that go there; those of one file system are added up.
-    elsewhere : str, optional (default: "--tmp or --out")
-        Flags by which the user chooses the folders, for the message.
-
-    Raises
-    ------
-    OutputError
-        If fewer are free.
-    """
-    disks: dict[int, tuple[Path, int]] = {}
-    for folder, needed in needs:
-        device = folder.stat().st_dev
-        first, before = disks.get(device, (folder, 0))
-        disks[device] = (first, before + needed)
-    for folder, needed in disks.values():
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OutputError(
-                f"{folder}: {free / 1e6:.0f} MB are free, and this takes about {needed / 1e6:.0f} MB: free "
-                f"some, choose another {elsewhere}, or pass --force"
-            )
-
-
-BLOCK = 512
-"""Rows and columns of a COG's tiles."""
-
-# The transform of a raster without one.
-_NOWHERE = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What one variable looks like as a raster.
+    """How one variable is stored as a raster.
 
     Parameters
     ----------
     dtype : {"uint8", "float32"}
-        Of the pixels. uint8 blocks carry their mask as a last band (0 or 255), which becomes the COG's
-        internal mask; float32 has NaN for nodata.
+        uint8 blocks carry their mask as a last band (0 or 255), which becomes the COG's internal mask;
+        float32 has NaN for nodata.
     bands : tuple of str
         Band names; "red", "green" and "blue" are also their colour interpretation.
     overviews : {"average", "nearest"}
-        How overviews are made. Both leave out invalid pixels.
+        How overviews are resampled. Both leave out invalid pixels.
     """
 
     dtype: Literal["uint8", "float32"]
@@ -382,17 +91,24 @@ class Layer:
 
 LAYERS: Mapping[str, Layer] = {
     "eo": Layer(dtype="uint8", bands=("red", "green", "blue")),
-    # It spans seven orders of magnitude: an average would only tell where the largest value is.
+    # It spans seven orders of magnitude: an average would only say where the largest value is.
     "confidence": Layer(dtype="float32", bands=("confidence",), overviews="nearest"),
     "spread": Layer(dtype="float32", bands=("spread",)),
 }
 """The variables of a result, by name."""
 
 
-def mosaic(
-    journal: Journal, variable: str, grid: Grid, windows: Iterable[Window], tags: Mapping[str, str]
+def assemble(
+    journal: Journal,
+    variable: str,
+    grid: Grid,
+    blocks: Iterable[Window],
+    *,
+    tags: Mapping[str, str],
+    compress: Compression = "deflate",
+    threads: int | Literal["ALL_CPUS"] = "ALL_CPUS",
 ) -> Path:
-    """Describe all blocks of a variable as one raster.
+    """Build the COG of a variable in the journal, from its blocks.
 
     Parameters
     ----------
@@ -401,28 +117,230 @@ def mosaic(
     variable : str
         One of `LAYERS`.
     grid : Grid
-        Of the output.
-    windows : iterable of Window
+    blocks : iterable of Window
         A partition of the grid.
     tags : mapping
-        Provenance; names without ``:`` and ``=``.
+        Provenance; names without ``:`` and ``=``. Names that begin with ``TIFFTAG_`` become TIFF tags.
+    compress : {"deflate", "zstd", "jpeg", "webp"}
+        The lossy two are for uint8; float32 then takes deflate.
+    threads : int or "ALL_CPUS"
+        Threads that compress.
 
     Returns
     -------
     Path
-        A VRT in the journal.
+        A valid COG, flushed to disk, for `publish`.
 
     Raises
     ------
     JournalError
         If a block is missing.
+    OutputError
+        If the COG cannot be written, or is not valid.
     ValueError
         If the name of a tag is not allowed.
     """
     layer = LAYERS[variable]
+    source = _write_vrt(journal, variable, grid, list(blocks), tags)
+    target = source.with_suffix(".tif")
+    lossy = compress in _LOSSY and layer.dtype == "uint8"
+    options: dict[str, str] = {"COMPRESS": "deflate" if compress in _LOSSY and not lossy else compress}
+    options |= {"QUALITY": str(_LOSSY_QUALITY)} if lossy else {"PREDICTOR": "YES"}
+    settings = {
+        # Blocks lie in one folder by the thousand, which GDAL would list for each of them.
+        "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+        "GDAL_CACHEMAX": _CACHE_BYTES,
+        "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_BLOCKS,
+    }
+    try:
+        with rasterio.Env(**settings):
+            copy_cog(source, target, NUM_THREADS=threads, OVERVIEW_RESAMPLING=layer.overviews, **options)
+    except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
+        space = sum(estimate_bytes(grid, [variable], compress)) / 1e6
+        raise OutputError(
+            f"{target.parent}: the COG cannot be written ({one_line(error)}): "
+            f"are {space:.0f} MB free there? Finished work is kept"
+        ) from error
+    validate(target)
+    return target
+
+
+def copy_cog(source: Path, target: Path, **options: str | int) -> None:
+    """Copy a raster to a COG by GDAL's driver, with its creation options, and flush it to disk."""
+    with _raise_gdal_errors():
+        rasterio.shutil.copy(
+            str(source), str(target), driver="COG", BLOCKSIZE=BLOCK, BIGTIFF="IF_SAFER", **options
+        )
+    sync_file(target)
+
+
+@contextmanager
+def _raise_gdal_errors() -> Iterator[None]:
+    """Raise errors that GDAL ignores: if the disk is full for a while, it leaves holes in the COG.
+
+    rasterio only logs errors on the way to a dataset that opens in the end.
+    """
+    errors = _signals.errors = []
+    if _collect_signals not in _LOG.filters:
+        _LOG.addFilter(_collect_signals)
+        _LOG.setLevel(min(_LOG.getEffectiveLevel(), logging.INFO))
+    try:
+        yield
+    finally:
+        _signals.errors = None
+    if errors:
+        raise OSError(errors[0])
+
+
+def _collect_signals(record: logging.LogRecord) -> bool:
+    """Collect GDAL's errors in a thread that assembles; a log filter that hides nothing else."""
+    errors, text = getattr(_signals, "errors", None), record.getMessage()
+    if errors is not None and text.startswith(_SIGNALLED):
+        errors.append(text.removeprefix(_SIGNALLED))
+    return _LOG.parent is None or record.levelno >= _LOG.parent.getEffectiveLevel()
+
+
+def validate(path: Path) -> None:
+    """Refuse a file that is not a valid COG."""
+    from rio_cogeo.cogeo import cog_validate
+
+    with ignore_missing_georeference():  # if the user allows scenes without a CRS
+        valid, errors, remarks = cog_validate(str(path), strict=True, quiet=True)
+    # The validator derives the decimation of overviews from their width, and a single column does not get
+    # narrower. It takes a raster or overview as wide as its tiles for one in strips, which GDAL never writes.
+    errors = [e for e in errors if not e.startswith("Invalid Decimation 1 ") and not e.endswith("not tiled")]
+    if not valid and (errors or remarks):
+        raise OutputError(f"{path} is not a valid COG: {'; '.join([*errors, *remarks])}")
+
+
+def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Rename assembled files over their targets, in this order.
+
+    At any time a target is the old file or the whole new one. Files from another file system are copied (to
+    ``.<name>.tmp`` beside their targets) before anything is replaced, so that a full disk changes nothing.
+    Sidecar files of replaced targets (``.aux.xml``, ``.ovr``, ``.msk``) describe the old pixels and are
+    deleted.
+
+    Parameters
+    ----------
+    pairs : sequence of (Path, Path)
+        Assembled file and target. Put the main output last: its presence then says that all is done.
+
+    Raises
+    ------
+    OutputError
+        If a target cannot be written.
+    """
+    with ExitStack() as copies:
+        try:
+            near = []
+            for source, target in pairs:
+                away = source.stat().st_dev != target.parent.stat().st_dev
+                near.append((_copy_beside(source, target, copies) if away else source, target))
+            for source, target in near:
+                try:
+                    source.replace(target)
+                except OSError as error:
+                    if error.errno != errno.EXDEV:
+                        raise
+                    # Two mounts of one file system.
+                    _copy_beside(source, target, copies).replace(target)
+                for suffix in _SIDECARS:
+                    target.with_name(target.name + suffix).unlink(missing_ok=True)
+                sync_folder(target.parent)
+        except OSError as error:
+            refuse(error, target.parent, source.stat().st_size if source.exists() else 0)
+
+
+def _copy_beside(source: Path, target: Path, copies: ExitStack) -> Path:
+    """Copy a file beside its target; closing the stack deletes the copy."""
+    copy = target.with_name(f".{target.name}.tmp")
+    copies.callback(copy.unlink, missing_ok=True)
+    shutil.copyfile(source, copy)
+    sync_file(copy)
+    return copy
+
+
+def check_target(path: Path, overwrite: bool, *, raster: bool = True) -> None:
+    """Refuse a target that could not be written in the end, before any work.
+
+    Only a `raster` must be named like a GeoTIFF.
+
+    Raises
+    ------
+    OutputError
+        If the name is not valid UTF-8 or not that of a GeoTIFF, the folder is missing or not writable, or the
+        file exists and `overwrite` is False.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"{str(path)!r}: the name is not valid UTF-8, and GDAL takes no other: give another --out"
+        ) from error
+    if raster and path.suffix.lower() not in (".tif", ".tiff"):
+        raise OutputError(f"{path}: the result is a GeoTIFF, its name must end in .tif or .tiff")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}: make it first, or check the spelling")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists: pass --overwrite to replace it")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: its folder is not writable")
+
+
+def estimate_bytes(grid: Grid, variables: Iterable[str], compress: Compression) -> tuple[int, int]:
+    """Estimate the bytes of a journal, and of the COGs with their overviews that are made of it.
+
+    The journal is not compressed and counted in full, though blocks without a valid pixel take nothing. COGs
+    are taken for two thirds of their pixels if lossless and a quarter if lossy; Sentinel-2 content took a
+    third and a twelfth. `variables` are names in `LAYERS`.
+    """
+    journal, cogs = 0, 0.0
+    for layer in (LAYERS[variable] for variable in variables):
+        size = grid.shape[0] * grid.shape[1] * layer.bytes_per_pixel
+        journal += size
+        cogs += size * (1 / 4 if compress in _LOSSY and layer.dtype == "uint8" else 2 / 3)
+    return journal, round(cogs)
+
+
+def check_space(needs: Iterable[tuple[Path, int]], *, elsewhere: str = "--tmp or --out") -> None:
+    """Refuse a run that the disks cannot hold.
+
+    Parameters
+    ----------
+    needs : iterable of (Path, int)
+        Existing folders and bytes; the bytes of one file system are added up.
+    elsewhere : str, optional (default: "--tmp or --out")
+        Flags that choose the folders, for the message.
+
+    Raises
+    ------
+    OutputError
+        If fewer bytes are free.
+    """
+    disks: dict[int, tuple[Path, int]] = {}
+    for folder, needed in needs:
+        device = folder.stat().st_dev
+        first, before = disks.get(device, (folder, 0))
+        disks[device] = (first, before + needed)
+    for folder, needed in disks.values():
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(
+                f"{folder}: {free / 1e6:.0f} MB are free, and this takes about {needed / 1e6:.0f} MB: free "
+                f"some, choose another {elsewhere}, or pass --force"
+            )
+
+
+def _write_vrt(
+    journal: Journal, variable: str, grid: Grid, blocks: list[Window], tags: Mapping[str, str]
+) -> Path:
+    """Write a VRT over all blocks of a variable (https://gdal.org/en/stable/drivers/raster/vrt.html)."""
+    layer = LAYERS[variable]
     paths = journal.paths(variable)
-    blocks = list(windows)
-    missing = [window for window in blocks if window not in paths]
+    missing = [block for block in blocks if block not in paths]
     if missing:
         raise JournalError(
             f"{journal.folder}: {len(missing)} of {len(blocks)} blocks of {variable!r} are missing: "
@@ -431,7 +349,7 @@ def mosaic(
     root = ET.Element("VRTDataset", rasterXSize=str(grid.shape[1]), rasterYSize=str(grid.shape[0]))
     if grid.crs is not None:
         ET.SubElement(root, "SRS").text = grid.crs
-    if grid.transform != _NOWHERE:
+    if grid.transform != _NO_TRANSFORM:
         a, b, c, d, e, f = grid.transform
         ET.SubElement(root, "GeoTransform").text = ", ".join(repr(value) for value in (c, a, b, f, d, e))
     metadata = ET.SubElement(root, "Metadata")
@@ -439,46 +357,37 @@ def mosaic(
         if re.search("[:=]", key):
             raise ValueError(f"tag {key!r}: GDAL would split the name there")
         ET.SubElement(metadata, "MDI", key=key).text = value
+    files = [(paths[block], block) for block in blocks]
     for number, name in enumerate(layer.bands, start=1):
-        band = _band(root, layer, number, [(paths[window], window) for window in blocks])
-        band.insert(0, _text("Description", name))
+        band = ET.SubElement(root, "VRTRasterBand", band=str(number))
+        ET.SubElement(band, "Description").text = name
         if name in ("red", "green", "blue"):
-            band.insert(1, _text("ColorInterp", name.capitalize()))
+            ET.SubElement(band, "ColorInterp").text = name.capitalize()
+        _fill_band(band, layer, number, files)
     if layer.masked:
-        mask = ET.SubElement(root, "MaskBand")
-        _band(mask, layer, len(layer.bands) + 1, [(paths[window], window) for window in blocks])
+        mask = ET.SubElement(ET.SubElement(root, "MaskBand"), "VRTRasterBand")
+        _fill_band(mask, layer, len(layer.bands) + 1, files)
     target = journal.folder / "assembled" / f"{variable}.vrt"
     target.parent.mkdir(exist_ok=True)
     ET.ElementTree(root).write(target, encoding="utf-8")
     return target
 
 
-def _text(tag: str, text: str) -> ET.Element:
-    element = ET.Element(tag)
-    element.text = text
-    return element
-
-
-def _band(parent: ET.Element, layer: Layer, number: int, blocks: list[tuple[Path, Window]]) -> ET.Element:
-    """Add a VRT band (https://gdal.org/en/stable/drivers/raster/vrt.html) over band `number` of blocks."""
+def _fill_band(band: ET.Element, layer: Layer, number: int, files: list[tuple[Path, Window]]) -> None:
+    """Let a VRT band show band `number` of all blocks."""
     data_type = {"uint8": "Byte", "float32": "Float32"}[layer.dtype]
-    band = ET.SubElement(parent, "VRTRasterBand", dataType=data_type)
-    if parent.tag != "MaskBand":
-        band.set("band", str(number))
-    band.set("blockXSize", str(BLOCK))
-    band.set("blockYSize", str(BLOCK))
+    band.attrib |= {"dataType": data_type, "blockXSize": str(BLOCK), "blockYSize": str(BLOCK)}
     if not layer.masked:
         ET.SubElement(band, "NoDataValue").text = "nan"
-    for path, window in blocks:
+    for path, block in files:
         source = ET.SubElement(band, "SimpleSource")
         # Not shared: a shared source stays open for as long as the VRT does.
         name = ET.SubElement(source, "SourceFilename", relativeToVRT="1", shared="0")
         name.text = f"../{path.parent.name}/{path.name}"
         ET.SubElement(source, "SourceBand").text = str(number)
-        size = {"xSize": str(window.width), "ySize": str(window.height)}
+        size = {"xSize": str(block.width), "ySize": str(block.height)}
         properties = {"RasterXSize": size["xSize"], "RasterYSize": size["ySize"], "DataType": data_type}
         # With its properties known, a block is opened when it is read, and not before.
         ET.SubElement(source, "SourceProperties", properties)
         ET.SubElement(source, "SrcRect", {"xOff": "0", "yOff": "0", **size})
-        ET.SubElement(source, "DstRect", {"xOff": str(window.col), "yOff": str(window.row), **size})
-    return band
+        ET.SubElement(source, "DstRect", {"xOff": str(block.col), "yOff": str(block.row), **size})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "COLOURS",
@@ -34,24 +34,12 @@ _SENTINEL2_RGB = (4, 3, 2)
 
 @dataclass(frozen=True)
 class BandText:
-    """What a file says about one band.
+    """What a file says about one band."""
 
-    Parameters
-    ----------
-    index : int
-        From 1.
-    texts : tuple of str
-        Description and names, most reliable first.
-    micrometres : float or None
-        Central wavelength.
-    role : str
-        GDAL's colour interpretation.
-    """
-
-    index: int
-    texts: tuple[str, ...]
-    micrometres: float | None = None
-    role: str = "undefined"
+    index: int  # from 1
+    texts: tuple[str, ...]  # description and names, most reliable first
+    micrometres: float | None = None  # central wavelength
+    role: str = "undefined"  # GDAL's colour interpretation
 
     @classmethod
     def read(cls, dataset: Any, index: int) -> BandText:
@@ -74,18 +62,10 @@ class BandText:
 
 @dataclass(frozen=True)
 class CloudRule:
-    """How the values of a band mark clouds.
+    """How the values of a band mark clouds."""
 
-    Parameters
-    ----------
-    kind : {"classes", "bits", "nonzero", "percent"}
-        A class of a list, a set bit of a list, anything but 0, or a probability of at least 50 %.
-    numbers : tuple of int
-        Classes, or bits from 0.
-    """
-
-    kind: str
-    numbers: tuple[int, ...] = ()
+    kind: Literal["classes", "bits", "nonzero", "percent"]  # percent: a probability of at least 50 %
+    numbers: tuple[int, ...] = ()  # classes of which one, or bits from 0 of which one is set
 
     def __str__(self) -> str:
         return " ".join([self.kind, *([", ".join(map(str, self.numbers))] if self.numbers else [])])

@@ -74,6 +74,15 @@ _versions: dict[str, str] = {}
 _lock = threading.Lock()
 
 
+# Far beyond any SAR scene (a strip once around the Earth at 10 m; a million square kilometres at 4 m), and
+# within what coordinates and windows can be counted for: more is a header that was damaged or made up.
+MAX_SIDE = 1 << 22
+MAX_PIXELS = 1 << 36
+# A block is decoded as one. Programs write a whole image as one strip, and then every window costs all of it.
+MAX_BLOCK_BYTES = 1 << 30
+_NUMPY_NAMES = {"complex_int16": "complex64"}  # which NumPy does not have
+
+
 def gdal_path(source: str | Path) -> str:
     """Turn a path or URL into what GDAL opens: ``s3://b/k`` becomes ``/vsis3/b/k``."""
     text = str(source)
@@ -107,10 +116,7 @@ def display_name(source: str) -> str:
 def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[str, str]:
     """Read ``VV=a.tif,VH=b.tif`` as a dict of files by polarisation; leave a path or URL as it is.
 
-    Raises
-    ------
-    PolarisationError
-        For a name that is no polarisation, is given twice, or has no file.
+    A `PolarisationError` is raised for a name that is no polarisation, is given twice, or has no file.
     """
     if isinstance(source, Mapping):
         names = check_polarisations(list(source)) or ()
@@ -143,7 +149,7 @@ def check_polarisations(names: str | Sequence[str] | None) -> tuple[str, ...] | 
 
 @contextmanager
 def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
-    """Open a raster for a moment.
+    """Open a raster for a moment; a `SceneError` is raised where GDAL cannot.
 
     Parameters
     ----------
@@ -151,11 +157,6 @@ def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
         As GDAL opens it.
     version : str, optional
         Of a remote file. Where it differs from the last time, GDAL's cached blocks of the file are dropped.
-
-    Raises
-    ------
-    SceneError
-        If GDAL cannot open it.
     """
     if version is not None and _versions.setdefault(path, version) != version:
         _forget(path)
@@ -180,46 +181,37 @@ def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
         Names the content, so that a file replaced under the same name is opened afresh.
     read : callable
         Takes the dataset. Called again after a failure.
-
-    Raises
-    ------
-    SceneError
-        If GDAL cannot open or read it any more.
     """
-
-    def attempt() -> T:
-        with _borrowed(path, stamp) as dataset:
-            return read(dataset)
-
-    return _persistently(path, attempt)
-
-
-@contextmanager
-def _borrowed(path: str, stamp: str) -> Iterator[Any]:
-    """Lend an open dataset to one thread; parameters and errors as of `read_dataset`."""
     # The process is part of the key: a handle inherited through a fork shares its file position.
     key = (path, stamp, os.getpid())
-    with _environment(path):
-        with _lock:
-            dataset = _idle[key].pop() if _idle.get(key) else None
-        if dataset is None:
-            check_readable(path)
-            dataset = _open(path)
-        try:
-            yield dataset
-        except RasterioIOError as error:
-            dataset.close()
-            reason = _line(error, path)
-            raise SceneError(f"{display_name(path)}: cannot be read, is it damaged? ({reason})") from error
-        except BaseException:
-            dataset.close()
-            raise
-        with _lock:
-            _idle.setdefault(key, []).append(dataset)
-            _idle.move_to_end(key)
-            surplus = _surplus()
-    for each in surplus:
-        each.close()
+
+    def attempt() -> T:
+        with _environment(path):
+            with _lock:
+                dataset = _idle[key].pop() if _idle.get(key) else None
+            if dataset is None:
+                check_readable(path)
+                dataset = _open(path)
+            try:
+                found = read(dataset)
+            except RasterioIOError as error:
+                dataset.close()
+                reason = _line(error, path)
+                raise SceneError(
+                    f"{display_name(path)}: cannot be read, is it damaged? ({reason})"
+                ) from error
+            except BaseException:
+                dataset.close()
+                raise
+            with _lock:
+                _idle.setdefault(key, []).append(dataset)
+                _idle.move_to_end(key)
+                surplus = _surplus()
+        for each in surplus:
+            each.close()
+        return found
+
+    return _persistently(path, attempt)
 
 
 def _persistently(path: str, attempt: Callable[[], T]) -> T:
@@ -293,14 +285,6 @@ def _line(error: Exception, path: str) -> str:
     return text.replace(f"?{query}", "") if query else text
 
 
-# Far beyond any SAR scene (a strip once around the Earth at 10 m; a million square kilometres at 4 m), and
-# within what coordinates and windows can be counted for: more is a header that was damaged or made up.
-MAX_SIDE = 1 << 22
-MAX_PIXELS = 1 << 36
-# A block is decoded as one. Programs write a whole image as one strip, and then every window costs all of it.
-MAX_BLOCK_BYTES = 1 << 30
-
-
 def check_readable(path: str) -> None:
     """Refuse what would block a reader for ever, or has no name that GDAL can take.
 
@@ -342,6 +326,3 @@ def check_size(dataset: Any, path: str) -> None:
             f"{path}: stored in blocks of {high} x {wide} pixels, {size / 2**30:.1f} GiB each, and none can "
             "be read in part: rewrite it with gdal_translate -co TILED=YES"
         )
-
-
-_NUMPY_NAMES = {"complex_int16": "complex64"}  # which NumPy does not have

@@ -39,6 +39,9 @@ _FOLDS = 10
 _MAX_STRETCH = 100.0
 
 
+_POINTS_AT_ONCE = 4096
+
+
 class Mapping(Protocol):
     """Ground coordinates of one CRS to the pixels of a source, and back."""
 
@@ -57,18 +60,10 @@ class Mapping(Protocol):
 
 @dataclass(frozen=True)
 class AffineMapping:
-    """The map of a source with a CRS and an affine transform.
+    """The map of a source with a CRS and an affine transform."""
 
-    Parameters
-    ----------
-    source : Grid
-        Of the source.
-    crs : str
-        CRS of the ground coordinates.
-    """
-
-    source: Grid
-    crs: str
+    source: Grid  # of the source
+    crs: str  # CRS of the ground coordinates
 
     def pixels(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Return rows and columns; see `Mapping`."""
@@ -99,12 +94,6 @@ class AffineMapping:
 class ControlMapping:
     """The map of a source with ground control points: thin-plate splines through them, there and back.
 
-    Parameters
-    ----------
-    control : GroundControl
-    crs : str
-        CRS of the ground coordinates.
-
     Raises
     ------
     GeoreferenceError
@@ -112,7 +101,7 @@ class ControlMapping:
     """
 
     control: GroundControl
-    crs: str
+    crs: str  # CRS of the ground coordinates
     to_pixels: ThinPlateSpline = field(init=False, repr=False)
     to_ground: ThinPlateSpline = field(init=False, repr=False)
 
@@ -139,21 +128,11 @@ class ControlMapping:
 
 
 def measure_held_out_rmse_m(control: GroundControl) -> float | None:
-    """Measure how well a spline places control points it has not seen.
+    """Measure how well a spline places control points it has not seen: root mean square distance in metres.
 
     A spline passes through its own points, so each tenth of them is left out of a fit in turn and placed by
-    the rest. The final map uses all, so this errs on the safe side.
-
-    Parameters
-    ----------
-    control : GroundControl
-        At least four points.
-
-    Returns
-    -------
-    float or None
-        Root mean square distance on the ground, in metres. None where no fit without some of the points is
-        possible, such as of four points of which three lie on one line.
+    the rest. The final map uses all, so this errs on the safe side. None where no fit without some of the
+    points is possible, such as of four points of which three lie on one line.
     """
     crs = choose_local_crs(*find_centre(control))
     pixels, ground = _control_arrays(control, crs)
@@ -185,11 +164,7 @@ def find_centre(control: GroundControl) -> tuple[float, float]:
 def check_continuous(x: Array, y: Array, crs: str) -> None:
     """Refuse places near each other that a CRS tears apart, as most do along the antimeridian.
 
-    Parameters
-    ----------
-    x, y : ndarray of float64, shape (place,)
-        In the CRS; most places are near the one before.
-    crs : str
+    `x` and `y`, shape (place,), are in the CRS; most places are near the one before.
     """
     if _in_degrees(crs):
         return  # longitudes go on across it
@@ -249,47 +224,24 @@ def _transformer(source: str, target: str) -> Transformer:
     return Transformer.from_crs(source, target, always_xy=True)
 
 
-_POINTS_AT_ONCE = 4096
-
-
 @dataclass(frozen=True, eq=False)
 class ThinPlateSpline:
     """The least bent smooth function of the plane that takes given values at given points.
 
     ``f(p) = sum_k w_k phi(|p - p_k|) + a + b . p`` with ``phi(r) = r^2 log r`` (Duchon 1977; Wahba, Spline
     Models for Observational Data, 1990, section 2.4).
-
-    Parameters
-    ----------
-    centre : ndarray, shape (2,)
-        Subtracted from points before use.
-    scale : float
-        Points are then divided by it.
-    knots : ndarray, shape (point, 2)
-        Normalised points.
-    weights : ndarray, shape (point + 3, value)
-        Of the radial functions, then of 1 and the two coordinates.
     """
 
-    centre: Array
-    scale: float
-    knots: Array
-    weights: Array
+    centre: Array  # shape (2,); subtracted from points before use
+    scale: float  # points are then divided by it
+    knots: Array  # shape (point, 2); normalised points
+    weights: Array  # shape (point + 3, value); of the radial functions, then of 1 and the two coordinates
 
     @classmethod
     def fit(cls, points: Array, values: Array) -> ThinPlateSpline:
-        """Fit a spline through points.
+        """Fit a spline through points, shape (point, 2), at least three, with values of shape (point, value).
 
-        Parameters
-        ----------
-        points : ndarray, shape (point, 2)
-            At least three; of equal points the first counts.
-        values : ndarray, shape (point, value)
-
-        Raises
-        ------
-        GeoreferenceError
-            If all points lie on one line.
+        Of equal points the first counts. A `GeoreferenceError` is raised if all lie on one line.
         """
         _, first = np.unique(points, axis=0, return_index=True)
         points, values = points[np.sort(first)], values[np.sort(first)]

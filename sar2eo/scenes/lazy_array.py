@@ -35,6 +35,10 @@ __all__ = [
 _PREFIX = "scene-"
 _CHUNK = 1024
 
+_GRIDS = ("grid", "scene_grid")
+_TRUTHS = ("terrain_corrected",)
+_LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
+
 
 class PlacedArray(da.Array):
     """A Dask array that knows its reader, and which window of it it holds.
@@ -91,18 +95,9 @@ class PlacedArray(da.Array):
 
 
 def make_lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
-    """Wrap a reader as a DataArray that reads when computed.
+    """Wrap a reader as a DataArray (band, y, x) of float32, named "sar", that reads when computed.
 
-    Parameters
-    ----------
-    reader : SceneReader
-    attrs : dict
-        Attributes; ``scene_grid`` is added.
-
-    Returns
-    -------
-    DataArray, dims (band, y, x)
-        float32, named "sar", in chunks of about 1024 pixels on whole storage blocks.
+    Chunks are about 1024 pixels on whole storage blocks. ``scene_grid`` is added to the attributes.
     """
     block = da.from_array(
         reader,
@@ -126,16 +121,9 @@ def make_lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
 def find_reader(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     """Find the reader under a scene, and the window of it that the scene is.
 
-    Parameters
-    ----------
-    scene : DataArray
-        What `open_scene` returned, or a slice of it along y and x with step 1, in any chunks.
-
-    Returns
-    -------
-    tuple of SceneReader and Window, or None
-        None for anything that was computed, reordered, given other coordinates, or subset along bands: its
-        values are not those of a window of the reader.
+    The scene is what `open_scene` returned, or a slice of it along y and x with step 1, in any chunks. None
+    for anything that was computed, reordered, given other coordinates, or subset along bands: its values are
+    not those of a window of the reader.
     """
     place = scene.data.place if isinstance(scene.data, PlacedArray) else None
     if place is None or scene.dims != ("band", "y", "x") or 0 in scene.shape:
@@ -144,19 +132,9 @@ def find_reader(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
 
 
 def find_window(scene: xr.DataArray, grid: Grid) -> Window | None:
-    """Find the window of a grid that an array covers, by its coordinates.
+    """Find the window of a grid that an array (..., y, x) covers, by its coordinates.
 
-    Parameters
-    ----------
-    scene : DataArray, dims (..., y, x)
-        Not empty.
-    grid : Grid
-        Of the whole scene.
-
-    Returns
-    -------
-    Window or None
-        None where the array is no part of the grid, pixel for pixel.
+    None where the array is no part of the grid, pixel for pixel.
     """
     to_pixel = ~grid.affine
     x, y = scene["x"].values, scene["y"].values
@@ -168,19 +146,11 @@ def find_window(scene: xr.DataArray, grid: Grid) -> Window | None:
 
 
 def describe_scene(scene: xr.DataArray) -> dict[str, Any]:
-    """Describe a scene as JSON values.
+    """Describe a scene from `open_scene` as JSON values.
 
-    Parameters
-    ----------
-    scene : DataArray
-        From `open_scene`.
-
-    Returns
-    -------
-    dict
-        Source, grid (crs, transform, shape, bounds; of a slice, its own), true ground sample distance in
-        metres, polarisations, quantity, calibration, acquisition, geolocation and its residual in metres,
-        storage block and chunk.
+    Source, grid (crs, transform, shape, bounds; of a slice, its own), true ground sample distance in metres,
+    polarisations, quantity, calibration, acquisition, geolocation and its residual in metres, storage block
+    and chunk.
     """
     attrs = decode_attributes(scene)
     grid: Grid = attrs["scene_grid"]
@@ -241,23 +211,15 @@ def _lies_at(scene: xr.DataArray, reader: SceneReader, window: Window) -> bool:
 
 
 def normalise_array(scene: xr.DataArray) -> xr.DataArray:
-    """Check the attributes of an array, and bring its values into the form of `open_scene`.
+    """Check the attributes of an array (band, y, x), and bring its values into the form of `open_scene`.
 
-    Parameters
-    ----------
-    scene : DataArray, dims (band, y, x)
-        Of any numeric type, with attrs["quantity"].
-
-    Returns
-    -------
-    DataArray
-        NaN where the array declares nodata (``scene.rio.nodata``), amplitude of complex samples, declared
-        scale and offset applied, and all bands in one chunk. Values over a reader stay as they are.
+    Declared nodata (``scene.rio.nodata``) becomes NaN, complex samples become amplitude, declared scale and
+    offset are applied, and all bands go into one chunk. Values over a reader stay as they are.
 
     Raises
     ------
     RadiometryError
-        If the quantity is missing or unknown, or complex samples are declared other than amplitude.
+        If attrs["quantity"] is missing or unknown, or complex samples are declared other than amplitude.
     SceneError
         If attrs["datetime"] is no time, or scale and offset are no numbers or differ between bands.
     """
@@ -327,18 +289,10 @@ def _nodata(scene: xr.DataArray) -> Any:
         raise SceneError(f"the scene's nodata is no number: {one_line(error, 200)}") from error
 
 
-_GRIDS = ("grid", "scene_grid")
-_TRUTHS = ("terrain_corrected",)
-_LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
-
-
 def encode_attributes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Write values as attributes that netCDF can hold: text, numbers, and lists of them.
 
-    Parameters
-    ----------
-    values : mapping
-        Also `Grid`, mappings of JSON values, and booleans. None is left out.
+    Values may also be a `Grid`, mappings of JSON values, and booleans. None is left out.
     """
     return {name: _stored(value) for name, value in values.items() if value is not None}
 

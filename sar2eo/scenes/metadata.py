@@ -124,27 +124,14 @@ _TIME_TAGS = ("acquisition_datetime", "acquisition_time", "acquisition_date", "d
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about the values and the acquisition of a scene; None is not known.
+    """What is known about the values and the acquisition of a scene; None is not known."""
 
-    Parameters
-    ----------
-    quantity, calibration : str or None
-        As `sar2eo.geo.radiometry` names them.
-    datetime : str or None
-        Start of the acquisition, ISO 8601, UTC.
-    platform : str or None
-        Such as ``Sentinel-1A``.
-    orbit_direction : {"ascending", "descending"} or None
-    terrain_corrected : bool or None
-        Whether relief was taken into account when the pixels were placed.
-    """
-
-    quantity: str | None = None
+    quantity: str | None = None  # as `sar2eo.geo.radiometry` names them
     calibration: str | None = None
-    datetime: str | None = None
-    platform: str | None = None
-    orbit_direction: str | None = None
-    terrain_corrected: bool | None = None
+    datetime: str | None = None  # start of the acquisition, ISO 8601, UTC
+    platform: str | None = None  # such as ``Sentinel-1A``
+    orbit_direction: str | None = None  # "ascending" or "descending"
+    terrain_corrected: bool | None = None  # whether relief was taken into account when the pixels were placed
 
     def over(self, other: Facts) -> Facts:
         """Return these facts, with those of `other` where these are not known."""

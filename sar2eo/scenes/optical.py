@@ -1,4 +1,4 @@
-"""Optical (EO) scenes: opened by what they say of themselves, read onto a grid as bytes, validity and cloud."""
+"""Optical (EO) scenes: opened by what they say of themselves, read onto a grid as bytes and masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sar2eo.scenes.band_names import COLOURS, SCENE_CLASSES, BandText, CloudRule
 from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.scenes.metadata import Facts, iso_datetime, read_optical_facts, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
-from sar2eo.scenes.reader import FloatArray, WrappingReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 from sar2eo.scenes.sentinel2 import (
     Coding,
     is_sentinel2,
@@ -45,23 +45,18 @@ __all__ = ["CloudReader", "EoPatch", "EoScene", "PictureReader", "open_eo_scene"
 _BASELINE = re.compile(r"(?<![A-Za-z0-9])S2[A-D]_MSIL\w\w_\d{8}T\d{6}_N(\d{4})_", re.I)
 
 Kind = Literal["rgb", "reflectance"]
+"""Bytes that stay as they are, or numbers that a range maps to bytes."""
+
+
+_LIKELY_PERCENT = 50.0
 
 
 class EoPatch(NamedTuple):
-    """An EO scene on some grid.
+    """An EO scene on some grid."""
 
-    Attributes
-    ----------
-    rgb : ndarray of uint8, shape (3, row, col)
-        Red, green, blue; 0 where not valid.
-    valid : ndarray of bool, shape (row, col)
-        Where the EO scene has data.
-    cloud : ndarray of bool, shape (row, col), or None
-        Cloud, its shadow, and cirrus; None where the scene has no mask.
-    """
-
-    rgb: npt.NDArray[np.uint8]
-    valid: npt.NDArray[np.bool_]
+    rgb: npt.NDArray[np.uint8]  # shape (3, row, col); red, green, blue; 0 where not valid
+    valid: npt.NDArray[np.bool_]  # shape (row, col); where the EO scene has data
+    # Shape (row, col); cloud, its shadow, and cirrus; None where the scene has no mask
     cloud: npt.NDArray[np.bool_] | None
 
 
@@ -71,16 +66,9 @@ class PictureReader(WrappingReader):
 
     Bytes are invalid where all three are nodata, as GDAL has it (a dark pixel may be 0 in one band);
     reflectance is invalid where one is (at a swath's edge a band ends before the others).
-
-    Parameters
-    ----------
-    source : RasterReader
-        The three bands.
-    kind : {"rgb", "reflectance"}
-        What they hold.
     """
 
-    source: RasterReader
+    source: RasterReader  # the three bands
     kind: Kind
 
     def read(self, window: Window) -> FloatArray:
@@ -95,6 +83,11 @@ class PictureReader(WrappingReader):
         values[:, outside] = np.nan
         return values
 
+    def read_validity(self, longest: int) -> BoolArray:
+        """Read validity decimated; see `SceneReader.read_validity`."""
+        bands = self.source.read_band_validity(longest)
+        return np.asarray(bands.any(axis=0) if self.kind == "rgb" else bands.all(axis=0))
+
     def identity(self) -> dict[str, Any]:
         """Return the identity of the bands, and their kind."""
         return {**self.source.identity(), "kind": self.kind}
@@ -102,38 +95,18 @@ class PictureReader(WrappingReader):
 
 @dataclass(frozen=True, eq=False)
 class EoScene:
-    """An EO scene: small, and safe to send to another process. Pixels are read when asked for.
+    """An EO scene: small, and safe to send to another process. Pixels are read when asked for."""
 
-    Parameters
-    ----------
-    href : str
-        What was opened.
-    reader : PictureReader
-        Red, green and blue in the scene's own frame; reflectance on the scale of `sar2eo.scenes.sentinel2`.
-    kind : {"rgb", "reflectance"}
-        Bytes that stay as they are, or numbers that `eo_range` maps to bytes.
-    labels : tuple of str
-        Names of the three bands.
-    coding : Coding
-        How stored numbers became reflectance.
-    eo_range : tuple of float
-        Reflectance that becomes 0 and 255.
-    cloud : CloudReader or None
-    datetime : datetime or None
-        Acquisition, aware, UTC.
-    platform : str or None
-        Such as ``Sentinel-2A``.
-    """
-
-    href: str
+    href: str  # what was opened
+    # Red, green and blue in the scene's own frame; reflectance on the scale of `sar2eo.scenes.sentinel2`
     reader: PictureReader
     kind: Kind
-    labels: tuple[str, ...]
-    coding: Coding
-    eo_range: tuple[float, float]
+    labels: tuple[str, ...]  # names of the three bands
+    coding: Coding  # how stored numbers became reflectance
+    eo_range: tuple[float, float]  # reflectance that becomes 0 and 255
     cloud: CloudReader | None
-    datetime: Datetime | None
-    platform: str | None
+    datetime: Datetime | None  # acquisition, aware, UTC
+    platform: str | None  # such as ``Sentinel-2A``
 
     @property
     def grid(self) -> Grid:
@@ -431,25 +404,13 @@ def _warn_of_offset(path: str, name: str, tags: Mapping[str, str]) -> None:
         )
 
 
-_LIKELY_PERCENT = 50.0
-
-
 @dataclass(frozen=True, eq=False)
 class CloudReader(WrappingReader):
-    """Read 1 where there is cloud or its shadow, 0 where not, NaN where that is not known.
+    """Read 1 where there is cloud or its shadow, 0 where not, NaN where that is not known."""
 
-    Parameters
-    ----------
-    source : RasterReader
-        The one band of the mask.
-    rule : CloudRule
-    label : str
-        Name of the band or asset.
-    """
-
-    source: RasterReader
+    source: RasterReader  # the one band of the mask
     rule: CloudRule
-    label: str
+    label: str  # name of the band or asset
 
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""

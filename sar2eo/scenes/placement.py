@@ -42,13 +42,7 @@ def place_on_grid(
 ) -> tuple[SceneReader, dict[str, Any]]:
     """Put a source on a north-up grid, warped where its own is none.
 
-    Parameters
-    ----------
-    source : OpenedSource
-    quantity : str
-        What the values are.
-    crs, resolution, allow_ungeoreferenced
-        As of `sar2eo.open_scene`.
+    `crs`, `resolution` and `allow_ungeoreferenced` are those of `sar2eo.open_scene`.
 
     Returns
     -------
@@ -57,13 +51,6 @@ def place_on_grid(
     attrs : dict
         ``geolocation`` in words; of control points also ``geolocation_rmse_m``, their residual where left out
         of the fit, and ``terrain_corrected``: False.
-
-    Raises
-    ------
-    GeoreferenceError
-        If there is no georeference, or one that cannot be used.
-    SettingsError
-        For a CRS or resolution that does not apply.
     """
     wanted, size = _check_crs(crs), _check_resolution(resolution)
     reader, control, label = source.reader, source.control, source.label
@@ -165,19 +152,9 @@ def _target_grid(
 ) -> Grid:
     """Choose the smallest north-up grid that holds a whole source.
 
-    Parameters
-    ----------
-    mapping : Mapping
-        From `crs` to the source.
-    shape : tuple of int
-        Rows and columns of the source.
-    crs : str
-    resolution : tuple of float or None
-        Pixel width and height in units of the CRS. None: square pixels of the area that source pixels have
-        there, to within 1 %.
-    corner : tuple of float
-        A point where four pixels meet. By default the origin, so that scenes of one zone and pixel size
-        align.
+    `resolution` is the pixel's width and height in units of the CRS. None: square pixels of the area that
+    source pixels have there, to within 1 %. At `corner` four pixels meet; by default at the origin, so that
+    scenes of one zone and pixel size align.
     """
     rows, cols = shape
     edge = np.linspace(0.0, 1.0, 65)

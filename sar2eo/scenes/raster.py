@@ -7,11 +7,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.enums import Resampling
 
 from sar2eo.errors import GeoreferenceError, SceneError
 from sar2eo.geo.grid import Grid
@@ -25,7 +27,7 @@ from sar2eo.scenes.metadata import (
     read_facts,
     zero_is_nodata,
 )
-from sar2eo.scenes.reader import FloatArray, SceneReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
 
 __all__ = [
     "Band",
@@ -39,114 +41,65 @@ __all__ = [
 ]
 
 
+CACHE_BYTES = 128 * 2**20
+"""Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
+
+Planes = tuple[npt.NDArray[np.generic], ...]
+"""Arrays of one window, of different types, each of shape (plane, row, col)."""
+
+_kept: OrderedDict[Hashable, Planes] = OrderedDict()
+_lock = threading.Lock()
+_fetching: dict[Hashable, threading.Lock] = {}
+
+
 @dataclass(frozen=True)
 class GroundControl:
-    """Ground control points of an image.
-
-    Parameters
-    ----------
-    crs : str
-    points : tuple of tuple of float
-        Row, column (of pixel corners: the centre of the first pixel is 0.5, 0.5), x, y.
-    """
+    """Ground control points of an image."""
 
     crs: str
+    # Row, column (of pixel corners: the centre of the first pixel is 0.5, 0.5), x, y
     points: tuple[tuple[float, float, float, float], ...]
 
 
 @dataclass(frozen=True)
 class Band:
-    """One band of a file, and how its values are read.
+    """One band of a file, and how its values are read."""
 
-    Parameters
-    ----------
-    path : str
-        As GDAL opens it.
-    stamp : str
-        Names the content of the file.
-    index : int
-        From 1.
-    nodata : float or None
-        Stored value that means nodata.
-    masked : bool
-        Whether a mask or alpha band says which pixels are valid.
-    scale, offset : float
-        ``value = stored * scale + offset``.
-    """
-
-    path: str
-    stamp: str
-    index: int
-    nodata: float | None = None
-    masked: bool = False
-    scale: float = 1.0
+    path: str  # as GDAL opens it
+    stamp: str  # names the content of the file
+    index: int  # from 1
+    nodata: float | None = None  # stored value that means nodata
+    masked: bool = False  # whether a mask or alpha band says which pixels are valid
+    scale: float = 1.0  # ``value = stored * scale + offset``
     offset: float = 0.0
 
 
 @dataclass(frozen=True)
 class Raster:
-    """What the header of a file says.
+    """What the header of a file says."""
 
-    Parameters
-    ----------
-    path : str
-        As GDAL opens it.
-    bands : tuple of Band
-        Without an alpha band.
-    names : tuple of str or None
-        Polarisations of the bands, if known.
-    named_by_band : bool
-        Whether the bands carry the names; otherwise their order is a convention.
-    kind : {"unsigned", "signed", "float", "complex"}
-        What the pixels are stored as, after scale and offset.
-    grid : Grid
-        Its CRS is None where there is none.
-    ground_control : GroundControl or None
-        Where there are points and no CRS with a transform.
-    optical : bool
-        Whether red, green and blue are marked as such.
-    facts : Facts
-        From tags and names.
-    block_shape : tuple of int
-        Rows and columns.
-    files : tuple of dict
-        Identity of every file that belongs to it.
-    """
-
-    path: str
-    bands: tuple[Band, ...]
-    names: tuple[str, ...] | None
-    named_by_band: bool
-    kind: str
-    grid: Grid
-    ground_control: GroundControl | None
-    optical: bool
-    facts: Facts
-    block_shape: tuple[int, int]
-    files: tuple[dict[str, Any], ...]
+    path: str  # as GDAL opens it
+    bands: tuple[Band, ...]  # without an alpha band
+    names: tuple[str, ...] | None  # polarisations of the bands, if known
+    named_by_band: bool  # whether the bands carry the names; otherwise their order is a convention
+    kind: str  # "unsigned", "signed", "float" or "complex", after scale and offset
+    grid: Grid  # its CRS is None where there is none
+    ground_control: GroundControl | None  # where there are points and no CRS with a transform
+    optical: bool  # whether red, green and blue are marked as such
+    facts: Facts  # from tags and names
+    block_shape: tuple[int, int]  # rows and columns
+    files: tuple[dict[str, Any], ...]  # identity of every file that belongs to it
 
 
 @dataclass(frozen=True)
 class RasterReader(SceneReader):
-    """Read bands from the files they are in, pixel for pixel.
+    """Read bands from the files they are in, pixel for pixel."""
 
-    Parameters
-    ----------
-    bands : tuple of Band
-        One per polarisation, all on one grid.
-    polarisations : tuple of str
-    grid : Grid
-    block_shape : tuple of int
-        Rows and columns.
-    files : tuple of dict
-        Identity of the files.
-    """
-
-    bands: tuple[Band, ...]
+    bands: tuple[Band, ...]  # one per polarisation, all on one grid
     polarisations: tuple[str, ...]
     grid: Grid
-    block_shape: tuple[int, int]
-    files: tuple[dict[str, Any], ...]
+    block_shape: tuple[int, int]  # rows and columns
+    files: tuple[dict[str, Any], ...]  # identity of the files
 
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""
@@ -182,6 +135,28 @@ class RasterReader(SceneReader):
         name = (path, stamp, *indexes, *masked)
         return read_blocks(name, window, self.grid.shape, self.block_shape, read)
 
+    def read_validity(self, longest: int) -> BoolArray:
+        """Read validity decimated; see `SceneReader.read_validity`."""
+        return np.asarray(self.read_band_validity(longest).all(axis=0))
+
+    def read_band_validity(self, longest: int) -> BoolArray:
+        """Read validity of each band decimated, shape (band, row, col), through overviews if it has any."""
+        shape = decimated_shape(self.grid.shape, longest)
+
+        def read(dataset: Any, band: Band) -> BoolArray:
+            valid = np.ones(shape, dtype=bool)
+            if band.masked:
+                valid &= dataset.read_masks(band.index, out_shape=shape) > 0
+            floats = dataset.dtypes[band.index - 1].startswith(("float", "complex"))
+            if band.nodata is not None or floats:
+                values = dataset.read(band.index, out_shape=shape, resampling=Resampling.nearest)
+                valid &= np.isfinite(values)
+                if band.nodata is not None:
+                    valid &= values != band.nodata
+            return valid
+
+        return np.stack([read_dataset(b.path, b.stamp, partial(read, band=b)) for b in self.bands])
+
     def identity(self) -> dict[str, Any]:
         """Return the identity of the files, and how their values are read."""
         how = [[b.index, repr(b.nodata), b.masked, b.scale, b.offset] for b in self.bands]
@@ -194,25 +169,13 @@ class RasterReader(SceneReader):
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """Pixels in the frame of their source, and what is known about them.
-
-    Parameters
-    ----------
-    reader : SceneReader
-    control : GroundControl or None
-        Where the source has points instead of a grid.
-    facts : Facts
-    kind : {"unsigned", "signed", "float", "complex", "calibrated"}
-        What the pixels are stored as, after scale and offset, or calibrated amplitude.
-    label : str
-        Names the scene in messages.
-    """
+    """Pixels in the frame of their source, and what is known about them."""
 
     reader: SceneReader
-    control: GroundControl | None
+    control: GroundControl | None  # where the source has points instead of a grid
     facts: Facts
-    kind: str
-    label: str
+    kind: str  # as of a `Raster`, or "calibrated"
+    label: str  # names the scene in messages
 
 
 def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = None) -> Raster:
@@ -365,17 +328,6 @@ def _decode(stored: npt.NDArray[Any], band: Band, valid: npt.NDArray[np.bool_] |
     return decoded
 
 
-CACHE_BYTES = 128 * 2**20
-"""Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
-
-Planes = tuple[npt.NDArray[np.generic], ...]
-"""Arrays of one window, of different types, each of shape (plane, row, col)."""
-
-_kept: OrderedDict[Hashable, Planes] = OrderedDict()
-_lock = threading.Lock()
-_fetching: dict[Hashable, threading.Lock] = {}
-
-
 def read_blocks(
     name: Hashable,
     window: Window,
@@ -393,15 +345,9 @@ def read_blocks(
     name : hashable
         Files, their content, bands.
     window : Window
-        Inside of `shape`.
-    shape, block_shape : tuple of int
-        Rows and columns of the whole, and of its blocks.
+        Inside of `shape`, the rows and columns of the whole, which is stored in blocks of `block_shape`.
     read : callable
         Reads a window of whole blocks. Called by one thread at a time, for as few rectangles as can be.
-
-    Returns
-    -------
-    tuple of ndarray, each of shape (plane, row, col)
     """
     high, wide = block_shape
     places = [

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 
-__all__ = ["FloatArray", "SceneReader", "WrappingReader"]
+__all__ = ["BoolArray", "FloatArray", "SceneReader", "WrappingReader", "cell_middles", "decimated_shape"]
 
 FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @runtime_checkable
@@ -52,6 +53,13 @@ class SceneReader(Protocol):
     def identity(self) -> dict[str, Any]:
         """Return JSON values that change whenever the values or the place of the scene change."""
         ...
+
+    def read_validity(self, longest: int) -> BoolArray:
+        """Read which pixels are valid, decimated to `longest` cells; each has the pixel at its middle."""
+        shape = self.grid.shape
+        rows, cols = (cell_middles(size, longest, shape) for size in shape)
+        lines = [self.read(Window(int(row), 0, 1, shape[1]))[:, 0, cols] for row in rows]
+        return np.stack([np.isfinite(line).all(axis=0) for line in lines])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -100,6 +108,18 @@ class WrappingReader(SceneReader):
     def block_shape(self) -> tuple[int, int]:  # type: ignore[override]
         """That of the source."""
         return self.source.block_shape
+
+
+def decimated_shape(shape: tuple[int, ...], longest: int) -> tuple[int, int]:
+    """Return rows and columns of a scene in cells, `longest` of them along the longer side at most."""
+    rows, cols = (max(1, round(size * min(1.0, longest / max(shape)))) for size in shape)
+    return rows, cols
+
+
+def cell_middles(size: int, longest: int, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Return the pixels of an axis of `size` at the middles of the cells of `decimated_shape`."""
+    count = max(1, round(size * min(1.0, longest / max(shape))))
+    return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
 
 
 def _full_key(key: Any, ndim: int) -> tuple[Any, ...]:

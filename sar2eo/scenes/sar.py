@@ -37,6 +37,10 @@ __all__ = ["open_scene"]
 
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
 
+_ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
+_DB_RANGE = (-100.0, 60.0)
+_FILL = 0.001
+
 
 def open_scene(
     source: str | Path | Mapping[str, str | Path],
@@ -251,7 +255,16 @@ def _check_companions(first: Raster, other: Raster) -> None:
     day or more apart.
     """
     names = f"{display_name(first.path)} and {display_name(other.path)}"
-    _check_place(first, other, names)
+    grids = first.grid, other.grid
+    drift = max(abs(p - q) for p, q in zip(*(grid.transform for grid in grids), strict=True))
+    alike = grids[0].crs == grids[1].crs and grids[0].shape == grids[1].shape
+    pixel = max(map(abs, first.grid.transform[:2]))
+    if not alike or drift > 1e-3 * pixel or first.ground_control != other.ground_control:
+        where = "; ".join(
+            f"{grid.crs}, {grid.shape}, corner {grid.transform[2]:.10g} {grid.transform[5]:.10g}"
+            for grid in grids
+        )
+        raise SceneError(f"{names} are not on one grid ({where}): resample one of them first")
     a, b = first.facts, other.facts
     if (first.kind, a.quantity) != (other.kind, b.quantity):
         raise SceneError(
@@ -274,33 +287,11 @@ def _check_companions(first: Raster, other: Raster) -> None:
             )
 
 
-def _check_place(first: Raster, other: Raster, names: str) -> None:
-    a, b = first.grid, other.grid
-    drift = max(abs(p - q) for p, q in zip(a.transform, b.transform, strict=True))
-    pixel = max(abs(a.transform[0]), abs(a.transform[1]))
-    same_points = first.ground_control == other.ground_control
-    if a.crs != b.crs or a.shape != b.shape or drift > 1e-3 * pixel or not same_points:
-        raise SceneError(
-            f"{names} are not on one grid ({a.crs}, {a.shape}, corner "
-            f"{a.transform[2]:.10g} {a.transform[5]:.10g}; {b.crs}, {b.shape}, corner "
-            f"{b.transform[2]:.10g} {b.transform[5]:.10g}): resample one of them first"
-        )
-
-
 def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[Band, ...], tuple[str, ...]]:
-    """Pair bands with polarisations.
+    """Pair bands with polarisations; both tuples are of equal length.
 
-    Parameters
-    ----------
-    raster : Raster
-    wanted : tuple of str or None
-        Names for all bands in their order; or, where the bands carry names of their own, those to take. None
-        takes all.
-
-    Returns
-    -------
-    tuple of Band and tuple of str
-        Of equal length.
+    `wanted` names all bands in their order; or, where the bands carry names of their own, those to take. None
+    takes all.
     """
     bands, names, count = raster.bands, raster.names, len(raster.bands)
     if count > len(POLARISATIONS):
@@ -334,42 +325,26 @@ def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple
             f"{display_name(raster.path)}: its bands are marked red, green, blue: is this an optical image? "
             "If not, name its polarisations with --pol"
         )
-    raise PolarisationError(f"{display_name(raster.path)}: {_ask_for_names(count)}")
-
-
-def _ask_for_names(count: int) -> str:
     if count == 1:
-        return (
+        question = (
             "neither the file nor its name says which polarisation its band is, and a model is trained "
             "for certain ones; give --pol VV (or VH, HH, HV)"
         )
-    example = ",".join(("VV", "VH", "HH", "HV")[:count])
-    return (
-        f"the polarisations of its {count} bands are not known; give them in order, such as --pol {example}"
-    )
-
-
-_ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
-_DB_RANGE = (-100.0, 60.0)
-_FILL = 0.001
+    else:
+        example = ",".join(("VV", "VH", "HH", "HV")[:count])
+        question = (
+            f"the polarisations of its {count} bands are not known; give them in order, such as "
+            f"--pol {example}"
+        )
+    raise PolarisationError(f"{display_name(raster.path)}: {question}")
 
 
 def _determine_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:
     """Determine the quantity of a scene whose caller did not give it, or raise `RadiometryError`.
 
     Unsigned integers are dn, complex samples amplitude. Other numbers are dB if most are negative and all lie
-    within -100 to 60, and signed integers without a negative one are dn.
-
-    Parameters
-    ----------
-    reader : SceneReader
-        Of the pixels as they are stored (complex ones as their amplitude).
-    kind : {"unsigned", "signed", "float", "complex"}
-        What the pixels are stored as, after scale and offset.
-    said : str or None
-        The quantity according to the metadata.
-    label : str
-        Names the scene in messages.
+    within -100 to 60, and signed integers without a negative one are dn. `said` is the quantity according to
+    metadata.
     """
     if kind == "complex":
         return "amplitude"

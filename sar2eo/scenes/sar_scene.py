@@ -26,24 +26,13 @@ _EXACT = ("uint8", "int8", "uint16", "int16")
 
 @dataclass(frozen=True, eq=False)
 class SarScene:
-    """A SAR scene on the grid that chips are cut from.
+    """A SAR scene on the grid that chips are cut from."""
 
-    Parameters
-    ----------
-    href : str
-        As it was given.
-    reader : SceneReader
-    dtype : str
-        Type that chips are stored as: the scene's own where values are read as they are stored, else float32.
-    quantity : str
-        What the values are.
-    calibration : str or None
-    """
-
-    href: str
+    href: str  # as it was given
     reader: SceneReader
+    # Type that chips are stored as: the scene's own where values are read as they are stored, else float32
     dtype: str
-    quantity: str
+    quantity: str  # what the values are
     calibration: str | None
 
     @property
@@ -62,26 +51,10 @@ class SarScene:
 
 
 def open_sar_scene(href: str, settings: PairsSettings, scene: SceneSettings) -> tuple[SarScene, xr.DataArray]:
-    """Open a SAR scene to cut chips from.
+    """Open a SAR scene to cut chips from, as it is and as `sar2eo.open_scene` returns it.
 
-    Parameters
-    ----------
-    href : str
-        As `sar2eo.open_scene` takes it.
-    settings : PairsSettings
-        `resolution` is used.
-    scene : SceneSettings
-        How it is opened; without a resolution of its own.
-
-    Returns
-    -------
-    tuple of SarScene and DataArray
-        The latter as `sar2eo.open_scene` returns it.
-
-    Warns
-    -----
-    PairsWarning
-        If the scene is not terrain-corrected: relief displaces what it shows.
+    `href` and `scene` are as `sar2eo.open_scene` takes them. The resolution is that of `settings`. A
+    `PairsWarning` is given if the scene is not terrain-corrected: relief displaces what it shows.
     """
     options = dataclasses.asdict(scene)
     if settings.resolution != "native":

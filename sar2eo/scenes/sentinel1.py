@@ -23,7 +23,7 @@ from sar2eo.geo.windows import Window
 from sar2eo.scenes.identity import digest, identify_file
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
 from sar2eo.scenes.raster import GroundControl, OpenedSource, Raster, RasterReader, open_raster
-from sar2eo.scenes.reader import FloatArray, WrappingReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 
 __all__ = [
     "CALIBRATED",
@@ -44,19 +44,11 @@ _MEASUREMENT = re.compile(r"^(?!__MACOSX/)(?:.*/)?measurement/([^/.][^/]*)\.tiff
 
 @dataclass(frozen=True, eq=False)
 class CalibrationTable:
-    """The A of one polarisation, on vectors along range.
+    """The A of one polarisation, on vectors along range."""
 
-    Parameters
-    ----------
-    lines : ndarray of float64, shape (vector,)
-        Image line of each vector, rising.
-    pixels, values : tuple of ndarray of float64
-        Image columns of each vector, and A there.
-    """
-
-    lines: Array
-    pixels: tuple[Array, ...]
-    values: tuple[Array, ...]
+    lines: Array  # shape (vector,); image line of each vector, rising
+    pixels: tuple[Array, ...]  # image columns of each vector
+    values: tuple[Array, ...]  # A at those columns
 
     def at(self, window: Window) -> Array:
         """Interpolate A for the pixels of a window, shape (row, col); constant past the outer vectors."""
@@ -74,27 +66,21 @@ class CalibrationTable:
 
 @dataclass(frozen=True, eq=False)
 class CalibratedReader(WrappingReader):
-    """Divide digital numbers by A, which gives calibrated amplitude.
+    """Divide digital numbers by A, which gives calibrated amplitude."""
 
-    Parameters
-    ----------
-    source : RasterReader
-        Digital numbers.
-    tables : tuple of CalibrationTable
-        One per polarisation.
-    calibration : str
-        Key of `CALIBRATED`.
-    """
-
-    source: RasterReader
-    tables: tuple[CalibrationTable, ...]
-    calibration: str
+    source: RasterReader  # digital numbers
+    tables: tuple[CalibrationTable, ...]  # one per polarisation
+    calibration: str  # key of `CALIBRATED`
 
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""
         factors = np.stack([table.at(window) for table in self.tables])
         amplitude: FloatArray = (self.source.read(window) / factors).astype(np.float32)
         return amplitude
+
+    def read_validity(self, longest: int) -> BoolArray:
+        """Read validity decimated; see `SceneReader.read_validity`."""
+        return self.source.read_validity(longest)
 
     def identity(self) -> dict[str, Any]:
         """Return the measurements' identity and the calibration with its tables."""

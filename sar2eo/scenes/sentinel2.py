@@ -32,24 +32,22 @@ _BANDS = ("B04", "B03", "B02")
 _BAND_IDS = {"B02": "1", "B03": "2", "B04": "3"}
 
 
+REFLECTANCE_1 = 10_000.0
+"""Value that stands for a reflectance of 1."""
+
+_OFFSET_SINCE_0400 = -1000.0
+_ADD_OFFSET = re.compile(r"^(?:boa|radio)_add_offset(?:_values?_list)?(?:_|$)", re.I)
+_BASELINE_TAGS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing_baseline")
+_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+
+
 @dataclass(frozen=True)
 class Sentinel2Product:
-    """The files of a product that show red, green, blue and clouds.
+    """The files of a product that show red, green, blue and clouds."""
 
-    Parameters
-    ----------
-    bands : tuple of str
-        Files of B04, B03 and B02 at 10 m, as GDAL opens them.
-    classes : str or None
-        File of the scene classification, of level 2A.
-    codings : tuple of Coding
-        One per band.
-    facts : Facts
-    """
-
-    bands: tuple[str, ...]
-    classes: str | None
-    codings: tuple[Coding, ...]
+    bands: tuple[str, ...]  # files of B04, B03 and B02 at 10 m, as GDAL opens them
+    classes: str | None  # file of the scene classification, of level 2A
+    codings: tuple[Coding, ...]  # one per band
     facts: Facts
 
 
@@ -116,30 +114,13 @@ def _facts(metadata: ElementTree.Element) -> Facts:
     return Facts(datetime=iso_datetime_or_none(time), platform=metadata.findtext(".//SPACECRAFT_NAME"))
 
 
-REFLECTANCE_1 = 10_000.0
-"""Value that stands for a reflectance of 1."""
-
-_OFFSET_SINCE_0400 = -1000.0
-_ADD_OFFSET = re.compile(r"^(?:boa|radio)_add_offset(?:_values?_list)?(?:_|$)", re.I)
-_BASELINE_TAGS = ("s2:processing_baseline", "sentinel:processing_baseline", "processing_baseline")
-_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
-
-
 @dataclass(frozen=True)
 class Coding:
-    """How stored numbers become values: ``value = number * factor + offset``.
+    """How stored numbers become values: ``value = number * factor + offset``."""
 
-    Parameters
-    ----------
-    factor, offset : float
-        Of values on the scale of `REFLECTANCE_1`.
-    origin : str
-        Where they come from, in words.
-    """
-
-    factor: float = 1.0
+    factor: float = 1.0  # to the scale of `REFLECTANCE_1`
     offset: float = 0.0
-    origin: str = "numbers as stored"
+    origin: str = "numbers as stored"  # where they come from, in words
 
     @classmethod
     def declared(cls, scale: float, offset: float, origin: str) -> Coding:
@@ -149,15 +130,7 @@ class Coding:
 
 
 def read_coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) -> Coding:
-    """Read the coding a file declares: GDAL's scale and offset, or else the offset of a Sentinel-2 product.
-
-    Parameters
-    ----------
-    tags : mapping
-        Of the file.
-    scale, offset : float
-        GDAL's, of the band.
-    """
+    """Read the coding a file declares: GDAL's scale and offset of a band, or else the offset in its tags."""
     if (scale, offset) != (1.0, 0.0):
         return Coding.declared(scale, offset, "scale and offset of the file")
     offsets = {float(text) for key, text in tags.items() if _ADD_OFFSET.match(key) and _is_number(text)}
@@ -168,20 +141,8 @@ def read_coding_of_tags(tags: Mapping[str, str], scale: float, offset: float) ->
 def read_coding_of_item(properties: Mapping[str, Any], said: Mapping[str, float], stored: Coding) -> Coding:
     """Read the coding that a STAC item declares for a band.
 
-    Parameters
-    ----------
-    properties : mapping
-        Of the item.
-    said : mapping
-        ``scale`` and ``offset`` of the band in the item.
-    stored : Coding
-        What the file declares.
-
-    Returns
-    -------
-    Coding
-        The item's scale and offset, without the offset if the item says that it is applied already; else the
-        file's; else by the processing baseline.
+    The item's scale and offset (`said`), without the offset if the item says that it is applied already; else
+    `stored`, the file's; else by the processing baseline in the item's properties.
     """
     applied = any(properties.get(name) is True for name in _APPLIED)
     if "scale" in said or "offset" in said:

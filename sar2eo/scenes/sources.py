@@ -1,11 +1,11 @@
-"""Sources: scenes named by files, folders, globs, STAC items, collections and footprint tables, in one list."""
+"""Sources: scenes named by files, folders, globs, STAC and footprint tables, as one list."""
 
 from __future__ import annotations
 
 import glob
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,27 +35,23 @@ _TABLES = (".gpkg", ".parquet", ".geoparquet", ".geojson", ".json", ".fgb", ".sh
 _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
 
+_PARQUET = (".parquet", ".geoparquet")
+
+
 @dataclass(frozen=True)
 class Source:
-    """A scene that is not opened yet, and what is known of it.
+    """A scene that is not opened yet, and what is known of it."""
 
-    Parameters
-    ----------
-    href : str
-        What `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens.
-    datetime : str or None
-        Acquisition, ISO 8601, UTC.
-    platform, orbit_direction : str or None
-        From STAC or a table.
-    footprint : shapely geometry or None
-        In longitude and latitude (EPSG:4326), split at the antimeridian.
-    """
-
-    href: str
-    datetime: str | None = None
-    platform: str | None = None
+    href: str  # what `sar2eo.open_scene` or `sar2eo.scenes.optical.open_eo_scene` opens
+    datetime: str | None = None  # acquisition, ISO 8601, UTC
+    platform: str | None = None  # from STAC or a table
     orbit_direction: str | None = None
-    footprint: Any = None
+    footprint: Any = None  # in longitude and latitude (EPSG:4326), split at the antimeridian
+
+    def over(self, other: Source) -> Source:
+        """Return this source, with what `other` knows where this one does not."""
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: value for name, value in mine.items() if value is not None})
 
 
 def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
@@ -89,7 +85,7 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
             raise PairsError(f"{text}: no {role.upper()} scene there")
         for source in sources:
             key = scene_key(source.href)
-            found[key] = _merged(found[key], source) if key in found else source
+            found[key] = found[key].over(source) if key in found else source
     if not found:
         raise PairsError(f"no {role.upper()} scenes were given")
     return list(found.values())
@@ -287,32 +283,11 @@ def scene_key(href: str) -> str:
     return f"{real}#{href.partition('#')[2]}"
 
 
-def _merged(known: Source, more: Source) -> Source:
-    """Fill what is not known of a scene from another mention of it."""
-    return Source(
-        known.href,
-        known.datetime or more.datetime,
-        known.platform or more.platform,
-        known.orbit_direction or more.orbit_direction,
-        more.footprint if known.footprint is None else known.footprint,
-    )
-
-
-_PARQUET = (".parquet", ".geoparquet")
-
-
 def read_vectors(path: Path) -> GeoDataFrame:
     """Read a table of geometries with a CRS: GeoJSON, GeoPackage, GeoParquet and what else GDAL reads.
 
-    Parameters
-    ----------
-    path : Path
-        GeoJSON without a CRS is in degrees, longitude before latitude (RFC 7946, section 4).
-
-    Raises
-    ------
-    SettingsError
-        If there is no such file, it cannot be read, has several layers, or no CRS.
+    GeoJSON without a CRS is in degrees, longitude before latitude (RFC 7946, section 4). A `SettingsError` is
+    raised where there is no such file, it cannot be read, has several layers, or no CRS.
     """
     import geopandas
 

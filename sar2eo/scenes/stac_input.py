@@ -24,7 +24,18 @@ from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
 
-__all__ = ["SarAssets", "is_stac", "local_path", "read_item", "read_sar_assets", "select_assets"]
+__all__ = [
+    "BandAsset",
+    "CloudAsset",
+    "EoAssets",
+    "SarAssets",
+    "choose_eo_assets",
+    "is_stac",
+    "read_item",
+    "read_item_facts",
+    "read_sar_assets",
+    "select_assets",
+]
 
 # What pystac raises where a field is of the wrong type.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
@@ -38,22 +49,12 @@ _FIELDS = ("raster:scale", "raster:offset", "nodata")
 
 @dataclass(frozen=True)
 class SarAssets:
-    """The SAR assets of an item.
+    """The SAR assets of an item."""
 
-    Parameters
-    ----------
-    files : dict
-        Hrefs by polarisations, in order: one key per asset, of one or several names.
-    nodata : float or None
-        What the item declares, for files that do not.
-    grd : bool
-        Whether it is a ground range product as it was measured, in which DN 0 is nodata.
-    facts : Facts
-    """
-
+    # Hrefs by polarisations, in order: one key per asset, of one or several names
     files: dict[tuple[str, ...], str]
-    nodata: float | None
-    grd: bool
+    nodata: float | None  # what the item declares, for files that do not
+    grd: bool  # whether it is a ground range product as it was measured, in which DN 0 is nodata
     facts: Facts
 
 
@@ -65,10 +66,7 @@ def is_stac(source: str) -> bool:
 def read_item(source: str) -> pystac.Item:
     """Read a STAC item from a file or URL; ``items.json#ID`` is one item of an item collection.
 
-    Raises
-    ------
-    SceneError
-        If it cannot be read, or is not an item.
+    A `SceneError` is raised where it cannot be read, or is not an item.
     """
     file, _, name = source.partition("#")
     try:
@@ -103,32 +101,20 @@ def _collected(file: str) -> dict[str, pystac.Item]:
     """Read the items of a collection by name; a local one once for all of them."""
     path = Path(file).absolute()
     if not path.is_file():
-        return _read_collection(file)
+        return _read_collection.__wrapped__(file)
     status = path.stat()
-    return _read_local(str(path), status.st_mtime_ns, status.st_size)
-
-
-def _read_collection(file: str) -> dict[str, pystac.Item]:
-    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, _Io())))}
+    return _read_collection(str(path), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=2)
-def _read_local(file: str, *_: int) -> dict[str, pystac.Item]:
-    return _read_collection(file)
+def _read_collection(file: str, *_version: int) -> dict[str, pystac.Item]:
+    return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, _Io())))}
 
 
 def read_sar_assets(source: str) -> SarAssets:
-    """Read a STAC item, and find its SAR assets.
+    """Read a STAC item, and find its SAR assets; a `SceneError` is raised where it has none.
 
-    Parameters
-    ----------
-    source : str
-        Path or URL; ``items.json#ID`` for one item of an item collection.
-
-    Raises
-    ------
-    SceneError
-        If it cannot be read, is not an item, or has no SAR asset.
+    `source` is a path or URL; ``items.json#ID`` is one item of an item collection.
     """
     item = read_item(source)
     try:
@@ -145,7 +131,7 @@ def _assets(item: pystac.Item, source: str) -> SarAssets:
     for key, asset in item.assets.items():
         names = _names(key, asset, item)
         if names and not any(set(names) & set(known) for known in files):
-            files[names] = local_path(asset.get_absolute_href() or asset.href)
+            files[names] = _local_path(asset.get_absolute_href() or asset.href)
             used.append(asset)
     if not files:
         raise SceneError(
@@ -209,7 +195,7 @@ def _raster_bands(asset: pystac.Asset) -> list[dict[str, Any]]:
     return [band for band in found if isinstance(band, dict)]
 
 
-def local_path(href: str) -> str:
+def _local_path(href: str) -> str:
     """Decode an href as a path where such a file exists: blanks may be written as ``%20``."""
     path = href.removeprefix("file://") if href.startswith("file://") else href
     plain = unquote(path)
@@ -236,23 +222,12 @@ def _product_type(item: pystac.Item) -> str:
 
 @dataclass(frozen=True)
 class BandAsset:
-    """One colour in a file.
-
-    Parameters
-    ----------
-    href : str
-    index : int
-        Band, from 1.
-    label : str
-        Name of the asset, and of the band where it has several.
-    said : dict
-        ``scale``, ``offset`` and ``nodata``, where the item declares them.
-    """
+    """One colour in a file."""
 
     href: str
-    index: int
-    label: str
-    said: dict[str, float]
+    index: int  # band, from 1
+    label: str  # name of the asset, and of the band where it has several
+    said: dict[str, float]  # ``scale``, ``offset`` and ``nodata``, where the item declares them
 
 
 @dataclass(frozen=True)
@@ -266,24 +241,13 @@ class CloudAsset:
 
 @dataclass(frozen=True)
 class EoAssets:
-    """The optical assets of an item.
+    """The optical assets of an item."""
 
-    Parameters
-    ----------
-    picture : str or None
-        A raster whose bands are chosen by what it says itself: a true-colour image, or the item's only
-        raster.
-    bands : tuple of BandAsset
-        Red, green and blue; empty with a picture.
-    cloud : CloudAsset or None
-    nodata : float or None
-        Of the picture, where the item declares it.
-    """
-
+    # A raster whose bands are chosen by what it says itself: a true-colour image, or the item's only raster
     picture: str | None
-    bands: tuple[BandAsset, ...]
+    bands: tuple[BandAsset, ...]  # red, green and blue; empty with a picture
     cloud: CloudAsset | None
-    nodata: float | None = None
+    nodata: float | None = None  # of the picture, where the item declares it
 
 
 def choose_eo_assets(item: pystac.Item) -> EoAssets | None:
@@ -374,4 +338,4 @@ def _numbers(said: dict[str, Any]) -> dict[str, float]:
 
 
 def _href(asset: pystac.Asset) -> str:
-    return local_path(str(asset.get_absolute_href() or asset.href))
+    return _local_path(str(asset.get_absolute_href() or asset.href))

@@ -23,7 +23,7 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.geolocation import AffineMapping, Mapping
-from sar2eo.scenes.reader import FloatArray, SceneReader
+from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
 
 __all__ = [
     "WarpedReader",
@@ -46,6 +46,13 @@ _SOURCE_PIXELS = 1 << 22
 _NEARLY = 1.05
 _SNAP = float(1 << 16)
 
+LOBES = 3
+"""Of the Lanczos kernel: the pixels it reaches to either side."""
+
+# A shift nearer than this to whole pixels is whole: nothing finer is known, and pixels stay as recorded.
+_WHOLE = 1e-3
+_SAME_PIXEL = 0.01
+
 
 @dataclass(frozen=True, eq=False)
 class WarpedReader(SceneReader):
@@ -53,23 +60,12 @@ class WarpedReader(SceneReader):
 
     Where target pixels are at least twice as large as source pixels, to 5 %, source blocks of that many
     pixels, counted from the first source pixel, are averaged first.
-
-    Parameters
-    ----------
-    source : SceneReader
-        In its own frame.
-    mapping : Mapping
-        From ground coordinates in the CRS of `grid` to the source.
-    grid : Grid
-        The target, north-up.
-    quantity : str
-        What the values are, so that averages are those of intensity.
     """
 
-    source: SceneReader
-    mapping: Mapping
-    grid: Grid
-    quantity: str
+    source: SceneReader  # in its own frame
+    mapping: Mapping  # from ground coordinates in the CRS of `grid` to the source
+    grid: Grid  # the target, north-up
+    quantity: str  # what the values are, so that averages are those of intensity
 
     block_shape = (_TILE, _TILE)
 
@@ -102,6 +98,24 @@ class WarpedReader(SceneReader):
             cols = np.rint((cols / factors[1] - 0.5) * _SNAP) / _SNAP
             self._fill(out[:, *part.shifted(-window.row, -window.col).slices], rows, cols, factors)
         return out
+
+    def read_validity(self, longest: int) -> BoolArray:
+        """Look the cells of the target up in the decimated source; see `SceneReader.read_validity`."""
+        source = self.source.read_validity(longest)
+        height, width = self.grid.shape
+        rows, cols = decimated_shape(self.grid.shape, longest)
+        a, _b, c, _d, e, f = self.grid.transform
+        x = a * (np.arange(cols) + 0.5) * (width / cols) + c
+        y = e * (np.arange(rows) + 0.5) * (height / rows) + f
+        at_row, at_col = self.mapping.pixels(*np.meshgrid(x, y))
+        high, wide = self.source.grid.shape
+        with np.errstate(invalid="ignore"):
+            inside = (at_row >= 0) & (at_row < high) & (at_col >= 0) & (at_col < wide)
+        valid = np.zeros((rows, cols), dtype=bool)
+        i = (at_row[inside] * source.shape[0] / high).astype(np.int64)
+        j = (at_col[inside] * source.shape[1] / wide).astype(np.int64)
+        valid[inside] = source[i, j]
+        return valid
 
     def identity(self) -> dict[str, Any]:
         """Return the source's identity and what the warp depends on."""
@@ -202,19 +216,9 @@ def _block_sums(values: Array, factors: tuple[int, int]) -> Array:
 def _bilinear(power: Array, rows: Array, cols: Array, box: Window) -> Array:
     """Interpolate at points, from the valid ones of their four neighbours.
 
-    Parameters
-    ----------
-    power : ndarray, shape (band, row, col)
-        Of `box`, NaN where there is no data.
-    rows, cols : ndarray, shape (point,)
-        Numbers of pixel centres in the whole source.
-    box : Window
-        Where `power` lies in the source.
-
-    Returns
-    -------
-    ndarray, shape (band, point)
-        NaN where neighbours of under half of the weight are valid.
+    `power` is of `box`, shape (band, row, col), NaN where there is no data. `rows` and `cols`, shape
+    (point,), count pixel centres in the whole source. Returns shape (band, point), NaN where neighbours of
+    under half of the weight are valid.
     """
     # Integer and fraction are taken in the whole source's frame: an offset would change the rounding.
     row, col = np.floor(rows), np.floor(cols)
@@ -249,13 +253,6 @@ def _from_intensity(power: Array, quantity: str) -> FloatArray:
     elif quantity != "intensity":
         power = np.sqrt(power)
     return power.astype(np.float32)
-
-
-LOBES = 3
-"""Of the Lanczos kernel: the pixels it reaches to either side."""
-
-# A shift nearer than this to whole pixels is whole: nothing finer is known, and pixels stay as recorded.
-_WHOLE = 1e-3
 
 
 def read_shifted(reader: SceneReader, window: Window, rows: float, cols: float, quantity: str) -> FloatArray:
@@ -356,26 +353,11 @@ def read_padded(reader: SceneReader, window: Window) -> FloatArray:
     return out
 
 
-_SAME_PIXEL = 0.01
-
-
 def read_onto(reader: SceneReader, grid: Grid, quantity: str = "intensity") -> FloatArray:
-    """Read the part of a scene under a grid.
+    """Read the part of a scene under a north-up grid, which may reach past the scene.
 
-    Parameters
-    ----------
-    reader : SceneReader
-        Of values that may be averaged, NaN where there is no data.
-    grid : Grid
-        North-up; may reach past the scene.
-    quantity : str, optional (default: "intensity")
-        Where pixels do not coincide, the values are averaged as intensity. By default they are taken for
-        intensity.
-
-    Returns
-    -------
-    ndarray of float32, shape (band, row, col)
-        NaN where there is no data.
+    Where pixels do not coincide, values are averaged as intensity, which `quantity` converts them to. Returns
+    float32 of shape (band, row, col), NaN where there is no data.
     """
     if not grid.north_up:
         raise PairsError(f"transform={grid.transform}: a grid to read onto must be north-up")

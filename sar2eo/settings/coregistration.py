@@ -30,7 +30,7 @@ class CoregisterSettings:
         Matcher, for dcdm; None: the package's own.
     transform : {"local", "affine", "shift"}
         Local lets the evidence choose between polynomials of order 0 to 2 and thin-plate splines (see
-        `sar2eo.matching.drift`).
+        `sar2eo.matching.shifts`).
     grid : int
         Distance of tie points in pixels of the reference, and side of their templates (dcdm takes the side
         it was trained with, where that is smaller): templates share no pixel.

@@ -38,7 +38,7 @@ class CardSettings:
     ----------
     name, quantity, calibration, polarisations, gsd_m, prediction_type, sampler, spacing, steps, \
 temperature, licence, training_data
-        As in `sar2eo.model.card.Card`.
+        As in `sar2eo.model.card.TranslatorCard`.
     """
 
     name: str | None = None

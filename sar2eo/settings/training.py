@@ -303,10 +303,6 @@ class MatcherSettings(LoopSettings):
         Channels of the denoiser at strides 8 and 16; (64, 128) makes a small one.
     top_regions : int
         Regions of the search that a region of the template attends to at stride 8.
-    dense : bool
-        Attend to all regions instead, without gates: an ablation.
-    uncalibrated : bool
-        Leave the attention calibration block out: an ablation.
     ssim, position, similarity : float
         Weights of 1 - SSIM of latents, of the attention's position term, and of the cross-entropy on the
         similarity map, beside the squared error, whose weight is 1.
@@ -324,8 +320,6 @@ class MatcherSettings(LoopSettings):
     template: int = 128
     widths: tuple[int, ...] = (128, 256)
     top_regions: int = 16
-    dense: bool = False
-    uncalibrated: bool = False
     ssim: float = 0.2
     position: float = 0.1
     similarity: float = 0.25

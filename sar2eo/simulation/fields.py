@@ -48,16 +48,16 @@ class SimulationSettings:
     size : int or tuple of int
         Rows and columns, or one number for both.
     seed : int
-        Of the landscape, the objects and the speckle.
+        Seed of the landscape, the objects and the speckle.
     polarisations : tuple of str
         Bands of the SAR scene, in order.
     shift : tuple of float
-        How far the SAR lies from the EO, in pixels down and to the right, also fractions. What the EO shows
+        Shift of the SAR against the EO, in pixels down and to the right, also fractions. What the EO shows
         at ``(row, col)`` the SAR shows at ``(row + shift[0], col + shift[1])``.
     nodata_edges : bool
         Whether slanted edges of the two products cut the scene.
     discrepancies : bool
-        Whether some of the planted objects differ between the two dates; else both sensors see all of
+        Whether some of the planted objects differ between the two dates. Else both sensors see all of
         them, in the same places.
     """
 
@@ -102,7 +102,7 @@ def pixels(metres: float) -> float:
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
-    """Return the random stream of one named purpose, so that no part of the simulator moves another's."""
+    """Return a random generator of one named purpose: what one part draws does not change another part."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(name.encode())])))
 
 

@@ -121,13 +121,8 @@ class Parcels:
     label: IntArray  # the parcel of each pixel; numbers have gaps
     along: FloatArray  # place within the parcel, in pixels from its first edges
     across: FloatArray
-    along_left: FloatArray  # pixels to its other edges
-    across_left: FloatArray
-
-    @property
-    def edge(self) -> FloatArray:
-        """Distance from the nearest edge, in pixels."""
-        return np.minimum(np.minimum(self.along, self.along_left), np.minimum(self.across, self.across_left))
+    along_left: FloatArray  # pixels to the last edge
+    edge: FloatArray  # distance from the nearest edge, in pixels
 
     @property
     def main(self) -> tuple[BoolArray, BoolArray]:
@@ -388,7 +383,9 @@ def _make_parcels(settings: SimulationSettings, districts: Districts) -> Parcels
     cell = np.floor(across / height)
     across -= cell * height
     label = key * COLUMNS + np.clip(cell.astype(np.int32) + COLUMNS // 2, 0, COLUMNS - 1)
-    return Parcels(label, along, across, width - along, height - across)
+    left = width - along
+    edge = np.minimum(np.minimum(along, left), np.minimum(across, height - across))
+    return Parcels(label, along, across, left, edge)
 
 
 def _number_lots(districts: Districts, parcels: Parcels) -> npt.NDArray[np.uint16]:
@@ -524,9 +521,9 @@ def _draw_roads(land: Landscape) -> None:
     cover, districts = land.cover, land.districts
     towns = districts.site[districts.kind >= DistrictKind.RESIDENTIAL].astype(np.float64)
     roads = _stamp([line.buffer(pixels(30)) for line in _motorways(land.settings, towns)], cover.shape)
-    settled = districts.kind[districts.label] != DistrictKind.WILD
-    settled &= cover != LandCover.WATER
-    roads |= _stamp([b.buffer(pixels(9)) for b in districts.borders], cover.shape) & settled
+    used = districts.kind[districts.label] != DistrictKind.WILD
+    used &= cover != LandCover.WATER
+    roads |= _stamp([b.buffer(pixels(9)) for b in districts.borders], cover.shape) & used
     cover[roads & (land.terrain.coast_px > 0)] = LandCover.PAVED
 
 

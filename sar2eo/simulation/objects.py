@@ -110,8 +110,17 @@ def plant_objects(landscape: Landscape, valid: BoolArray) -> Objects:
         (ObjectKind.VEHICLE, yards & (landscape.cover == LandCover.PAVED), (22, 45), (1.4, 2.6)),
     ):
         outlines = _place_outlines(settings, kind, place & valid, lengths_m, slimness)
+        first, quarter = len(planted) + 1, len(outlines) // 4
         if outlines:
-            _record(settings, kind, outlines, label, planted)
+            rasterize([(outline, first + i) for i, outline in enumerate(outlines)], out=label)
+        one_each = [ObjectState.SAR_ONLY, ObjectState.EO_ONLY, ObjectState.UNCHANGED]
+        states = np.repeat(one_each, [quarter, quarter, 2 * quarter])
+        states = stream(settings.seed, f"states {kind.name}").permutation(states)
+        if not settings.discrepancies:
+            states[:] = ObjectState.UNCHANGED
+        counts = np.bincount(label.ravel(), minlength=first + len(outlines))
+        for number, state in enumerate(states, start=first):
+            planted.append(PlantedObject(number, kind, ObjectState(int(state)), int(counts[number])))
     crop_sar, crop_eo = _plant_fields(landscape, valid, label, planted)
     return Objects(label, tuple(planted), crop_sar, crop_eo)
 
@@ -159,34 +168,8 @@ def _place_outlines(
     return found[: len(found) // 4 * 4]
 
 
-def _record(
-    settings: SimulationSettings,
-    kind: ObjectKind,
-    outlines: list[shapely.Polygon],
-    label: npt.NDArray[np.uint16],
-    planted: list[PlantedObject],
-) -> None:
-    """Draw outlines into the label raster and give each a state."""
-    first, quarter = len(planted) + 1, len(outlines) // 4
-    numbered = [(outline, first + i) for i, outline in enumerate(outlines)]
-    drawn = rasterize(numbered, out_shape=label.shape, dtype=np.uint16)
-    label[drawn > 0] = drawn[drawn > 0]
-    states = np.repeat(
-        [ObjectState.SAR_ONLY, ObjectState.EO_ONLY, ObjectState.UNCHANGED], [quarter, quarter, 2 * quarter]
-    )
-    states = stream(settings.seed, f"states {kind.name}").permutation(states)
-    if not settings.discrepancies:
-        states[:] = ObjectState.UNCHANGED
-    pixels = np.bincount(drawn.ravel(), minlength=first + len(outlines))[first:]
-    for i, (state, count) in enumerate(zip(states, pixels, strict=True)):
-        planted.append(PlantedObject(first + i, kind, ObjectState(int(state)), int(count)))
-
-
 def _plant_fields(
-    landscape: Landscape,
-    valid: BoolArray,
-    label: npt.NDArray[np.uint16],
-    planted: list[PlantedObject],
+    landscape: Landscape, valid: BoolArray, label: npt.NDArray[np.uint16], planted: list[PlantedObject]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Sow every parcel, and change the crop of some between the dates."""
     settings = landscape.settings

@@ -48,7 +48,7 @@ class SimulatedPair:
     settings : SimulationSettings
         The settings of the simulation.
     grid : Grid
-        Of all rasters, in UTM.
+        Grid of all rasters, in UTM.
     sar : ndarray of float32, shape (polarisation, H, W)
         Amplitude, the square root of sigma nought; NaN without data.
     backscatter : ndarray of float32, shape (polarisation, H, W)
@@ -207,7 +207,7 @@ def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
         except rasterio.errors.RasterioError:
             found = "no raster"
         if found != _settings_text(settings):
-            raise OutputError(f"{path} is there, and is another file ({found}): choose another folder")
+            raise OutputError(f"{path} is another file ({found}): choose another folder")
     return len(existing) == len(_paths(folder))
 
 

@@ -72,7 +72,7 @@ HULLS = ((182, 120, 112), (120, 116, 128), (206, 206, 210), (96, 112, 140))
 BODIES = ((238, 240, 244), (60, 70, 92))
 
 
-def _of_cover(landscape: Landscape, values: list[float]) -> FloatArray:
+def _by_cover(landscape: Landscape, values: list[float]) -> FloatArray:
     """Give every pixel the value of its land cover."""
     return np.array([0, *values], dtype=np.float32)[landscape.cover]
 
@@ -103,12 +103,12 @@ def _ground_power(landscape: Landscape, objects: Objects, polarisation: str) -> 
     settings = landscape.settings
     draw = stream(settings.seed, "scattering")
     cross = polarisation in ("VH", "HV")
-    decibel = _of_cover(landscape, [_class_db(cover, polarisation) for cover in LandCover])
-    rough = _of_cover(landscape, [LOOK_OF[cover].lots_db for cover in LandCover])
+    decibel = _by_cover(landscape, [_class_db(cover, polarisation) for cover in LandCover])
+    rough = _by_cover(landscape, [LOOK_OF[cover].lots_db for cover in LandCover])
     decibel += rough * draw.standard_normal(LOTS, dtype=np.float32)[landscape.lot]
     # Vegetation varies with its density, and water with the wind.
     vary = {LandCover.GRASS: 0.9, LandCover.SHRUB: 0.9, LandCover.FOREST: 0.9, LandCover.WATER: 0.45}
-    strength = _of_cover(landscape, [vary.get(cover, 0) for cover in LandCover])
+    strength = _by_cover(landscape, [vary.get(cover, 0) for cover in LandCover])
     decibel += strength * (landscape.moisture + np.float32(0.4) * landscape.texture)
     # Fields have the crop of the SAR's date.
     at = np.flatnonzero(landscape.cover == LandCover.FIELD)
@@ -225,7 +225,7 @@ def speckled_amplitude(settings: SimulationSettings, power: FloatArray, polarisa
 
 
 def look_weights(looks: float) -> list[float]:
-    """Weights of whole looks, the last a part, whose weighted mean has `looks` equivalent looks.
+    """Return weights of looks, the last below 1, whose weighted mean has `looks` equivalent looks.
 
     `looks` is more than 1. Solves ``(n + a)^2 / (n + a^2) = looks`` for the last weight a, n being the whole
     looks.
@@ -243,7 +243,7 @@ def render_eo(landscape: Landscape, objects: Objects) -> npt.NDArray[np.uint8]:
     # Lightness that varies from pixel to pixel.
     tone = draw.standard_normal(landscape.cover.shape, dtype=np.float32)
     tone += landscape.texture
-    tone *= _of_cover(landscape, [LOOK_OF[cover].grain for cover in LandCover])
+    tone *= _by_cover(landscape, [LOOK_OF[cover].grain for cover in LandCover])
     tone += 1
     # Every lot has one of the colours, lighter or darker.
     roofs, containers = (
@@ -255,7 +255,7 @@ def render_eo(landscape: Landscape, objects: Objects) -> npt.NDArray[np.uint8]:
     field_tone = draw.normal(1, 0.07, len(objects.crop_eo)).astype(np.float32)
     picture = np.empty((3, *settings.canvas), dtype=np.uint8)
     for band in range(3):
-        image = _of_cover(landscape, [LOOK_OF[cover].colour[band] for cover in LandCover])
+        image = _by_cover(landscape, [LOOK_OF[cover].colour[band] for cover in LandCover])
         _paint_plants(landscape, objects, image, band, field_tone)
         _paint_towns(landscape, image, band, roofs, containers, gardens)
         image *= tone

@@ -15,7 +15,7 @@ import torch
 from sar2eo.compute.dask_run import peak_rss_bytes
 from sar2eo.datasets import collate
 from sar2eo.settings import TrainRecipe
-from sar2eo.training.accelerator import environment_of
+from sar2eo.training.loop import environment_of
 from sar2eo.training.phase import Phase
 from sar2eo.training.setup import Preparation
 from sar2eo.training.task import Batch

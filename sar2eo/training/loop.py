@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,16 +23,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from sar2eo.errors import TrainingError
+from sar2eo.compute.device import default_threads, resolve_device, resolve_dtype
+from sar2eo.errors import SettingsError, TrainingError
 from sar2eo.settings import LoopSettings
-from sar2eo.training.accelerator import environment_of
 from sar2eo.training.phase import Phase
-from sar2eo.training.run_folder import Recorder, RunFolder, record
-from sar2eo.training.states import State, States
+from sar2eo.training.run_folder import Recorder, RunFolder, State, States, record
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["Outcome", "Progress", "identity_of", "run_loop"]
+__all__ = ["Outcome", "Progress", "create_accelerator", "environment_of", "identity_of", "run_loop"]
 
 Progress = Callable[[Mapping[str, float]], None]
 
@@ -75,7 +79,7 @@ def run_loop(
     ----------
     task : Task
     accelerator : Accelerator
-        From `sar2eo.training.accelerator.create_accelerator`.
+        From `sar2eo.training.loop.create_accelerator`.
     settings : LoopSettings
     batches : callable
         Of first and last step (excluded) to this process's batches, ``settings.accumulate`` for each step.
@@ -311,4 +315,49 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
+    }
+
+
+_PATIENCE = timedelta(days=7)  # of processes for the first one, which may be encoding a cache
+_MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def create_accelerator(settings: LoopSettings) -> Accelerator:
+    """Set up device, precision, accumulation and, under ``accelerate launch``, processes.
+
+    Weights stay float32; in half precision the networks' forward passes compute under autocast. Torch's
+    number of threads is set, too: results depend on it.
+
+    Raises
+    ------
+    SettingsError
+        For a device that is not there, or float16 on a CPU.
+    """
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    if device == "cpu" and dtype == "float16":
+        raise SettingsError("dtype='float16': a CPU trains in float32 or bfloat16")
+    torch.set_num_threads(settings.threads or default_threads())
+    if settings.device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    # accelerate keeps one set-up per process, and a second run may want another.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=_MIXED[dtype],
+        # As a number, a variable of the environment would overrule it, and steps would end in no update.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+
+
+def environment_of(accelerator: Accelerator) -> dict[str, Any]:
+    """Describe what results depend on in their last bits, as JSON values."""
+    on_cpu = accelerator.device.type == "cpu"
+    return {
+        "device": platform.machine() if on_cpu else torch.cuda.get_device_name(accelerator.device),
+        "dtype": {mixed: name for name, mixed in _MIXED.items()}[str(accelerator.mixed_precision)],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
     }

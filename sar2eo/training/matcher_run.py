@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from sar2eo.datasets import Augmentation, PairsDataset, open_dataset
-from sar2eo.errors import SettingsError, TrainingWarning
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, load_matcher, values_sha256
-from sar2eo.matching.dcdm.evidence import pixel_multiple
+from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
+from sar2eo.errors import SettingsError, TrainingError, TrainingWarning
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, hash_values, load_matcher
 from sar2eo.matching.dcdm.losses import WINDOW
-from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
+from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.network import MatchingDenoiser
-from sar2eo.model.diffusion import schedule_config
-from sar2eo.model.hub import find_folder
-from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.matching.dcdm.similarity import MapWeights, pixel_multiple, plant_templates
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.creation import load_vae
+from sar2eo.model.diffusion import read_schedule
+from sar2eo.model.folder import BUNDLED_MATCHER, find_folder
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, checked
 from sar2eo.settings.toml import changed
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, Progress
+from sar2eo.store.atomic import write_file
+from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.matcher_task import MatcherTask
-from sar2eo.training.matcher_threshold import calibrate_matcher
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 
-__all__ = ["prepare_matcher_training", "run_matcher_training", "train_matcher"]
+__all__ = [
+    "calibrate_matcher",
+    "prepare_matcher_training",
+    "run_matcher_training",
+    "threshold_for",
+    "train_matcher",
+]
 
 
 def train_matcher(
@@ -130,7 +140,7 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     begun = _begun(recipe, pairs)
     known = {"vae": {"sha256": begun.card.vae_sha256}}
     if recipe.base is not None:
-        known["base"] = {"sha256": values_sha256(begun.denoiser)}
+        known["base"] = {"sha256": hash_values(begun.denoiser)}
     identity = checked_identity(recipe, accelerator, pairs, **known)
     task = MatcherTask(begun, settings, accelerator.device, pairs.apart)
     multiple = pixel_multiple(task.factor)
@@ -157,25 +167,22 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
 def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
     """Return the matcher that training begins with: the base, or an untrained one, the same every time."""
     if recipe.base is not None:
-        base = load_matcher(matcher_folder(recipe.base))
+        base = load_matcher(find_folder(recipe.base, own=BUNDLED_MATCHER))
         return dataclasses.replace(base, card=_card(recipe, base.card.vae_sha256, pairs))
     settings = recipe.settings
-    vae = pretrained_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
-    sizes: dict[str, Any] = {"calibration": 0} if settings.uncalibrated else {}
+    vae = load_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         denoiser = MatchingDenoiser(
             latent_channels=int(vae.config.latent_channels),
             widths=settings.widths,
             top_regions=settings.top_regions,
-            dense=settings.dense,
-            **sizes,
         )
     return MatcherCheckpoint(
         denoiser=denoiser,
         vae=vae,
-        schedule=schedule_config({}, set_alpha_to_one=True),
-        card=_card(recipe, values_sha256(vae), pairs),
+        schedule=read_schedule({}, set_alpha_to_one=True),
+        card=_card(recipe, hash_values(vae), pairs),
     )
 
 
@@ -194,3 +201,151 @@ def _card(recipe: MatcherRecipe, vae_sha256: str, pairs: PairsDataset) -> Matche
         vae_sha256=vae_sha256,
         training_data=pairs.describe(),
     )
+
+
+Values = npt.NDArray[np.float64]
+
+_AT_ONCE = 8
+_WEIGHTS = [
+    MapWeights(pixels, structure)
+    for structure in (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
+    for pixels in (0.0, 0.5, 1.0, 2.0)
+]
+_RIGHT_PX, _NEARER_PX = 5.0, 2.0
+
+
+class _Trials(NamedTuple):
+    """Distances of the shifts found from where templates were cut, in pixels, and scores: (weight, trial)."""
+
+    distances: Values
+    scores: Values
+
+
+class _Choice(NamedTuple):
+    """The threshold of one choice of weights, and what ranks it: CMR(5), CMR(2), share accepted."""
+
+    threshold: float
+    rank: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, distances: Values, scores: Values, strangers: Values, share: float) -> _Choice:
+        off = np.where(distances > _RIGHT_PX, scores, 0.0)
+        threshold = max(threshold_for(part, share) for part in (off, strangers))
+        shares = (distances <= _RIGHT_PX, distances <= _NEARER_PX, scores >= threshold)
+        near, nearer, accepted = (float(part.mean()) for part in shares)
+        return cls(threshold, (near, nearer, accepted))
+
+
+def threshold_for(scores: npt.ArrayLike, share: float) -> float:
+    """Return the least threshold that at most a share of scores reach.
+
+    Parameters
+    ----------
+    scores : array_like
+        Of matches that are wrong, or 0 for those that are not.
+    share : float
+        0 to 1; of n scores, ``floor(share * n)`` may be accepted.
+    """
+    ordered = np.sort(np.asarray(scores, float))[::-1]
+    allowed = math.floor(share * len(ordered) + 1e-9)
+    return 0.0 if allowed >= len(ordered) else float(np.nextafter(ordered[allowed], np.inf))
+
+
+def calibrate_matcher(
+    folder: Path,
+    pairs: PairsDataset,
+    settings: MatcherSettings,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> MatcherCard:
+    """Choose the weights of the maps and the threshold of a matcher, and write them to its card.
+
+    Half of the trials have the right search image, half that of another pair. Wrong is a place more than 5
+    pixels from the truth, and every place in another pair's image; of either half at most
+    ``settings.false_accepts`` reach the threshold.
+
+    Parameters
+    ----------
+    folder : Path
+        As `MatcherTask.export` wrote it.
+    pairs : PairsDataset
+        Of the validation split, cropped to the search images.
+    settings : MatcherSettings
+    progress : callable, optional
+        Called with trials done and in all.
+
+    Returns
+    -------
+    MatcherCard
+
+    Raises
+    ------
+    TrainingError
+        If all pairs show the same ground.
+    """
+    if not pairs.has_strangers:
+        raise TrainingError(f"{len(pairs)} validation pairs of one place: a threshold needs two at least")
+    matcher = Matcher(folder, device=settings.device, threads=settings.threads)
+    right = _trials(matcher, pairs, settings, others=False, progress=progress)
+    wrong = _trials(matcher, pairs, settings, others=True, progress=progress)
+    chosen = [
+        _Choice.of(*parts, settings.false_accepts)
+        for parts in zip(right.distances, right.scores, wrong.scores, strict=True)
+    ]
+    best = max(range(len(_WEIGHTS)), key=lambda index: chosen[index].rank)  # of equals the first
+    weights, choice = _WEIGHTS[best], chosen[best]
+    strangers, off = wrong.scores[best], right.distances[best] > _RIGHT_PX
+    taken = right.scores[best] >= choice.threshold
+    metrics = {
+        "calibration_trials": float(len(taken)),
+        "calibration_cmr_5": choice.rank[0],
+        "calibration_cmr_2": choice.rank[1],
+        "calibration_accepted": choice.rank[2],
+        "calibration_false_accepts": float((taken & off).mean()),
+        "calibration_false_accepts_elsewhere": float((strangers >= choice.threshold).mean()),
+    }
+    card = dataclasses.replace(
+        matcher.card,
+        pixel_weight=weights.pixels,
+        structure_weight=weights.structure,
+        threshold=choice.threshold,
+        false_accepts=settings.false_accepts,
+        metrics=matcher.card.metrics | metrics,
+    )
+    write_file(matcher.folder / card.file_name, card.to_text().encode())
+    return card
+
+
+def _stranger(pairs: PairsDataset, number: int) -> int:
+    """Return a pair of another place, another one at each pass through the pairs."""
+    passed, index = divmod(number, len(pairs))
+    others = pairs.strangers(index)
+    return others[passed % len(others)]
+
+
+def _trials(
+    matcher: Matcher,
+    pairs: PairsDataset,
+    settings: MatcherSettings,
+    *,
+    others: bool,
+    progress: Callable[[int, int], None] | None,
+) -> _Trials:
+    """Match templates in their own search image or in that of another pair, the same every time."""
+    distances, scores = [], []
+    for first in range(0, settings.trials, _AT_ONCE):
+        numbers = range(first, min(first + _AT_ONCE, settings.trials))
+        batch = collate([pairs.sample(number % len(pairs), 0) for number in numbers])
+        generator = torch.Generator().manual_seed(settings.seed + first)
+        images, _, offsets = plant_templates(batch, settings.template, generator)
+        if others:
+            strange = collate([pairs.sample(_stranger(pairs, number), 0) for number in numbers])
+            images = images._replace(search=strange["sar"], search_valid=strange["valid"])
+        maps = matcher.compare(images, seed=settings.seed)
+        found = [maps.find_best(weights) for weights in _WEIGHTS]
+        true = offsets.numpy()
+        distances.append([np.hypot(*(f.shifts - true).T) for f in found])
+        scores.append([f.scores for f in found])
+        if progress is not None:
+            progress(numbers.stop + (settings.trials if others else 0), 2 * settings.trials)
+    return _Trials(np.concatenate(distances, axis=1), np.concatenate(scores, axis=1))

@@ -14,15 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from sar2eo.compute.device import resolve_dtype
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, save_matcher
-from sar2eo.matching.dcdm.evidence import Weights, compare, examine
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, compute_alpha_bars, save_matcher
 from sar2eo.matching.dcdm.losses import position_loss, routing_loss, similarity_loss, structure_loss
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised
-from sar2eo.matching.dcdm.templates import Planted, plant
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.matching.dcdm.similarity import (
+    MapWeights,
+    PlantedTemplates,
+    compare_images,
+    correlate_features,
+    plant_templates,
+)
+from sar2eo.model.card import TRAIN_TIMESTEPS, MatcherCard
 from sar2eo.model.diffusion import add_noise, l2_loss
-from sar2eo.model.network import encode_images, pooled_validity
+from sar2eo.model.network import encode_images, pool_validity
 from sar2eo.settings import MatcherSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
 
@@ -32,7 +36,7 @@ _COARSE = 2  # latents along a token of the coarse attention
 _PURE = 0.5  # of the templates that are as in sampling
 _PICTURED = 4
 _MEMORY_BYTES = 2**29  # of latents of search images
-_LEARNED = Weights(pixels=1.0, structure=0.0)  # what training can change
+_LEARNED = MapWeights(pixels=1.0, structure=0.0)  # what training can change
 _NEAR_PX, _NEARER_PX = 5.0, 2.0
 
 
@@ -73,7 +77,7 @@ class MatcherTask:
         self._vae.to(device, memory_format=torch.channels_last)
         self._denoiser = checkpoint.denoiser.requires_grad_(True)
         self._denoiser.to(device, memory_format=torch.channels_last)
-        self._bars = alpha_bars(checkpoint.schedule).to(device)
+        self._bars = compute_alpha_bars(checkpoint.schedule).to(device)
         self.factor = checkpoint.factor
         self._memory: dict[bytes, Tensor] = {}
         self.phases: dict[str, nn.Module] = {"denoiser": self._denoiser}
@@ -89,11 +93,11 @@ class MatcherTask:
 
     def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
         """Return the sum of squared error, SSIM, position and similarity, weighted as the settings say."""
-        planted = plant(batch, self._settings.template, generator)
+        planted = plant_templates(batch, self._settings.template, generator)
         images, positives = planted.images, len(planted.offsets)
         shown, searched = self._shown(batch["index"])
         truth, optical, search = self._latents(planted)
-        clean, seen = truth[shown], pooled_validity(images.search_valid, self.factor)
+        clean, seen = truth[shown], pool_validity(images.search_valid, self.factor)
         given = optical[shown], search[searched], seen[searched]
         noisy, timesteps, as_sampled = self._noised(clean, given, generator)
         denoised, of_templates, of_searches, sharpness, none = self.phases["denoiser"](
@@ -101,11 +105,11 @@ class MatcherTask:
         )
         stride = self.factor // FEATURE_SCALE
         valid = images.template_valid[shown]
-        features = compare(of_templates, valid, of_searches, images.search_valid[searched], stride)
+        features = correlate_features(of_templates, valid, of_searches, images.search_valid[searched], stride)
         matches = torch.arange(len(shown), device=self._device) < positives
         offsets = planted.offsets[shown].float()
         similarity = similarity_loss(features.surface, offsets / stride, matches, sharpness, none)
-        latents_valid = pooled_validity(valid, self.factor)
+        latents_valid = pool_validity(valid, self.factor)
         error = l2_loss(denoised.clean, clean, latents_valid)
         structure = structure_loss(denoised.clean, clean, latents_valid)
         position = self._position(denoised, offsets[:positives], valid[:positives])
@@ -157,7 +161,7 @@ class MatcherTask:
         return torch.tensor(templates, device=self._device), torch.tensor(searches, device=self._device)
 
     @torch.no_grad()
-    def _latents(self, planted: Planted) -> tuple[Tensor, Tensor, Tensor]:
+    def _latents(self, planted: PlantedTemplates) -> tuple[Tensor, Tensor, Tensor]:
         """Return the latents of truth, template and search image, by the frozen VAE."""
         half = self._dtype != torch.float32
         with torch.autocast(self._device.type, self._dtype, enabled=half):
@@ -180,7 +184,7 @@ class MatcherTask:
     def _position(self, denoised: Denoised, offsets: Tensor, valid: Tensor) -> Tensor:
         """Return the position term of pairs that match, of the map before and after and of the routing."""
         token = self.factor * _COARSE
-        queries = pooled_validity(valid, token)
+        queries = pool_validity(valid, token)
         maps = [part[: len(offsets)] for part in (denoised.before, denoised.after)]
         dense = torch.stack([position_loss(part, offsets / token, queries) for part in maps]).mean()
         _, h, w, H, W = maps[0].shape
@@ -197,16 +201,16 @@ class MatcherTask:
         entropies, distances, errors = [], [], []
         for number, batch in enumerate(batches):
             planted = self._planted(batch, number)
-            evidence = self._examined(planted)
-            places = planted.offsets.float() / evidence.step
+            maps = self._compare(planted)
+            places = planted.offsets.float() / maps.step
             every = torch.ones(len(places), dtype=torch.bool, device=places.device)
-            args = (evidence.features.surface, places, every, evidence.sharpness, evidence.none)
+            args = (maps.features.surface, places, every, maps.sharpness, maps.none)
             entropies += [similarity_loss(*args)] * len(places)
-            found = torch.from_numpy(evidence.found(_LEARNED).shifts)
+            found = torch.from_numpy(maps.find_best(_LEARNED).shifts)
             distances.append((found - planted.offsets.cpu()).norm(dim=1))
             truth = self._latents(planted)[0]
-            valid = pooled_validity(planted.images.template_valid, self.factor)
-            errors += [l2_loss(evidence.last.clean, truth, valid)] * len(places)
+            valid = pool_validity(planted.images.template_valid, self.factor)
+            errors += [l2_loss(maps.last.clean, truth, valid)] * len(places)
         distance = torch.cat(distances)
         return {
             "score": float(torch.stack(entropies).mean()),
@@ -216,25 +220,25 @@ class MatcherTask:
             "squared_error": float(torch.stack(errors).mean()),
         }
 
-    def _planted(self, batch: Batch, number: int) -> Planted:
+    def _planted(self, batch: Batch, number: int) -> PlantedTemplates:
         generator = torch.Generator().manual_seed(self._settings.seed + number)
-        return plant(batch, self._settings.template, generator)
+        return plant_templates(batch, self._settings.template, generator)
 
-    def _examined(self, planted: Planted) -> Any:
+    def _compare(self, planted: PlantedTemplates) -> Any:
         # The weights in place are those of the phase, which accelerate may have wrapped.
         checkpoint = dataclasses.replace(self.checkpoint, denoiser=self._denoiser)
-        return examine(checkpoint, planted.images, steps=self.card.steps, seed=self._settings.seed)
+        return compare_images(checkpoint, planted.images, steps=self.card.steps, seed=self._settings.seed)
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> Tensor:
         """Draw template | translation | truth | similarity of the first few pairs."""
         few = {name: batch[name][:_PICTURED] for name in ("sar", "eo", "valid")}
         planted = self._planted(few, 0)
-        evidence = self._examined(planted)
-        surface = evidence.features.surface[:, None]
+        maps = self._compare(planted)
+        surface = maps.features.surface[:, None]
         return contact_sheet(
             planted.images.template,
-            evidence.translated,
+            maps.translated,
             planted.truth,
             (-surface).exp(),  # whose logarithm is drawn, bright where it is small
             planted.images.template_valid,

@@ -14,22 +14,14 @@ from torch import Tensor
 
 from sar2eo.datasets import Augmentation, PairsDataset, build_latent_cache, open_dataset
 from sar2eo.errors import TrainingWarning
-from sar2eo.model.card import CARD_NAME, Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint
-from sar2eo.model.checkpoint_files import files_sha256, folder_sha256, wants_prompt
-from sar2eo.model.diffusion import schedule_config
-from sar2eo.model.network import adapt_unet, encode_images
-from sar2eo.model.stable_diffusion import (
-    embed_prompt,
-    find_base,
-    pretrained_schedule,
-    pretrained_unet,
-    pretrained_vae,
-)
+from sar2eo.model.creation import adapt_base, find_base
+from sar2eo.model.folder import ModelFolder, hash_files
+from sar2eo.model.network import encode_images
 from sar2eo.settings import DataSettings, TrainRecipe, TrainSettings, checked
 from sar2eo.settings.toml import changed
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask
@@ -195,10 +187,10 @@ def _batches(
     return cached
 
 
-def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> Card:
+def _card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> TranslatorCard:
     """Fill the card of the result: what it was trained on, and how the base wants to be sampled."""
     base = checkpoint.card
-    if base.training_data != Card.training_data and base.channels != pairs.channels:
+    if base.training_data != TranslatorCard.training_data and base.channels != pairs.channels:
         warnings.warn(
             f"the base was trained on {_told(base.channels)}, and goes on with {_told(pairs.channels)}: "
             "pairs of its own polarisations would use what it knows",
@@ -246,17 +238,9 @@ class Base(NamedTuple):
         CheckpointError
             If it is not what it should be.
         """
-        if (self.folder / CARD_NAME).is_file():
+        if (self.folder / TranslatorCard.file_name).is_file():
             return load_checkpoint(self.folder)
-        raw = pretrained_schedule(self.folder)
-        unet = adapt_unet(pretrained_unet(self.folder))
-        return Checkpoint(
-            unet=unet,
-            vae=pretrained_vae(self.folder),
-            schedule=schedule_config(raw, set_alpha_to_one=True),
-            prompt_embeds=embed_prompt(self.folder) if wants_prompt(unet.config) else None,
-            card=Card(name=self.folder.name, prediction_type=raw.get("prediction_type", "epsilon")),
-        )
+        return adapt_base(self.folder)
 
 
 def open_base(base: str | Path, revision: str | None = None) -> Base:
@@ -268,12 +252,12 @@ def open_base(base: str | Path, revision: str | None = None) -> Base:
         If it cannot be found, or is incomplete.
     """
     folder = find_base(base, revision)
-    if (folder / CARD_NAME).is_file():
-        return Base(folder, folder_sha256(folder))
+    if (folder / TranslatorCard.file_name).is_file():
+        return Base(folder, ModelFolder(folder, TranslatorCard).sha256())
     return Base(folder, parts_sha256(folder, _PARTS))
 
 
 def parts_sha256(folder: Path, parts: Iterable[str]) -> str:
     """Hash the files of some parts of a checkpoint, such as its ``vae/``."""
     found = (path for part in parts for path in (folder / part).glob("*") if path.is_file())
-    return files_sha256(folder, sorted(found))
+    return hash_files(folder, sorted(found))

@@ -16,11 +16,10 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
 from sar2eo.errors import SettingsError
-from sar2eo.model.card import Card
+from sar2eo.model.card import TRAIN_TIMESTEPS, TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
-from sar2eo.model.diffusion import add_noise, c_diff_loss, create_scheduler, l2_loss, sample, training_target
-from sar2eo.model.network import decode_latents, encode_images, pooled_validity, variance_of
+from sar2eo.model.diffusion import add_noise, c_diff_loss, compute_target, create_scheduler, l2_loss, sample
+from sar2eo.model.network import decode_latents, encode_images, pool_validity, to_variance
 from sar2eo.model.weights import create_empty
 from sar2eo.settings import TrainSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
@@ -40,7 +39,7 @@ class UNetTask:
     ----------
     checkpoint : Checkpoint
         The base, in float32, on the CPU.
-    card : Card
+    card : TranslatorCard
         Of the result; it says what is predicted.
     settings : TrainSettings
     device : torch.device
@@ -54,7 +53,7 @@ class UNetTask:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, card: Card, settings: TrainSettings, device: torch.device
+        self, checkpoint: Checkpoint, card: TranslatorCard, settings: TrainSettings, device: torch.device
     ) -> None:
         self.card = card
         self._settings, self._device, self._schedule = settings, device, checkpoint.schedule
@@ -118,10 +117,10 @@ class UNetTask:
         """Return the loss, the squared error and the mean variance, the latter two without gradient."""
         alpha_bar = self._alpha_bars[timesteps]
         noisy = add_noise(eo, noise, alpha_bar)  # [B, C, h, w]
-        target = training_target(eo, noise, alpha_bar, self.card.prediction_type)
+        target = compute_target(eo, noise, alpha_bar, self.card.prediction_type)
         prediction, raw = self._predict(sar, noisy, timesteps)
         with torch.no_grad():
-            error, variance = l2_loss(prediction, target, valid), variance_of(raw).mean()
+            error, variance = l2_loss(prediction, target, valid), to_variance(raw).mean()
         if self._settings.loss == "l2":
             return l2_loss(prediction, target, valid), error, variance
         weighting = _WEIGHTINGS[self._settings.loss]
@@ -145,7 +144,7 @@ class UNetTask:
             torch.cat([encode_images(self._vae, part) for part in batch[name].split(_ENCODED_AT_ONCE)])
             for name in ("sar", "eo")
         )
-        return sar, eo, pooled_validity(batch["valid"], self.factor)
+        return sar, eo, pool_validity(batch["valid"], self.factor)
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Measure the loss at fixed timesteps and noise over all pairs, and PSNR of the first few.

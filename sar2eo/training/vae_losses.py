@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sar2eo.evaluation.spectrum import OctavePowers, octave_powers
-from sar2eo.model.network import pooled_validity
+from sar2eo.evaluation.metrics import OctavePowers, sum_octave_powers
+from sar2eo.model.network import pool_validity
 
 __all__ = [
     "BLOCK",
@@ -118,7 +118,7 @@ def divergence(mean: Tensor, log_variance: Tensor, valid: Tensor, bands: int) ->
         Of the images.
     """
     factor = valid.shape[-1] // mean.shape[-1]
-    whole = pooled_validity(valid, factor)  # [B, 1, h, w]
+    whole = pool_validity(valid, factor)  # [B, 1, h, w]
     nats = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     return (nats * whole).sum() / (whole.sum() * factor**2 * bands).clamp_min(1)
 
@@ -262,7 +262,7 @@ class Tally:
         self._squared += float(((prediction - truth).square() * valid).double().sum())
         self._count += float(valid.sum()) * truth.shape[1]
         images = (tensor.cpu().numpy() for tensor in (prediction, truth, valid[:, 0]))
-        for found in map(octave_powers, *images):
+        for found in map(sum_octave_powers, *images):
             self._powers = found if self._powers is None else self._powers + found
 
     def metrics(self) -> dict[str, float]:

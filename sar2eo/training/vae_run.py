@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
-from sar2eo.model.stable_diffusion import pretrained_vae
+from sar2eo.model.creation import load_vae
 from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings, checked
 from sar2eo.settings.toml import changed
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, Progress
+from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_run import parts_sha256
@@ -87,7 +86,7 @@ def prepare_vae_training(recipe: VaeRecipe) -> Preparation[VaeTask]:
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
     pairs = open_dataset(recipe.data, "train", augmentation=augmentation)
-    base = None if recipe.base is None else pretrained_vae(Path(recipe.base))
+    base = None if recipe.base is None else load_vae(Path(recipe.base))
     task = VaeTask(settings, lambda: _measured(whole), base)
     whole = _whole(pairs, task.factor)
     held_out = open_held_out(recipe.data, Augmentation(centre=True), pairs)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sar2eo.errors import SettingsError
-from sar2eo.model.checkpoint import write_part
-from sar2eo.model.checkpoint_files import vae_facts, write_json
-from sar2eo.model.network import Vae, create_autoencoder, raw_latents
+from sar2eo.model.folder import read_vae_facts, write_json
+from sar2eo.model.network import Vae, create_autoencoder, encode_raw
+from sar2eo.model.weights import write_network
 from sar2eo.settings import VaeSettings
 from sar2eo.training.task import Batch, Facts
 from sar2eo.training.vae_losses import (
@@ -77,7 +77,7 @@ class VaeNetwork(nn.Module):
             posterior = self.vae.encode(images).latent_dist
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         else:
-            mean = raw_latents(self.vae, images).float()
+            mean = encode_raw(self.vae, images).float()
             log_variance = torch.full_like(mean, _LOG_VARIANCE)
         latents = mean + (0.5 * log_variance).exp() * noise
         return self.vae.decode(latents).sample.float(), mean, log_variance
@@ -121,7 +121,7 @@ class VaeTask:
             discriminator = PatchDiscriminator()
         if isinstance(self.vae, AutoencoderDC):
             self.vae.to(memory_format=torch.channels_last)  # its normalisation is over the channels
-        facts = vae_facts({**self.vae.config, "_class_name": type(self.vae).__name__})
+        facts = read_vae_facts({**self.vae.config, "_class_name": type(self.vae).__name__})
         self.factor, self._channels = facts.factor, facts.latent_channels
         self.phases: dict[str, nn.Module] = {"vae": VaeNetwork(self.vae)}
         if settings.adversarial:
@@ -218,7 +218,7 @@ class VaeTask:
 
     def _decoded(self, images: Tensor) -> Tensor:
         """Reconstruct as use does: posterior mean, in float32, clipped."""
-        decoded: Tensor = self.vae.decode(raw_latents(self.vae, images)).sample
+        decoded: Tensor = self.vae.decode(encode_raw(self.vae, images)).sample
         return decoded.clamp(-1, 1)
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ class VaeTask:
         """Measure reconstruction: PSNR in dB and power over the truth's per octave, EO and SAR apart.
 
         ``eo_power_0`` is of wavelengths below 4 pixels, every further octave twice as long (see
-        `sar2eo.evaluation.spectrum`). Errors are pooled over all pixels.
+        `sar2eo.evaluation.metrics`). Errors are pooled over all pixels.
         """
         tallies = {kind: Tally() for kind in self._kinds}
         for batch in batches:
@@ -259,7 +259,7 @@ class VaeTask:
         measured = self._measure_latents()
         mean, std = (measured[self._kinds[0]][name] for name in ("mean", "std"))
         scaling = {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}
-        write_part(self.vae, out / "vae", **({} if self._settings.decoder_only else scaling))
+        write_network(self.vae, out / "vae", **({} if self._settings.decoder_only else scaling))
         notes = {
             **facts,
             "images": self._settings.images,
@@ -278,7 +278,7 @@ class VaeTask:
         for batch in self._samples():
             whole = functional.avg_pool2d(batch["valid"].to(device), self.factor)[:, 0] == 1
             for kind, tally in tallies.items():
-                latents = raw_latents(self.vae, batch[kind].to(device))
+                latents = encode_raw(self.vae, batch[kind].to(device))
                 tally.add(latents.movedim(1, -1)[whole])
         return {name: tally.described() for name, tally in tallies.items()}
 

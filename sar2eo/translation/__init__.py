@@ -1,1 +1,1 @@
-"""Translation of scenes: the lazy dataset, its graph, the plan, the archive."""
+"""Translation of SAR scenes: the plan, the lazy Dataset and its tasks, writing, runs over archives."""

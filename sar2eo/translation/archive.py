@@ -1,7 +1,6 @@
-"""Archive runs: scenes one after the other, each begun and finished beside the others' computing.
+"""Runs over many scenes: while one is computed, the next is prepared and the one before published.
 
-At any time one scene is computed; the next one is opened, sampled and checked, and of the one before files
-are assembled. So neither memory nor unfinished work grows with the archive.
+So neither memory nor unfinished work grows with the archive.
 """
 
 from __future__ import annotations
@@ -17,53 +16,50 @@ from typing import Any
 from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import ClusterError, OutputError, SceneError
 from sar2eo.model.spec import ModelSpec
-from sar2eo.results.destination import Destination
-from sar2eo.results.stac_output import COLLECTION, stac_collection, write_stac_collection
-from sar2eo.scenes.lazy_array import decode_attributes
+from sar2eo.results.cog import check_space
+from sar2eo.results.outputs import Destination
+from sar2eo.results.stac_output import COLLECTION, make_stac_collection, write_stac_collection
 from sar2eo.settings import TranslateRecipe
 from sar2eo.store.atomic import hold_folder, write_file, write_json
 from sar2eo.store.journal import Journal
-from sar2eo.translation.job import destination_of, prepare, single_job
-from sar2eo.translation.plan import Entry, check_disk, plan
+from sar2eo.translation.plan import Entry, RunTarget, estimate_disk, find_target, plan
 from sar2eo.translation.provenance import FINGERPRINT
-from sar2eo.translation.writer import WriteSettings, Writing
+from sar2eo.translation.region import open_region, translate_region
+from sar2eo.translation.writer import ResultWriter, check_dataset
 
-__all__ = ["run", "summary"]
+__all__ = ["run", "summarise"]
 
-Told = Callable[[Entry], None]
+Report = Callable[[Entry], None]
 
 
 def run(
     recipe: TranslateRecipe,
     spec: ModelSpec,
+    target: RunTarget | None = None,
     *,
     planned: Callable[[Sequence[Entry]], None] = lambda _: None,
-    told: Told = lambda _: None,
+    report: Report = lambda _: None,
     progress: Progress | None = None,
 ) -> list[Entry]:
-    """Translate the scenes of a recipe into files; one that fails does not stop the others.
+    """Translate the scenes of a recipe into files; failed scenes are reported and the run goes on.
 
-    Afterwards, however it ends, the folder's STAC collection and the report (`summary`; of a single file as
-    `sar2eo.write_cog` returns it) are written.
+    At the end, also after an error, the folder's STAC collection and the report are written: `summarise`, or
+    for a single file the report of `sar2eo.write_cog`.
 
     Parameters
     ----------
     recipe : TranslateRecipe
-        What is to be done.
     spec : ModelSpec
-        The model, resolved; each process loads it once.
+        Each process loads the model once.
+    target : RunTarget, optional
+        From `sar2eo.translation.plan.find_target`, if the caller has it.
     planned : callable, optional
-        Called with the plan before work starts; what it raises stops the run.
-    told : callable, optional
+        Called with the plan before work starts; an exception stops the run.
+    report : callable, optional
         Called with each entry that has ended, also from other threads.
     progress : callable, optional
-        As of `sar2eo.translation.plan.plan`; then as of `sar2eo.write_cog`, with ``scene``, the number of the
-        scene, ``scenes``, and ``seconds`` that this one is computed for.
-
-    Returns
-    -------
-    list of Entry
-        What became of every scene; errors are in it.
+        Called as by `sar2eo.translation.plan.plan`, then as by `sar2eo.write_cog` with three more counts:
+        ``scene``, the number of the scene, ``scenes``, and ``seconds`` since its computing began.
 
     Raises
     ------
@@ -72,103 +68,91 @@ def run(
     ClusterError
         If the cluster is lost, and with it all further scenes.
     """
-    single = single_job(recipe) is not None
-    destination = destination_of(recipe)
-    folder = Path(recipe.out) if destination is None else destination.folder
+    target = target or find_target(recipe)
     started = time.perf_counter()
-    with _held(folder, destination, alone=not single):
-        entries = plan(recipe, spec, progress=progress)
+    with _lock(target):
+        entries = plan(recipe, spec, target, progress=progress)
         planned(entries)
         if not recipe.settings.force:
-            check_disk(entries, recipe)
+            check_space(estimate_disk(entries, recipe))
         for entry in entries:
+            if entry.status == "skipped":
+                _clear_journal(entry)
             if entry.status != "pending":
-                _clear(entry)
-                told(entry)
-        collection = None if single else _collection_id(folder, destination)
+                report(entry)
         pending = [entry for entry in entries if entry.status == "pending"]
+        pipeline = _Pipeline(recipe, spec, _name_collection(target), report)
         try:
-            _Line(recipe, spec, collection, told).run(pending, progress)
+            pipeline.run(pending, progress)
         finally:
-            if collection is not None and destination is None:
-                write_stac_collection(folder, collection)
-            elif collection is not None and destination is not None:
-                _upload_collection(destination, collection, changed=bool(pending))
-            whole = summary(entries, time.perf_counter() - started)
-            one = entries[0].report if single else None
-            if not (single and _has_left_report(entries[0], recipe)):
-                _write_report(whole if one is None else one, recipe)
+            if pipeline.collection is not None and target.destination is not None:
+                _upload_collection(pipeline.collection, target.destination, changed=bool(pending))
+            elif pipeline.collection is not None:
+                write_stac_collection(target.folder, pipeline.collection)
+            if recipe.report is not None:
+                _write_report(entries, target, time.perf_counter() - started, Path(recipe.report))
     return entries
 
 
 @contextmanager
-def _held(folder: Path, destination: Destination | None, *, alone: bool) -> Iterator[None]:
-    """Keep other runs out of a folder of results, or of what waits to be uploaded."""
-    if destination is None:
-        with hold_folder(folder / "archive.partial") if alone else nullcontext():
-            yield
-        return
-    destination.make()
+def _lock(target: RunTarget) -> Iterator[None]:
+    """Keep other runs out of a folder of results, or of unfinished work that will be uploaded."""
+    if target.destination is not None:
+        target.destination.make_folder()
+    shared = target.single is None or target.destination is not None
     try:
-        with hold_folder(folder / "archive.partial"):
+        with hold_folder(target.folder / "archive.partial") if shared else nullcontext():
             yield
     finally:
-        destination.leave()
+        if target.destination is not None:
+            target.destination.remove_folder()
 
 
-def _collection_id(folder: Path, destination: Destination | None) -> str:
-    if destination is not None:
-        return destination.url.rstrip("/").rpartition("/")[2]
-    return folder.resolve().name or "archive"
+def _name_collection(target: RunTarget) -> str | None:
+    """Return the id of the STAC collection; a single result is in none."""
+    if target.single is not None:
+        return None
+    if target.destination is not None:
+        return target.destination.url.rstrip("/").rpartition("/")[2]
+    return target.folder.resolve().name or "archive"
 
 
-def _upload_collection(destination: Destination, name: str, *, changed: bool) -> None:
+def _upload_collection(name: str, destination: Destination, *, changed: bool) -> None:
     """Upload the collection of all results under a prefix, if this run or a stopped one changed any."""
     path = destination.folder / COLLECTION
-    present = destination.listed()
+    present = destination.list_files()
     if not changed and not path.exists() and COLLECTION in present:
         return
-    texts = destination.texts(file for file in present if file.endswith(".json"))
-    content = stac_collection(texts, present, name)
+    texts = destination.read_texts(file for file in present if file.endswith(".json"))
+    content = make_stac_collection(texts, present, name)
     if content is not None:
-        # It stays until it is uploaded: the next run then knows that it is due.
+        # The file stays until it is uploaded, so that the next run knows that the upload is due.
         write_file(path, content)
         destination.upload(path, COLLECTION)
         path.unlink()
 
 
-def _clear(entry: Entry) -> None:
-    """Delete what a run of the same result has left."""
-    if entry.status == "skipped" and entry.job is not None:
-        outputs = entry.job.outputs
-        try:
-            if outputs.journal.exists() or outputs.journal.is_symlink():
-                Journal.clear(outputs.journal, str(outputs.tag(outputs.eo, FINGERPRINT)))
-        except (OutputError, SceneError) as error:
-            entry.fail(error)
+def _clear_journal(entry: Entry) -> None:
+    """Delete the journal that a run of the same result has left."""
+    outputs = entry.outputs
+    try:
+        if outputs is not None and (outputs.journal.exists() or outputs.journal.is_symlink()):
+            Journal.clear(outputs.journal, str(outputs.read_tag(outputs.eo, FINGERPRINT)))
+    except (OutputError, SceneError) as error:
+        entry.fail(error)
 
 
-def summary(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
-    """Return what became of every scene, as JSON values.
-
-    Parameters
-    ----------
-    entries : sequence of Entry
-        Of the run.
-    seconds : float
-        That it took.
-    """
+def summarise(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
+    """Return counts by status and the outcome of every scene of a run of some seconds, as JSON values."""
+    statuses = ("done", "skipped", "failed", "pending")
     return {
         "seconds": seconds,
         "megapixels": sum(entry.megapixels for entry in entries if entry.status == "done"),
-        "counts": {
-            status: sum(entry.status == status for entry in entries)
-            for status in ("done", "skipped", "failed", "pending")
-        },
+        "counts": {status: sum(entry.status == status for entry in entries) for status in statuses},
         "scenes": [
             {
                 "source": entry.name,
-                "output": None if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo),
+                "output": entry.output,
                 "status": entry.status,
                 "error": entry.reason,
                 "seconds": entry.seconds,
@@ -180,114 +164,116 @@ def summary(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
     }
 
 
-def _has_left_report(entry: Entry, recipe: TranslateRecipe) -> bool:
-    """Tell whether the report of what was done before is still there: this run knows less."""
-    if entry.status != "skipped" or entry.job is None or recipe.report is None:
-        return False
-    try:
-        told = json.loads(Path(recipe.report).read_bytes())
-        return bool(told["output"] == entry.job.outputs.name(entry.job.outputs.eo))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _write_report(entries: Sequence[Entry], target: RunTarget, seconds: float, path: Path) -> None:
+    content = summarise(entries, seconds)
+    if target.single is not None and entries:
+        (entry,) = entries
+        content = entry.report or content
+        if entry.status == "skipped":
+            # The report of the run that made the result says more than this run knows.
+            try:
+                if json.loads(path.read_bytes())["output"] == entry.output:
+                    return
+            except (OSError, ValueError, KeyError, TypeError):
+                pass
+    write_json(path, content)
 
 
-def _write_report(content: Mapping[str, Any] | None, recipe: TranslateRecipe) -> None:
-    if recipe.report is not None and content is not None:
-        write_json(Path(recipe.report), content)
+class _Pipeline:
+    """Takes scenes through three stages at once: prepare the next, compute one, publish the one before."""
 
-
-class _Line:
-    """An assembly line of three stations: begin, compute, finish."""
-
-    def __init__(self, recipe: TranslateRecipe, spec: ModelSpec, collection: str | None, told: Told) -> None:
-        self._recipe, self._spec, self._collection, self._told = recipe, spec, collection, told
+    def __init__(
+        self, recipe: TranslateRecipe, spec: ModelSpec, collection: str | None, report: Report
+    ) -> None:
+        self.recipe, self.spec, self.collection, self.report = recipe, spec, collection, report
 
     def run(self, entries: Sequence[Entry], progress: Progress | None) -> None:
-        before, after = (ThreadPoolExecutor(1, f"sar2eo-{name}") for name in ("begin", "finish"))
-        begun: Future[Writing] | None = None
-        finished: Future[None] | None = None
+        before, after = (ThreadPoolExecutor(1, f"sar2eo-{name}") for name in ("prepare", "publish"))
+        prepared = before.submit(self._prepare, entries[0]) if entries else None
+        published: Future[None] | None = None
         patient = False  # after Ctrl-C nobody wants to wait for a scene; the journal is safe at any moment
         try:
             for number, entry in enumerate(entries, start=1):
-                writing = self._take(entry, begun or before.submit(self._begin, entry))
-                begun = before.submit(self._begin, entries[number]) if number < len(entries) else None
+                writer = None
+                try:
+                    writer = prepared.result() if prepared is not None else None
+                except Exception as error:
+                    self._fail(entry, error)
+                prepared = before.submit(self._prepare, entries[number]) if number < len(entries) else None
                 place = {"scene": number, "scenes": len(entries)}
-                if writing is None or not self._compute(entry, writing, _placed(progress, place)):
+                if writer is None or not self._compute(entry, writer, _with_place(progress, place)):
                     continue
-                if finished is not None:
-                    finished.result()  # at most one scene waits for its files
-                finished = after.submit(self._finish, entry, writing)
+                if published is not None:
+                    published.result()  # at most one scene waits for its files
+                published = after.submit(self._publish, entry, writer)
             patient = True
         except Exception:
-            patient = True  # the same scenes may be tried again at once: let go of them first
+            patient = True  # the same scenes may be tried again at once: release them first
             raise
         finally:
-            if begun is not None and not begun.cancel():
-                begun.add_done_callback(_release)
+            if prepared is not None and not prepared.cancel():
+                prepared.add_done_callback(_release)
             for pool in (before, after):
                 pool.shutdown(wait=patient, cancel_futures=not patient)
-        if finished is not None:
-            finished.result()
+        if published is not None:
+            published.result()
 
-    def _begin(self, entry: Entry) -> Writing:
-        recipe, job = self._recipe, entry.job
-        assert job is not None  # noqa: S101  (of a pending scene)
+    def _prepare(self, entry: Entry) -> ResultWriter:
+        recipe, outputs = self.recipe, entry.outputs
+        assert outputs is not None  # noqa: S101  (of a pending scene)
         started = time.perf_counter()
-        Journal.check_free(job.outputs.journal)  # before the graph is built, which takes its time
-        dataset = prepare(job.source, recipe, self._spec)
-        settings = WriteSettings(
+        Journal.check_free(outputs.journal)  # before the graph is built, which takes its time
+        region = entry.region or open_region(entry.source, recipe, self.spec)
+        entry.region = None
+        dataset = translate_region(region, recipe, self.spec)
+        check_dataset(dataset, outputs)
+        return ResultWriter(
+            dataset,
+            outputs,
             compress=recipe.compress,
             overwrite=recipe.overwrite,
             restart=recipe.restart,
             tmp=None if recipe.tmp is None else Path(recipe.tmp),
             force=recipe.settings.force,
-            tags={FINGERPRINT: json.dumps(decode_attributes(dataset)["result_fingerprint"], sort_keys=True)},
-            collection=self._collection,
+            tags={FINGERPRINT: json.dumps(region.fingerprint, sort_keys=True)},
+            collection=self.collection,
+            opened_in=entry.seconds + time.perf_counter() - started,
         )
-        opened_in = time.perf_counter() - started
-        return Writing(dataset, job.outputs, settings, opened_in)
 
-    def _take(self, entry: Entry, begun: Future[Writing]) -> Writing | None:
+    def _compute(self, entry: Entry, writer: ResultWriter, progress: Progress | None) -> bool:
         try:
-            return begun.result()
-        except Exception as error:
-            self._failed(entry, error)
-            return None
-
-    def _compute(self, entry: Entry, writing: Writing, progress: Progress | None) -> bool:
-        try:
-            writing.compute(progress)
+            writer.compute(progress)
         except BaseException as error:
-            writing.release()
+            writer.release()
             if isinstance(error, Exception):
-                self._failed(entry, error)
+                self._fail(entry, error)
             if isinstance(error, ClusterError) or not isinstance(error, Exception):
                 raise
             return False
         return True
 
-    def _finish(self, entry: Entry, writing: Writing) -> None:
+    def _publish(self, entry: Entry, writer: ResultWriter) -> None:
         try:
-            entry.report = writing.finish()
+            entry.report = writer.publish()
             entry.seconds = entry.report["seconds"]["total"]
             entry.status = "done"
         except Exception as error:
             entry.fail(error)
         finally:
-            writing.release()
-        self._told(entry)
+            writer.release()
+        self.report(entry)
 
-    def _failed(self, entry: Entry, error: Exception) -> None:
+    def _fail(self, entry: Entry, error: Exception) -> None:
         entry.fail(error)
-        self._told(entry)
+        self.report(entry)
 
 
-def _release(begun: Future[Writing]) -> None:
-    if not begun.cancelled() and begun.exception() is None:
-        begun.result().release()
+def _release(prepared: Future[ResultWriter]) -> None:
+    if not prepared.cancelled() and prepared.exception() is None:
+        prepared.result().release()
 
 
-def _placed(progress: Progress | None, place: Mapping[str, float]) -> Progress | None:
+def _with_place(progress: Progress | None, place: Mapping[str, float]) -> Progress | None:
     if progress is None:
         return None
     started = time.monotonic()

@@ -1,8 +1,12 @@
-"""What an archive run will do: every scene looked at, named, and compared with what is there already."""
+"""The plan of a run: every scene opened, its results named and compared with those that exist.
+
+Also what a dry run prints: how many tiles, how much memory and disk, how many seconds.
+"""
 
 from __future__ import annotations
 
 import json
+import os.path
 import re
 import time
 from collections import Counter
@@ -19,37 +23,53 @@ from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
-from sar2eo.model.spec import ModelSpec
-from sar2eo.results.cog import check_space, cog_bytes, needed_bytes
-from sar2eo.results.destination import Destination, check_tmp
-from sar2eo.results.files import Outputs
+from sar2eo.model.loading import load_translator
+from sar2eo.model.spec import BUNDLED, IDENTITY, ModelSpec
+from sar2eo.results.cog import estimate_bytes
+from sar2eo.results.outputs import Destination, Outputs, check_tmp
 from sar2eo.results.stac_output import COLLECTION
 from sar2eo.scenes import describe_scene
-from sar2eo.scenes.gdal import display_name, parse_source
+from sar2eo.scenes.gdal import display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe, checked
-from sar2eo.store.journal import differences
-from sar2eo.translation.graph import count_windows
-from sar2eo.translation.job import Job, destination_of, further_outputs, is_there, opened, prepare, single_job
-from sar2eo.translation.provenance import FINGERPRINT, result_fingerprint
+from sar2eo.store.journal import Journal, differences
+from sar2eo.store.s3 import is_object
+from sar2eo.translation.dataset import count_tiles
+from sar2eo.translation.provenance import FINGERPRINT
+from sar2eo.translation.region import Region, open_region, translate_region
 
 __all__ = [
     "FIELDS",
     "Entry",
-    "Status",
-    "check_disk",
+    "RunTarget",
     "check_template",
     "estimate",
     "estimate_archive",
-    "facts_of",
-    "fill",
-    "needs",
+    "estimate_disk",
+    "fill_template",
+    "find_shared_paths",
+    "find_target",
     "plan",
+    "read_name_fields",
 ]
 
-Status = Literal["pending", "done", "skipped", "failed"]
+# An opened scene takes half a megabyte, mostly coordinates: of a long archive the others are opened again.
+_KEPT_OPEN = 64
+
+
+@dataclass(frozen=True)
+class RunTarget:
+    """Where the results of a run go.
+
+    `folder` is the local folder of the results, or of their unfinished work if they are uploaded to
+    `destination`. `single` are the outputs of the only scene; without it results are named by templates.
+    """
+
+    folder: Path
+    single: Outputs | None = None
+    destination: Destination | None = None
 
 
 @dataclass(kw_only=True)
@@ -59,37 +79,44 @@ class Entry:
     Parameters
     ----------
     source : str
-        Of the scene.
-    job : Job or None
-        None for a scene that failed before it had a name.
+        Source of the scene, as `sar2eo.open_scene` takes it.
+    outputs : Outputs or None
+        None: the scene failed before its results had names.
+    region : Region or None
+        The opened scene, from the plan until its work begins.
     grid : Grid or None
-        Of the result.
+        Grid of the result.
     status : {"pending", "done", "skipped", "failed"}
-        Skipped: a result of the same scene and settings is there.
+        Skipped: results of the same scene and settings exist.
     error : Exception or None
-        Why it failed.
     report : dict or None
-        Of a scene that is done, as `sar2eo.write_cog` returns it.
+        Report of `sar2eo.write_cog`, once it is done.
     seconds : float
-        Of work.
+        Seconds of work so far.
     """
 
     source: str
-    job: Job | None = None
+    outputs: Outputs | None = None
+    region: Region | None = None
     grid: Grid | None = None
-    status: Status = "pending"
+    status: Literal["pending", "done", "skipped", "failed"] = "pending"
     error: Exception | None = None
     report: dict[str, Any] | None = None
     seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        """The source for people, without the queries of signed URLs."""
+        """The source as messages name it, without the queries of signed URLs."""
         return display_name(self.source)
 
     @property
+    def output(self) -> str | None:
+        """Path or URL of the EO image."""
+        return None if self.outputs is None else self.outputs.display_name(self.outputs.eo)
+
+    @property
     def megapixels(self) -> float:
-        """Size of the result; 0 where it is not known."""
+        """Size of the result; 0 if unknown."""
         return 0.0 if self.grid is None else self.grid.shape[0] * self.grid.shape[1] / 1e6
 
     @property
@@ -100,104 +127,102 @@ class Entry:
         text = one_line(self.error)
         return text if isinstance(self.error, Sar2eoError) else f"{type(self.error).__name__}: {text}"
 
+    @property
+    def inputs(self) -> list[Path]:
+        """Local files or folders of the scene."""
+        # A fragment names an item of a collection.
+        paths = (Path(name) for file in _split_source(self.source) for name in (file, file.partition("#")[0]))
+        return [path for path in dict.fromkeys(paths) if os.path.exists(path)]  # noqa: PTH110 (any text is safe)
+
     def fail(self, error: Exception) -> None:
-        """Note why it failed."""
-        self.status, self.error = "failed", error
+        """Record why it failed."""
+        self.status, self.error, self.region = "failed", error, None
 
 
-def plan(recipe: TranslateRecipe, spec: ModelSpec, *, progress: Progress | None = None) -> list[Entry]:
-    """Look at every scene of a recipe; no pixels are read.
+def _split_source(source: str) -> list[str]:
+    parsed = parse_source(source)
+    return [parsed] if isinstance(parsed, str) else list(parsed.values())
 
-    A result of this run that lies among the scenes is not taken for one of them.
+
+def _further_outputs(recipe: TranslateRecipe) -> dict[str, str]:
+    names = ("confidence", "spread", "quicklook")
+    return {name: value for name in names if (value := getattr(recipe, name)) is not None}
+
+
+def find_target(recipe: TranslateRecipe) -> RunTarget:
+    """Find out whether a recipe writes one file or fills a folder, and where."""
+    if not recipe.scenes:
+        raise SettingsError("no scene is given")
+    out, tmp = Path(recipe.out), None if recipe.tmp is None else Path(recipe.tmp)
+    if out.suffix.lower() in (".tif", ".tiff") and not out.is_dir() and not recipe.out.endswith("/"):
+        if len(recipe.scenes) > 1:
+            raise SettingsError(f"--out {recipe.out}: {len(recipe.scenes)} scenes need a folder")
+        outputs = Outputs.from_paths(recipe.out, _further_outputs(recipe), tmp)
+        folder = out if outputs.destination is None else outputs.destination.folder
+        return RunTarget(folder, outputs, outputs.destination)
+    if is_object(recipe.out):
+        destination = Destination.from_url(recipe.out, tmp)
+        return RunTarget(destination.folder, None, destination)
+    if not recipe.out or (out.suffix and not out.is_dir()):
+        raise SettingsError(f"--out {recipe.out!r}: must end in .tif, or be a folder")
+    if not out.is_dir():
+        raise OutputError(f"--out {out}: there is no such folder; make it first, or name a .tif")
+    return RunTarget(out)
+
+
+def plan(
+    recipe: TranslateRecipe, spec: ModelSpec, target: RunTarget, *, progress: Progress | None = None
+) -> list[Entry]:
+    """Open every scene of a recipe and find out what is to be done; no pixels are read.
+
+    Results of this run that lie among the scenes do not count as scenes.
 
     Parameters
     ----------
     recipe : TranslateRecipe
-        What is to be done.
     spec : ModelSpec
-        The model, resolved.
+    target : RunTarget
+        From `find_target`.
     progress : callable, optional
-        Called with the counts ``scenes_seen`` and ``scenes``.
+        Called with ``scenes_seen`` and ``scenes``.
 
     Returns
     -------
     list of Entry
-        In the order given, sorted within folders and globs; those that cannot be done have failed.
+        In the order given, sorted within folders and globs; scenes that cannot be translated have failed.
 
     Raises
     ------
     SettingsError, OutputError
-        If nothing could be done as asked: settings, names, the report.
+        If no scene could be translated as asked: settings, names, the report.
     """
-    _check_settings(recipe, spec)
-    single = single_job(recipe)
-    destination = destination_of(recipe) if single is None else single.outputs.destination
-    if destination is not None:
-        destination.check()
-    entries = _expanded(recipe.scenes) if single is None else [Entry(source=single.source, job=single)]
+    settings = checked(recipe.settings)
+    Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)
+    if target.single is None:
+        for template in (recipe.name, *_further_outputs(recipe).values()):
+            check_template(template)
+        entries = _expand_sources(recipe.scenes)
+    else:
+        entries = [Entry(source=recipe.scenes[0], outputs=target.single)]
+    check_tmp(None if recipe.tmp is None else Path(recipe.tmp))
+    if target.destination is not None:
+        target.destination.check()
     for number, entry in enumerate(entries, start=1):
         if entry.status == "pending":
             try:
-                _look(entry, recipe, spec, destination)
+                _plan_entry(entry, recipe, spec, target)
             except Exception as error:
                 entry.fail(error)
+        if number > _KEPT_OPEN:
+            entry.region = None
         if progress is not None:
             progress({"scenes_seen": number, "scenes": len(entries)})
-    named = [entry.job for entry in entries if entry.job is not None]
-    results = {path.resolve(): job for job in named for path in job.outputs.paths}
-    kept = [entry for entry in entries if _is_own(entry, results)]
-    _check_names(kept, recipe)
-    _check_report(kept, recipe)
-    return kept
+    return _check_paths(entries, recipe)
 
 
-def check_disk(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
-    """Refuse a run that the disks cannot hold.
-
-    Counted are all results that stay on them, and the unfinished work of the two largest scenes: while one
-    is assembled, the next is computed.
-
-    Raises
-    ------
-    OutputError
-        With numbers.
-    """
-    check_space(needs(entries, recipe))
-
-
-def needs(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[tuple[Path, int]]:
-    """Return folders, and the bytes that a run needs there."""
-    found: list[tuple[Path, int]] = []
-    work: list[tuple[int, Path]] = []
-    for entry in entries:
-        if entry.status == "pending" and entry.job is not None and entry.grid is not None:
-            outputs = entry.job.outputs
-            size = cog_bytes(entry.grid, outputs.rasters, recipe.compress)
-            place, total = outputs.needs(entry.grid, recipe.compress, _tmp(recipe))[0]
-            away = outputs.destination is not None or place.stat().st_dev != outputs.home.stat().st_dev
-            work.append((total if away else max(0, total - size), place))
-            if outputs.destination is None:
-                found.append((outputs.home, size))
-    return found + [(place, size) for size, place in sorted(work, reverse=True)[:2]]
-
-
-def _tmp(recipe: TranslateRecipe) -> Path | None:
-    return None if recipe.tmp is None else Path(recipe.tmp)
-
-
-def _check_settings(recipe: TranslateRecipe, spec: ModelSpec) -> None:
-    """Refuse what no scene could be translated with."""
-    settings = checked(recipe.settings)
-    Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)
-    if single_job(recipe) is None:
-        for template in (recipe.name, *further_outputs(recipe).values()):
-            check_template(template)
-    check_tmp(_tmp(recipe))
-
-
-def _expanded(given: Sequence[str]) -> list[Entry]:
+def _expand_sources(given: Sequence[str]) -> list[Entry]:
     found: dict[str, Entry] = {}
-    # One of a glob's matches that cannot be read is one failing scene.
+    # One of a glob's matches that cannot be read is one failed scene.
     for text in (part for pattern in given for part in expand_glob(pattern) or [pattern]):
         try:
             sources = [source.href for source in expand_sources([text], "sar")]
@@ -209,114 +234,130 @@ def _expanded(given: Sequence[str]) -> list[Entry]:
     return list(found.values())
 
 
-def _look(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, destination: Destination | None) -> None:
-    """Open a scene, name its results, and see whether they are there."""
-    if entry.job is not None:
-        # What a single scene is asked for is refused before it is opened.
-        entry.job.check_inputs(recipe.region.aoi)
-    scene, area = opened(entry.source, recipe)
-    whole: Grid = decode_attributes(scene)["scene_grid"]
-    if entry.job is None:
-        entry.job = Job(source=entry.source, outputs=_named(entry.source, scene.attrs, recipe, destination))
-        entry.job.check_inputs(recipe.region.aoi)
-    fingerprint = result_fingerprint(scene, area, recipe, spec)
-    row, col, height, width = fingerprint["region"][0]
-    entry.grid = whole.crop(type(whole.window)(row, col, height, width))
-    outputs = entry.job.outputs
-    placed = whole.crs is not None
-    if not recipe.restart and _is_there(outputs, fingerprint, placed=placed, overwrite=recipe.overwrite):
+def _plan_entry(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, target: RunTarget) -> None:
+    """Open a scene, name its results, and find out whether they exist."""
+    if entry.outputs is not None:
+        # A single scene's outputs are checked before it is opened.
+        _check_inputs(entry, entry.outputs, recipe.region.aoi)
+    started = time.perf_counter()
+    region = open_region(entry.source, recipe, spec)
+    opened_in = time.perf_counter() - started
+    outputs = entry.outputs
+    if outputs is None:
+        outputs = entry.outputs = _name_outputs(entry.source, region.scene.attrs, recipe, target)
+        _check_inputs(entry, outputs, recipe.region.aoi)
+    whole: Grid = decode_attributes(region.scene)["scene_grid"]
+    entry.grid = whole.crop(Window(*region.fingerprint["region"][0]))
+    # Uploaded last, where there is one.
+    item = [outputs.item] if whole.crs is not None and region.scene.attrs.get("datetime") else []
+    if not recipe.restart and _is_done(outputs, region.fingerprint, item, overwrite=recipe.overwrite):
         entry.status = "skipped"
     else:
         outputs.check(overwrite=recipe.overwrite, restart=recipe.restart)
+        entry.region, entry.seconds = region, opened_in
 
 
-def _named(
-    source: str, attrs: Mapping[str, Any], recipe: TranslateRecipe, destination: Destination | None
+def _check_inputs(entry: Entry, outputs: Outputs, aoi: str | None) -> None:
+    """Refuse to replace the scene or the area of interest by the translation."""
+    area = None if aoi is None else str(Path(aoi).resolve())
+    inputs = {str(path.resolve()) for path in entry.inputs}
+    inputs |= {gdal_path(file) for file in _split_source(entry.source)}
+    for path in outputs.paths:
+        name, place = outputs.display_name(path), str(path.resolve())
+        if place == area:
+            raise SettingsError(f"{name} is the file of --aoi: give the result another name")
+        if gdal_path(name) in inputs or place in inputs:
+            raise SettingsError(f"{name} is the scene itself: give the result another name")
+
+
+def _name_outputs(
+    source: str, attrs: Mapping[str, Any], recipe: TranslateRecipe, target: RunTarget
 ) -> Outputs:
-    facts = facts_of(source, attrs)
-    out = Path(recipe.out) if destination is None else destination.folder
-    further = {name: out / fill(text, facts) for name, text in further_outputs(recipe).items()}
-    return Outputs(
-        eo=out / f"{fill(recipe.name.removesuffix('.tif'), facts)}.tif", destination=destination, **further
-    )
+    fields = read_name_fields(source, attrs)
+    further = {
+        name: target.folder / fill_template(text, fields) for name, text in _further_outputs(recipe).items()
+    }
+    eo = target.folder / f"{fill_template(recipe.name.removesuffix('.tif'), fields)}.tif"
+    return Outputs(eo=eo, destination=target.destination, **further)
 
 
-def _is_there(outputs: Outputs, fingerprint: Mapping[str, Any], *, placed: bool, overwrite: bool) -> bool:
-    """Whether all results are there, of this scene and these settings; others need `overwrite`."""
-    if outputs.half_published or not outputs.is_there(outputs.eo):
+def _is_done(outputs: Outputs, fingerprint: Mapping[str, Any], item: list[Path], *, overwrite: bool) -> bool:
+    """Whether all results exist, made of this scene by these settings; others need `overwrite`."""
+    if Journal.is_publishing(outputs.journal) or not outputs.exists(outputs.eo):
         return False
     for path in outputs.rasters.values():
-        differing = _differing(outputs, path, fingerprint) if outputs.is_there(path) else ""
+        differing = _find_differences(outputs, path, fingerprint) if outputs.exists(path) else ""
         if differing and not overwrite:
             raise OutputError(
-                f"{outputs.name(path)} exists, and differs in {differing}: pass --overwrite to replace it, "
-                "or give another --out or --name"
+                f"{outputs.display_name(path)} exists, and {differing}: pass --overwrite to "
+                "replace it, or give another --out or --name"
             )
         if differing:
             return False
     expected = [*outputs.rasters.values(), *([outputs.quicklook] if outputs.quicklook else [])]
-    if outputs.destination is not None and placed and fingerprint["scene"]["datetime"] is not None:
-        expected.append(outputs.item)  # the last to be uploaded
-    return all(outputs.is_there(path) for path in expected)
+    expected += item if outputs.destination is not None else []
+    return all(outputs.exists(path) for path in expected)
 
 
-def _differing(outputs: Outputs, path: Path, fingerprint: Mapping[str, Any]) -> str:
-    """Name what a result that is there differs in; empty if it is the one."""
+def _find_differences(outputs: Outputs, path: Path, fingerprint: Mapping[str, Any]) -> str:
+    """Say what an existing result differs in; empty if it is the same."""
     try:
-        said = outputs.tag(path, FINGERPRINT)
-        return (
-            "how it was made, which it does not say"
-            if said is None
-            else differences(json.loads(said), fingerprint)
-        )
+        tag = outputs.read_tag(path, FINGERPRINT)
+        if tag is None:
+            return "does not say how it was made"
+        found = differences(json.loads(tag), fingerprint)
+        return found and f"differs in {found}"
     except (SceneError, ValueError, AttributeError):
-        return "how it was made, which cannot be read"
+        return "how it was made cannot be read"
 
 
-def _is_own(entry: Entry, results: Mapping[Path, Job]) -> bool:
-    """Whether a scene is one, and not the result of another."""
-    path = Path(entry.source)
-    job = results.get(path.resolve()) if is_there(path) else None
-    return job is None or job.source == entry.source
+def _check_paths(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[Entry]:
+    """Drop results of this run from its scenes, and refuse files that would be written twice or replaced."""
+    results = {
+        path.resolve(): entry.source
+        for entry in entries
+        if entry.outputs is not None
+        for path in entry.outputs.paths
+    }
 
+    def is_scene(entry: Entry) -> bool:
+        path = Path(entry.source)
+        made_of = results.get(path.resolve()) if os.path.exists(path) else None  # noqa: PTH110 (as above)
+        return made_of is None or made_of == entry.source
 
-def _check_names(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
-    counts: Counter[Path] = Counter()
-    for entry in entries:
-        if entry.job is not None:
-            counts.update(set(entry.job.outputs.paths))
+    kept = [entry for entry in entries if is_scene(entry)]
+    named = [(entry, outputs) for entry in kept if (outputs := entry.outputs) is not None]
+    counts = Counter(path for _, outputs in named for path in set(outputs.paths))
     twice = sorted(path for path, count in counts.items() if count > 1)
     if twice:
-        sources = [e.name for e in entries if e.job is not None and twice[0] in e.job.outputs.paths]
-        named = next(e.job.outputs.name(twice[0]) for e in entries if e.job is not None)
+        sources = [entry.name for entry, outputs in named if twice[0] in outputs.paths]
         raise SettingsError(
-            f"{named} would be written twice, of {' and '.join(sources[:2])}: give a --name that tells "
-            f"scenes apart, such as {{id}}_{{date}}, instead of {recipe.name!r}"
+            f"{named[0][1].display_name(twice[0])} would be written twice, of {' and '.join(sources[:2])}: "
+            "give a --name that distinguishes scenes, such as {id}_{date}, instead of "
+            f"{recipe.name!r}"
         )
-
-
-def _check_report(entries: Sequence[Entry], recipe: TranslateRecipe) -> None:
-    if recipe.report is None:
-        return
-    report = Path(recipe.report)
-    jobs = [entry.job for entry in entries if entry.job is not None]
-    outputs = {path.resolve() for job in jobs for path in job.outputs.paths}
-    if report.resolve() in outputs | {(Path(recipe.out) / COLLECTION).resolve()}:
-        raise SettingsError(
-            f"--report {report}: another output goes there (a STAC item, say): choose another name"
-        )
-    if report.resolve() in {path.resolve() for job in jobs for path in job.inputs}:
-        raise SettingsError(f"--report {report} is the scene itself: give the report another name")
-    if recipe.region.aoi is not None and report.resolve() == Path(recipe.region.aoi).resolve():
-        raise SettingsError(f"--report {report} is the file of --aoi: give the report another name")
-    if report.is_dir():
-        raise OutputError(f"--report {report}: is a folder: name a file, such as {report / 'report.json'}")
-    if not report.parent.is_dir():
-        raise OutputError(f"--report {report}: there is no folder {report.parent}")
+    if recipe.report is not None:
+        report = Path(recipe.report)
+        written = {path.resolve() for _, outputs in named for path in outputs.paths}
+        if report.resolve() in written | {(Path(recipe.out) / COLLECTION).resolve()}:
+            raise SettingsError(
+                f"--report {report}: another output goes there (a STAC item, say): choose another name"
+            )
+        if report.resolve() in {path.resolve() for entry, _ in named for path in entry.inputs}:
+            raise SettingsError(f"--report {report} is the scene itself: give the report another name")
+        if recipe.region.aoi is not None and report.resolve() == Path(recipe.region.aoi).resolve():
+            raise SettingsError(f"--report {report} is the file of --aoi: give the report another name")
+        if report.is_dir():
+            raise OutputError(
+                f"--report {report}: is a folder: name a file, such as {report / 'report.json'}"
+            )
+        if not report.parent.is_dir():
+            raise OutputError(f"--report {report}: there is no folder {report.parent}")
+    return kept
 
 
 FIELDS = ("id", "stem", "date", "time", "platform", "orbit", "polarisations")
-"""What a template may hold.
+"""Fields of a template.
 
 ``id`` is a STAC item's id, else the ``stem``, which is the name of the scene's file without its suffix;
 ``date`` and ``time`` are those of the acquisition, as in 20240506 and 070809, in UTC.
@@ -326,13 +367,7 @@ _NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f]+")
 
 
 def check_template(template: str) -> None:
-    """Refuse what is no template of a file's name.
-
-    Raises
-    ------
-    SettingsError
-        For fields that are not in `FIELDS`, and for folders.
-    """
+    """Refuse a template with fields that are not in `FIELDS`, or that names folders or hidden files."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
@@ -345,28 +380,16 @@ def check_template(template: str) -> None:
         raise SettingsError(f"name {template!r}: must name files in --out, not folders or hidden files")
 
 
-def facts_of(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the values of the fields for a scene.
-
-    Parameters
-    ----------
-    source : str
-        As `sar2eo.open_scene` takes it.
-    attrs : mapping
-        Of the opened scene.
-    """
-    parsed = parse_source(source)
-    first = parsed if isinstance(parsed, str) else next(iter(parsed.values()))
+def read_name_fields(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the values of `FIELDS` for a scene, from its source and the attributes of the opened scene."""
+    first = _split_source(source)[0]
     named = display_name(first)
     file, _, item = named.partition("#") if is_stac(first) else (named, "", "")
-    if file.endswith("/manifest.safe"):
-        file = file.removesuffix("/manifest.safe")  # of the product that it lies in
+    file = file.removesuffix("/manifest.safe")  # of the product that it lies in
     stem = file.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]
-    name = item or (read_item(source).id if is_stac(source) else stem)
-    when = str(attrs.get("datetime") or "")
-    digits = re.sub(r"[-:]", "", when)
+    digits = re.sub(r"[-:]", "", str(attrs.get("datetime") or ""))
     return {
-        "id": name,
+        "id": item or (read_item(source).id if is_stac(source) else stem),
         "stem": stem,
         "date": digits[:8] or None,
         "time": digits[9:15] or None,
@@ -376,142 +399,131 @@ def facts_of(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-def fill(template: str, facts: Mapping[str, str | None]) -> str:
-    """Fill a template that `check_template` let pass; what no file's name should hold becomes ``_``.
-
-    Raises
-    ------
-    SceneError
-        If the scene does not tell what the template asks for.
-    """
-    asked = {name for _, name, _, _ in Formatter().parse(template) if name}
-    missing = sorted(name for name in asked if not facts[name])
+def fill_template(template: str, fields: Mapping[str, str | None]) -> str:
+    """Fill a checked template; characters that file names must not have become ``_``."""
+    used = {name for _, name, _, _ in Formatter().parse(template) if name}
+    missing = sorted(name for name in used if not fields[name])
     if missing:
         raise SceneError(f"the scene does not say its {', '.join(missing)}, which name {template!r} asks for")
-    return template.format_map({name: _NOT_IN_NAMES.sub("_", str(facts[name])) for name in asked})
+    return template.format_map({name: _NOT_IN_NAMES.sub("_", str(fields[name])) for name in used})
 
 
-_WINDOWS_SAMPLED = 256
-# Of an activation-heavy model, beyond its weights, for each window of a batch; measured with SD 2.1 at 512.
-_BYTES_PER_WINDOW = 1.5e9
+def find_shared_paths(entries: Sequence[Entry], recipe: TranslateRecipe, spec: ModelSpec) -> list[Path]:
+    """Return the local folders that every worker of a cluster must see; of a single scene also its files."""
+    pending = [entry for entry in entries if entry.status == "pending" and entry.outputs is not None]
+    model = [] if spec.path in (IDENTITY, BUNDLED) else [Path(spec.path).absolute()]
+    folders = [entry.outputs.home for entry in pending if entry.outputs is not None]
+    scenes = [path.absolute() for entry in pending for path in entry.inputs]
+    if len(pending) > 1:  # each path takes a moment
+        scenes = [path.parent for path in scenes]
+    space = [] if recipe.tmp is None else [Path(recipe.tmp).absolute()]
+    return list(dict.fromkeys([*model, *folders, *scenes, *space]))
 
 
-def estimate(job: Job, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, Any]:
-    """Describe one job of a plan without doing it.
+def estimate_disk(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[tuple[Path, int]]:
+    """Return folders and the bytes that a run needs there, for `sar2eo.results.cog.check_space`.
 
-    Returns
-    -------
-    dict
-        Nested, for printing: scene, scaling, windows, model, memory and disk, seconds.
-
-    Raises
-    ------
-    Sar2eoError
-        All that the run itself would raise before work starts.
+    These are all results that stay on the disks, and the unfinished work of the two largest scenes: while
+    one is assembled, the next is computed.
     """
-    scene, _ = opened(job.source, recipe)
-    dataset = prepare(job.source, recipe, spec)
+    tmp = None if recipe.tmp is None else Path(recipe.tmp)
+    results: list[tuple[Path, int]] = []
+    work: list[tuple[int, Path]] = []
+    for entry in entries:
+        if entry.status == "pending" and (outputs := entry.outputs) is not None and entry.grid is not None:
+            _, size = estimate_bytes(entry.grid, outputs.rasters, recipe.compress)
+            place, total = outputs.estimate_disk(entry.grid, recipe.compress, tmp)[0]
+            away = outputs.destination is not None or place.stat().st_dev != outputs.home.stat().st_dev
+            work.append((total if away else max(0, total - size), place))
+            if outputs.destination is None:
+                results.append((outputs.home, size))
+    return results + [(place, size) for size, place in sorted(work, reverse=True)[:2]]
+
+
+_TILES_SAMPLED = 256
+# Of an activation-heavy model, beyond its weights, for each tile of a batch; measured with SD 2.1 at 512.
+_BYTES_PER_TILE = 1.5e9
+
+
+def estimate(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, Any]:
+    """Estimate the work on a single pending scene: scaling, tiles, memory, disk, seconds; for printing."""
+    region = entry.region or open_region(entry.source, recipe, spec)
+    dataset = translate_region(region, recipe, spec)
     attrs = decode_attributes(dataset)
-    grid = attrs["grid"]
     lattice = Lattice(tuple(attrs["scene_shape"]), attrs["tile"], attrs["overlap"], spec.factor)
-    windows = count_windows(dataset["eo"].data)
-    translated = round(windows * (1 - _empty_share(scene, lattice, Window(*attrs["region"]))))
+    tiles = count_tiles(dataset["eo"].data)
+    empty = _estimate_empty_share(region.scene, lattice, Window(*attrs["region"]))
+    translated = round(tiles * (1 - empty))
     divisors = [float(d) for d in dataset["amplitude_divisor"].values]
-    disk = needed_bytes(grid, job.outputs.rasters, recipe.compress)
+    rasters = () if entry.outputs is None else entry.outputs.rasters
+    disk = sum(estimate_bytes(attrs["grid"], rasters, recipe.compress))
     return {
-        "scene": describe_scene(scene),
-        "output": {"file": job.outputs.name(job.outputs.eo), "crs": grid.crs, "shape": list(grid.shape)},
+        "scene": describe_scene(region.scene),
+        "output": {"file": entry.output, "crs": attrs["grid"].crs, "shape": list(attrs["grid"].shape)},
         "scaling": dict(zip(attrs["polarisations"], divisors, strict=True)),
-        "windows": {"total": windows, "without data, estimated": windows - translated},
-        "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},
-        "takes": {
-            **_memory(spec),
-            "disk, GB": round(disk / 1e9, 2),
-            "seconds, estimated": round(_seconds(spec, attrs["tile"], translated), 1),
-        },
+        "tiles": {"total": tiles, "without data, estimated": tiles - translated},
+        **_estimate_costs(spec, disk, "seconds, estimated", attrs["tile"], translated),
     }
 
 
 def estimate_archive(entries: Sequence[Entry], recipe: TranslateRecipe, spec: ModelSpec) -> dict[str, Any]:
-    """Describe a plan without doing it; of windows without data nothing is known, so all are counted.
-
-    Parameters
-    ----------
-    entries : sequence of Entry
-        As `sar2eo.translation.plan.plan` returns them.
-    recipe : TranslateRecipe
-    spec : ModelSpec
-
-    Returns
-    -------
-    dict
-        Nested, for printing: scenes by status, outputs, windows, model, memory and disk, seconds.
-    """
+    """Estimate the work of a plan; all tiles are counted, also those without data; for printing."""
     settings = recipe.settings
     pending = [entry for entry in entries if entry.status == "pending"]
-    sizes = [entry.grid.shape for entry in pending if entry.grid is not None]
-    windows = sum(len(Lattice(size, settings.tile, settings.overlap, spec.factor)) for size in sizes)
-    disk = sum(size for _, size in needs(entries, recipe))
+    shapes = [entry.grid.shape for entry in pending if entry.grid is not None]
+    tiles = sum(len(Lattice(shape, settings.tile, settings.overlap, spec.factor)) for shape in shapes)
+    disk = sum(size for _, size in estimate_disk(entries, recipe))
+    statuses = ("pending", "skipped", "failed")
     return {
-        "scenes": {
-            status: sum(entry.status == status for entry in entries)
-            for status in ("pending", "skipped", "failed")
-        },
-        "outputs": {
-            entry.name: entry.reason if entry.job is None else entry.job.outputs.name(entry.job.outputs.eo)
-            for entry in entries
-        },
+        "scenes": {status: sum(entry.status == status for entry in entries) for status in statuses},
+        "outputs": {entry.name: entry.output or entry.reason for entry in entries},
         "failing": {entry.name: entry.reason for entry in entries if entry.status == "failed"},
         "megapixels": round(sum(entry.megapixels for entry in pending), 1),
-        "windows": windows,
+        "tiles": tiles,
+        **_estimate_costs(spec, disk, "seconds at most, estimated", settings.tile, tiles),
+    }
+
+
+def _estimate_costs(spec: ModelSpec, disk: int, seconds: str, tile: int, tiles: int) -> dict[str, Any]:
+    model = 0.0
+    if spec.card is not None:
+        model = spec.parameters * (4 if spec.dtype == "float32" else 2) + _BYTES_PER_TILE * spec.batch
+    return {
         "model": {"path": spec.path, "parameters": spec.parameters, **spec.fingerprint()},
         "takes": {
-            **_memory(spec),
+            "memory, GB": round((model + 0.5e9) / 1e9, 1),
+            "memory available, GB": round(psutil.virtual_memory().available / 1e9, 1),
             "disk, GB": round(disk / 1e9, 2),
-            "seconds at most, estimated": round(_seconds(spec, settings.tile, windows), 1),
+            seconds: round(_estimate_seconds(spec, tile, tiles), 1),
         },
     }
 
 
-def _memory(spec: ModelSpec) -> dict[str, float]:
-    return {
-        "memory, GB": round((_model_bytes(spec) + 0.5e9) / 1e9, 1),
-        "memory available, GB": round(psutil.virtual_memory().available / 1e9, 1),
-    }
-
-
-def _empty_share(part: Any, lattice: Lattice, region: Window) -> float:
-    """Share of the windows over a region that hold no valid pixel of it, from a seeded sample of them."""
+def _estimate_empty_share(scene: Any, lattice: Lattice, region: Window) -> float:
+    """Return the share of the tiles over a region without a valid pixel of it, from a seeded sample."""
     draw = np.random.Generator(np.random.Philox(2025))
-    picked = draw.permutation(lattice.touching(region))[:_WINDOWS_SAMPLED]
+    picked = draw.permutation(lattice.touching(region))[:_TILES_SAMPLED]
     empty = 0
     for index in picked:
         common = lattice[int(index)].intersection(region)
         assert common is not None  # noqa: S101  (they touch)
         rows, cols = common.shifted(-region.row, -region.col).slices
-        empty += not bool(np.isfinite(part.isel(y=rows, x=cols).values).all(axis=0).any())
+        empty += not bool(np.isfinite(scene.isel(y=rows, x=cols).values).all(axis=0).any())
     return empty / len(picked)
 
 
-def _model_bytes(spec: ModelSpec) -> float:
-    if spec.card is None:
-        return 0.0
-    per_parameter = 4 if spec.dtype == "float32" else 2
-    return spec.parameters * per_parameter + _BYTES_PER_WINDOW * spec.batch
-
-
-def _seconds(spec: ModelSpec, tile: int, windows: int) -> float:
-    """Seconds inside the model: a batch of one step is timed, and of three."""
+def _estimate_seconds(spec: ModelSpec, tile: int, tiles: int) -> float:
+    """Return the seconds inside the model, from the times of batches of one step and of three."""
     sar = np.zeros((spec.batch, 3, tile, tile), np.float32)
     origins = [(0, tile * k) for k in range(spec.batch)]
-    translator = spec.load()
+    translator = load_translator(spec)
 
-    def timed(steps: int) -> float:
+    def measure(steps: int) -> float:
         start = time.perf_counter()
         translator.with_steps(steps).translate(sar, origins)
         return time.perf_counter() - start
 
-    timed(1)
-    short, long = (min(timed(steps), timed(steps)) for steps in (1, 3))
+    measure(1)
+    short, long = (min(measure(steps), measure(steps)) for steps in (1, 3))
     batch = (short + max(long - short, 0) / 2 * max(spec.steps - 1, 0)) * spec.samples
-    return batch * -(-windows // spec.batch)
+    return batch * -(-tiles // spec.batch)

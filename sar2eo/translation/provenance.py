@@ -1,10 +1,11 @@
-"""What is said of a result: tags, the report, and the fingerprints by which the next run knows it."""
+"""Provenance of a result: tags, the report, and the fingerprints by which a later run recognises it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,25 @@ import xarray as xr
 from dask.base import tokenize
 
 from sar2eo._version import __version__
+from sar2eo.errors import SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import find_reader
-from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import TranslateRecipe
-from sar2eo.translation.dataset import SYNTHETIC
+from sar2eo.settings.translation import SCALED_AS
+from sar2eo.translation.dataset import SAMPLING, SYNTHETIC
 
-__all__ = ["FINGERPRINT", "report_of", "result_fingerprint", "tags_of", "work_fingerprint"]
+__all__ = [
+    "FINGERPRINT",
+    "build_report",
+    "fingerprint_result",
+    "fingerprint_work",
+    "format_tags",
+    "read_scaling",
+]
 
 FINGERPRINT = "fingerprint"
-"""The tag of a COG that holds `result_fingerprint`, as JSON."""
+"""The tag of a COG that holds `fingerprint_result`, as JSON."""
 
 # Where and how fast a model ran: results of two machines belong to one archive.
 _FREE = ("device", "batch", "compile", "threads", "torch", "diffusers")
@@ -31,26 +40,13 @@ _FREE = ("device", "batch", "compile", "threads", "torch", "diffusers")
 Divisors = npt.NDArray[np.float32] | None
 
 
-def result_fingerprint(
+def fingerprint_result(
     scene: xr.DataArray, area: Any, recipe: TranslateRecipe, spec: ModelSpec
 ) -> dict[str, Any]:
-    """Return what tells a finished result from one of other settings or input.
+    """Return what distinguishes a finished result from those of other settings or input, as JSON values.
 
-    Parameters
-    ----------
-    scene : DataArray
-        The part of a scene that is translated, as `open_scene` and `cut` return it.
-    area : shapely geometry or None
-        That is not masked.
-    recipe : TranslateRecipe
-        Tile, overlap, scaling and compression.
-    spec : ModelSpec
-        The model and how to sample; neither the machine nor versions of libraries count.
-
-    Returns
-    -------
-    dict
-        JSON values.
+    `scene` is the opened slice, `area` the shapely geometry outside of which pixels are masked, or None. Of
+    the model, neither the machine nor versions of libraries count.
     """
     read = find_reader(scene)
     assert read is not None  # noqa: S101  (of a scene just opened)
@@ -65,105 +61,75 @@ def result_fingerprint(
     }
 
 
-def work_fingerprint(dataset: xr.Dataset, grid: Grid, divisors: Divisors) -> dict[str, Any]:
-    """Return what every pixel depends on: readable settings first, then the graph's own names."""
-    told = (
-        "software",
-        "input",
-        "model",
-        "model_sha256",
-        "quantity",
-        "polarisations",
-        "tile",
-        "overlap",
-        "fingerprint",
-        "region",
-    )
-    attrs = decode_attributes(dataset)
-    names = {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()}
+def fingerprint_work(
+    dataset: xr.Dataset, attrs: Mapping[str, Any], grid: Grid, divisors: Divisors
+) -> dict[str, Any]:
+    """Return everything that pixels depend on: readable settings first, then the graph's own names."""
+    readable = ["software", "input", "model", "model_sha256", "quantity", "polarisations"]
+    readable += ["tile", "overlap", "fingerprint", "region"]
     return {
-        **{name: attrs[name] for name in told if name in attrs},
+        **{name: attrs[name] for name in readable if name in attrs},
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
         "scaling": None if divisors is None else [float(d) for d in divisors],
-        "graph": names,
+        "graph": {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()},
     }
 
 
-def tags_of(dataset: xr.Dataset, divisors: Divisors) -> dict[str, str]:
-    """Provenance for the files' metadata."""
-    attrs = decode_attributes(dataset)
-    told = (
-        "source",
-        "model",
-        "model_sha256",
-        "polarisations",
-        "quantity",
-        "geolocation",
-    )
-    sampling = attrs.get("settings", {})
-    software = attrs.get("software", f"sar2eo {__version__}")
+def format_tags(attrs: Mapping[str, Any], divisors: Divisors) -> dict[str, str]:
+    """Return the provenance in the attributes of a translated Dataset as tags for its files."""
+    software, when = attrs.get("software", f"sar2eo {__version__}"), attrs.get("datetime")
+    kept = ("source", "model", "model_sha256", "polarisations", "quantity", "geolocation")
     values = {
         "software": software,
         "synthetic": SYNTHETIC,  # also where a Dataset was made anew, and has no attributes
-        **{name: attrs.get(name) for name in told},
-        **{
-            name: sampling.get(name)
-            for name in ("steps", "sampler", "spacing", "temperature", "seed", "samples")
-        },
+        **{name: attrs.get(name) for name in kept},
+        **{name: attrs.get("settings", {}).get(name) for name in SAMPLING},
         "card": attrs.get("card"),
         "amplitude_divisor": None if divisors is None else [f"{d:.9g}" for d in divisors],
-        "TIFFTAG_DATETIME": _tiff_time(attrs.get("datetime")),
+        "TIFFTAG_DATETIME": (
+            None if when is None else datetime.fromisoformat(when).strftime("%Y:%m:%d %H:%M:%S")
+        ),
         "TIFFTAG_SOFTWARE": software,
     }
-    return {name: _tag_text(value) for name, value in values.items() if value is not None}
+    texts = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        for name, value in texts.items()
+        if value is not None
+    }
 
 
-def _tag_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _tiff_time(iso: str | None) -> str | None:
-    return None if iso is None else datetime.fromisoformat(iso).strftime("%Y:%m:%d %H:%M:%S")
-
-
-def report_of(
-    dataset: xr.Dataset,
+def build_report(
+    attrs: Mapping[str, Any],
     grid: Grid,
-    windows: int,
+    tiles: int,
     divisors: Divisors,
     work: Mapping[str, float],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return what was done, as JSON values.
+    """Return the report of a written result, as JSON values.
 
     Parameters
     ----------
-    dataset : Dataset
-        That was written.
+    attrs : mapping
+        Attributes of the written Dataset.
     grid : Grid
-        Of it.
-    windows : int
-        That it has.
-    divisors : ndarray of float32 or None
+    tiles : int
+        Tiles of the whole result.
+    divisors : ndarray of float32, shape (polarisation,), or None
         Amplitude that became 1.
     work : mapping
         Counters of all processes.
     seconds : mapping
-        By phase.
+        Seconds by phase.
     """
-    attrs = decode_attributes(dataset)
-    counted = {name: int(work.get(f"windows_{name}", 0)) for name in ("translated", "skipped")}
+    counted = {name: int(work.get(f"tiles_{name}", 0)) for name in ("translated", "skipped")}
     kinds = ("load", "read", "model", "blend", "journal")
-    sampling = dict(attrs.get("settings", {}))
     return {
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
-        "windows": {"total": windows, **counted, "resumed": max(0, windows - sum(counted.values()))},
+        "tiles": {"total": tiles, **counted, "resumed": max(0, tiles - sum(counted.values()))},
         "scaling": {
-            "quantity": attrs.get("quantity"),
-            "calibration": attrs.get("calibration"),
-            "polarisations": attrs.get("polarisations"),
+            **{name: attrs.get(name) for name in ("quantity", "calibration", "polarisations")},
             "p99": None if divisors is None else [float(d) for d in divisors],
         },
         "model": {
@@ -171,8 +137,36 @@ def report_of(
             "sha256": attrs.get("model_sha256"),
             "parameters": attrs.get("model_parameters"),
         },
-        "settings": {"tile": attrs.get("tile"), "overlap": attrs.get("overlap"), **sampling},
+        "settings": {**{name: attrs.get(name) for name in ("tile", "overlap")}, **attrs.get("settings", {})},
         "seconds": {**seconds, **{name: work.get(f"{name}_seconds", 0.0) for name in kinds}},
         "megapixels": grid.shape[0] * grid.shape[1] / 1e6,
         "peak_rss_bytes": int(work["peak_rss_bytes"]),
     }
+
+
+def read_scaling(text: str) -> tuple[float, ...] | dict[str, float | str]:
+    """Read ``--scaling-from``: a number, numbers with commas, or the report of another run.
+
+    Raises
+    ------
+    SettingsError
+        For other text, or the report of many scenes.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        pass
+    try:
+        report = json.loads(Path(text).read_text(encoding="utf-8"))
+        if "scenes" not in report:
+            scaling = report["scaling"]
+            values = zip(scaling["polarisations"], map(float, scaling["p99"]), strict=True)
+            return dict(values) | {name: str(scaling[name]) for name in SCALED_AS if scaling.get(name)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"
+        ) from error
+    raise SettingsError(
+        f"--scaling-from {text}: a report of many scenes or of none, without a scaling; give that of one, "
+        "or values, as in --scaling-from 255"
+    )

@@ -1,14 +1,15 @@
-"""Parts of scenes: bounds, windows and areas of interest.
+"""Regions of scenes: bounding boxes, pixel windows and areas of interest.
 
-A part is cut out of the scene before translating (the slice keeps its place in the whole); polygons
-further mask the result, and blocks that lie outside of them are never computed.
+A region is cut out of the scene before translating; the slice keeps its place in the whole. The polygons of
+an area of interest further mask the result, and blocks outside of them are never computed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -20,34 +21,60 @@ from dask.highlevelgraph import HighLevelGraph
 from sar2eo.errors import SettingsError
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
+from sar2eo.model.spec import ModelSpec
+from sar2eo.scenes import open_scene
+from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.sources import read_vectors
-from sar2eo.settings import RegionSettings
+from sar2eo.settings import RegionSettings, TranslateRecipe
+from sar2eo.translation.dataset import translate
+from sar2eo.translation.provenance import fingerprint_result
 
-__all__ = ["clip_to", "cut", "read_area"]
+__all__ = ["Region", "clip_to", "cut_region", "open_region", "read_area", "translate_region"]
 
-_PARTS = 1000  # of the longest side of a grid: of these lengths, an area's edges are brought to another CRS
-_LOOKED_AT = 1 << 24  # pixels around an area that may lie between their centres
-_LOOKS = 33  # along either axis of a grid
+# Blocks of the journal: wide, so that there are few tasks, but not so wide that memory follows the scene.
+_BLOCK = (512, 2048)
+
+_PARTS = 1000  # segments along the longest side of a grid: an area's edges are densified before reprojection
+_SMALL_AREA = 1 << 24  # pixels: smaller areas may lie between pixel centres
+_GRID_SAMPLES = 33  # along either axis of a grid
 _POLE = 90 + 1e-6
-_MARGIN = 0.25  # around a grid, of its own sides
+_MARGIN = 0.25  # around a grid, as a fraction of its sides
 
 
-def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
-    """Cut a region out of a whole scene.
+class Region(NamedTuple):
+    """The part of a scene that a recipe translates, opened but not read.
 
-    Parameters
-    ----------
-    scene : DataArray, dims (band, y, x)
-        A whole scene.
-    grid : Grid
-        Its grid.
-    region : RegionSettings
-        What to cut.
+    `scene` is the DataArray, `area` the area of interest in the scene's CRS (or None), `fingerprint` what
+    distinguishes its result from others (`sar2eo.translation.provenance.fingerprint_result`).
+    """
+
+    scene: xr.DataArray
+    area: Any
+    fingerprint: dict[str, Any]
+
+
+def open_region(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> Region:
+    """Open a scene and cut out the region of a recipe; no pixels are read."""
+    whole = open_scene(source, **dataclasses.asdict(recipe.scene))
+    scene, area = cut_region(whole, decode_attributes(whole)["scene_grid"], recipe.region)
+    return Region(scene, area, fingerprint_result(scene, area, recipe, spec))
+
+
+def translate_region(region: Region, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:
+    """Translate a region lazily, and mask the result outside of the area of interest."""
+    dataset = translate(region.scene, spec, settings=recipe.settings, block=_BLOCK)
+    return (
+        dataset if region.area is None else clip_to(dataset, region.area, decode_attributes(dataset)["grid"])
+    )
+
+
+def cut_region(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.DataArray, Any]:
+    """Cut a region out of a whole scene with dims (band, y, x).
 
     Returns
     -------
     tuple
-        The slice, and the area of interest in the CRS of the grid, or None.
+        The slice, and the area of interest (a shapely geometry in the CRS of the grid) or None.
 
     Raises
     ------
@@ -61,11 +88,11 @@ def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.Dat
         import shapely
 
         inside = shapely.intersection(read_area(Path(region.aoi), grid), shapely.box(*grid.bounds))
-        area = _polygons([inside])
+        area = _join_polygons([inside])
         if not area.area:
             raise SettingsError(f"--aoi {region.aoi}: none of its polygons touches the scene")
         window = grid.window_of(area.bounds)
-        if window.height * window.width <= _LOOKED_AT and _outside(area, grid.crop(window)).all():
+        if window.height * window.width <= _SMALL_AREA and _mask_outside(area, grid.crop(window)).all():
             raise SettingsError(
                 f"--aoi {region.aoi}: no pixel has its centre in the polygons, which are smaller "
                 "than pixels or thinner"
@@ -94,13 +121,7 @@ def cut(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple[xr.Dat
 
 
 def read_area(path: Path, grid: Grid) -> Any:
-    """Read the polygons of a file as one shapely geometry in the CRS of a grid.
-
-    Raises
-    ------
-    SettingsError
-        If the file cannot be read, or holds no polygon.
-    """
+    """Read the polygons of a file as one shapely geometry in the CRS of a grid."""
     import shapely
     from pyproj import Transformer
 
@@ -111,12 +132,12 @@ def read_area(path: Path, grid: Grid) -> Any:
     members = shapely.get_parts(shapely.get_parts(table.geometry.dropna()))  # of collections, too
     parts = [p for p in members if p.geom_type in ("Polygon", "MultiPolygon") and not p.is_empty]
     if not parts:
-        raise SettingsError(f"--aoi {path}: holds no polygon")
-    area = _polygons([shapely.make_valid(part) for part in parts])
+        raise SettingsError(f"--aoi {path}: has no polygon")
+    area = _join_polygons([shapely.make_valid(part) for part in parts])
     _, south, _, north = area.bounds
     nowhere = table.crs.is_geographic and not -_POLE <= south <= north <= _POLE
     if table.crs != grid.pyproj_crs:
-        area = area if nowhere else _around(area, table.crs, grid)
+        area = area if nowhere else _crop_around(area, table.crs, grid)
         to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
         area = shapely.transform(area, lambda xy: np.column_stack(to_grid.transform(xy[:, 0], xy[:, 1])))
     if nowhere or not np.isfinite(shapely.get_coordinates(area)).all():
@@ -124,38 +145,38 @@ def read_area(path: Path, grid: Grid) -> Any:
             f"--aoi {path}: has no place in {grid.crs}; its CRS is {table.crs.to_string()} (GeoJSON is in "
             "degrees, longitude before latitude)"
         )
-    area = _polygons([shapely.make_valid(area)])
-    return _turned(area, shapely.box(*grid.bounds)) if grid.pyproj_crs.is_geographic else area
+    area = _join_polygons([shapely.make_valid(area)])
+    return _wrap_longitudes(area, shapely.box(*grid.bounds)) if grid.pyproj_crs.is_geographic else area
 
 
-def _polygons(geometries: Sequence[Any]) -> Any:
-    """Return the union of what has an area: where polygons only touch, lines are left."""
+def _join_polygons(geometries: Sequence[Any]) -> Any:
+    """Return the union of all parts with an area: intersections of polygons that only touch are lines."""
     import shapely
 
     parts = shapely.get_parts(shapely.get_parts(geometries))
     return shapely.union_all(parts[shapely.area(parts) > 0])
 
 
-def _turned(area: Any, frame: Any) -> Any:
-    """Return what of an area in degrees lies in a frame, its longitudes moved by whole turns."""
+def _wrap_longitudes(area: Any, frame: Any) -> Any:
+    """Return the part of an area in degrees inside a frame, after shifts by whole turns of longitude."""
     import shapely
     from shapely.affinity import translate
 
     moved = [translate(area, xoff=360.0 * turn) for turn in (-1, 0, 1)]
-    return _polygons(shapely.intersection(moved, frame))
+    return _join_polygons(shapely.intersection(moved, frame))
 
 
-def _around(area: Any, crs: Any, grid: Grid) -> Any:
-    """Return what of an area lies around a grid, still in its own CRS: half a world folds when projected."""
+def _crop_around(area: Any, crs: Any, grid: Grid) -> Any:
+    """Return the part of an area around a grid, in the area's CRS: half a world folds when projected."""
     import shapely
     from pyproj import Transformer
 
     # Over all of the grid, not along its edge: a pole may be inside.
-    rows, cols = np.meshgrid(*(np.linspace(0, n, _LOOKS) for n in grid.shape), indexing="ij")
+    rows, cols = np.meshgrid(*(np.linspace(0, n, _GRID_SAMPLES) for n in grid.shape), indexing="ij")
     a, b, c, d, e, f = grid.transform
     to_area = Transformer.from_crs(grid.pyproj_crs, crs, always_xy=True)
     x, y = to_area.transform(a * cols + b * rows + c, d * cols + e * rows + f)
-    middle = x[_LOOKS // 2, _LOOKS // 2]
+    middle = x[_GRID_SAMPLES // 2, _GRID_SAMPLES // 2]
     if crs.is_geographic:
         x = middle + (x - middle + 180) % 360 - 180
     seen = np.isfinite(x) & np.isfinite(y)
@@ -166,27 +187,17 @@ def _around(area: Any, crs: Any, grid: Grid) -> Any:
     if crs.is_geographic:
         west, east = max(west, middle - 180 + width), min(east, middle + 180 - width)
     frame = shapely.box(west - width, south - height, east + width, north + height)
-    near = _turned(area, frame) if crs.is_geographic else _polygons([shapely.intersection(area, frame)])
-    # What is straight in one CRS is a curve in another.
+    inside = [shapely.intersection(area, frame)]
+    near = _wrap_longitudes(area, frame) if crs.is_geographic else _join_polygons(inside)
+    # A straight line in one CRS is a curve in another.
     return shapely.segmentize(near, max(east - west, north - south) / _PARTS)
 
 
 def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:
-    """Mask a translated Dataset outside of an area.
+    """Mask a translated Dataset outside of an area, lazily.
 
-    Parameters
-    ----------
-    dataset : Dataset
-        As `sar2eo.translate` returns it, on `grid`.
-    area : shapely geometry
-        In the CRS of the grid. A pixel is inside if its centre is.
-    grid : Grid
-        Of the Dataset.
-
-    Returns
-    -------
-    Dataset
-        The same variables; where outside, ``eo`` is 0, ``valid`` False and the others NaN.
+    A pixel is inside if its centre is. Outside ``eo`` is 0, ``valid`` False and the others NaN. `area` is a
+    shapely geometry in the CRS of `grid`, which is that of the Dataset.
     """
     fills = {"eo": 0, "valid": False, "confidence": np.nan, "spread": np.nan}
     clipped = {
@@ -211,7 +222,7 @@ def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
             at = (0,) * len(leading) + (i, j)
             place = grid.crop(Window(tops[i], lefts[j], height, width))
             if shapely.intersects(area, shapely.box(*place.bounds)):
-                layer[name, *at] = (_masked, (array.name, *at), area, place, fill)
+                layer[name, *at] = (_mask_block, (array.name, *at), area, place, fill)
             else:
                 layer[name, *at] = (np.full, [*leading, height, width], fill, str(array.dtype))
     below: Any = [array]
@@ -219,13 +230,12 @@ def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
     return da.Array(graph, name, array.chunks, dtype=array.dtype)
 
 
-def _masked(block: npt.NDArray[Any], area: Any, place: Grid, fill: Any) -> npt.NDArray[Any]:
-    masked: npt.NDArray[Any] = np.where(_outside(area, place), block.dtype.type(fill), block)
-    return masked
+def _mask_block(block: npt.NDArray[Any], area: Any, place: Grid, fill: Any) -> npt.NDArray[Any]:
+    return np.asarray(np.where(_mask_outside(area, place), block.dtype.type(fill), block))
 
 
-def _outside(area: Any, place: Grid) -> npt.NDArray[np.bool_]:
-    """Return which pixels of a grid have their centre outside of an area."""
+def _mask_outside(area: Any, place: Grid) -> npt.NDArray[np.bool_]:
+    """Return a mask of the pixels of a grid whose centre is outside of an area."""
     from rasterio.features import geometry_mask
 
     with ignore_missing_georeference():

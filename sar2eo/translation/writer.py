@@ -1,7 +1,7 @@
-"""From a lazy Dataset to files: compute into the journal, assemble, publish.
+"""Writing a lazy Dataset to files: blocks are computed into a journal, then assembled and published.
 
-What is computed goes block by block into the journal beside the output; the files appear whole, at the
-end, or not at all. The same call goes on where an interrupted one stopped.
+Each block goes into the journal beside the output as soon as it is computed. The files appear at the end,
+whole or not at all. The same call goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import dask.array as da
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
@@ -36,17 +35,17 @@ from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsErro
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import check_space
-from sar2eo.results.destination import check_tmp
-from sar2eo.results.files import Outputs
+from sar2eo.results.outputs import Outputs, check_tmp
 from sar2eo.scenes.identity import identify_file
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
-from sar2eo.translation.dataset import EO_BANDS, place_of
-from sar2eo.translation.graph import count_windows
-from sar2eo.translation.provenance import FINGERPRINT, report_of, tags_of, work_fingerprint
+from sar2eo.translation.dataset import EO_BANDS, count_tiles, find_place
+from sar2eo.translation.provenance import FINGERPRINT, build_report, fingerprint_work, format_tags
 
-__all__ = ["BlockStore", "WriteSettings", "Writing", "write_cog"]
+__all__ = ["ResultWriter", "check_dataset", "write_cog"]
+
+_LOSSES_AT_MOST = 3
 
 
 def write_cog(
@@ -63,30 +62,30 @@ def write_cog(
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compute a translated Dataset and write it as COGs, safely against crashes.
+    """Compute a translated Dataset and write it as COGs; an interrupted call can be repeated.
 
-    The work is done by Dask's scheduler in force: threads of this process, or a cluster whose client
-    is active (its workers must see the output's folder).
+    The work is done by Dask's current scheduler: threads of this process, or a cluster with an active client
+    (its workers must see the output's folder).
 
     Parameters
     ----------
     dataset : Dataset
-        As `sar2eo.translate` returns it, or edited since.
+        Returned by `sar2eo.translate`; it may have been edited since.
     path : str or Path
-        Of the EO image's COG, ending in .tif; as ``s3://bucket/key.tif`` it is uploaded when it is whole.
+        COG of the EO image, ending in .tif; an ``s3://bucket/key.tif`` is uploaded once it is whole.
     confidence, spread, quicklook : str or Path, optional
-        Further outputs: two COGs, and a PNG; in an object store beside the EO image.
+        Further outputs: two COGs and a PNG; in an object store beside the EO image.
     compress : {"deflate", "zstd", "jpeg", "webp"}
-        Of the EO image; the others take deflate where it is lossy.
+        Compression of the EO image; if it is lossy, the other COGs take deflate.
     overwrite : bool
-        Replace existing files; until the new ones are complete, the old ones stay.
+        Replace existing files. They stay until the new ones are complete.
     restart : bool
         Discard unfinished work instead of going on with it.
     tmp : str or Path, optional
-        Folder for unfinished work, which else lies beside the result (of one in an object store: in the
-        working directory); it may be on another file system.
+        Folder for unfinished work; it may be on another file system. By default the work lies beside the
+        result, or in the working directory for a result in an object store.
     force : bool
-        Begin although the disk may not hold the result.
+        Begin even if the disk may not hold the result.
     progress : callable, optional
         Called about once a second with counters (see `sar2eo.compute.counters`) and ``blocks_total``,
         ``blocks_resumed``.
@@ -94,214 +93,252 @@ def write_cog(
     Returns
     -------
     dict
-        The report: output, grid, windows, scaling, model, settings, seconds and peak memory, as JSON values.
+        The report: output, grid, tiles, scaling, model, settings, seconds and peak memory, as JSON values.
 
     Raises
     ------
     OutputError, JournalError
-        If an output exists, cannot be written, or unfinished work belongs to another run.
+        If an output exists or cannot be written, or unfinished work belongs to another run.
     """
+    if not isinstance(dataset, xr.Dataset):
+        raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
+    if compress not in get_args(Compression):
+        raise SettingsError(f"compress={compress!r}: must be one of {', '.join(get_args(Compression))}")
+    space = None if tmp is None else Path(tmp)
+    check_tmp(space)
     optional = {"confidence": confidence, "spread": spread, "quicklook": quicklook}
     further = {name: given for name, given in optional.items() if given is not None}
-    outputs = Outputs.of(path, further, None if tmp is None else Path(tmp))
-    settings = WriteSettings(
-        compress=compress,
-        overwrite=overwrite,
-        restart=restart,
-        tmp=None if tmp is None else Path(tmp),
-        force=force,
+    outputs = Outputs.from_paths(path, further, space)
+    check_dataset(dataset, outputs)
+    outputs.check(overwrite=overwrite, restart=restart)
+    Journal.check_free(outputs.journal)
+    if not force and not outputs.journal.exists():  # after an interruption `compute` knows what is left
+        check_space(outputs.estimate_disk(_find_grid(dataset), compress, space))
+    writer = ResultWriter(
+        dataset, outputs, compress=compress, overwrite=overwrite, restart=restart, tmp=space, force=force
     )
-    _check(dataset, outputs, settings)
-    if not force and not outputs.journal.exists():  # what is left of an unfinished run, `compute` knows
-        check_space(outputs.needs(_grid_of(dataset), compress, settings.tmp))
-    writing = Writing(dataset, outputs, settings)
     try:
-        writing.compute(progress)
-        return writing.finish()
+        writer.compute(progress)
+        return writer.publish()
     finally:
-        writing.release()
+        writer.release()
 
 
-@dataclass(frozen=True, kw_only=True)
-class WriteSettings:
-    """How results are written; see `write_cog`.
+class ResultWriter:
+    """Takes one result from its Dataset to its files: open a journal, compute, publish.
 
-    Parameters
-    ----------
-    compress, overwrite, restart, tmp, force
-        As of `write_cog`.
-    tags : mapping of str to str
-        Further tags of the files.
-    collection : str or None
-        Id of the STAC collection that the item belongs to.
-    """
-
-    compress: Compression = "deflate"
-    overwrite: bool = False
-    restart: bool = False
-    tmp: Path | None = None
-    force: bool = False
-    tags: Mapping[str, str] = field(default_factory=dict)
-    collection: str | None = None
-
-
-class Writing:
-    """One result on its way to its files: begun, then computed, then finished.
-
-    While one is computed, the next may be begun, and the one before finished, in threads of their own.
+    While one result is computed, the next may be opened and the one before published, each in its own thread.
 
     Parameters
     ----------
     dataset : Dataset
-        As `sar2eo.translate` returns it, or edited since.
+        Returned by `sar2eo.translate`, or edited since; checked by `check_dataset`.
     outputs : Outputs
-        Where it goes.
-    settings : WriteSettings
-        How.
+        Checked before, and here again under the journal's lock.
+    compress, overwrite, restart, tmp, force
+        As of `write_cog`.
+    tags : mapping of str to str
+        Further tags of the COGs.
+    collection : str, optional
+        Id of the STAC collection that the item belongs to.
     opened_in : float, optional (default: 0.0)
         Seconds that it took to open the scene, for the report.
-
-    Raises
-    ------
-    OutputError, JournalError, SettingsError
-        As of `write_cog`.
     """
 
     def __init__(
-        self, dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings, opened_in: float = 0.0
+        self,
+        dataset: xr.Dataset,
+        outputs: Outputs,
+        *,
+        compress: Compression = "deflate",
+        overwrite: bool = False,
+        restart: bool = False,
+        tmp: Path | None = None,
+        force: bool = False,
+        tags: Mapping[str, str] = MappingProxyType({}),
+        collection: str | None = None,
+        opened_in: float = 0.0,
     ) -> None:
-        _check(dataset, outputs, settings)
-        dataset = _in_order(dataset)
-        self._dataset, self._outputs, self._settings = dataset, outputs, settings
-        self._grid = _grid_of(dataset)
+        self.outputs, self.dataset = outputs, _normalise(dataset)
+        self._compress, self._force, self._tags, self._collection = compress, force, tags, collection
+        self._attrs, self._grid = decode_attributes(dataset), _find_grid(dataset)
         self._work: dict[str, float] = {}
         started = time.perf_counter()
-        self._divisors = _divisors(dataset)
+        sampled = "amplitude_divisor" in dataset
+        self._divisors = np.asarray(dataset["amplitude_divisor"].values) if sampled else None
         self._seconds = {"open": opened_in, "scaling": time.perf_counter() - started}
-        self._store = BlockStore(dataset, tuple(outputs.rasters))
+
+        eo = self.dataset["eo"].chunk(band=-1)
+        rows, cols = eo.data.chunks[1:]
+        self._arrays: dict[str, da.Array] = {"eo": eo.data}
+        for name in ("valid", *outputs.rasters):
+            if name != "eo" and name in dataset:
+                self._arrays[name] = self.dataset[name].chunk(y=rows, x=cols).data
+        tops, lefts = np.cumsum((0, *rows)).tolist(), np.cumsum((0, *cols)).tolist()
+        # Row and column number of the chunk of each block.
+        self._blocks = {
+            Window(tops[i], lefts[j], height, width): (i, j)
+            for i, height in enumerate(rows)
+            for j, width in enumerate(cols)
+        }
+
         if outputs.destination is not None:
-            outputs.destination.make()
+            outputs.destination.make_folder()
         self._journal = Journal.open(
             outputs.journal,
-            work_fingerprint(dataset, self._grid, self._divisors),
-            restart=settings.restart,
-            tmp=settings.tmp if outputs.destination is None else None,  # where its folder lies
-            result=settings.tags.get(FINGERPRINT),
+            fingerprint_work(self.dataset, self._attrs, self._grid, self._divisors),
+            restart=restart,
+            tmp=tmp if outputs.destination is None else None,  # where its folder lies
+            result=tags.get(FINGERPRINT),
         )
         try:
             # Again, now that nobody else writes here: another run may just have ended.
-            outputs.check(overwrite=settings.overwrite, restart=settings.restart)
+            outputs.check(overwrite=overwrite, restart=restart)
         except BaseException:
             self.release()
             raise
 
     def compute(self, progress: Progress | None = None) -> None:
-        """Compute what is not in the journal yet.
+        """Compute the blocks that are not in the journal yet.
+
+        If a worker is lost (a warning says so), blocks that are not in the journal are started again.
 
         Raises
         ------
         OutputError
-            If it cannot be written, or would not fit on the disk.
+            If blocks cannot be written, or would not fit on the disk.
+        ClusterError
+            If workers die time and again while no block is finished.
         """
-        store, settings = self._store, self._settings
         started = time.perf_counter()
         reset_telemetry()
-        done = store.finished(self._journal)
-        pending = [window for window in store.windows if window not in done]
-        if pending and not settings.force:
-            check_space(self._outputs.needs(self._grid, settings.compress))
+        done = self._finished_blocks()
+        pending = [block for block in self._blocks if block not in done]
+        if pending and not self._force:
+            check_space(self.outputs.estimate_disk(self._grid, self._compress))
         counts = {
-            "windows_total": _windows(self._dataset, store.keys(pending)),
-            "blocks_total": len(store.windows),
+            "tiles_total": self._count_tiles(pending),
+            "blocks_total": len(self._blocks),
             "blocks_resumed": len(done),
         }
+        losses = 0
         with report_progress(progress, counts):
-            store.run(self._journal, pending, self._divisors)
+            while pending:
+                try:
+                    self._run(pending)
+                    break
+                except WorkerLostError as error:
+                    left = sorted(set(pending) - self._finished_blocks())
+                    losses = losses + 1 if len(left) == len(pending) else 1
+                    if losses > _LOSSES_AT_MOST:
+                        raise ClusterError(
+                            f"workers died {losses} times without finishing a block (out of memory?), the "
+                            f"last was {error}: see their logs, then run the same command again to go on"
+                        ) from error
+                    warnings.warn(
+                        f"worker {error} was lost: the {len(left)} blocks that are not written yet are "
+                        "started again",
+                        Sar2eoWarning,
+                        stacklevel=3,
+                    )
+                    pending = left
         self._work = collect_telemetry()
         self._seconds["compute"] = time.perf_counter() - started
 
-    def finish(self) -> dict[str, Any]:
-        """Assemble the files from the journal and publish or upload them; returns the report.
-
-        Raises
-        ------
-        OutputError
-            If that cannot be done.
-        """
-        settings, attrs = self._settings, self._dataset.attrs
-        started = time.perf_counter()
-        self._outputs.finish(
+    def publish(self) -> dict[str, Any]:
+        """Assemble the files from the journal and publish or upload them; return the report."""
+        self._seconds |= self.outputs.publish(
             self._journal,
             self._grid,
-            self._store.windows,
-            tags_of(self._dataset, self._divisors) | dict(settings.tags),
-            attrs.get("datetime"),
-            settings.compress,
-            settings.collection,
+            list(self._blocks),
+            tags=format_tags(self._attrs, self._divisors) | dict(self._tags),
+            when=self._attrs.get("datetime"),
+            compress=self._compress,
+            collection=self._collection,
         )
-        self._seconds["assemble"] = time.perf_counter() - started
-        if self._outputs.destination is not None:
-            self._outputs.upload(self._journal)
-            self._seconds["upload"] = time.perf_counter() - started - self._seconds["assemble"]
         self._journal.remove()
         seconds = {"total": sum(self._seconds.values()), **self._seconds}
-        windows = _windows(self._dataset)
-        told = report_of(self._dataset, self._grid, windows, self._divisors, self._work, seconds)
-        return {"output": self._outputs.name(self._outputs.eo), **told}
+        tiles = self._count_tiles(list(self._blocks))
+        report = build_report(self._attrs, self._grid, tiles, self._divisors, self._work, seconds)
+        return {"output": self.outputs.display_name(self.outputs.eo), **report}
 
     def release(self) -> None:
-        """Let another run go on with what is unfinished, if anything is; doing so twice is harmless."""
+        """Unlock unfinished work, so that another run can go on with it; may be called twice."""
         if self._journal.begun:
             self._journal.release()
         else:
             self._journal.remove()
-        if self._outputs.destination is not None:
-            self._outputs.destination.leave()
+        if self.outputs.destination is not None:
+            self.outputs.destination.remove_folder()
+
+    def _finished_blocks(self) -> set[Window]:
+        """Return the blocks of which the journal holds every variable, whole."""
+        done = set(self._blocks)
+        for variable in self.outputs.rasters:
+            done &= self._journal.finished(variable, self._blocks)
+        return done
+
+    def _count_tiles(self, blocks: Sequence[Window]) -> int:
+        eo = self.dataset["eo"].data
+        name = self._arrays["eo"].name
+        keys = [(name, 0, *self._blocks[block]) for block in blocks]
+        return count_tiles(self._arrays["eo"], keys) if isinstance(eo, da.Array) else 0
+
+    def _run(self, pending: Sequence[Window]) -> None:
+        """Compute blocks of every variable, and write them to the journal."""
+        name = f"store-{uuid.uuid4().hex}"  # a cluster may still know a run that was given up
+        variables, writer = " ".join(self._arrays), self._journal.writer()
+        layer: dict[Any, Any] = {}
+        for block in pending:
+            i, j = self._blocks[block]
+            below = [(array.name, *(0,) * (array.ndim - 2), i, j) for array in self._arrays.values()]
+            layer[name, i, j] = (_store_block, writer, variables, *block, *below)
+        arrays: Any = list(self._arrays.values())
+        graph = HighLevelGraph.from_collections(name, layer, dependencies=arrays)
+        scaling = self.dataset["amplitude_divisor"].data if self._divisors is not None else None
+        if isinstance(scaling, da.Array) and scaling.name in graph.layers:
+            # Its values are known: it need not be sampled a second time.
+            known = MaterializedLayer({(scaling.name, 0): self._divisors})
+            graph = HighLevelGraph(
+                {**graph.layers, scaling.name: known}, {**graph.dependencies, scaling.name: set()}
+            )
+        client = active_client()
+        # Batches that may run ahead: enough to keep every thread busy.
+        lead = 16 if client is None else max(16, 3 * sum(client.nthreads().values()))
+        keys = list(layer)
+        compute_keys(
+            pace(graph, keys, lambda key: isinstance(key, tuple) and str(key[0]).startswith("batch-"), lead),
+            keys,
+            stop_on_loss=True,
+        )
 
 
-def _check(dataset: xr.Dataset, outputs: Outputs, settings: WriteSettings) -> None:
-    """Refuse what could not be written, without computing anything."""
-    if not isinstance(dataset, xr.Dataset):
-        raise SettingsError(f"{type(dataset).__name__} is not a Dataset of sar2eo.translate")
-    if settings.compress not in get_args(Compression):
-        allowed = ", ".join(get_args(Compression))
-        raise SettingsError(f"compress={settings.compress!r}: must be one of {allowed}")
-    check_tmp(settings.tmp)
-    _check_variables(dataset, outputs)
-    outputs.check(overwrite=settings.overwrite, restart=settings.restart)
-    _check_apart(dataset, outputs)
-    Journal.check_free(outputs.journal)
-
-
-def _check_apart(dataset: xr.Dataset, outputs: Outputs) -> None:
-    """Refuse to replace what the Dataset is yet to be computed from, however it is named or pointed to."""
-    read = json.dumps(decode_attributes(dataset).get("input"), default=str)
-    for path in outputs.paths:
-        name = outputs.name(path)
-        taken = path.is_file() and identify_file(str(path))["sha256"] in read
-        if taken or (outputs.destination is not None and json.dumps(name) in read):
-            raise OutputError(f"{name} is a file of the scene itself: give the result another name")
-
-
-def _check_variables(dataset: xr.Dataset, outputs: Outputs) -> None:
-    slips = {
+def check_dataset(dataset: xr.Dataset, outputs: Outputs) -> None:
+    """Refuse a Dataset without what the outputs need, or outputs that are files of its scene."""
+    hints = {
         "eo": "is this a Dataset of sar2eo.translate?",
         "confidence": "the model has no confidence channel",
         "spread": "it needs samples above 1",
     }
     for name in outputs.rasters:
         if name not in dataset:
-            raise SettingsError(f"the Dataset has no variable {name!r}: {slips[name]}")
+            raise SettingsError(f"the Dataset has no variable {name!r}: {hints[name]}")
     eo = dataset["eo"]
     if eo.dtype != np.uint8 or sorted(map(str, eo.dims)) != ["band", "x", "y"] or eo.sizes["band"] != 3:
         raise SettingsError(
             f"eo is {eo.dtype} {dict(eo.sizes)}: must be uint8 with 3 bands, y and x; after arithmetic, "
             "round and cast it back with .astype('uint8')"
         )
+    inputs = json.dumps(decode_attributes(dataset).get("input"), default=str)
+    for path in outputs.paths:
+        name = outputs.display_name(path)
+        taken = path.is_file() and identify_file(str(path))["sha256"] in inputs
+        if taken or (outputs.destination is not None and json.dumps(name) in inputs):
+            raise OutputError(f"{name} is a file of the scene itself: give the result another name")
 
 
-def _in_order(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a Dataset as it is written: red, green, blue (where so labelled) in one chunk; then y, x."""
+def _normalise(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a Dataset as it is written: bands red, green, blue (if so labelled) in one chunk, then y, x."""
     labels = [str(label) for label in dataset["band"].values]
     if labels != list(EO_BANDS) and sorted(labels) == sorted(EO_BANDS):
         dataset = dataset.sel(band=list(EO_BANDS))
@@ -311,132 +348,10 @@ def _in_order(dataset: xr.Dataset) -> xr.Dataset:
     return dataset if whole else dataset.assign(eo=dataset["eo"].chunk(band=-1))
 
 
-def _grid_of(dataset: xr.Dataset) -> Grid:
-    anchor = dataset.attrs.get("grid")
-    eo = dataset["eo"].transpose("band", "y", "x").assign_attrs(scene_grid=anchor)
-    whole, window = place_of(eo)
+def _find_grid(dataset: xr.Dataset) -> Grid:
+    eo = dataset["eo"].transpose("band", "y", "x").assign_attrs(scene_grid=dataset.attrs.get("grid"))
+    whole, window = find_place(eo)
     return whole.crop(window)
-
-
-def _divisors(dataset: xr.Dataset) -> npt.NDArray[np.float32] | None:
-    if "amplitude_divisor" not in dataset:
-        return None
-    return np.asarray(dataset["amplitude_divisor"].values)
-
-
-def _windows(dataset: xr.Dataset, keys: list[Any] | None = None) -> int:
-    eo = dataset["eo"].data
-    return count_windows(eo, keys) if isinstance(eo, da.Array) else 0
-
-
-_LOSSES_AT_MOST = 3
-
-
-class BlockStore:
-    """The last layer of the graph: each block of every variable, into the journal.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        With ``eo`` (band, y, x) uint8 and, where it has them, ``valid`` and the further `variables` (y, x).
-    variables : tuple of str
-        What is written, "eo" first.
-    """
-
-    def __init__(self, dataset: xr.Dataset, variables: tuple[str, ...]) -> None:
-        eo = dataset["eo"].chunk(band=-1)
-        rows, cols = eo.data.chunks[1:]
-        self.variables = variables
-        self.arrays: dict[str, da.Array] = {"eo": eo.data}
-        for name in ("valid", *variables[1:]):
-            if name in dataset:
-                self.arrays[name] = dataset[name].chunk(y=rows, x=cols).data
-        self.scaling = dataset["amplitude_divisor"].data if "amplitude_divisor" in dataset else None
-        tops, lefts = np.cumsum((0, *rows)).tolist(), np.cumsum((0, *cols)).tolist()
-        self._places = {
-            Window(tops[i], lefts[j], height, width): (i, j)
-            for i, height in enumerate(rows)
-            for j, width in enumerate(cols)
-        }
-
-    @property
-    def windows(self) -> list[Window]:
-        """All blocks, in the Dataset's own frame."""
-        return list(self._places)
-
-    def keys(self, windows: Sequence[Window]) -> list[Any]:
-        """Return the keys of the EO image's chunks under some blocks."""
-        return [(self.arrays["eo"].name, 0, *self._places[window]) for window in windows]
-
-    def finished(self, journal: Journal) -> set[Window]:
-        """Return the blocks of which the journal holds every variable, whole."""
-        done = set(self.windows)
-        for variable in self.variables:
-            done &= journal.finished(variable, self.windows)
-        return done
-
-    def run(self, journal: Journal, pending: list[Window], divisors: npt.NDArray[np.float32] | None) -> None:
-        """Compute the pending blocks and write them.
-
-        When a worker dies, what is not in the journal by then is begun anew.
-
-        Parameters
-        ----------
-        journal : Journal
-        pending : list of Window
-            Blocks to compute.
-        divisors : ndarray of float32 or None
-            The values of ``amplitude_divisor``, which need not be sampled a second time.
-
-        Raises
-        ------
-        ClusterError
-            If workers die time and again while no block is finished.
-
-        Warns
-        -----
-        Sar2eoWarning
-            If a worker is lost.
-        """
-        losses = 0
-        while pending:
-            try:
-                self._compute(journal.writer(), pending, divisors)
-                return
-            except WorkerLostError as error:
-                left = sorted(set(pending) - self.finished(journal))
-                losses = losses + 1 if len(left) == len(pending) else 1
-                if losses > _LOSSES_AT_MOST:
-                    raise ClusterError(
-                        f"workers died {losses} times without finishing a block (out of memory?), at last "
-                        f"{error}: see their logs, then run the same command again to go on"
-                    ) from error
-                warnings.warn(
-                    f"worker {error} is gone: the {len(left)} blocks that are not written yet are begun anew",
-                    Sar2eoWarning,
-                    stacklevel=3,
-                )
-                pending = left
-
-    def _compute(
-        self, writer: BlockWriter, pending: list[Window], divisors: npt.NDArray[np.float32] | None
-    ) -> None:
-        name = f"store-{uuid.uuid4().hex}"  # a cluster may not have forgotten a run that was given up
-        layer: dict[Any, Any] = {}
-        for window in pending:
-            i, j = self._places[window]
-            blocks = [(array.name, *(0,) * (array.ndim - 2), i, j) for array in self.arrays.values()]
-            layer[name, i, j] = (_store_block, writer, " ".join(self.arrays), *window, *blocks)
-        below: Any = list(self.arrays.values())
-        graph = HighLevelGraph.from_collections(name, layer, dependencies=below)
-        if isinstance(self.scaling, da.Array) and self.scaling.name in graph.layers:
-            known = {(self.scaling.name, 0): divisors}
-            graph = HighLevelGraph(
-                {**graph.layers, self.scaling.name: MaterializedLayer(known)},
-                {**graph.dependencies, self.scaling.name: set()},
-            )
-        keys = list(layer)
-        compute_keys(pace(graph, keys, _is_batch, _lead()), keys, stop_on_loss=True)
 
 
 def _store_block(
@@ -451,13 +366,3 @@ def _store_block(
             writer.write(name, place, values[None].astype(np.float32, copy=False))
         writer.write("eo", place, np.concatenate([eo, mask[None]]))
     counters.add("blocks_done", 1)
-
-
-def _is_batch(key: Any) -> bool:
-    return isinstance(key, tuple) and str(key[0]).startswith("batch-")
-
-
-def _lead() -> int:
-    """Batches that may run ahead: enough to keep every thread busy."""
-    client = active_client()
-    return 16 if client is None else max(16, 3 * sum(client.nthreads().values()))

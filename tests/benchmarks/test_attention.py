@@ -16,7 +16,8 @@ from sar2eo.matching.dcdm.network import MatchingDenoiser
 
 side, dense = int(sys.argv[1]) // 8, sys.argv[2] == "dense"
 torch.manual_seed(0)
-network = MatchingDenoiser(latent_channels=12, widths=(96, 192), dense=dense).eval()
+regions = 10**6 if dense else 16
+network = MatchingDenoiser(latent_channels=12, widths=(96, 192), top_regions=regions).eval()
 optical, search = torch.randn(1, 12, side // 2, side // 2), torch.randn(1, 12, side, side)
 
 def match():

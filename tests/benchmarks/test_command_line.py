@@ -102,7 +102,7 @@ def test_pipeline_overhead(benchmark, ratios, scene, small_model, tmp_path):
     command = sar2eo("translate", scene(size), *where, "--model", small_model, "--steps", steps)
     benchmark.pedantic(run, (command,), rounds=1)
     report = json.loads(told.read_text())
-    seconds, windows = report["seconds"], report["windows"]["translated"]
+    seconds, windows = report["seconds"], report["tiles"]["translated"]
     ratios.append(
         Ratio(
             case=f"translate, small model, {size} squared, but loading and assembly",

@@ -13,11 +13,12 @@ FEWER = 0.6  # most of what is left is Python's and torch's own start
 PROGRAM = """
 import sys, warnings
 import numpy as np
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import resolve_model
 
 warnings.simplefilter("ignore")
 spec = resolve_model(sys.argv[1], compile=sys.argv[2] == "compiled", device="cpu", dtype="float32", steps=2)
-spec.load().translate(np.full((spec.batch, 3, 64, 64), 0.25, np.float32), [(0, 0)] * spec.batch)
+load_translator(spec).translate(np.full((spec.batch, 3, 64, 64), 0.25, np.float32), [(0, 0)] * spec.batch)
 """
 
 

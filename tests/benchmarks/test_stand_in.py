@@ -15,10 +15,10 @@ from stand_in import stand_in
 import sar2eo
 from sar2eo.compute.cluster import connect_cluster
 from sar2eo.compute.dask_run import collect_telemetry
-from sar2eo.results.files import Outputs
+from sar2eo.results.outputs import Outputs
 from sar2eo.settings import TranslateRecipe, TranslateSettings
 from sar2eo.translation import archive
-from sar2eo.translation.writer import WriteSettings, Writing
+from sar2eo.translation.writer import ResultWriter
 
 WINDOWS_A_SECOND = 20
 BUSY = 0.95
@@ -46,7 +46,7 @@ def test_busy_device_and_assembly(benchmark, ratios, scene, tmp_path):
             baseline="the device busy",
             against=seconds["model"],
             goal=1 / BUSY,
-            note=f"busy {share:.1%} of {report['windows']['translated']} windows, goal {BUSY:.0%}",
+            note=f"busy {share:.1%} of {report['tiles']['translated']} windows, goal {BUSY:.0%}",
         )
     )
     plain = plain_copy(out, tmp_path / "plain.tif")
@@ -123,15 +123,15 @@ def test_hundred_thousand_windows(benchmark, ratios, scene, tmp_path):
 
         def compute():
             dataset = sar2eo.translate(sar2eo.open_scene(path), spec, settings=settings, block=(64, 512))
-            writing = Writing(dataset, Outputs(eo=tmp_path / "eo.tif"), WriteSettings())
-            writing.compute()
-            return writing
+            writer = ResultWriter(dataset, Outputs(eo=tmp_path / "eo.tif"))
+            writer.compute()
+            return writer
 
         started = time.process_time()
-        writing = benchmark.pedantic(compute, rounds=1)
+        writer = benchmark.pedantic(compute, rounds=1)
         spent = time.process_time() - started
         peak = collect_telemetry()["peak_rss_bytes"]
-        windows = writing.finish()["windows"]["total"]
+        windows = writer.publish()["tiles"]["total"]
     ratios.append(
         Ratio(
             case=f"{windows} windows of 64 pixels: CPU time of driver and scheduler",

@@ -11,9 +11,9 @@ from measuring import Baseline, cpu_features, matrix_products
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
-from sar2eo.model.diffusion import create_scheduler, sample, schedule_config
+from sar2eo.model.diffusion import create_scheduler, read_schedule, sample
 from sar2eo.model.network import create_vae
 from sar2eo.model.spec import resolve_model
 from sar2eo.model.translator import DiffusionTranslator
@@ -41,8 +41,8 @@ def checkpoint(tmp_path_factory):
     finally:
         torch.set_default_dtype(torch.float32)
     parts = {"unet": unet, "vae": create_vae("small"), "prompt_embeds": torch.randn(1, TOKENS, 1024)}
-    schedule = schedule_config(DDIMScheduler().config, set_alpha_to_one=True)
-    whole = Checkpoint(**parts, schedule=schedule, card=Card(name="random"))
+    schedule = read_schedule(DDIMScheduler().config, set_alpha_to_one=True)
+    whole = Checkpoint(**parts, schedule=schedule, card=TranslatorCard(name="random"))
     folder = save_checkpoint(whole, tmp_path_factory.mktemp("models") / "full")
     yield folder
     shutil.rmtree(folder)

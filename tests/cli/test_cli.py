@@ -47,7 +47,7 @@ def test_translate_writes_the_image_the_report_and_the_picture(scene_file: Path,
     np.testing.assert_array_equal(read(out), np.repeat(read(scene_file), 3, 0))
     told = json.loads(report.read_text())
     assert told["grid"]["shape"] == [400, 500]
-    assert set(told["windows"]) == {"total", "translated", "skipped", "resumed"}
+    assert set(told["tiles"]) == {"total", "translated", "skipped", "resumed"}
     assert told["scaling"] == {
         "quantity": "dn",
         "calibration": "none",
@@ -359,7 +359,7 @@ def test_run_takes_a_recipe_and_overrides(scene_file: Path, tmp_path: Path) -> N
 def test_interrupting_says_how_to_go_on_and_the_same_command_does(tmp_path: Path) -> None:
     scene = write_scene(tmp_path / "scene.tif", amplitude((3000, 3000), 7))
     slow = (
-        "import time\nfrom sar2eo.model import spec as models; from sar2eo import cli\n"
+        "import time\nfrom sar2eo.model import loading as models; from sar2eo import cli\n"
         "quick = models.IdentityTranslator.translate\n"
         "def slow(self, *args):\n    time.sleep(0.1)\n    return quick(self, *args)\n"
         "models.IdentityTranslator.translate = slow\ncli.main()"
@@ -384,5 +384,5 @@ def test_interrupting_says_how_to_go_on_and_the_same_command_does(tmp_path: Path
     assert not (tmp_path / "eo.tif").exists()
     done = run(*command, "--report", tmp_path / "report.json")
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "report.json").read_text())["windows"]["resumed"] > 0
+    assert json.loads((tmp_path / "report.json").read_text())["tiles"]["resumed"] > 0
     np.testing.assert_array_equal(read(tmp_path / "eo.tif"), np.repeat(read(scene), 3, 0))

@@ -281,7 +281,7 @@ def test_a_report_that_was_cut_short_is_taken_over(case: Case) -> None:
     assert case.run(out, *flags, on=rf"replace {report.name}").code == -signal.SIGKILL
     assert not report.exists()
     case.resume(out, "--restart", "--overwrite", *flags)
-    assert json.loads(report.read_text())["windows"]["total"] == 20
+    assert json.loads(report.read_text())["tiles"]["total"] == 20
     assert not list(report.parent.glob(".*"))
 
 
@@ -392,7 +392,7 @@ def test_a_damaged_block_is_made_again(case: Case, damage: Callable[[Path], None
     damage(random.Random(SEED).choice(blocks))
     report = out.with_suffix(".json")
     case.resume(out, "--report", report)
-    windows = json.loads(report.read_text())["windows"]
+    windows = json.loads(report.read_text())["tiles"]
     assert windows["translated"] > 0
     assert windows["resumed"] > 0
 

@@ -18,7 +18,7 @@ from sar2eo.cli.options import numbers
 from sar2eo.errors import GeoreferenceError, Sar2eoError, SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window, axis_origins
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.scenes.gdal import parse_source
 from sar2eo.scenes.metadata import iso_datetime, iso_datetime_or_none
 from sar2eo.settings import STAGES, apply_overrides, from_table, read_recipe, stages_of
@@ -173,22 +173,22 @@ def test_overrides_of_anything_are_set_or_refused(table: dict[str, Any], overrid
 
 # Cards and flags -----------------------------------------------------------------------------------
 
-CARD = Card(name="a").to_dict()
+CARD = TranslatorCard(name="a").to_dict()
 NUMBERS = st.lists(st.floats() | st.integers(), max_size=5).map(lambda values: ",".join(map(str, values)))
 
 
 @given(st.dictionaries(st.sampled_from(sorted(CARD)), ANYTHING, max_size=4))
 def test_a_card_of_anything_is_a_card_that_can_be_written_or_refused(changes: dict[str, Any]) -> None:
-    card = value_or_line(lambda: Card.from_dict(CARD | changes))
+    card = value_or_line(lambda: TranslatorCard.from_dict(CARD | changes))
     if card is not None:
-        assert Card.from_dict(json.loads(json.dumps(card.to_dict()))).to_dict() == card.to_dict() or any(
-            value != value for value in card.metrics.values()
-        )
+        assert TranslatorCard.from_dict(
+            json.loads(json.dumps(card.to_dict()))
+        ).to_dict() == card.to_dict() or any(value != value for value in card.metrics.values())
 
 
 @given(ANYTHING)
 def test_any_json_is_a_card_or_refused(raw: Any) -> None:
-    assert value_or_line(lambda: Card.from_dict(raw)) is None
+    assert value_or_line(lambda: TranslatorCard.from_dict(raw)) is None
 
 
 @given(st.text(max_size=30) | NUMBERS)

@@ -75,11 +75,11 @@ def test_progress_renews_a_line_on_a_terminal_and_is_plain_otherwise(
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     stream = Terminal(live)
     monkeypatch.setattr(progress.sys, "stderr", stream)
-    counts = {"windows_total": 40, "windows_translated": 8, "windows_skipped": 2}
-    with progress.ProgressLine(translate._windows) as line:
+    counts = {"tiles_total": 40, "tiles_translated": 8, "tiles_skipped": 2}
+    with progress.ProgressLine(translate._format_progress) as line:
         for clock[0] in (101.0, 140.0, 150.0):
             line(counts)
     told = stream.getvalue()
-    assert "10 of 40 windows, 0.25 a second, 0:02:00 left" in told
-    assert told.count("windows,") == (3 if live else 1)
+    assert "10 of 40 tiles, 0.25 a second, 0:02:00 left" in told
+    assert told.count("tiles,") == (3 if live else 1)
     assert ("\x1b" in told) == live

@@ -59,13 +59,13 @@ def test_a_joined_cluster_is_used_and_stays(joined: str, tmp_path: Path) -> None
 def test_a_worker_within_this_process_is_counted_once(joined: str) -> None:
     with cluster.connect_cluster(scheduler=joined):
         dask_run.reset_telemetry()
-        counters.add("windows_translated", 9)
-        assert dask_run.collect_telemetry()["windows_translated"] == 9
+        counters.add("tiles_translated", 9)
+        assert dask_run.collect_telemetry()["tiles_translated"] == 9
     with cluster.connect_cluster(workers=1):
         dask_run.reset_telemetry()
-        counters.add("windows_translated", 2)
-        get_client().run(counters.add, "windows_translated", 5)
-        assert dask_run.collect_telemetry()["windows_translated"] == 7
+        counters.add("tiles_translated", 2)
+        get_client().run(counters.add, "tiles_translated", 5)
+        assert dask_run.collect_telemetry()["tiles_translated"] == 7
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 2, "scheduler": "tcp://127.0.0.1:1"}])

@@ -11,7 +11,7 @@ from support.scenes import amplitude, write_scene
 
 import sar2eo
 from sar2eo.compute.dask_run import pace
-from sar2eo.translation import graph as graph_module
+from sar2eo.translation import dataset
 
 
 def is_batch(key: object) -> bool:
@@ -52,7 +52,7 @@ def test_windows_in_flight_do_not_grow_with_the_scene(
 ) -> None:
     """Of a scene of 40 rows of windows, at most a few rows and the lead are alive at any time."""
     alive, most = set(), []
-    original = graph_module.translate_batches
+    original = dataset.translate_batches
 
     def watched(*args: object) -> object:
         result = Watched(original(*args))
@@ -67,7 +67,7 @@ def test_windows_in_flight_do_not_grow_with_the_scene(
         def __del__(self) -> None:
             self.seen.discard(id(self))
 
-    monkeypatch.setattr(graph_module, "translate_batches", watched)
+    monkeypatch.setattr(dataset, "translate_batches", watched)
     scene = sar2eo.open_scene(write_scene(tmp_path / "scene.tif", amplitude((1960, 200), 1)))
     options = {"tile": 64, "overlap": 16, "batch": 1, "scaling": (255.0,), "block": (64, 128)}
     sar2eo.write_cog(sar2eo.translate(scene, "identity", **options), tmp_path / "eo.tif")

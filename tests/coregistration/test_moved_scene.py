@@ -27,8 +27,7 @@ from sar2eo.errors import RadiometryError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.windows import Window
-from sar2eo.matching.drift import fit_drift
-from sar2eo.matching.shifts import Displacement
+from sar2eo.matching.shifts import Displacement, fit_drift
 from sar2eo.scenes.optical import open_eo_scene
 from sar2eo.scenes.sar_scene import open_sar_scene
 from sar2eo.settings import PairsSettings, SceneSettings

@@ -20,7 +20,7 @@ from sar2eo.datasets import Augmentation, Order, batches, collate, open_dataset
 from sar2eo.datasets.augmentation import orient
 from sar2eo.datasets.pairs import _Held
 from sar2eo.errors import PairsError, SettingsError, TrainingWarning
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.settings import DataSettings, TrainSettings
 from sar2eo.training.setup import open_held_out, training_batches
 
@@ -209,7 +209,10 @@ def test_a_calibration_that_is_not_known_is_none(tmp_path):
     changed_index(tmp_path, calibration=[None] * 11)
     dataset = opened(tmp_path)
     assert dataset.calibration == "none"
-    assert Card(name="x", quantity=dataset.quantity, calibration=dataset.calibration).quantity == "amplitude"
+    assert (
+        TranslatorCard(name="x", quantity=dataset.quantity, calibration=dataset.calibration).quantity
+        == "amplitude"
+    )
 
 
 def test_workers_load_the_same_batches(folder):
@@ -405,9 +408,11 @@ def test_strangers_are_of_other_places_from_half_of_the_pairs_further_on(tmp_pat
 def test_a_model_sees_its_own_channels(tmp_path):
     plain = opened(built_pairs(tmp_path, polarisations=("VH", "VV"), holes=False))
     cross = plain[1]["sar"][1]
-    seen = plain.seen_by(Card(name="of VH", polarisations=("VH",)))[1]["sar"]
+    seen = plain.seen_by(TranslatorCard(name="of VH", polarisations=("VH",)))[1]["sar"]
     assert all(torch.equal(channel, cross) for channel in seen)
-    assert torch.equal(plain.seen_by(Card(name="of HH", polarisations=("HH",)))[1]["sar"], plain[1]["sar"])
+    assert torch.equal(
+        plain.seen_by(TranslatorCard(name="of HH", polarisations=("HH",)))[1]["sar"], plain[1]["sar"]
+    )
 
 
 def test_validation_pairs_are_seen_as_the_training_pairs_are(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from sar2eo.datasets import Augmentation, CachedLatents, Order, batches, build_latent_cache, open_dataset
 from sar2eo.errors import OutputError, PairsError, SettingsError
-from sar2eo.model.network import pooled_validity
+from sar2eo.model.network import pool_validity
 from sar2eo.settings import DataSettings
 
 FACTOR = 8
@@ -69,7 +69,7 @@ def test_cached_latents_equal_those_of_uncached_samples(train, cache):
                 torch.testing.assert_close(
                     latents[f"{name}_latents"], encode(pixels[name][None])[0], rtol=0, atol=1e-6
                 )
-            expected = pooled_validity(pixels["valid"][None], FACTOR)[0]
+            expected = pool_validity(pixels["valid"][None], FACTOR)[0]
             torch.testing.assert_close(latents["valid_latents"], expected, rtol=0, atol=0)
             assert (latents["id"], latents["index"]) == (pixels["id"], pixels["index"])
             seen.add(fixed.place(epoch, index, (40, 40)).variant)
@@ -102,7 +102,7 @@ def test_latents_of_this_epoch(cache):
 def test_validity_is_of_the_worst_pixel():
     valid = torch.ones(1, 1, 16, 24)
     valid[0, 0, 3, 9] = 0
-    assert pooled_validity(valid, 8)[0, 0].tolist() == [[1, 0, 1], [1, 1, 1]]
+    assert pool_validity(valid, 8)[0, 0].tolist() == [[1, 0, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(("calls", "finished"), [(5, 0), (10, 1)])

@@ -15,9 +15,8 @@ from support.dcdm_fixtures import untrained_matcher
 
 from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, OutputError, PairsError, SettingsError
-from sar2eo.evaluation.matchers import _noisy, bootstrap_ratio, evaluate_matcher, figures
-from sar2eo.matching.dcdm.evidence import Images
-from sar2eo.matching.dcdm.templates import Planted
+from sar2eo.evaluation.matchers import _add_noise, bootstrap_error_ratio, evaluate_matcher, figures
+from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates
 from sar2eo.settings import DataSettings, MatchEvaluationSettings
 
 
@@ -34,25 +33,25 @@ def test_the_bootstrap_draws_places_and_pairs_methods() -> None:
     draw = np.random.default_rng(1)
     places = [f"p{i // 10}" for i in range(400)]
     wrong = draw.random(400) < 0.5
-    same = bootstrap_ratio(wrong, wrong, places, resamples=200, seed=1)
+    same = bootstrap_error_ratio(wrong, wrong, places, resamples=200, seed=1)
     assert same == {"ratio": 1.0, "low": 1.0, "high": 1.0, "places": 40.0}
     fewer = wrong & (draw.random(400) < 0.5)
-    found = bootstrap_ratio(fewer, wrong, places, resamples=500, seed=1)
+    found = bootstrap_error_ratio(fewer, wrong, places, resamples=500, seed=1)
     assert found["ratio"] == pytest.approx(fewer.sum() / wrong.sum())
     assert found["low"] < found["ratio"] < found["high"] < 1
     # All of one place: nothing is drawn anew.
-    one = bootstrap_ratio(fewer, wrong, ["p"] * 400, resamples=50, seed=1)
+    one = bootstrap_error_ratio(fewer, wrong, ["p"] * 400, resamples=50, seed=1)
     assert one["low"] == one["ratio"] == one["high"]
-    assert math.isnan(bootstrap_ratio(wrong, wrong & False, places, resamples=9, seed=1)["ratio"])
+    assert math.isnan(bootstrap_error_ratio(wrong, wrong & False, places, resamples=9, seed=1)["ratio"])
 
 
 def test_noise_has_the_variance_of_an_image_from_0_to_1() -> None:
     grey = torch.zeros(1, 3, 64, 64)
-    planted = Planted(Images(grey, grey[:, :1], grey, grey[:, :1]), grey, torch.zeros(1, 2))
-    noisy = _noisy(planted, 1.0, 5).images.template / 2  # as from 0 to 1, less a half
+    planted = PlantedTemplates(Images(grey, grey[:, :1], grey, grey[:, :1]), grey, torch.zeros(1, 2))
+    noisy = _add_noise(planted, 1.0, 5).images.template / 2  # as from 0 to 1, less a half
     assert float(noisy.var()) == pytest.approx(0.01, rel=0.05)
-    assert _noisy(planted, 0.0, 5) is planted
-    assert float(_noisy(planted, 30.0, 5).images.template.abs().max()) <= 1
+    assert _add_noise(planted, 0.0, 5) is planted
+    assert float(_add_noise(planted, 30.0, 5).images.template.abs().max()) <= 1
 
 
 def test_the_report_has_every_method_on_the_same_templates(tmp_path: Path) -> None:

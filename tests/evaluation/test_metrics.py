@@ -10,13 +10,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import spatial_correlation_coefficient
 
 from sar2eo.evaluation.metrics import (
-    block_means,
+    average_blocks,
     colour_difference,
     image_metrics,
     psnr,
     scc,
-    squared_errors,
     ssim,
+    sum_squared_errors,
     to_unit,
 )
 
@@ -82,7 +82,7 @@ def test_masked_metrics_are_means_over_what_is_valid() -> None:
     assert psnr(prediction, truth, valid) == pytest.approx(psnr(*left), abs=1e-4)
     assert ssim(prediction, truth, valid) == pytest.approx(ssim(*left), abs=1e-5)
     error = (left[0].double() - left[1].double()).square()
-    total, count = squared_errors(prediction, truth, valid)
+    total, count = sum_squared_errors(prediction, truth, valid)
     assert total == pytest.approx(error.sum().item())
     assert count == error.numel()
 
@@ -113,10 +113,10 @@ def test_block_means_count_valid_pixels_only() -> None:
     valid = torch.ones(1, 1, 4, 8)
     valid[..., :2] = 0  # half of the first block
     valid[..., 4:7] = 0  # three quarters of the second
-    means, kept = block_means(image, valid, 4)
+    means, kept = average_blocks(image, valid, 4)
     assert kept.tolist() == [[[[1.0, 0.0]]]]
     assert means[0, 0, 0, 0] == image[0, 0, :, 2:4].mean()
-    assert block_means(image[..., :7], valid[..., :7], 4)[0].shape == (1, 1, 1, 1)
+    assert average_blocks(image[..., :7], valid[..., :7], 4)[0].shape == (1, 1, 1, 1)
 
 
 def test_the_two_maps_to_unit_range() -> None:

@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sar2eo.errors import SettingsError
-from sar2eo.evaluation.perceptual import Fid, Lpips, alexnet_features, inception, open_lpips
+from sar2eo.evaluation.perceptual import Fid, Lpips, create_alexnet, open_inception, open_lpips
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        state = {f"features.{key}": value for key, value in alexnet_features().state_dict().items()}
+        state = {f"features.{key}": value for key, value in create_alexnet().state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "alexnet.safetensors"
     save_file(state | {"classifier.1.weight": torch.zeros(2)}, path)
     return path
@@ -73,18 +73,18 @@ def test_fid_is_the_frechet_distance_of_features() -> None:
     assert np.isnan(alone.value())
 
 
-def test_without_networks_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(SettingsError, match=r"pip install torchvision, or pass .* --lpips-weights"):
+def test_without_weights_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"needs the weights of torchvision's AlexNet: --lpips-weights"):
         open_lpips(None)
+    with pytest.raises(SettingsError, match=r"needs the weights of torch-fidelity's .*: --fid-weights"):
+        open_inception(None)
+    save_file({"some": torch.zeros(2)}, tmp_path / "some.safetensors")
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(SettingsError, match="pip install torch-fidelity"):
-        inception(None)
+        open_inception(str(tmp_path / "some.safetensors"))
 
 
-@pytest.mark.parametrize("open_network", [open_lpips, inception])
+@pytest.mark.parametrize("open_network", [open_lpips, open_inception])
 def test_weights_that_are_none_are_refused(open_network: object, tmp_path: Path) -> None:
     assert callable(open_network)
     (tmp_path / "weights.pth").write_bytes(b"pickle")

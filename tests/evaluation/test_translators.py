@@ -19,10 +19,10 @@ from sar2eo.cli import cli
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.model_probe import ModelImages, Probe
-from sar2eo.evaluation.request import prepare, seen_by
+from sar2eo.evaluation.plan import adapt_pairs, plan_translators
 from sar2eo.evaluation.translators import plan_evaluation
 from sar2eo.geo.radiometry import to_eo_bytes
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.interface import Translation
 from sar2eo.model.spec import resolve_model
 from sar2eo.model.translator import DiffusionTranslator
@@ -173,13 +173,13 @@ def probe(checkpoint: Path) -> tuple[Probe, ModelImages]:
 
 def test_the_last_estimate_on_the_way_is_the_image(probe: tuple[Probe, ModelImages], pairs: Path) -> None:
     batch = collate([open_dataset(DataSettings(pairs=str(pairs)), "test")[4]])
-    timesteps, images = probe[0].denoising(batch["sar"][0], batch["index"][0])
+    timesteps, images = probe[0].trace_denoising(batch["sar"][0], batch["index"][0])
     assert timesteps == sorted(timesteps, reverse=True)
     assert len(images) == 3
     drawn = probe[1].draw(batch).eo[0]
     assert (images[-1] - drawn).abs().max() <= 1.01 / 127.5
     assert (images[0] - drawn).abs().max() > 0.1
-    assert len(probe[0].denoising(batch["sar"][0], 4, count=2)[0]) == 2
+    assert len(probe[0].trace_denoising(batch["sar"][0], 4, count=2)[0]) == 2
 
 
 def test_sides_are_padded_to_what_the_network_wants_and_cut_back(checkpoint: Path, pairs: Path) -> None:
@@ -204,13 +204,13 @@ def test_sides_are_padded_to_what_the_network_wants_and_cut_back(checkpoint: Pat
 
 def test_pairs_of_another_kind_than_the_models_are_told(pairs: Path) -> None:
     dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
-    own = Card(name="own", polarisations=dataset.polarisations, gsd_m=dataset.gsd_m)
-    assert seen_by(own, dataset).channels == dataset.channels
-    other = Card(name="other", polarisations=("HV",), gsd_m=0.5, scaling=255.0)
+    own = TranslatorCard(name="own", polarisations=dataset.polarisations, gsd_m=dataset.gsd_m)
+    assert adapt_pairs(own, dataset).channels == dataset.channels
+    other = TranslatorCard(name="other", polarisations=("HV",), gsd_m=0.5, scaling=255.0)
     with pytest.warns(
         EvaluationWarning, match=r"polarisations .* for HV; pixels of .* for 0\.5 m; scaling p99"
     ):
-        seen_by(other, dataset)
+        adapt_pairs(other, dataset)
 
 
 def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> None:
@@ -220,10 +220,10 @@ def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> N
     card = json.loads((other / "sar2eo.json").read_text())
     card |= {"polarisations": ["VH"], "channels": [["VH"]] * 3}
     (other / "sar2eo.json").write_text(json.dumps(card))
-    request = prepare(
+    request = plan_translators(
         checkpoint, pairs, tmp_path / "out", EvaluateSettings(against=(str(other),)), overwrite=False
     )
-    assert request.seen["model"].channels == Card.read(checkpoint).channels == (("VV",),) * 3
+    assert request.seen["model"].channels == TranslatorCard.read(checkpoint).channels == (("VV",),) * 3
     assert request.seen[str(other)].channels == (("VH",),) * 3
     quick = {**QUICK, "against": (str(other),)}
     both = sar2eo.evaluate(checkpoint, pairs, tmp_path / "both", **quick)
@@ -244,7 +244,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(pairs: Path, tmp_path
 def test_what_is_invalid_calibrates_nothing(probe: tuple[Probe, ModelImages], pairs: Path) -> None:
     dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
     holed = next(i for i in range(len(dataset)) if not dataset[i]["valid"].all())
-    forced = probe[0].teacher_forced(collate([dataset[holed]]))
+    forced = probe[0].predict_from_truth(collate([dataset[holed]]))
     assert forced.variance.shape == forced.error.shape == forced.valid.shape == (1, 17, 17)  # 66 / 4, padded
     assert not forced.valid[0, :2, :4].any()
     assert not forced.valid[0, 16].any()  # half of it is padding
@@ -264,7 +264,7 @@ def test_what_needs_networks_or_training_pairs_is_left_out(pairs: Path, tmp_path
     assert len(told) == 3
     assert "psnr" in found["methods"]["model"]
     assert "ssim" not in found["methods"]["model"]
-    assert "pip install torchvision" in (tmp_path / "out" / "report.md").read_text()
+    assert "--lpips-weights" in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

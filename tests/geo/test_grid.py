@@ -12,7 +12,7 @@ import shapely
 from rasterio.errors import NotGeoreferencedWarning
 
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
-from sar2eo.translation.region import _masked
+from sar2eo.translation.region import _mask_block
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_areas_are_masked_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("rasterio.features.geometry_mask", watched)
     area, block = shapely.box(*grid.bounds), np.ones((8, 8), np.uint8)
-    threads = [threading.Thread(target=_masked, args=(block, area, grid, 0)) for _ in range(4)]
+    threads = [threading.Thread(target=_mask_block, args=(block, area, grid, 0)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -15,8 +15,10 @@ from support.pairs_scenes import SETTINGS, write_scenes
 
 from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, OutputError, PairsError, PolarisationError, SettingsError
-from sar2eo.matching.dcdm.aligner import DcdmAligner, matcher_sha256
+from sar2eo.matching.dcdm.aligner import DcdmAligner
 from sar2eo.matching.dcdm.matcher import match_dcdm
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.folder import ModelFolder
 from sar2eo.pairs.builder import build_pairs
 
 
@@ -50,7 +52,7 @@ def test_the_shift_is_that_of_the_middle_of_the_neighbourhood(model):
 def test_pairs_depend_on_what_the_matcher_is_not_on_where_it_lies(model, tmp_path):
     aligner, again = DcdmAligner(model), DcdmAligner(model, threads=1)
     assert aligner == again
-    assert aligner.sha256 == matcher_sha256(model)
+    assert aligner.sha256 == ModelFolder(model, MatcherCard).sha256()
     moved = pickle.loads(pickle.dumps(aligner))  # noqa: S301  (as Dask sends it to a worker)
     assert moved == aligner
     other = untrained_matcher(tmp_path / "other", threshold=0.1, polarisations=("VV",))
@@ -64,7 +66,7 @@ def test_build_pairs_takes_a_matcher_and_records_it(model, scenes, tmp_path):
     assert len(index)
     record = json.loads((tmp_path / "pairs" / "pairs.json").read_text())
     assert record["fingerprint"]["aligner"]["kind"] == "DcdmAligner"
-    assert record["fingerprint"]["aligner"]["sha256"] == matcher_sha256(model)
+    assert record["fingerprint"]["aligner"]["sha256"] == ModelFolder(model, MatcherCard).sha256()
     assert str(model) not in json.dumps(record["fingerprint"]["aligner"])
     measured = record["scene_pairs"][0]["alignment"]["displacements"]
     assert len(measured) >= 9

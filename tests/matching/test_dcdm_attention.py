@@ -11,7 +11,7 @@ from sar2eo.matching.dcdm.attention import (
     CalibratedAttention,
     RegionAttention,
     _gates,
-    displacement_votes,
+    count_displacement_votes,
     from_regions,
     gather_regions,
     to_regions,
@@ -27,8 +27,8 @@ def _seeded():
         yield
 
 
-def attention(top, dense=False):
-    return RegionAttention(WIDTH, CONTEXT, heads=HEADS, region=REGION, top=top, dense=dense)
+def attention(top):
+    return RegionAttention(WIDTH, CONTEXT, heads=HEADS, region=REGION, top=top)
 
 
 def images(template=(8, 4), search=(12, 8)):
@@ -77,9 +77,6 @@ def test_all_regions_and_open_gates_are_dense_attention():
     sparse = open_gates(attention(top=6))
     expected = plain_dense(sparse, features, context)
     assert torch.allclose(sparse(features, context, valid).output, expected, atol=1e-5)
-    dense = attention(top=1, dense=True)
-    dense.load_state_dict({k: v for k, v in sparse.state_dict().items() if "gate" not in k})
-    assert torch.allclose(dense(features, context, valid).output, expected, atol=1e-5)
     assert not torch.allclose(
         open_gates(attention(top=1))(features, context, valid).output, expected, atol=1e-3
     )
@@ -148,12 +145,12 @@ def test_votes_by_hand():
     evidence = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).view(1, 1, 1, 2, 1, 3)
     # Displacement 0: 1 and 5; 1: 2 and 6; 2: 3 alone; -1: 4 alone.
     expected = torch.tensor([[3.0, 4.0, 1.5], [2.0, 3.0, 4.0]])
-    assert torch.equal(displacement_votes(evidence)[0, 0, 0, :, 0], expected)
+    assert torch.equal(count_displacement_votes(evidence)[0, 0, 0, :, 0], expected)
 
 
 def test_votes_are_what_loops_count():
     evidence = torch.randn(1, 2, 2, 3, 4, 5)
-    votes = displacement_votes(evidence).numpy()
+    votes = count_displacement_votes(evidence).numpy()
     sums = {}
     for index in np.ndindex(2, 3, 4, 5):
         key = (index[2] - index[0], index[3] - index[1])
@@ -210,11 +207,11 @@ def test_the_calibrating_convolution_moves_with_both_images():
     assert float(first[inner].detach().abs().max()) > 1e-3
 
 
-def test_without_calibration_both_maps_are_one():
+def test_a_new_calibration_leaves_plain_attention():
     features, context, valid = images()
-    module = CalibratedAttention(WIDTH, CONTEXT, heads=HEADS, hidden=0)
+    module = CalibratedAttention(WIDTH, CONTEXT, heads=HEADS, hidden=4)
     found = module(features, context, valid)
-    assert torch.equal(found.before, found.after)
+    assert torch.allclose(found.before, found.after, atol=1e-6)
     q, k, _ = (part.flatten(2).unflatten(1, (HEADS, -1)) for part in projected(module, features, context))
     weights = (q.transpose(2, 3) @ k / math.sqrt(WIDTH // HEADS)).softmax(dim=-1)
     assert torch.allclose(found.after, weights.mean(1), atol=1e-6)

@@ -14,12 +14,12 @@ from support.model_fixtures import simulate_pair
 
 from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, OutputError, SettingsError
-from sar2eo.matching.dcdm import evidence
+from sar2eo.matching.dcdm import similarity
 from sar2eo.matching.dcdm.checkpoint import load_matcher, save_matcher
 from sar2eo.matching.dcdm.matcher import Matcher, match_dcdm
-from sar2eo.matching.dcdm.matcher_card import MATCHER_CARD_NAME, MatcherCard
-from sar2eo.matching.structure import structure_within
-from sar2eo.model.checkpoint_files import SCHEDULER_CONFIG, WEIGHTS
+from sar2eo.matching.structure import compare_structure
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.folder import SCHEDULER_CONFIG, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,11 +86,11 @@ def test_broken_folders_are_refused_in_a_line(folder: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"no such folder, and not a hub id"):
         Matcher(tmp_path / "nothing")
     exchanged = copy("exchanged")
-    card = json.loads((exchanged / MATCHER_CARD_NAME).read_text())
-    (exchanged / MATCHER_CARD_NAME).write_text(json.dumps(card | {"vae_sha256": "0"}))
+    card = json.loads((exchanged / MatcherCard.file_name).read_text())
+    (exchanged / MatcherCard.file_name).write_text(json.dumps(card | {"vae_sha256": "0"}))
     with pytest.raises(CheckpointError, match="not the one that the card names"):
         load_matcher(exchanged)
-    (exchanged / MATCHER_CARD_NAME).write_text(json.dumps(card | {"more": 1}))
+    (exchanged / MatcherCard.file_name).write_text(json.dumps(card | {"more": 1}))
     with pytest.raises(CheckpointError, match="unknown or missing fields more"):
         Matcher(exchanged)
     pickled = copy("pickled")
@@ -103,7 +103,7 @@ def test_broken_folders_are_refused_in_a_line(folder: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="must be 'sample'"):
         load_matcher(other)
     lacking = copy("lacking")
-    (lacking / MATCHER_CARD_NAME).unlink()
+    (lacking / MatcherCard.file_name).unlink()
     with pytest.raises(CheckpointError, match="not a matcher"):
         Matcher(lacking)
 
@@ -208,13 +208,13 @@ def test_a_perfect_translation_is_found_where_it_was_cut(
     made = untrained_matcher(tmp_path / "m", threshold=0.0, pixel_weight=100.0)
     matcher = Matcher(made, threads=1)
     search, _ = simulate_pair(96, 90, 11)
-    original = evidence.examine
+    original = similarity.compare_images
 
     def perfect(checkpoint, images, **options):  # type: ignore[no-untyped-def]
-        monkeypatch.setattr(evidence, "decode_latents", lambda *_: images.template)
+        monkeypatch.setattr(similarity, "decode_latents", lambda *_: images.template)
         return original(checkpoint, images, **options)
 
-    monkeypatch.setattr("sar2eo.matching.dcdm.matcher.examine", perfect)
+    monkeypatch.setattr("sar2eo.matching.dcdm.matcher.compare_images", perfect)
     scale = float(np.percentile(search, 99))
     for row, col in ((0, 0), (5, 14), (31, 22), (46, 42)):
         patch = np.clip(search / scale, 0, 1)[row : row + 50, col : col + 48] * 255
@@ -230,7 +230,7 @@ def test_edges_are_compared_as_without_learning(tmp_path: Path, size: tuple[int,
     rows, cols = size
     template = np.ascontiguousarray(np.moveaxis(eo * 255, 0, -1)[30 : 30 + rows, 41 : 41 + cols])
     found = match_dcdm(template, sar, model=Matcher(made, threads=1))
-    surface = structure_within(np.clip(sar / np.percentile(sar, 99), 0, 1), template)
+    surface = compare_structure(np.clip(sar / np.percentile(sar, 99), 0, 1), template)
     assert found.surface.shape == surface.shape == (128 - rows + 1, 120 - cols + 1)
     np.testing.assert_allclose(found.surface, surface, atol=0.02)
     assert found.shift == pytest.approx(np.unravel_index(surface.argmax(), surface.shape), abs=0.6)
@@ -262,7 +262,7 @@ def test_one_step_is_one_pass_and_more_go_on_from_it(folder: Path) -> None:
         context = found.denoiser.encode_search(torch.zeros(1, 4, 16, 16), torch.ones(1, 1, 16, 16))
         for steps in (1, 5, 7):
             calls.clear()
-            evidence.translate_latents(found.denoiser, optical, context, found.schedule, steps, 1)
+            similarity.translate_latents(found.denoiser, optical, context, found.schedule, steps, 1)
             assert len(calls) == steps
             assert calls[0] == 999
             assert calls == sorted(calls, reverse=True)
@@ -277,11 +277,11 @@ def test_sampling_a_known_clean_latent_goes_straight_to_it(folder: Path) -> None
     class Constant:
         def denoise(self, noisy, optical, context, timesteps):  # type: ignore[no-untyped-def]
             seen.append(noisy)
-            return evidence.Denoised(clean, clean, clean, clean)
+            return similarity.Denoised(clean, clean, clean, clean)
 
-    last = evidence.translate_latents(Constant(), clean, None, found.schedule, 2, 7)  # type: ignore[arg-type]
+    last = similarity.translate_latents(Constant(), clean, None, found.schedule, 2, 7)  # type: ignore[arg-type]
     assert torch.equal(last.clean, clean)
-    bars = evidence.alpha_bars(found.schedule)
+    bars = similarity.alpha_bars(found.schedule)
     noise = (seen[0] - bars[999].sqrt() * clean) / (1 - bars[999]).sqrt()
     expected = bars[499].sqrt() * clean + (1 - bars[499]).sqrt() * noise
     assert torch.allclose(seen[1], expected, atol=1e-5)

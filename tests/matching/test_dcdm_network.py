@@ -26,10 +26,10 @@ def count(network):
 
 def test_parameters_of_the_default_size():
     with torch.device("meta"):
-        full, dense = MatchingDenoiser(), MatchingDenoiser(dense=True)
+        full = MatchingDenoiser()
     assert count(full) == 8_224_639
     # The supplement's Table 2: sparse attention adds 1.5 % of parameters; here its gate.
-    assert 0 < count(full) - count(dense) < 0.015 * count(full)
+    assert 0 < count(full.attend_fine.gate) < 0.015 * count(full)
 
 
 def test_what_a_pass_yields():

@@ -17,7 +17,7 @@ from support.model_fixtures import simulate_pair
 
 from sar2eo.cli import cli
 from sar2eo.errors import SettingsError
-from sar2eo.matching.match_files import METHODS, match_files, one_amplitude
+from sar2eo.matching.match_files import METHODS, match_files, merge_polarisations
 
 ROW, COL, SIDE = 21, 37, 96
 PLACE = Affine(10.0, 0.0, 400_000.0, 0.0, -10.0, 3_800_000.0)
@@ -172,7 +172,7 @@ def test_polarisations_count_alike_however_loud_they_are() -> None:
     amplitude = np.random.default_rng(1).random((2, 60, 50), np.float32)
     expected = (amplitude / np.percentile(amplitude, 99, axis=(1, 2), keepdims=True)).mean(axis=0)
     loud = amplitude * np.float32([[[1000]], [[1]]])
-    np.testing.assert_allclose(one_amplitude(loud), expected, rtol=1e-5)
+    np.testing.assert_allclose(merge_polarisations(loud), expected, rtol=1e-5)
     loud[1, 3, 4] = np.nan
-    assert np.isnan(one_amplitude(loud)).sum() == 1
-    np.testing.assert_array_equal(one_amplitude(loud[:1]), loud[0])
+    assert np.isnan(merge_polarisations(loud)).sum() == 1
+    np.testing.assert_array_equal(merge_polarisations(loud[:1]), loud[0])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from sar2eo.errors import SettingsError
-from sar2eo.matching.structure import METHODS, StructuralAligner, describe, match, smoothed
+from sar2eo.matching.structure import METHODS, StructuralAligner, describe_structure, match, smooth_valid
 
 
 def landscape(shape: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -107,8 +107,8 @@ def test_ncc_is_the_correlation_coefficient_of_what_both_share(sar_shape, eo_sha
     eo = draw.uniform(0, 255, eo_shape).astype(np.float32)
     sar[tuple(draw.integers(0, sar_shape))] = np.nan
     found = match(sar, eo, method="ncc", radius_px=radius)
-    a, a_valid = smoothed(np.log(sar + np.float32(0.1 * np.nanmedian(sar))), 2.0)
-    b, b_valid = smoothed(eo, 2.0)
+    a, a_valid = smooth_valid(np.log(sar + np.float32(0.1 * np.nanmedian(sar))), 2.0)
+    b, b_valid = smooth_valid(eo, 2.0)
     shared, oracle = np.zeros(found.surface.shape), np.zeros(found.surface.shape)
     for i, j in np.ndindex(found.surface.shape):
         rows, cols = found.origin[0] + i, found.origin[1] + j
@@ -133,8 +133,8 @@ def test_structure_is_the_cosine_of_the_descriptors_that_both_share():
     sar = sar.copy()
     sar[:9, :12] = np.nan
     found = match(sar, eo, radius_px=3)
-    a, a_valid = describe(np.log(sar + np.float32(0.1 * np.nanmedian(sar))), scale=2.0, spread=2.0)
-    b, b_valid = describe(eo, scale=2.0, spread=2.0)
+    a, a_valid = describe_structure(np.log(sar + np.float32(0.1 * np.nanmedian(sar))), scale=2.0, spread=2.0)
+    b, b_valid = describe_structure(eo, scale=2.0, spread=2.0)
     a = (a - a[:, a_valid].mean(axis=1)[:, None, None]) * a_valid
     b = (b - b[:, b_valid].mean(axis=1)[:, None, None]) * b_valid
     for rows, cols in ((0, 0), (3, -2), (-1, 3)):
@@ -153,12 +153,12 @@ def test_structure_is_the_cosine_of_the_descriptors_that_both_share():
 
 def test_descriptor_tells_orientation_and_not_sign():
     columns = np.tile(np.repeat([10.0, 50.0], 20), (40, 1)).astype(np.float32)
-    upright, valid = describe(columns, scale=2.0, spread=2.0)
+    upright, valid = describe_structure(columns, scale=2.0, spread=2.0)
     assert valid.all()
     # Orientation 0 is an edge between columns, half of the orientations further one between rows.
     assert upright[:, 20, 20].argmax() == 0
-    assert describe(columns.T.copy(), scale=2.0, spread=2.0)[0][:, 20, 20].argmax() == 4
-    reverse, _ = describe(60 - columns, scale=2.0, spread=2.0)
+    assert describe_structure(columns.T.copy(), scale=2.0, spread=2.0)[0][:, 20, 20].argmax() == 4
+    reverse, _ = describe_structure(60 - columns, scale=2.0, spread=2.0)
     np.testing.assert_allclose(reverse, upright, atol=1e-5)
     assert (np.linalg.norm(upright, axis=0) < 1).all()
 
@@ -167,7 +167,7 @@ def test_descriptor_sees_no_edge_around_a_hole():
     image = np.full((60, 60), 100, np.float32)
     image += np.random.default_rng(1).normal(0, 1, image.shape).astype(np.float32)
     image[25:35, 25:35] = np.nan
-    mean, valid = smoothed(image, 2.0)
+    mean, valid = smooth_valid(image, 2.0)
     assert np.abs(mean[20:40, 20:40] - 100).max() < 2
     # Two sigma around the hole are not valid, the image's border is.
     assert not valid[21:39, 21:39].any()

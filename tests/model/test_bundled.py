@@ -15,15 +15,17 @@ import sar2eo
 from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, FitWarning, SceneError
 from sar2eo.matching.dcdm.matcher import Matcher, match_dcdm
-from sar2eo.model import hub
+from sar2eo.model import folder
 from sar2eo.model.creation import init_checkpoint
-from sar2eo.model.spec import BUNDLED, resolve_model
+from sar2eo.model.folder import BUNDLED
+from sar2eo.model.loading import load_translator
+from sar2eo.model.spec import resolve_model
 
 
 def test_without_a_bundled_model_another_must_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "__file__", str(tmp_path / "model" / "hub.py"))
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / "model" / "folder.py"))
     with pytest.raises(CheckpointError, match="has no model of its own: name a checkpoint folder"):
         resolve_model(BUNDLED)
     told = CliRunner().invoke(cli, ["model", "info", "bundled"])
@@ -37,12 +39,12 @@ def test_the_bundled_model_is_known_by_its_name_wherever_it_lies(
     """A worker on another machine has it elsewhere, so no path may travel in the spec."""
     for place in ("here", "there"):
         init_checkpoint(tmp_path / place / BUNDLED, size="tiny", name="x")
-    monkeypatch.setattr(hub, "__file__", str(tmp_path / "here" / "model" / "hub.py"))
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / "here" / "model" / "folder.py"))
     spec = resolve_model(BUNDLED, device="cpu", dtype="float32")
     assert (spec.path, spec.folder) == (BUNDLED, tmp_path / "here" / BUNDLED)
-    monkeypatch.setattr(hub, "__file__", str(tmp_path / "there" / "model" / "hub.py"))
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / "there" / "model" / "folder.py"))
     assert spec.folder == tmp_path / "there" / BUNDLED
-    assert spec.load() is spec.load()
+    assert load_translator(spec) is load_translator(spec)
     told = CliRunner().invoke(cli, ["model", "info", "bundled"])
     assert told.exit_code == 0
     assert spec.sha256 in told.stdout

@@ -16,7 +16,7 @@ from support.base_fixtures import stable_diffusion_folder
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sar2eo.errors import CheckpointError, OutputError, SettingsError
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
 from sar2eo.model.creation import import_checkpoint, init_checkpoint, pack_checkpoint
 from sar2eo.model.network import create_autoencoder
@@ -238,11 +238,13 @@ def test_a_packed_checkpoint_may_have_another_decoder_and_no_other_encoder(
     vae.save_pretrained(tmp_path / "decoder" / "vae")
     measured = tmp_path / "measured"
     shutil.copytree(made, measured)
-    Card.read(measured).changed(metrics={"validation_psnr": 20.0}).write(measured)
-    assert Card.read(pack_checkpoint(measured, tmp_path / "same")).metrics == {"validation_psnr": 20.0}
+    TranslatorCard.read(measured).with_changes(metrics={"validation_psnr": 20.0}).write(measured)
+    assert TranslatorCard.read(pack_checkpoint(measured, tmp_path / "same")).metrics == {
+        "validation_psnr": 20.0
+    }
     packed = pack_checkpoint(measured, tmp_path / "out", dtype="float32", vae=tmp_path / "decoder")
-    assert Card.read(packed).metrics == {}
-    assert Card.read(pack_checkpoint(measured, tmp_path / "slower", steps=51)).metrics == {}
+    assert TranslatorCard.read(packed).metrics == {}
+    assert TranslatorCard.read(pack_checkpoint(measured, tmp_path / "slower", steps=51)).metrics == {}
     assert torch.equal(load_checkpoint(packed).vae.decoder.conv_out.bias, vae.decoder.conv_out.bias)
     for change in ("weights", "scaling"):
         if change == "weights":
@@ -288,7 +290,7 @@ def test_describe(made: Path) -> None:
 def test_a_readme_does_not_change_the_hash_but_the_card_does(made: Path, broken: Path) -> None:
     (broken / "README.md").write_text("About this model")
     assert describe_checkpoint(broken)["sha256"] == describe_checkpoint(made)["sha256"]
-    dataclasses.replace(Card.read(broken), gsd_m=10.0).write(broken)
+    dataclasses.replace(TranslatorCard.read(broken), gsd_m=10.0).write(broken)
     assert describe_checkpoint(broken)["sha256"] != describe_checkpoint(made)["sha256"]
 
 

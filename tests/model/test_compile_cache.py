@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sar2eo.errors import SettingsError
-from sar2eo.model.compile_cache import CACHE_VARIABLE, cache_folder, use_compile_cache
+from sar2eo.model.compile_cache import CACHE_VARIABLE, find_cache_folder, use_compile_cache
 from sar2eo.model.spec import resolve_model
 
 
@@ -25,11 +25,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_folder_follows_the_users_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache_folder() == home / ".cache" / "sar2eo" / "compiled"
+    assert find_cache_folder() == home / ".cache" / "sar2eo" / "compiled"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/to/nothing")
-    assert cache_folder() == home / ".cache" / "sar2eo" / "compiled"
+    assert find_cache_folder() == home / ".cache" / "sar2eo" / "compiled"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
-    assert cache_folder() == home / "elsewhere" / "sar2eo" / "compiled"
+    assert find_cache_folder() == home / "elsewhere" / "sar2eo" / "compiled"
 
 
 def test_it_is_made_for_its_user_alone_and_told_to_torch(home: Path) -> None:
@@ -38,7 +38,7 @@ def test_it_is_made_for_its_user_alone_and_told_to_torch(home: Path) -> None:
         folder = use_compile_cache()
     finally:
         os.umask(before)
-    assert folder == cache_folder()
+    assert folder == find_cache_folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert os.environ[CACHE_VARIABLE] == str(folder)
     assert use_compile_cache() == folder
@@ -48,16 +48,16 @@ def test_a_folder_that_the_user_has_set_is_kept(home: Path, monkeypatch: pytest.
     monkeypatch.setenv(CACHE_VARIABLE, str(home / "own"))
     assert use_compile_cache() == home / "own"
     assert os.environ[CACHE_VARIABLE] == str(home / "own")
-    assert not cache_folder().exists()
+    assert not find_cache_folder().exists()
 
 
 def test_torchs_own_default_is_no_choice_of_the_users(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(Path(tempfile.gettempdir()) / "torchinductor_somebody"))
-    assert use_compile_cache() == cache_folder()
+    assert use_compile_cache() == find_cache_folder()
 
 
 def test_a_folder_others_could_read_is_closed_and_one_they_could_write_to_refused(home: Path) -> None:
-    folder = cache_folder()
+    folder = find_cache_folder()
     folder.mkdir(parents=True)
     folder.chmod(0o755)
     use_compile_cache()
@@ -92,6 +92,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch._dynamo.utils import counters
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import resolve_model
 
 def forward(self, sample, timestep, encoder_hidden_states=None, return_dict=True):
@@ -101,7 +102,8 @@ def forward(self, sample, timestep, encoder_hidden_states=None, return_dict=True
 warnings.simplefilter("ignore")
 UNet2DConditionModel.forward = forward
 # Two calls of a whole batch and one of its remainder, as of a scene of five windows.
-translator = resolve_model(sys.argv[1], compile=True, device="cpu", dtype="float32", batch=2, steps=2).load()
+spec = resolve_model(sys.argv[1], compile=True, device="cpu", dtype="float32", batch=2, steps=2)
+translator = load_translator(spec)
 sar = np.full((2, 3, 32, 32), 0.25, np.float32)
 sizes = [translator.translate(sar[:count], [(0, 0)] * count).eo.tolist() for count in (2, 2, 1)]
 told = {name: dict(counters[name]) for name in ("frames", "aot_autograd", "inductor")}
@@ -126,4 +128,4 @@ def test_a_second_process_does_not_compile_anew(home: Path, checkpoint: Path) ->
     assert warm["aot_autograd"]["autograd_cache_hit"] == 1
     assert "autograd_cache_miss" not in warm["aot_autograd"]
     assert "fxgraph_cache_miss" not in warm["inductor"]
-    assert any(cache_folder().rglob("*.so"))
+    assert any(find_cache_folder().rglob("*.so"))

@@ -12,18 +12,18 @@ from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.model.diffusion import (
     add_noise,
     c_diff_loss,
+    compute_target,
     create_scheduler,
     l2_loss,
+    read_schedule,
     sample,
-    schedule_config,
     set_timesteps,
-    training_target,
 )
 from sar2eo.model.network import split_prediction
 
-CONFIG = schedule_config({}, set_alpha_to_one=True)
-RELEASE = schedule_config({}, set_alpha_to_one=False)
-ZERO_SNR = schedule_config({"rescale_betas_zero_snr": True}, set_alpha_to_one=True)
+CONFIG = read_schedule({}, set_alpha_to_one=True)
+RELEASE = read_schedule({}, set_alpha_to_one=False)
+ZERO_SNR = read_schedule({"rescale_betas_zero_snr": True}, set_alpha_to_one=True)
 
 
 def timesteps(sampler: str, spacing: str, steps: int) -> list[int]:
@@ -38,7 +38,7 @@ def oracle(clean: torch.Tensor, alpha_bars: torch.Tensor, kind: str = "epsilon")
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         alpha_bar = alpha_bars[int(timestep)]
         noise = (latents - alpha_bar.sqrt() * clean) / (1 - alpha_bar).sqrt()
-        prediction = training_target(clean, noise, alpha_bar.expand(len(clean)), kind)
+        prediction = compute_target(clean, noise, alpha_bar.expand(len(clean)), kind)
         raw = torch.full_like(latents[:, :1], float(timestep) / 1000)
         return prediction, raw
 
@@ -134,7 +134,7 @@ def test_the_releases_schedule_leaves_a_residual(sampler: str) -> None:
 def test_ddim_equals_diffusers_where_steps_divide_the_schedule(
     steps: int, spacing: str, kind: str, to_one: bool
 ) -> None:
-    config = schedule_config({}, set_alpha_to_one=to_one)
+    config = read_schedule({}, set_alpha_to_one=to_one)
     ours = create_scheduler("ddim", spacing, kind, config)
     theirs = DDIMScheduler(
         **config, timestep_spacing=spacing, prediction_type=kind, clip_sample=False, steps_offset=1
@@ -197,7 +197,7 @@ def test_a_scheduler_starts_afresh_and_latents_stay_float32(sampler: str) -> Non
 
 def test_schedule_of_another_length_is_refused() -> None:
     with pytest.raises(CheckpointError, match="num_train_timesteps=500, must be 1000"):
-        schedule_config({"num_train_timesteps": 500}, set_alpha_to_one=True)
+        read_schedule({"num_train_timesteps": 500}, set_alpha_to_one=True)
     with pytest.raises(CheckpointError, match="cannot make this noise schedule"):
         create_scheduler("ddim", "leading", "epsilon", CONFIG | {"beta_schedule": "odd"})
 
@@ -215,8 +215,8 @@ def test_noisy_latents_and_targets_by_hand() -> None:
     latents, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -1.0)
     alpha_bar = torch.tensor([0.64])
     assert add_noise(latents, noise, alpha_bar).item() == pytest.approx(0.8 * 2 + 0.6 * -1)
-    assert training_target(latents, noise, alpha_bar, "epsilon").item() == -1
-    assert training_target(latents, noise, alpha_bar, "v_prediction").item() == pytest.approx(
+    assert compute_target(latents, noise, alpha_bar, "epsilon").item() == -1
+    assert compute_target(latents, noise, alpha_bar, "v_prediction").item() == pytest.approx(
         0.8 * -1 - 0.6 * 2
     )
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from sar2eo.errors import CheckpointError, SettingsError
-from sar2eo.model.checkpoint_files import wants_prompt
+from sar2eo.model.folder import wants_prompt
 from sar2eo.model.network import (
     adapt_unet,
     add_variance_channel,
@@ -19,7 +19,7 @@ from sar2eo.model.network import (
     encode_images,
     latent_multiple,
     split_prediction,
-    variance_of,
+    to_variance,
 )
 
 
@@ -74,7 +74,7 @@ def test_two_equal_latents_are_predicted_as_one_was_with_variance_one(
         ).sample
     prediction, raw = split_prediction(output)
     torch.testing.assert_close(prediction, before, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(variance_of(raw), torch.ones(2, 1, 8, 8))
+    torch.testing.assert_close(to_variance(raw), torch.ones(2, 1, 8, 8))
 
 
 def test_adapting_twice_is_refused(plain_unet: UNet2DConditionModel) -> None:
@@ -86,8 +86,8 @@ def test_variance_starts_at_one_and_keeps_its_range() -> None:
     raw = torch.tensor([0.0, -100.0, 100.0, 1.0])
     softplus = math.log1p(math.exp(1.0 + math.log(math.expm1(1 - 1e-6))))
     expected = torch.tensor([1.0, 1e-6, 10.0, softplus + 1e-6])
-    torch.testing.assert_close(variance_of(raw), expected)
-    assert variance_of(raw.bfloat16()).dtype == torch.float32
+    torch.testing.assert_close(to_variance(raw), expected)
+    assert to_variance(raw.bfloat16()).dtype == torch.float32
 
 
 def test_prediction_is_split_in_float32() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.errors import SettingsError
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.noise import draw_scene_noise
 
 # Philox 4x64-10 of counter 0 under key 0, as published with the generator (Random123, kat_vectors).
 KNOWN_ANSWER = (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B)
@@ -20,11 +20,11 @@ def test_first_latent_pixel_is_box_muller_of_the_published_philox_words() -> Non
     for first, second in ((u[0], u[1]), (u[2], u[3])):
         radius = math.sqrt(-2.0 * math.log(1.0 - first))
         expected += [radius * math.cos(2 * math.pi * second), radius * math.sin(2 * math.pi * second)]
-    np.testing.assert_allclose(scene_noise(0, range(1), range(1), 4)[:, 0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(draw_scene_noise(0, range(1), range(1), 4)[:, 0, 0], expected, rtol=1e-6)
 
 
 def test_golden_values_in_the_middle_of_a_scene() -> None:
-    found = scene_noise(7, range(1000, 1001), range(70000, 70002), 5, sample=3)
+    found = draw_scene_noise(7, range(1000, 1001), range(70000, 70002), 5, sample=3)
     golden = [
         [-0.2941935, 2.0926785],
         [1.5021445, 0.5084153],
@@ -48,14 +48,14 @@ def test_golden_values_in_the_middle_of_a_scene() -> None:
 def test_values_do_not_depend_on_the_range_asked_for(
     seed: int, row: int, col: int, height: int, width: int, channels: int, sample: int
 ) -> None:
-    part = scene_noise(seed, range(row, row + height), range(col, col + width), channels, sample)
-    whole = scene_noise(seed, range(60), range(60), 9, sample)
+    part = draw_scene_noise(seed, range(row, row + height), range(col, col + width), channels, sample)
+    whole = draw_scene_noise(seed, range(60), range(60), 9, sample)
     assert part.shape == (channels, height, width)
     assert np.array_equal(part, whole[:channels, row : row + height, col : col + width])
 
 
 def test_values_are_standard_normal() -> None:
-    noise = scene_noise(2025, range(256), range(256), 4).astype(np.float64).ravel()
+    noise = draw_scene_noise(2025, range(256), range(256), 4).astype(np.float64).ravel()
     n = noise.size
     assert abs(noise.mean()) < 4 / math.sqrt(n)
     assert abs(noise.std() - 1) < 4 / math.sqrt(2 * n)
@@ -67,15 +67,15 @@ def test_values_are_standard_normal() -> None:
 
 
 def test_neighbours_channels_samples_and_seeds_are_uncorrelated() -> None:
-    here = scene_noise(2025, range(128), range(128), 8)
+    here = draw_scene_noise(2025, range(128), range(128), 8)
     others = {
         "next row": (here[:, 1:], here[:, :-1]),
         "next column": (here[:, :, 1:], here[:, :, :-1]),
         "next channel": (here[1:], here[:-1]),
         "next group of channels": (here[4:], here[:4]),
         "transposed": (here, here.transpose(0, 2, 1)),
-        "next sample": (here, scene_noise(2025, range(128), range(128), 8, sample=1)),
-        "next seed": (here, scene_noise(2026, range(128), range(128), 8)),
+        "next sample": (here, draw_scene_noise(2025, range(128), range(128), 8, sample=1)),
+        "next seed": (here, draw_scene_noise(2026, range(128), range(128), 8)),
     }
     for name, (a, b) in others.items():
         correlation = float((a.astype(np.float64) * b).mean())
@@ -88,4 +88,4 @@ def test_neighbours_channels_samples_and_seeds_are_uncorrelated() -> None:
 @pytest.mark.parametrize(("seed", "sample"), [(-1, 0), (2**64, 0), (0, -1)])
 def test_seed_and_sample_out_of_range_are_refused(seed: int, sample: int) -> None:
     with pytest.raises(SettingsError, match="must be 0 to"):
-        scene_noise(seed, range(1), range(1), 1, sample)
+        draw_scene_noise(seed, range(1), range(1), 1, sample)

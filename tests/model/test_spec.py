@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from sar2eo.compute import counters
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
-from sar2eo.model import spec
-from sar2eo.model.card import Card
+from sar2eo.model import loading
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import describe_checkpoint
 from sar2eo.model.creation import init_checkpoint
-from sar2eo.model.diffusion import create_scheduler, schedule_config
+from sar2eo.model.diffusion import create_scheduler, read_schedule
+from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec, resolve_model, resolve_spacing
 
 
@@ -35,7 +36,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_network_and_nothing_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(spec, "_LOADED", spec.OrderedDict())
+    monkeypatch.setattr(loading, "_LOADED", loading.OrderedDict())
 
 
 def resolve(model: str | Path, **options: Any) -> ModelSpec:
@@ -48,7 +49,7 @@ def test_identity_returns_its_input_as_bytes() -> None:
     assert spec.sha256 == "689f6a627384c7dcb2dcc1487e540223e77bdf9dcd0d8be8a326eda65b0ce9a4"
     sar = np.random.default_rng(0).uniform(-1, 1, (2, 3, 7, 9)).astype(np.float32)
     before = counters.snapshot().get("model_seconds", 0.0)
-    translation = spec.load().translate(sar, [(0, 0), (0, 9)])
+    translation = load_translator(spec).translate(sar, [(0, 0), (0, 9)])
     assert np.array_equal(translation.eo, to_eo_bytes(sar))
     assert translation.variance is None
     assert translation.spread is None
@@ -56,9 +57,8 @@ def test_identity_returns_its_input_as_bytes() -> None:
 
 
 def test_identity_of_several_samples_has_no_spread() -> None:
-    translation = (
-        resolve_model("identity", samples=3).load().translate(np.zeros((1, 3, 4, 5), np.float32), [(0, 0)])
-    )
+    translator = load_translator(resolve_model("identity", samples=3))
+    translation = translator.translate(np.zeros((1, 3, 4, 5), np.float32), [(0, 0)])
     assert translation.spread is not None
     assert translation.spread.shape == (1, 4, 5)
     assert not translation.spread.any()
@@ -66,7 +66,8 @@ def test_identity_of_several_samples_has_no_spread() -> None:
 
 def test_identity_needs_neither_torch_nor_rasterio() -> None:
     code = (
-        "import sys; from sar2eo.model.spec import resolve_model; resolve_model('identity').load(); "
+        "import sys; from sar2eo.model.loading import load_translator; "
+        "from sar2eo.model.spec import resolve_model; load_translator(resolve_model('identity')); "
         "print(*{'torch', 'rasterio', 'diffusers', 'huggingface_hub'} & set(sys.modules))"
     )
     root = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def test_options_default_to_the_cards(untrained: Path) -> None:
     assert spec.sha256 == facts["sha256"]
     assert spec.parameters == facts["parameters"]["total"]
     assert (spec.factor, spec.latent_channels) == (4, 4)
-    assert spec.card == Card.read(untrained)
+    assert spec.card == TranslatorCard.read(untrained)
     assert (spec.steps, spec.sampler, spec.spacing) == (20, "dpm++", "leading")
     assert (spec.seed, spec.samples, spec.batch) == (2025, 1, 1)
     assert spec.threads >= 1
@@ -100,28 +101,30 @@ def test_the_cards_temperature_goes_with_the_cards_steps(untrained: Path, tmp_pa
     assert resolve(untrained).temperature == 1.0
     folder = tmp_path / "warm"
     shutil.copytree(untrained, folder)
-    Card.read(folder).changed(temperature=1.04).write(folder)
+    TranslatorCard.read(folder).with_changes(temperature=1.04).write(folder)
     assert resolve(folder).temperature == 1.04
     assert resolve(folder, sampler="dpm++", steps=20, seed=7).temperature == 1.04
     assert resolve(folder, steps=19).temperature == resolve(folder, sampler="ddim").temperature == 1.0
     assert resolve("identity").temperature == 1.0
-    assert Card.read(folder).changed(licence="MIT", steps=20).temperature == 1.04
-    assert Card.read(folder).changed(steps=50).temperature == 1.0
-    assert Card.read(folder).changed(sampler="ddim", temperature=1.1).temperature == 1.1
+    assert TranslatorCard.read(folder).with_changes(licence="MIT", steps=20).temperature == 1.04
+    assert TranslatorCard.read(folder).with_changes(steps=50).temperature == 1.0
+    assert TranslatorCard.read(folder).with_changes(sampler="ddim", temperature=1.1).temperature == 1.1
 
 
 def test_older_cards_have_the_papers_temperature(untrained: Path, tmp_path: Path) -> None:
-    raw = Card.read(untrained).to_dict()
+    raw = TranslatorCard.read(untrained).to_dict()
     assert raw.pop("temperature") == 1.0
-    assert Card.from_dict(raw) == Card.read(untrained)
+    assert TranslatorCard.from_dict(raw) == TranslatorCard.read(untrained)
     with pytest.raises(CheckpointError, match="unknown or missing fields steps, temprature"):
-        Card.from_dict({name: value for name, value in raw.items() if name != "steps"} | {"temprature": 1.0})
+        TranslatorCard.from_dict(
+            {name: value for name, value in raw.items() if name != "steps"} | {"temprature": 1.0}
+        )
 
 
 @given(steps=st.integers(1, 1000), sampler=st.sampled_from(["ddim", "dpm++"]))
 def test_leading_spacing_is_kept_only_where_it_starts_near_pure_noise(steps: int, sampler: str) -> None:
     spacing = resolve_spacing("leading", sampler, steps)
-    scheduler = create_scheduler(sampler, spacing, "epsilon", schedule_config({}, set_alpha_to_one=True))
+    scheduler = create_scheduler(sampler, spacing, "epsilon", read_schedule({}, set_alpha_to_one=True))
     scheduler.set_timesteps(steps)
     assert 900 <= int(scheduler.timesteps[0]) <= 999
     assert spacing == "leading" or resolve_spacing("trailing", sampler, steps) == "trailing"
@@ -229,22 +232,22 @@ def test_the_fingerprint_holds_what_changes_pixels(untrained: Path, tmp_path: Pa
 def test_weights_are_loaded_once_and_old_ones_are_let_go(untrained: Path) -> None:
     spec = resolve(untrained)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: spec.load(), range(8)))
+        found = list(pool.map(lambda _: load_translator(spec), range(8)))
     assert all(translator is found[0] for translator in found)
-    assert dataclasses.replace(spec, seed=1).load() is not found[0]
-    assert spec.load() is found[0]
+    assert load_translator(dataclasses.replace(spec, seed=1)) is not found[0]
+    assert load_translator(spec) is found[0]
     for seed in range(2, 5):
-        dataclasses.replace(spec, seed=seed).load()
-    assert len(spec._LOADED) == 2
-    assert spec.load() is not found[0]
+        load_translator(dataclasses.replace(spec, seed=seed))
+    assert len(loading._LOADED) == 2
+    assert load_translator(spec) is not found[0]
 
 
 def test_a_checkpoint_that_changed_after_resolving_is_refused(untrained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(untrained, tmp_path / "copy"))
     spec = resolve(folder)
-    dataclasses.replace(Card.read(folder), gsd_m=10.0).write(folder)
+    dataclasses.replace(TranslatorCard.read(folder), gsd_m=10.0).write(folder)
     with pytest.raises(CheckpointError, match="changed since the run was prepared"):
-        spec.load()
+        load_translator(spec)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from support.model_fixtures import simulate_pair, to_model_input
 import sar2eo.model.translator
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import load_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.interface import Translation
-from sar2eo.model.network import decode_latents, encode_images, split_prediction, variance_of
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.loading import load_translator
+from sar2eo.model.network import decode_latents, encode_images, split_prediction, to_variance
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.model.translator import DiffusionTranslator
 
@@ -51,7 +52,7 @@ def spec_of(checkpoint: Path, **options: Any) -> ModelSpec:
 
 
 def run(checkpoint: Path, sar: FloatArray, origins: Sequence[tuple[int, int]], **options: Any) -> Translation:
-    return spec_of(checkpoint, **options).load().translate(sar, origins)
+    return load_translator(spec_of(checkpoint, **options)).translate(sar, origins)
 
 
 def apart(a: Translation, b: Translation) -> npt.NDArray[np.int64]:
@@ -82,13 +83,13 @@ def test_it_equals_a_plain_loop(checkpoint: Path, windows: FloatArray) -> None:
     steps = [999, 749, 499, 249]
     with torch.inference_mode():
         condition = encode_images(parts.vae, torch.from_numpy(windows[1:2]))
-        latents = torch.from_numpy(scene_noise(2025, range(24), range(16, 40), 4))[None]
+        latents = torch.from_numpy(draw_scene_noise(2025, range(24), range(16, 40), 4))[None]
         for timestep, after in zip(steps, [*steps[1:], None], strict=True):
             inputs = torch.cat([condition, latents], dim=1)
             output = parts.unet(inputs, timestep, encoder_hidden_states=None).sample
             v, raw = split_prediction(output)
             if timestep == 499:  # nearest to the card's 500
-                variance = variance_of(raw)
+                variance = to_variance(raw)
             here, there = alpha_bars[timestep], 1.0 if after is None else alpha_bars[after]
             clean = here**0.5 * latents - (1 - here) ** 0.5 * v
             noise = here**0.5 * v + (1 - here) ** 0.5 * latents
@@ -175,11 +176,11 @@ def test_the_temperature_is_that_of_the_noise_it_starts_from(
 ) -> None:
     warm = tmp_path / "warm"
     shutil.copytree(checkpoint, warm)
-    Card.read(warm).changed(steps=4, temperature=1.5).write(warm)
+    TranslatorCard.read(warm).with_changes(steps=4, temperature=1.5).write(warm)
     found, plain = (run(folder, windows, ORIGINS, batch=4) for folder in (warm, checkpoint))
     assert (found.eo != plain.eo).mean() > 0.5
     monkeypatch.setattr(
-        sar2eo.model.translator, "scene_noise", lambda *given: np.float32(1.5) * scene_noise(*given)
+        sar2eo.model.translator, "draw_scene_noise", lambda *given: np.float32(1.5) * draw_scene_noise(*given)
     )
     louder = run(checkpoint, windows, ORIGINS, batch=4)
     np.testing.assert_array_equal(found.eo, louder.eo)
@@ -192,9 +193,9 @@ def test_samples_are_averaged_and_their_spread_measured(
     first = run(checkpoint, windows[:1], ORIGINS[:1], batch=1)
 
     def second_noise(seed: int, rows: range, cols: range, channels: int, sample: int = 0) -> FloatArray:
-        return scene_noise(seed, rows, cols, channels, sample + 1)
+        return draw_scene_noise(seed, rows, cols, channels, sample + 1)
 
-    monkeypatch.setattr(sar2eo.model.translator, "scene_noise", second_noise)
+    monkeypatch.setattr(sar2eo.model.translator, "draw_scene_noise", second_noise)
     second = run(checkpoint, windows[:1], ORIGINS[:1], batch=1)
     assert (apart(first, second) > 1).mean() > 0.5
     mean = (first.eo.astype(float) + second.eo) / 2
@@ -216,13 +217,13 @@ def test_any_multiple_of_the_factor_is_a_tile(checkpoint: Path, windows: FloatAr
 
 
 def test_what_does_not_fit_is_refused(checkpoint: Path, windows: FloatArray) -> None:
-    with pytest.raises(SettingsError, match="4 windows with 4 origins: must be 1 to 2"):
+    with pytest.raises(SettingsError, match="4 tiles with 4 origins: must be 1 to 2"):
         run(checkpoint, windows, ORIGINS, batch=2)
-    with pytest.raises(SettingsError, match="2 windows with 1 origins"):
+    with pytest.raises(SettingsError, match="2 tiles with 1 origins"):
         run(checkpoint, windows[:2], ORIGINS[:1], batch=2)
     with pytest.raises(SettingsError, match="multiples of the model's factor 4"):
         run(checkpoint, windows[:1], [(0, 2)], batch=2)
-    with pytest.raises(SettingsError, match=r"windows of 30 x 96 pixels"):
+    with pytest.raises(SettingsError, match=r"tiles of 30 x 96 pixels"):
         run(checkpoint, windows[:1, :, :30], [(0, 0)], batch=2)
 
 
@@ -267,10 +268,10 @@ def test_values_that_are_not_finite_are_an_error(
 
 def test_threads_of_the_pool_use_the_threads_of_the_spec(checkpoint: Path, windows: FloatArray) -> None:
     spec = spec_of(checkpoint, batch=1, threads=2)
-    here = spec.load().translate(windows[:1], ORIGINS[:1])
+    here = load_translator(spec).translate(windows[:1], ORIGINS[:1])
 
     def there() -> tuple[int, Translation]:
-        return torch.get_num_threads(), spec.load().translate(windows[:1], ORIGINS[:1])
+        return torch.get_num_threads(), load_translator(spec).translate(windows[:1], ORIGINS[:1])
 
     torch.set_num_threads(1)
     with ThreadPoolExecutor(1) as pool:
@@ -303,7 +304,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
     checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a CUDA device whose memory others use as well; the same on any device."""
-    translator = spec_of(checkpoint, batch=4, samples=2).load()
+    translator = load_translator(spec_of(checkpoint, batch=4, samples=2))
     assert isinstance(translator, DiffusionTranslator)
     whole, unet, seen = translator.translate(windows, ORIGINS), translator.checkpoint.unet, []
 
@@ -333,7 +334,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
         raise torch.OutOfMemoryError("out of memory")
 
     stand_in(translator, none, monkeypatch)
-    with pytest.raises(SettingsError, match=r"cpu has too little memory for one window of 96 x 96 pixels"):
+    with pytest.raises(SettingsError, match=r"cpu has too little memory for one tile of 96 x 96 pixels"):
         translator.translate(windows, ORIGINS)
 
 
@@ -341,7 +342,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
 def test_what_a_compiler_runs_out_of_or_lacks_is_told_as_without_it(
     checkpoint: Path, windows: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    translator = spec_of(checkpoint, batch=2).load()
+    translator = load_translator(spec_of(checkpoint, batch=2))
     assert isinstance(translator, DiffusionTranslator)
 
     def fail_with(error: Exception) -> None:
@@ -360,8 +361,8 @@ def test_what_a_compiler_runs_out_of_or_lacks_is_told_as_without_it(
         translator.translate(windows[:2], ORIGINS[:2])
     fail_with(torch.OutOfMemoryError("out of memory"))
     with (
-        pytest.warns(Sar2eoWarning, match="from here on 1 windows"),
-        pytest.raises(SettingsError, match="too little memory for one window"),
+        pytest.warns(Sar2eoWarning, match="from here on 1 tiles"),
+        pytest.raises(SettingsError, match="too little memory for one tile"),
     ):
         translator.translate(windows[:2], ORIGINS[:2])
 

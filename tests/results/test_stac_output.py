@@ -13,7 +13,7 @@ from shapely.geometry import Polygon, box, shape
 
 from sar2eo.errors import GeoreferenceError, OutputError, SettingsError
 from sar2eo.geo.grid import Grid
-from sar2eo.results.stac_output import stac_item, write_stac_collection, write_stac_item
+from sar2eo.results.stac_output import make_stac_item, write_stac_collection, write_stac_item
 
 GRID = Grid("EPSG:32611", (10.0, 0.0, 380_000.0, 0.0, -10.0, 3_770_000.0), (300, 400))
 TAGS = {"model": "identity", "seed": "2025", "synthetic": "yes", "TIFFTAG_SOFTWARE": "sar2eo"}
@@ -29,7 +29,7 @@ def rasters(tmp_path: Path) -> dict[str, Path]:
 
 
 def item_of(rasters: dict[str, Path], grid: Grid = GRID, when: datetime | str = "2020-11-07T01:50:18Z"):
-    return stac_item(
+    return make_stac_item(
         rasters, grid, box(*grid.bounds), when, tags=TAGS, quicklook=rasters["eo"].with_suffix(".png")
     )
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_described_is_refused(rasters, tmp_path: Path) -> None:
 
 
 def test_nothing_valid_gives_no_geometry(rasters) -> None:
-    content = stac_item(rasters, GRID, Polygon(), "2020-11-07", tags={}).to_dict()
+    content = make_stac_item(rasters, GRID, Polygon(), "2020-11-07", tags={}).to_dict()
     check_core_schema(content)
     assert content["geometry"] is None
     assert "bbox" not in content
@@ -142,7 +142,7 @@ def test_a_collection_holds_the_results_of_its_folder(tmp_path: Path) -> None:
     for name, grid, when in (("a", GRID, "2020-11-07"), ("b", GRID, "2021-01-02"), ("c", far, "2020-12-01")):
         path = tmp_path / f"{name}.tif"
         path.write_bytes(b"")
-        item = stac_item({"eo": path}, grid, box(*grid.bounds), when, tags=TAGS, collection="archive")
+        item = make_stac_item({"eo": path}, grid, box(*grid.bounds), when, tags=TAGS, collection="archive")
         write_stac_item(item, path.with_suffix(".json"))
         check_core_schema(json.loads(path.with_suffix(".json").read_text()))
         (tmp_path / "report.json").write_text('{"properties": {}}')

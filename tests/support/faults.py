@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 _MODULES = (
     "sar2eo.cli.translate",
     "sar2eo.translation.archive",
-    "sar2eo.translation.job",
+    "sar2eo.translation.plan",
     "rasterio.shutil",
     "rio_cogeo.cogeo",
     "rioxarray",
@@ -182,7 +182,8 @@ def _stand_in() -> None:
     """Let the identity model be slow, and have a variance and a spread that depend on the pixels."""
     import numpy as np
 
-    from sar2eo.model.interface import IdentityTranslator, Translation
+    from sar2eo.model.interface import Translation
+    from sar2eo.model.loading import IdentityTranslator
     from sar2eo.model.spec import ModelSpec
 
     quick, seconds = IdentityTranslator.translate, float(os.environ.get(_SLEEP, 0))
@@ -222,7 +223,7 @@ class _Watch:
     def install(self) -> None:
         import rasterio.shutil
 
-        from sar2eo.model.interface import IdentityTranslator
+        from sar2eo.model.loading import IdentityTranslator
 
         for name, which in _WATCHED.items():
             setattr(os, name, self.watched(name, getattr(os, name), operator.itemgetter(which)))

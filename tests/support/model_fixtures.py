@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sar2eo.model.creation import init_checkpoint
-from sar2eo.model.diffusion import add_noise, c_diff_loss, create_scheduler, training_target
+from sar2eo.model.diffusion import add_noise, c_diff_loss, compute_target, create_scheduler
 from sar2eo.model.network import encode_images, split_prediction
 
 FloatArray = npt.NDArray[np.float32]
@@ -117,7 +117,7 @@ def train_unet(checkpoint: Checkpoint, sar: torch.Tensor, eo: torch.Tensor) -> N
         noise = torch.randn_like(latents)
         noisy = add_noise(latents, noise, alpha_bars[timesteps])
         output = unet(torch.cat([sar_latents, noisy], dim=1), timesteps, encoder_hidden_states=None).sample
-        target = training_target(latents, noise, alpha_bars[timesteps], kind)
+        target = compute_target(latents, noise, alpha_bars[timesteps], kind)
         loss = c_diff_loss(*split_prediction(output), target, alpha_bars[timesteps])
         optimiser.zero_grad()
         loss.backward()

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import fft
 
-from sar2eo.matching.structure import StructuralAligner, smoothed
+from sar2eo.matching.structure import StructuralAligner, smooth_valid
 
 ALIGNER = StructuralAligner()
 
@@ -18,7 +18,7 @@ def by_information(sar: np.ndarray, eo: np.ndarray) -> tuple[int, int]:
     """Whole shift of the largest mutual information, from joint histograms of all shifts by FFT."""
     spectra, bins = [], 10
     for image in (np.log(sar + 10), eo):
-        mean, valid = smoothed(image, 2.0)
+        mean, valid = smooth_valid(image, 2.0)
         grades = np.digitize(mean, np.quantile(mean[valid], np.linspace(0, 1, bins + 1)[1:-1]))
         spectra.append(
             [

@@ -22,11 +22,9 @@ from support.training_fixtures import ToyTask, toy_batches, toy_settings, toy_va
 from torch import nn
 
 from sar2eo.errors import OutputError, PairsError, SettingsError, TrainingError, TrainingWarning
-from sar2eo.training.accelerator import create_accelerator
-from sar2eo.training.loop import Outcome, _Run, identity_of, run_loop
+from sar2eo.training.loop import Outcome, _Run, create_accelerator, identity_of, run_loop
 from sar2eo.training.phase import Phase, learning_rate
-from sar2eo.training.run_folder import RunFolder, record
-from sar2eo.training.states import State, States
+from sar2eo.training.run_folder import RunFolder, State, States, record
 from sar2eo.training.task import Batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -375,7 +373,7 @@ def test_a_step_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> No
     for name, original in originals.items():
 
         def counted(self: torch.Tensor, name: str = name, original: Any = original) -> Any:
-            if sys._getframe(1).f_code.co_filename.endswith("phases.py"):
+            if sys._getframe(1).f_code.co_filename.endswith("phase.py"):
                 waits.append(name)
             return original(self)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from support.model_fixtures import simulate_pair, to_model_input
 
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, values_sha256
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, hash_values
 from sar2eo.matching.dcdm.network import MatchingDenoiser
+from sar2eo.model.card import MatcherCard
 from sar2eo.model.checkpoint import load_checkpoint
-from sar2eo.model.diffusion import schedule_config
+from sar2eo.model.diffusion import read_schedule
 from sar2eo.settings import MatcherSettings
 from sar2eo.training.matcher_task import MatcherTask
 
@@ -38,8 +38,8 @@ def test_a_trained_matcher_finds_what_it_has_never_seen(checkpoint: Path) -> Non
     made = MatcherCheckpoint(
         denoiser=denoiser,
         vae=vae,
-        schedule=schedule_config({}, set_alpha_to_one=True),
-        card=MatcherCard(name="learning", vae_sha256=values_sha256(vae)),
+        schedule=read_schedule({}, set_alpha_to_one=True),
+        card=MatcherCard(name="learning", vae_sha256=hash_values(vae)),
     )
     task = MatcherTask(made, settings, torch.device("cpu"))
     held_out = [scenes(10_000 + 8 * k, 8) for k in range(4)]

@@ -21,15 +21,14 @@ from sar2eo.cli import cli
 from sar2eo.errors import CheckpointError, SettingsError, TrainingError, TrainingWarning
 from sar2eo.matching.dcdm.checkpoint import load_matcher
 from sar2eo.matching.dcdm.matcher import match_dcdm
-from sar2eo.matching.dcdm.matcher_card import MatcherCard
-from sar2eo.matching.dcdm.templates import plant
-from sar2eo.model.checkpoint import write_part
+from sar2eo.matching.dcdm.similarity import plant_templates
+from sar2eo.model.card import MatcherCard
 from sar2eo.model.network import create_vae, encode_images
+from sar2eo.model.weights import write_network
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, stages_of
 from sar2eo.training import matcher_task
-from sar2eo.training.matcher_run import prepare_matcher_training, train_matcher
+from sar2eo.training.matcher_run import prepare_matcher_training, threshold_for, train_matcher
 from sar2eo.training.matcher_task import MatcherTask
-from sar2eo.training.matcher_threshold import threshold_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built_pairs(root / "pairs", counts={"train": 4, "val": 3}, size=64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        write_part(create_vae("tiny"), root / "base" / "vae")
+        write_network(create_vae("tiny"), root / "base" / "vae")
     return root
 
 
@@ -73,7 +72,7 @@ def prepared_task(folder: Path, out: Path, **changes: Any) -> tuple[MatcherTask,
 def test_templates_are_cut_where_their_offsets_say() -> None:
     sar = torch.arange(2 * 3 * 20 * 24.0).view(2, 3, 20, 24)
     batch = {"sar": sar, "eo": -sar, "valid": (sar[:, :1] % 7 > 0).float()}
-    planted = plant(batch, 8, torch.Generator().manual_seed(4))
+    planted = plant_templates(batch, 8, torch.Generator().manual_seed(4))
     assert planted.images.search is sar
     for index, (row, col) in enumerate(planted.offsets.tolist()):
         part = sar[index, :, row : row + 8, col : col + 8]
@@ -85,7 +84,7 @@ def test_templates_are_cut_where_their_offsets_say() -> None:
 def test_every_offset_is_drawn_and_none_beyond() -> None:
     image = torch.zeros(64, 3, 10, 9)
     batch = {"sar": image, "eo": image, "valid": image[:, :1]}
-    drawn = [plant(batch, 8, torch.Generator().manual_seed(k)).offsets for k in range(4)]
+    drawn = [plant_templates(batch, 8, torch.Generator().manual_seed(k)).offsets for k in range(4)]
     offsets = torch.cat(drawn)
     assert set(offsets[:, 0].tolist()) == {0, 1, 2}
     assert set(offsets[:, 1].tolist()) == {0, 1}
@@ -276,17 +275,6 @@ def test_without_validation_pairs_there_is_no_threshold(folder: Path, tmp_path: 
             tmp_path / "pairs", tmp_path / "run", vae=folder / "base", **SMALL | {"steps": 1}
         )
     assert MatcherCard.read(final).threshold is None
-
-
-def test_ablations_make_other_networks(folder: Path, tmp_path: Path) -> None:
-    plain, _ = prepared_task(folder, tmp_path / "a")
-    dense, batch = prepared_task(folder, tmp_path / "b", dense=True, uncalibrated=True)
-    names = {n for n, _ in plain.phases["denoiser"].named_parameters()}
-    missing = names - {n for n, _ in dense.phases["denoiser"].named_parameters()}
-    assert {name.split(".")[0] for name in missing} == {"attend_fine", "attend_coarse"}
-    assert all("gate" in name or "calibration" in name for name in missing)
-    loss, _ = dense.loss("denoiser", batch, 0, torch.Generator().manual_seed(1))
-    assert torch.isfinite(loss)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import json, sys
 from pathlib import Path
 from support.training_fixtures import ToyTask, toy_batches, toy_settings, toy_validation
 from sar2eo.training.setup import ShareOrder
-from sar2eo.training.accelerator import create_accelerator
+from sar2eo.training.loop import create_accelerator
 from sar2eo.training.loop import identity_of, run_loop
 
 settings = toy_settings()

@@ -20,12 +20,12 @@ from support.dataset_fixtures import built_pairs
 import sar2eo
 from sar2eo.datasets import Augmentation, build_latent_cache, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError, TrainingError, TrainingWarning
-from sar2eo.model.card import Card
+from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.network import encode_images, split_prediction
 from sar2eo.settings import DataSettings, TrainSettings, VaeSettings
-from sar2eo.training.accelerator import create_accelerator
+from sar2eo.training.loop import create_accelerator
 from sar2eo.training.phase import Phase
 from sar2eo.training.task import Batch, contact_sheet
 from sar2eo.training.unet_run import train
@@ -211,7 +211,7 @@ def test_gradient_checkpointing_changes_no_gradient(base: Path) -> None:
 
 def test_training_writes_a_checkpoint_that_translates(base: Path, pairs: Path, tmp_path: Path) -> None:
     final = train(str(pairs), base, tmp_path / "run", TrainSettings(**SETTINGS), validate_every=2)
-    card = Card.read(final)
+    card = TranslatorCard.read(final)
     assert (card.name, card.quantity, card.polarisations) == ("run", "dn", ("VV",))
     assert card.gsd_m == pytest.approx(10, rel=0.01)
     assert "4 train pairs" in card.training_data
@@ -340,7 +340,7 @@ def test_no_validation_pairs_are_told_and_do_not_stop_a_run(base: Path, tmp_path
     pairs = built_pairs(tmp_path / "pairs", counts={"train": 2}, size=32)
     with pytest.warns(TrainingWarning, match="trains without validation"):
         final = train(str(pairs), base, tmp_path / "run", **SETTINGS | {"steps": 1})
-    assert Card.read(final).metrics == {}
+    assert TranslatorCard.read(final).metrics == {}
 
 
 def test_a_contact_sheet_shows_pairs_in_rows_and_nothing_of_what_is_not_valid() -> None:

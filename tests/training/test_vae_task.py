@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.errors import SettingsError
+from sar2eo.model.creation import load_vae
 from sar2eo.model.network import decode_latents, encode_images
-from sar2eo.model.stable_diffusion import pretrained_vae
 from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings
 from sar2eo.training.vae_losses import (
     PatchDiscriminator,
@@ -274,7 +274,7 @@ def test_exported_latents_have_mean_0_and_deviation_1(tmp_path: Path, architectu
     batch = batch_of(count=4, size=64, holes=False)
     task = task_of(batch, architecture=architecture)
     out = task.export(tmp_path / "final", {"steps": 3, "metrics": {"eo_psnr": 30.0}})
-    vae = pretrained_vae(out).eval()
+    vae = load_vae(out).eval()
     task.vae.eval()
     with torch.no_grad():
         latents = encode_images(vae, batch["eo"])
@@ -309,7 +309,7 @@ def test_a_deep_compression_autoencoder_is_trained_with_noise_on_its_latents() -
 def test_a_decoder_alone_is_trained_on_the_latents_that_are_there(tmp_path: Path, architecture: str) -> None:
     batch = batch_of(count=4, size=64, holes=False)
     first = task_of(batch, architecture=architecture).export(tmp_path / "first", {"steps": 1})
-    base = pretrained_vae(first)
+    base = load_vae(first)
     task = task_of(batch_of(seed=5), base=base, decoder_only=True, latent_channels=7)  # the base's are taken
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     optimiser = torch.optim.SGD([p for p in base.parameters() if p.requires_grad], lr=0.1)
@@ -320,20 +320,20 @@ def test_a_decoder_alone_is_trained_on_the_latents_that_are_there(tmp_path: Path
     assert changed
     assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
     # Other images would give other statistics, but latents that someone knows stay what they are.
-    again = pretrained_vae(task.export(tmp_path / "again", {"steps": 1}))
-    assert again.config.latents_std == pretrained_vae(first).config.latents_std
+    again = load_vae(task.export(tmp_path / "again", {"steps": 1}))
+    assert again.config.latents_std == load_vae(first).config.latents_std
     with torch.no_grad():
         torch.testing.assert_close(
-            encode_images(again, batch["eo"]), encode_images(pretrained_vae(first), batch["eo"])
+            encode_images(again, batch["eo"]), encode_images(load_vae(first), batch["eo"])
         )
 
 
 def test_a_vae_that_goes_on_measures_its_latents_anew(tmp_path: Path) -> None:
     first = task_of(batch_of(), architecture="dc").export(tmp_path / "first", {"steps": 1})
-    task = task_of(batch_of(seed=5), base=pretrained_vae(first))
+    task = task_of(batch_of(seed=5), base=load_vae(first))
     assert all(parameter.requires_grad for parameter in task.vae.parameters())
-    again = pretrained_vae(task.export(tmp_path / "again", {"steps": 1}))
-    assert again.config.latents_mean != pretrained_vae(first).config.latents_mean
+    again = load_vae(task.export(tmp_path / "again", {"steps": 1}))
+    assert again.config.latents_mean != load_vae(first).config.latents_mean
 
 
 def test_what_a_base_cannot_be_is_refused() -> None:

@@ -21,15 +21,17 @@ from support.scenes import amplitude, write_scene
 
 from sar2eo.cli import cli
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
-from sar2eo.model import spec
+from sar2eo.model import loading
 from sar2eo.model.spec import resolve_model
 from sar2eo.results import cog
+from sar2eo.results.outputs import Outputs
 from sar2eo.scenes.sources import expand_sources
 from sar2eo.settings import TranslateRecipe, TranslateSettings
 from sar2eo.store.journal import Journal
-from sar2eo.translation import archive, writer
-from sar2eo.translation.graph import TranslationGraph
-from sar2eo.translation.plan import Entry, plan
+from sar2eo.translation import archive, dataset, region, writer
+from sar2eo.translation import plan as planning
+from sar2eo.translation.plan import Entry, find_target, plan
+from sar2eo.translation.region import Region
 
 SETTINGS = TranslateSettings(tile=128, overlap=16, scaling=(255.0,))
 SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
@@ -133,20 +135,20 @@ def test_what_is_done_is_skipped_and_what_is_not_goes_on(
 ) -> None:
     asked = recipe(scenes / "*.tif", out=out)
     with monkeypatch.context() as broken:
-        finish = writer.Writing.finish
+        finish = writer.ResultWriter.publish
 
-        def fail(self: writer.Writing) -> dict:
-            if self._outputs.eo.name == "b_eo.tif":
+        def fail(self: writer.ResultWriter) -> dict:
+            if self.outputs.eo.name == "b_eo.tif":
                 raise OutputError("disk full")
             return finish(self)
 
-        broken.setattr(writer.Writing, "finish", fail)
+        broken.setattr(writer.ResultWriter, "publish", fail)
         assert statuses(archive.run(asked, IDENTITY)) == ["done", "failed", "done"]
     assert (out / "b_eo.tif.partial").is_dir()
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.tif")}
     entries = archive.run(asked, IDENTITY)
     assert statuses(entries) == ["skipped", "done", "skipped"]
-    assert entries[1].report["windows"]["translated"] == 0, "its blocks were there"
+    assert entries[1].report["tiles"]["translated"] == 0, "its blocks were there"
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert not list(out.glob("*.partial"))
 
@@ -339,7 +341,7 @@ def test_what_can_be_refused_is_refused_before_the_graph_is_built(
 ) -> None:
     """Of a large scene the graph takes a minute."""
     built = Mock(side_effect=AssertionError("the graph was built"))
-    monkeypatch.setattr(TranslationGraph, "arrays", built)
+    monkeypatch.setattr(dataset, "build_arrays", built)
     one = recipe(scenes / "a.tif", out=out / "a.tif", tmp=str(tmp_path))
 
     def error() -> str:
@@ -375,31 +377,35 @@ def test_files_are_made_beside_the_next_scenes_computing_and_one_scene_waits_at_
         with lock:
             events.append(text)
 
-    compute, finish, begin = writer.Writing.compute, writer.Writing.finish, writer.Writing.__init__
+    compute, finish, begin = (
+        writer.ResultWriter.compute,
+        writer.ResultWriter.publish,
+        writer.ResultWriter.__init__,
+    )
     second = threading.Event()
 
-    def noted_begin(self: writer.Writing, dataset: object, outputs: object, *rest: object) -> None:
-        begin(self, dataset, outputs, *rest)
+    def noted_begin(self: writer.ResultWriter, dataset: object, outputs: object, **rest: object) -> None:
+        begin(self, dataset, outputs, **rest)
         note(f"begun {outputs.eo.name[0]}")
 
-    def noted_compute(self: writer.Writing, progress: object = None) -> None:
-        name = self._outputs.eo.name[0]
+    def noted_compute(self: writer.ResultWriter, progress: object = None) -> None:
+        name = self.outputs.eo.name[0]
         note(f"compute {name}")
         if name == "b":
             second.set()
         compute(self, progress)
 
-    def noted_finish(self: writer.Writing) -> dict:
-        name = self._outputs.eo.name[0]
+    def noted_finish(self: writer.ResultWriter) -> dict:
+        name = self.outputs.eo.name[0]
         if name == "a":
             assert second.wait(30), "the first scene's files wait for the second's computing: it must begin"
         report = finish(self)
         note(f"finished {name}")
         return report
 
-    monkeypatch.setattr(writer.Writing, "__init__", noted_begin)
-    monkeypatch.setattr(writer.Writing, "compute", noted_compute)
-    monkeypatch.setattr(writer.Writing, "finish", noted_finish)
+    monkeypatch.setattr(writer.ResultWriter, "__init__", noted_begin)
+    monkeypatch.setattr(writer.ResultWriter, "compute", noted_compute)
+    monkeypatch.setattr(writer.ResultWriter, "publish", noted_finish)
     assert statuses(archive.run(recipe(scenes, out=out), IDENTITY)) == ["done"] * 3
     assert events.index("compute b") < events.index("finished a")
     assert events.index("begun c") > events.index("begun b")
@@ -411,9 +417,9 @@ def test_the_model_is_loaded_once_for_all_scenes(
     scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[int] = []
-    make = spec.ModelSpec._make
-    monkeypatch.setattr(spec.ModelSpec, "_make", lambda self: loaded.append(1) or make(self))
-    monkeypatch.setattr(spec, "_LOADED", type(spec._LOADED)())
+    create = loading._create_translator
+    monkeypatch.setattr(loading, "_create_translator", lambda spec: loaded.append(1) or create(spec))
+    monkeypatch.setattr(loading, "_LOADED", type(loading._LOADED)())
     archive.run(recipe(scenes, out=out), IDENTITY)
     assert loaded == [1]
 
@@ -423,7 +429,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path, out: Path) -> Non
     for number in range(4):
         write_scene(tmp_path / f"s{number}.tif", amplitude((700, 700), number))
     slow = (
-        "import signal, time\nfrom sar2eo.model import spec as models; from sar2eo import cli\n"
+        "import signal, time\nfrom sar2eo.model import loading as models; from sar2eo import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in a shell's background
         "quick = models.IdentityTranslator.translate\n"
         "def slow(self, *args):\n    time.sleep(0.05)\n    return quick(self, *args)\n"
@@ -478,35 +484,35 @@ def test_a_lost_cluster_ends_the_run_and_tells_what_is_pending(
     def lost(*_: object) -> None:
         raise ClusterError("the cluster has had no workers")
 
-    prepare = archive.prepare
+    translate_region = archive.translate_region
 
-    def slow(source: str, *more: object) -> object:
-        time.sleep(0.5 if source.endswith("b.tif") else 0)
-        return prepare(source, *more)
+    def slow(part: Region, *more: object) -> object:
+        time.sleep(0.5 if part.scene.attrs["source"].endswith("b.tif") else 0)
+        return translate_region(part, *more)
 
-    monkeypatch.setattr(writer.Writing, "compute", lost)
-    monkeypatch.setattr(archive, "prepare", slow)
+    monkeypatch.setattr(writer.ResultWriter, "compute", lost)
+    monkeypatch.setattr(archive, "translate_region", slow)
     report = out.parent / "report.json"
     with pytest.raises(ClusterError):
         archive.run(recipe(scenes, out=out, report=str(report)), IDENTITY)
     # The next scene, which was being opened, is let go: it may be tried again at once.
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sar2eo-begin")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sar2eo-prepare")]
     assert json.loads(report.read_text())["counts"] == {"done": 0, "skipped": 0, "failed": 1, "pending": 2}
     monkeypatch.undo()
     assert statuses(archive.run(recipe(scenes, out=out), IDENTITY)) == ["done"] * 3
 
 
-def test_an_unexpected_error_of_one_scene_is_told_and_the_others_go_on(
+def test_an_unexpected_error_of_one_scene_is_reported_and_the_others_go_on(
     scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = writer.Writing.compute
+    compute = writer.ResultWriter.compute
 
-    def odd(self: writer.Writing, progress: object = None) -> None:
-        if self._outputs.eo.name == "a_eo.tif":
+    def odd(self: writer.ResultWriter, progress: object = None) -> None:
+        if self.outputs.eo.name == "a_eo.tif":
             raise ZeroDivisionError("odd")
         compute(self, progress)
 
-    monkeypatch.setattr(writer.Writing, "compute", odd)
+    monkeypatch.setattr(writer.ResultWriter, "compute", odd)
     entries = archive.run(recipe(scenes, out=out), IDENTITY)
     assert statuses(entries) == ["failed", "done", "done"]
     assert entries[0].reason == "ZeroDivisionError: odd"
@@ -526,5 +532,25 @@ def test_settings_no_scene_could_have_are_one_error(scenes: Path, out: Path) -> 
     done = run("translate", scenes, "--out", out, "--model", "identity", "--tile", "100", "--overlap", "60")
     assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
+    asked = recipe(scenes, out=out, tmp=str(out / "absent"))
     with pytest.raises(OutputError, match="--tmp"):
-        plan(recipe(scenes, out=out, tmp=str(out / "absent")), IDENTITY)
+        plan(asked, IDENTITY, find_target(asked))
+
+
+@pytest.mark.parametrize("kept_open", [64, 1])
+def test_a_scene_is_opened_once_and_its_outputs_are_checked_before_work_and_under_the_lock(
+    scenes: Path, out: Path, monkeypatch: pytest.MonkeyPatch, kept_open: int
+) -> None:
+    opened: list[str] = []
+    checked: list[str] = []
+    open_scene, check = region.open_scene, Outputs.check
+    monkeypatch.setattr(
+        region, "open_scene", lambda source, **rest: opened.append(source) or open_scene(source, **rest)
+    )
+    monkeypatch.setattr(
+        Outputs, "check", lambda self, **rest: checked.append(self.eo.name) or check(self, **rest)
+    )
+    monkeypatch.setattr(planning, "_KEPT_OPEN", kept_open)
+    assert statuses(archive.run(recipe(scenes, out=out), IDENTITY)) == ["done"] * 3
+    assert len(opened) == (3 if kept_open == 64 else 5), "of a long archive, scenes are opened again"
+    assert sorted(checked) == [f"{name}_eo.tif" for name in "aabbcc"]

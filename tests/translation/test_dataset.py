@@ -13,11 +13,11 @@ import sar2eo
 from sar2eo.compute import counters
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.geo.radiometry import fill_invalid
-from sar2eo.model.interface import IdentityTranslator
+from sar2eo.model.loading import IdentityTranslator
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes import lazy_array
 from sar2eo.translation import dataset
-from sar2eo.translation.graph import count_windows
+from sar2eo.translation.dataset import count_tiles
 
 
 def scaled(values: np.ndarray, divisor: float = 255.0) -> np.ndarray:
@@ -168,17 +168,17 @@ def test_very_many_slices_in_any_chunks_are_that_part_of_the_whole(
     check_slices(chunked, data)
 
 
-def test_only_needed_batches_run_and_empty_windows_never_reach_the_model(scene_file: Path) -> None:
+def test_only_needed_batches_run_and_empty_tiles_never_reach_the_model(scene_file: Path) -> None:
     scene = sar2eo.open_scene(scene_file)
     eo = sar2eo.translate(scene, "identity", tile=128, overlap=16, batch=1, block=(64, 64), scaling=(255.0,))
     counters.reset()
     eo.eo.isel(y=slice(0, 10), x=slice(0, 10)).compute()
-    assert counters.snapshot()["windows_translated"] == 1
+    assert counters.snapshot()["tiles_translated"] == 1
     counters.reset()
     eo.eo.isel(y=slice(0, 60), x=slice(560, 700)).compute()
     counts = counters.snapshot()
-    assert counts.get("windows_translated", 0) == 0
-    assert counts["windows_skipped"] >= 2
+    assert counts.get("tiles_translated", 0) == 0
+    assert counts["tiles_skipped"] >= 2
 
 
 @pytest.mark.parametrize("computed", [False, True])
@@ -200,8 +200,8 @@ def test_a_task_may_run_several_batches(
         return (
             values,
             tasks,
-            int(counters.snapshot()["windows_translated"]),
-            count_windows(lazy_array.eo.data),
+            int(counters.snapshot()["tiles_translated"]),
+            count_tiles(lazy_array.eo.data),
         )
 
     alone, tasks, ran, counted = translated()

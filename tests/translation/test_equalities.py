@@ -110,7 +110,7 @@ def test_bfloat16_batches_agree_within_one_level_nearly_everywhere(
     assert (levels(one, four) <= 1).mean() >= 0.999
 
 
-def test_overlapping_windows_agree_since_they_start_from_the_same_noise(
+def test_overlapping_tiles_agree_since_they_start_from_the_same_noise(
     scene_file: Path, checkpoint: Path, whole: xr.Dataset
 ) -> None:
     """Other windows see other surroundings, but the same noise: the pictures are nearer than by chance."""
@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(checkpoint: Path, tmp_path: Path
     process.wait()
     assert not out.exists()
     subprocess.run(command(scene, checkpoint, out, *quick, "--report", str(report)), check=True, timeout=300)
-    windows = json.loads(report.read_text())["windows"]
+    windows = json.loads(report.read_text())["tiles"]
     assert windows["resumed"] > 0
     assert windows["translated"] > 0
     whole = sar2eo.translate(sar2eo.open_scene(scene), checkpoint, **OPTIONS | {"steps": 2}).eo.values

@@ -16,7 +16,7 @@ from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.checkpoint import describe_checkpoint, load_checkpoint
 from sar2eo.model.creation import init_checkpoint
 from sar2eo.model.network import decode_latents, encode_images
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import resolve_model
 from sar2eo.model.translator import DiffusionTranslator
 
@@ -91,7 +91,7 @@ def test_one_tile_in_two_steps_equals_a_plain_loop(full: Path) -> None:
     rows, cols = (range(start // 8, start // 8 + TILE // 8) for start in ORIGIN)
     with torch.inference_mode():
         condition = encode_images(parts.vae, torch.from_numpy(sar))
-        latents = torch.from_numpy(scene_noise(SEED, rows, cols, 4))[None]
+        latents = torch.from_numpy(draw_scene_noise(SEED, rows, cols, 4))[None]
         for timestep, after in ((999, 499), (499, None)):
             inputs = torch.cat([condition, latents], dim=1)
             output = parts.unet(inputs, timestep, encoder_hidden_states=parts.prompt_embeds).sample

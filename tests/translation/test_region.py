@@ -16,7 +16,7 @@ from sar2eo.errors import SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import RegionSettings
-from sar2eo.translation.region import cut, read_area
+from sar2eo.translation.region import cut_region, read_area
 
 
 @pytest.mark.parametrize("bounds", [(33.7, -118.3, 33.8, -118.2), (-1e9, -1e9, 1e9, 1e9)])
@@ -161,8 +161,8 @@ def test_polygons_beside_the_scene_are_told_and_those_of_other_scenes_add_nothin
     scene = sar2eo.open_scene(source)
     grid = decode_attributes(scene)["scene_grid"]
     with pytest.raises(SettingsError, match="none of its polygons touches the scene"):
-        cut(scene, grid, RegionSettings(aoi=str(tmp_path / "beside.gpkg")))
-    part, area = cut(scene, grid, RegionSettings(aoi=str(tmp_path / "sites.gpkg")))
+        cut_region(scene, grid, RegionSettings(aoi=str(tmp_path / "beside.gpkg")))
+    part, area = cut_region(scene, grid, RegionSettings(aoi=str(tmp_path / "sites.gpkg")))
     assert part.shape == (1, 30, 30)
     assert area.equals(inside)
 
@@ -174,7 +174,7 @@ def test_a_polygon_that_only_touches_the_scene_adds_no_pixel(tmp_path: Path) -> 
     inside = shapely.box(west + 200, north - 500, west + 500, north - 200)
     beside = shapely.box(west - 900, north - 1000, west, north - 100)
     geopandas.GeoDataFrame(geometry=[inside, beside], crs=CRS).to_file(tmp_path / "tiles.gpkg")
-    part, area = cut(scene, grid, RegionSettings(aoi=str(tmp_path / "tiles.gpkg")))
+    part, area = cut_region(scene, grid, RegionSettings(aoi=str(tmp_path / "tiles.gpkg")))
     assert part.shape == (1, 30, 30)
     assert area.equals(inside)
 

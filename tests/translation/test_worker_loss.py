@@ -17,7 +17,6 @@ import sar2eo
 from sar2eo.compute import cluster
 from sar2eo.compute.dask_run import WorkerLostError
 from sar2eo.errors import ClusterError, Sar2eoWarning
-from sar2eo.store.journal import Journal
 from sar2eo.translation import writer
 
 OPTIONS = {"tile": 128, "overlap": 16, "scaling": (255.0,), "batch": 1, "block": (512, 2048)}
@@ -25,7 +24,7 @@ ROWS = 4096
 # Every process leaves a byte for each window, so that what a killed one had done is counted, too.
 SLOW = """
 import os, time
-from sar2eo.model import spec as models
+from sar2eo.model import loading as models
 quick = models.IdentityTranslator.translate
 def slow(self, *arguments):
     time.sleep(0.01)
@@ -50,7 +49,7 @@ def test_a_killed_worker_costs_what_it_had_not_written(scene_file: Path, tmp_pat
     counts, out = tmp_path / "counts", tmp_path / "eo.tif"
     counts.mkdir()
     lazy = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", **OPTIONS)
-    undisturbed = sar2eo.write_cog(lazy, tmp_path / "whole.tif")["windows"]["total"]
+    undisturbed = sar2eo.write_cog(lazy, tmp_path / "whole.tif")["tiles"]["total"]
     with cluster.connect_cluster(workers=2):
         client = get_client()
         pids = client.run(os.getpid)
@@ -64,7 +63,7 @@ def test_a_killed_worker_costs_what_it_had_not_written(scene_file: Path, tmp_pat
 
         killer = threading.Thread(target=kill)
         killer.start()
-        with pytest.warns(Sar2eoWarning, match="is gone: the . blocks"):
+        with pytest.warns(Sar2eoWarning, match="was lost: the . blocks"):
             sar2eo.write_cog(lazy, out)
         killer.join()
         client.wait_for_workers(2, timeout=60)
@@ -81,17 +80,15 @@ def test_losses_without_progress_are_an_error(
     scene_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lazy = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", **OPTIONS)
-    store, journal = writer.BlockStore(lazy, ("eo",)), Journal.open(tmp_path / "p", {})
-    compute, calls = writer.BlockStore._compute, []
+    run, calls = writer.ResultWriter._run, []
 
-    def lose(self: writer.BlockStore, writer: object, pending: list, divisors: object) -> None:
+    def lose(self: writer.ResultWriter, pending: list) -> None:
         calls.append(len(pending))
         if len(calls) == 3:
-            compute(self, writer, pending[:1], divisors)
+            run(self, pending[:1])
         raise WorkerLostError("tcp://a")
 
-    monkeypatch.setattr(writer.BlockStore, "_compute", lose)
+    monkeypatch.setattr(writer.ResultWriter, "_run", lose)
     with pytest.warns(Sar2eoWarning), pytest.raises(ClusterError, match=r"died 4 times .*tcp://a"):
-        store.run(journal, store.windows, lazy.amplitude_divisor.values)
+        sar2eo.write_cog(lazy, tmp_path / "eo.tif")
     assert calls == [8, 8, 8, 7, 7, 7]
-    journal.remove()

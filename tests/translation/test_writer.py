@@ -17,7 +17,7 @@ from support.scenes import amplitude, scene_array, write_scene
 import sar2eo
 from sar2eo.compute import counters
 from sar2eo.errors import JournalError, OutputError, Sar2eoWarning, SettingsError
-from sar2eo.results import cog, files
+from sar2eo.results import cog, outputs
 from sar2eo.translation import writer
 
 OPTIONS = {"tile": 128, "overlap": 16, "scaling": (255.0,), "block": (512, 512)}
@@ -66,13 +66,13 @@ def test_the_file_holds_the_pixels_of_the_dataset_on_its_grid(
         assert raster.tags()["amplitude_divisor"] == "255"
         assert raster.tags()["TIFFTAG_DATETIME"] == "2024:05:06 07:08:09"
     assert cog_validate(tmp_path / "eo.tif", strict=True)[0]
-    assert report["windows"]["translated"] + report["windows"]["skipped"] == report["windows"]["total"]
-    assert report["windows"]["resumed"] == 0
+    assert report["tiles"]["translated"] + report["tiles"]["skipped"] == report["tiles"]["total"]
+    assert report["tiles"]["resumed"] == 0
     json.dumps(report)
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".json") == ["eo.png", "eo.tif"]
 
 
-def test_existing_files_are_kept_unless_told_otherwise(dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_existing_files_are_kept_without_overwrite(dataset: xr.Dataset, tmp_path: Path) -> None:
     target = tmp_path / "eo.tif"
     target.write_bytes(b"precious")
     with pytest.raises(OutputError, match="overwrite"):
@@ -94,8 +94,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert not target.exists()
     assert (tmp_path / "eo.tif.partial").is_dir()
     report = sar2eo.write_cog(dataset, target)
-    assert report["windows"]["resumed"] > 0
-    assert report["windows"]["translated"] < 7 * 11
+    assert report["tiles"]["resumed"] > 0
+    assert report["tiles"]["translated"] < 7 * 11
     for a, b in zip(pixels(target), pixels(tmp_path / "whole.tif"), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not (tmp_path / "eo.tif.partial").exists()
@@ -147,11 +147,11 @@ def test_a_missing_variable_is_named(dataset: xr.Dataset, tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_progress_ends_with_all_windows(dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_progress_ends_with_all_tiles(dataset: xr.Dataset, tmp_path: Path) -> None:
     told: list[dict[str, float]] = []
     sar2eo.write_cog(dataset, tmp_path / "eo.tif", progress=told.append)
     last = told[-1]
-    assert last["windows_translated"] + last["windows_skipped"] == last["windows_total"]
+    assert last["tiles_translated"] + last["tiles_skipped"] == last["tiles_total"]
     assert last["blocks_done"] == last["blocks_total"]
 
 
@@ -162,26 +162,26 @@ def test_a_scene_made_in_memory_is_written_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels(tmp_path / "eo.tif")[0], np.repeat(values, 3, 0).astype(np.uint8))
 
 
-@pytest.mark.parametrize("stopped_at", ["quicklook", "write_stac_item", "publish"])
+@pytest.mark.parametrize("stopped_at", ["write_quicklook", "write_stac_item", "publish"])
 def test_a_run_stopped_while_it_publishes_is_finished_by_the_same_command(
     dataset: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str
 ) -> None:
     options = {"quicklook": tmp_path / "eo.png"}
     with monkeypatch.context() as broken:
-        publish = files.publish
+        publish = outputs.publish
 
         def stop(*args: object, **_: object) -> None:
             if stopped_at == "publish":
                 publish(args[0][:2])
             raise OutputError("stopped")
 
-        broken.setattr(files, stopped_at, stop)
+        broken.setattr(outputs, stopped_at, stop)
         with pytest.raises(OutputError, match="stopped"):
             sar2eo.write_cog(dataset, tmp_path / "eo.tif", **options)
     assert not (tmp_path / "eo.tif").exists()
     assert (tmp_path / "eo.png").exists() == (stopped_at == "publish")
     report = sar2eo.write_cog(dataset, tmp_path / "eo.tif", **options)
-    assert report["windows"]["translated"] == 0
+    assert report["tiles"]["translated"] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eo.json", "eo.png", "eo.tif"]
 
 
@@ -238,7 +238,7 @@ def test_unfinished_work_lies_in_temporary_space(
     assert [path.name for path in out.iterdir()] == ["eo.tif.partial"]
     assert len(list(elsewhere.glob("*.partial/blocks-*/*"))) == 3
     report = sar2eo.write_cog(dataset, out / "eo.tif", tmp=elsewhere)
-    assert report["windows"]["resumed"] > 0
+    assert report["tiles"]["resumed"] > 0
     np.testing.assert_array_equal(pixels(out / "eo.tif")[0], dataset.eo.values)
     assert sorted(path.name for path in out.iterdir()) == ["eo.json", "eo.tif"]
     assert not list(elsewhere.iterdir())
@@ -249,7 +249,9 @@ def test_what_does_not_fit_is_refused_with_numbers_or_forced(
 ) -> None:
     monkeypatch.setattr(cog.shutil, "disk_usage", lambda _: SimpleNamespace(free=3e6))
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_divisors", Mock(side_effect=AssertionError("the scene was sampled before")))
+        patch.setattr(
+            writer, "ResultWriter", Mock(side_effect=AssertionError("the scene was sampled before"))
+        )
         with pytest.raises(OutputError, match=r"3 MB are free, and this takes about 6 MB"):
             sar2eo.write_cog(dataset, tmp_path / "eo.tif")
     assert not list(tmp_path.iterdir())

@@ -15,28 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.errors import CheckpointError, PolarisationError, SettingsError
-from sar2eo.matching.dcdm.matcher_card import MatcherCard, matcher_folder
-from sar2eo.matching.drift import SceneDrift, fit_drift
-from sar2eo.matching.shifts import Aligner, Displacement, LocalShift
-from sar2eo.model.checkpoint_files import files_sha256
+from sar2eo.matching.shifts import Aligner, Displacement, LocalShift, SceneDrift, fit_drift
+from sar2eo.model.card import MatcherCard
+from sar2eo.model.folder import BUNDLED_MATCHER, ModelFolder, find_folder
 
-__all__ = ["DcdmAligner", "find_learned", "folder_of", "matcher_sha256"]
+__all__ = ["DcdmAligner", "find_learned", "open_calibrated"]
 
 FloatArray = npt.NDArray[np.float32]
 
-_SUFFIXES = (".json", ".safetensors")
 
-
-def folder_of(model: str | Path) -> tuple[Path, MatcherCard]:
-    """Find a matcher's folder, and read its card.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or its threshold was never calibrated: then it cannot tell a match from none.
-    """
-    folder = matcher_folder(model)
-    card = MatcherCard.read(folder)
+def open_calibrated(model: str | Path) -> tuple[ModelFolder[MatcherCard], MatcherCard]:
+    """Find a matcher's folder and read its card; its threshold must be calibrated."""
+    folder = ModelFolder(find_folder(model, own=BUNDLED_MATCHER), MatcherCard)
+    card = folder.card()
     if card.threshold is None:
         raise CheckpointError(
             f"{model}: its card has no threshold: calibrate it, as 'sar2eo train-matcher' does"
@@ -44,13 +35,8 @@ def folder_of(model: str | Path) -> tuple[Path, MatcherCard]:
     return folder, card
 
 
-def matcher_sha256(folder: Path) -> str:
-    """Hash a matcher's files, by their names in the folder."""
-    return files_sha256(folder, sorted(p for p in folder.rglob("*") if p.suffix in _SUFFIXES))
-
-
 @lru_cache(maxsize=2)
-def _matcher(folder: str, device: str, threads: int | None) -> Any:
+def _open_matcher(folder: str, device: str, threads: int | None) -> Any:
     from sar2eo.matching.dcdm.matcher import Matcher
 
     return Matcher(folder, device=device, threads=threads)
@@ -66,40 +52,40 @@ def find_learned(
     steps: int | None = None,
     seed: int = 2025,
 ) -> LocalShift:
-    """Find where an optical template lies in a larger SAR image, against the middle of that image.
+    """Find the shift of an optical template from the middle of a larger SAR image.
 
     Parameters
     ----------
     sar : ndarray of float32, shape (polarisation, row, col)
-        Amplitude of the card's polarisations, over its 99th percentile where the card's scaling is that.
+        Amplitude of the card's polarisations, divided as the card's scaling says.
     eo : ndarray of float32, shape (row, col) or (row, col, 3)
         0 to 255.
     folder, device, threads, steps, seed
-        As of `sar2eo.matching.dcdm.matcher.match_dcdm`.
+        See `sar2eo.matching.dcdm.matcher.match_dcdm`.
 
     Returns
     -------
     LocalShift
-        NaN where nothing was valid or the template was refused.
+        NaN if no pixel is valid or the template cannot be matched.
     """
     from sar2eo.matching.dcdm.matcher import match_dcdm
 
     if not (np.isfinite(sar).all(axis=0).any() and np.isfinite(eo).any()):
         return LocalShift(np.nan, np.nan, 0.0, False)
-    matcher = _matcher(folder, device, threads)
+    matcher = _open_matcher(folder, device, threads)
     found = match_dcdm(eo, sar, model=matcher, scaling=1.0, steps=steps, seed=seed)
     if found.shift is None:
         return LocalShift(np.nan, np.nan, found.score, False)
     middle = [(a - b) // 2 for a, b in zip(sar.shape[1:], eo.shape[:2], strict=True)]
     rows, cols = found.shift[0] - middle[0], found.shift[1] - middle[1]
-    # At the very edge of the search the place may well lie beyond it.
+    # At the edge of the search the true place may lie beyond it.
     inside = max(abs(rows) - middle[0], abs(cols) - middle[1]) <= -1
     return LocalShift(rows, cols, found.score, inside)
 
 
 @dataclass
 class DcdmAligner:
-    """Aligns pairs by a trained matcher, and fits a smooth drift to what it finds.
+    """Finds local shifts by a trained matcher, and fits a smooth drift to them.
 
     Parameters
     ----------
@@ -108,23 +94,23 @@ class DcdmAligner:
     device, threads
         Of torch.
     seed : int
-        Of its noise.
+        Seed of the noise.
 
     Attributes
     ----------
     sha256 : str
-        Of its files: what pairs depend on, wherever the folder lies.
+        Hash of the matcher's files; pairs depend on it, not on the folder's place.
     polarisations : tuple of str
-        Those that it was trained on, which the scene must have.
+        Polarisations that the scene must have.
     neighbourhood_px, template_px : int
         Sides of the search image and of the template in its middle.
 
     Raises
     ------
     CheckpointError
-        If it is no matcher, or not calibrated.
+        If it is not a calibrated matcher.
     SettingsError
-        If it wants a scaling of its own.
+        If its scaling is not the 99th percentile.
     """
 
     model: InitVar[str | Path]
@@ -137,25 +123,25 @@ class DcdmAligner:
     template_px: int = field(init=False)
 
     def __post_init__(self, model: str | Path, device: str, threads: int | None) -> None:
-        folder, card = folder_of(model)
+        folder, card = open_calibrated(model)
         if card.scaling != "p99":
             raise SettingsError(
-                f"{model}: wants amplitude over {card.scaling:g}; pairs are aligned by amplitude over the "
+                f"{model}: takes amplitude divided by {card.scaling:g}; for pairs it is divided by the "
                 "scene's 99th percentile"
             )
-        self.sha256, self.polarisations = matcher_sha256(folder), card.polarisations
+        self.sha256, self.polarisations = folder.sha256(), card.polarisations
         self.neighbourhood_px, self.template_px = card.search_px, card.template_px
-        # No fields: pairs depend on what is hashed above, not on where it lies.
+        # Not fields: pairs depend on the hash above, not on the folder's place.
         self._card = card
-        self._how: dict[str, Any] = {"folder": str(folder), "device": device, "threads": threads}
+        self._how: dict[str, Any] = {"folder": str(folder.path), "device": device, "threads": threads}
 
     @property
     def gsd_m(self) -> float | None:
-        """Ground sample distance that it was trained at, in true ground metres; None: not known."""
+        """Ground sample distance of training in true ground metres; None: unknown."""
         return self._card.gsd_m
 
     def fits_gsd(self, *sizes_m: float) -> bool:
-        """Tell whether pixels of these sides on the ground are near enough to those it was trained on."""
+        """Whether pixels of these sizes on the ground are near enough to those of training."""
         return self._card.fits_gsd(*sizes_m)
 
     def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
@@ -169,7 +155,7 @@ class DcdmAligner:
         return find_learned(sar, middle, seed=self.seed, **self._how)
 
     def drift(self, displacements: Sequence[Displacement]) -> SceneDrift | None:
-        """Fit the drift of one scene pair; None where the evidence is too thin."""
+        """Fit the drift of one scene pair; None if too few shifts agree."""
         return fit_drift(displacements, apart_px=self.neighbourhood_px)
 
 

@@ -1,9 +1,9 @@
 """Gated dynamic sparse cross-attention: only promising regions attend, and a gate filters outliers.
 
 The supplement names it (section 2.7: it saves memory and computation for 1.5 % more parameters) without
-saying how it is made. Own choice: tokens are gathered in square regions; each region of the template
+its construction. Own choice: tokens are gathered in square regions; each region of the template
 attends to the regions of the search image with the highest affinity (routing as in BiFormer,
-https://arxiv.org/abs/2303.08810), and what each of these contributes is multiplied by a gate that sees
+https://arxiv.org/abs/2303.08810), and the contribution of each is multiplied by a gate that sees
 how the attention to it is spread.
 """
 
@@ -23,21 +23,21 @@ __all__ = [
     "CalibratedAttention",
     "Mapped",
     "RegionAttention",
-    "displacement_votes",
+    "count_displacement_votes",
     "from_regions",
     "gather_regions",
     "to_regions",
 ]
 
 MASKED = -1e4
-"""Logit of what must not be attended to: finite, so that a row with nothing else is not NaN."""
+"""Logit of masked keys: finite, so that a row of masked keys alone is not NaN."""
 
 _GATE_WIDTH = 16
 _OPEN = 3.0  # bias of a new gate: nearly open, sigmoid(3) = 0.95
 
 
 class Attended(NamedTuple):
-    """What cross-attention gives.
+    """Output of cross-attention.
 
     Parameters
     ----------
@@ -64,26 +64,21 @@ class RegionAttention(nn.Module):
     ----------
     width, context_width : int
         Channels of the template's and the search image's features.
-    heads : int
     region : int
         Side of a region in tokens.
     top : int
         Regions attended to; where there are fewer, all.
-    dense : bool
-        All regions, and no gate: plain attention, for comparison.
     """
 
-    def __init__(
-        self, width: int, context_width: int, *, heads: int, region: int, top: int, dense: bool = False
-    ) -> None:
+    def __init__(self, width: int, context_width: int, *, heads: int, region: int, top: int) -> None:
         super().__init__()
-        self.heads, self.region, self.top, self.dense = heads, region, top, dense
+        self.heads, self.region, self.top = heads, region, top
         self.norm, self.context_norm = nn.GroupNorm(1, width), nn.GroupNorm(1, context_width)
         self.to_q = nn.Conv2d(width, width, 1, bias=False)
         self.to_k = nn.Conv2d(context_width, width, 1, bias=False)
         self.to_v = nn.Conv2d(context_width, width, 1, bias=False)
         self.to_out = nn.Conv2d(width, width, 1)
-        self.gate = None if dense else _gate()
+        self.gate = _gate()
 
     def forward(self, features: Tensor, context: Tensor, valid: Tensor) -> Attended:
         """Attend.
@@ -102,8 +97,7 @@ class RegionAttention(nn.Module):
         queries, keys, values = (to_regions(part, self.region) for part in (q, k, v))  # [B, R, T, C]
         open_keys = to_regions(valid, self.region)[..., 0]  # [B, Rk, T]
         affinity = _affinity(queries, keys, open_keys)  # [B, Rq, Rk]
-        count = keys.shape[1] if self.dense else min(self.top, keys.shape[1])
-        chosen = affinity.detach().topk(count, dim=-1).indices  # [B, Rq, K]
+        chosen = affinity.detach().topk(min(self.top, keys.shape[1]), dim=-1).indices  # [B, Rq, K]
         weights, output = self._attend(queries, keys, values, open_keys, chosen)
         mixed = self.to_out(from_regions(output, self.region, q.shape[-2:]))
         return Attended(mixed, affinity, chosen, weights)
@@ -123,7 +117,7 @@ class RegionAttention(nn.Module):
         # Half precision is as coarse as the differences between like places.
         closed = gather_regions(open_keys[..., None], chosen)[..., 0].flatten(2) == 0  # [B, Rq, K T]
         weights = logits.float().masked_fill(closed[:, :, None, None], MASKED).softmax(dim=-1)
-        let = weights if self.gate is None else weights * _gates(self.gate, weights, tokens)
+        let = weights * _gates(self.gate, weights, tokens)
         output = torch.einsum("brhts,brshd->brthd", let.to(v.dtype), v).flatten(3)
         return weights.mean(dim=2), output
 
@@ -180,11 +174,11 @@ def gather_regions(tokens: Tensor, chosen: Tensor) -> Tensor:
 
 
 _KERNEL = 5
-_LEAST = -8.0  # of the evidence: one query that sees nothing must not overrule all others
+_LEAST = -8.0  # of the evidence: one query without evidence must not overrule all others
 
 
 class Mapped(NamedTuple):
-    """What calibrated cross-attention gives.
+    """Output of calibrated cross-attention.
 
     Parameters
     ----------
@@ -243,7 +237,7 @@ class AttentionCalibration(nn.Module):
         evidence = logits.flatten(4).log_softmax(dim=-1).view_as(logits) + free
         evidence = evidence.clamp_min(_LEAST).masked_fill(barred, 0.0)
         evidence = evidence + self._smoothed(evidence)
-        votes = displacement_votes(evidence.masked_fill(barred, 0.0))
+        votes = count_displacement_votes(evidence.masked_fill(barred, 0.0))
         evidence = evidence + self.vote.view(1, -1, 1, 1, 1, 1) * votes
         final = evidence.float().masked_fill(barred, MASKED).flatten(4)
         return final.softmax(dim=-1).view_as(logits)
@@ -262,10 +256,10 @@ class AttentionCalibration(nn.Module):
         return x
 
 
-def displacement_votes(evidence: Tensor) -> Tensor:
-    """Return for each query and key the mean evidence of all queries for keys displaced by as much.
+def count_displacement_votes(evidence: Tensor) -> Tensor:
+    """Return for each query and key the mean evidence of all queries for keys with the same displacement.
 
-    What would lie outside the search image says nothing, 0.
+    Keys outside the search image count as 0.
 
     Parameters
     ----------
@@ -293,9 +287,8 @@ class CalibratedAttention(nn.Module):
     ----------
     width, context_width : int
         Channels of the template's and the search image's features.
-    heads : int
     hidden : int
-        Of the calibration; 0: none, for comparison.
+        Channels of the calibration.
     """
 
     def __init__(self, width: int, context_width: int, *, heads: int, hidden: int) -> None:
@@ -306,7 +299,7 @@ class CalibratedAttention(nn.Module):
         self.to_k = nn.Conv2d(context_width, width, 1, bias=False)
         self.to_v = nn.Conv2d(context_width, width, 1, bias=False)
         self.to_out = nn.Conv2d(width, width, 1)
-        self.calibration = AttentionCalibration(heads, hidden) if hidden else None
+        self.calibration = AttentionCalibration(heads, hidden)
 
     def forward(self, features: Tensor, context: Tensor, valid: Tensor) -> Mapped:
         """Attend; parameters as of `RegionAttention.forward`, of any sides."""
@@ -318,10 +311,9 @@ class CalibratedAttention(nn.Module):
         logits = (torch.einsum("bhdq,bhdk->bhqk", q, k) / math.sqrt(q.shape[2])).float()
         closed = valid[:, 0] == 0
         logits = logits.masked_fill(closed.flatten(1)[:, None, None], MASKED)
-        before = after = logits.softmax(dim=-1)
-        if self.calibration is not None:
-            grid = logits.unflatten(3, context.shape[-2:]).unflatten(2, features.shape[-2:])
-            after = self.calibration(grid, closed).flatten(4).flatten(2, 3)
+        before = logits.softmax(dim=-1)
+        grid = logits.unflatten(3, context.shape[-2:]).unflatten(2, features.shape[-2:])
+        after = self.calibration(grid, closed).flatten(4).flatten(2, 3)
         mixed = torch.einsum("bhqk,bhdk->bhdq", after.to(v.dtype), v).flatten(1, 2)
         output = self.to_out(mixed.unflatten(-1, features.shape[-2:]))
         return Mapped(output, before.mean(dim=1), after.mean(dim=1))

@@ -1,8 +1,8 @@
-"""What a matcher is trained with: the translation, its structure, the attention's places, the match.
+"""Training losses of a matcher: structure of the translation, places of the attention, the match.
 
 The squared error of x0 is the supplement's Eq. 4, and SSIM constrains the translation (section 2.3).
-That the attention is drawn to the true places is known from the paper's outline, its form is an own
-choice, as is the loss on the similarity map.
+The paper's outline says that attention is drawn to the true places; the form of that loss is an own choice,
+as is the loss on the similarity map.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def structure_loss(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def place_targets(shifts: Tensor, queries: int, keys: int, sigma: float = 1.0) -> Tensor:
-    """Return where along one axis queries should look: Gaussians over the keys that sum to 1.
+    """Return target attention along one axis: for each query a Gaussian over the keys that sums to 1.
 
     Parameters
     ----------
     shifts : Tensor, shape (B,)
         Of the template in the search image, in tokens; query q lies at key q + shift.
-    queries, keys : int
     sigma : float
-        Of the Gaussian, in tokens.
+        Standard deviation of the Gaussian, in tokens.
 
     Returns
     -------
@@ -133,11 +132,11 @@ def similarity_loss(
     surface : Tensor, shape (B, n, m)
         Correlations.
     places : Tensor, shape (B, 2)
-        True rows and columns in cells of the map, to a fraction; of no meaning where nothing matches.
+        True rows and columns in the map, fractional; ignored where nothing matches.
     matches : Tensor of bool, shape (B,)
         Whether the template lies in the search image at all.
     sharpness, none : Tensor, scalars
-        As of `sar2eo.matching.dcdm.evidence.match_probability`.
+        As of `sar2eo.matching.dcdm.similarity.compute_match_probability`.
     """
     n, m = surface.shape[1:]
     factor = sharpness.exp()

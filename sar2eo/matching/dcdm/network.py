@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sar2eo.matching.dcdm.attention import CalibratedAttention, RegionAttention
-from sar2eo.model.network import pooled_validity
+from sar2eo.model.network import pool_validity
 
 __all__ = ["FEATURE_SCALE", "REGION", "Denoised", "MatchingDenoiser", "SearchContext"]
 
@@ -43,7 +43,7 @@ _FIRST_NONE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class SearchContext:
-    """What a search image is to the denoiser, the same for every step.
+    """Features of a search image, the same for every step.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class SearchContext:
 
 @dataclass(frozen=True, eq=False)
 class Denoised:
-    """What one pass yields.
+    """Output of one pass.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Denoised:
 
 
 class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Translates optical latents into SAR latents, given the SAR image in which the template lies.
+    """Translates optical latents into SAR latents, given the SAR image to search in.
 
     Parameters
     ----------
@@ -89,13 +89,10 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Of the VAE.
     widths : sequence of int
         Channels at strides 8 and 16; (128, 256) makes about 9 M parameters, (16, 32) a network for tests.
-    heads : int
     top_regions : int
         Regions of 4 x 4 tokens that a region attends to at stride 8.
-    dense : bool
-        Attend to all of them, without gates.
     calibration : int
-        Channels of the attention calibration block; 0: none.
+        Channels of the attention calibration block.
     features : int
         Channels of what is compared.
     """
@@ -107,7 +104,6 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         widths: Sequence[int] = (128, 256),
         heads: int = 4,
         top_regions: int = 16,
-        dense: bool = False,
         calibration: int = 8,
         features: int = 16,
     ) -> None:
@@ -128,9 +124,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.coarse_second = _block(coarse, time=time)
         self.up = Upsample2D(coarse, use_conv=True, out_channels=fine)
         self.merge = _block(2 * fine, fine, time=time)
-        self.attend_fine = RegionAttention(
-            fine, fine, heads=heads, region=REGION, top=top_regions, dense=dense
-        )
+        self.attend_fine = RegionAttention(fine, fine, heads=heads, region=REGION, top=top_regions)
         self.fine_up = nn.ModuleList([_block(fine, time=time), _block(fine, time=time)])
         self.norm_out = nn.GroupNorm(_GROUPS, fine)
         self.conv_out = nn.Conv2d(fine, latent_channels, 3, padding=1)
@@ -141,7 +135,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(
         self, noisy: Tensor, optical: Tensor, search: Tensor, search_valid: Tensor, timesteps: Tensor
     ) -> tuple[Denoised, Tensor, Tensor, Tensor, Tensor]:
-        """Do all that a training step needs, for accelerate wraps forward passes only.
+        """Compute everything for a training step: accelerate wraps forward passes only.
 
         Returns
         -------
@@ -149,14 +143,14 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         template_features, search_features : Tensor
             See `features`.
         sharpness, none : Tensor
-            What turns correlations into probabilities; see `sar2eo.matching.dcdm.evidence`.
+            Turn correlations into probabilities; see `sar2eo.matching.dcdm.similarity`.
         """
         denoised = self.denoise(noisy, optical, self.encode_search(search, search_valid), timesteps)
         compared = self.features(denoised.clean), self.features(search)
         return denoised, *compared, self.sharpness, self.none
 
     def encode_search(self, search: Tensor, valid: Tensor) -> SearchContext:
-        """Compute what all steps attend to.
+        """Compute the features that all steps attend to.
 
         Parameters
         ----------
@@ -171,7 +165,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         y = self.search_down(x)
         for block in self.search_coarse:
             y = block(y, None)
-        return SearchContext(x, y, valid, pooled_validity(valid, 2))
+        return SearchContext(x, y, valid, pool_validity(valid, 2))
 
     def denoise(self, noisy: Tensor, optical: Tensor, context: SearchContext, timesteps: Tensor) -> Denoised:
         """Predict the clean latent (supplement, Eq. 4).
@@ -180,7 +174,6 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ----------
         noisy, optical : Tensor, shape (B, C, h, w)
             Scaled latents; h and w multiples of 4.
-        context : SearchContext
         timesteps : Tensor of int64, shape (B,)
         """
         waves = self.time_waves(timesteps).to(noisy.dtype)
@@ -202,7 +195,7 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return Denoised(clean, before, after, attended.affinity)
 
     def features(self, latents: Tensor) -> Tensor:
-        """Return what is compared: float32, shape (B, F, 2 H, 2 W) for latents of shape (B, C, H, W)."""
+        """Return features to compare: float32, shape (B, F, 2 H, 2 W) for latents of shape (B, C, H, W)."""
         features: Tensor = self.head(latents.to(self.conv_out.weight.dtype)).float()
         return features
 

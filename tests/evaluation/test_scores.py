@@ -7,16 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sar2eo.errors import PairsError
-from sar2eo.evaluation.calibration import Shuffle, calibration_table
-from sar2eo.evaluation.model_probe import ModelImages, padded
-from sar2eo.evaluation.request import evenly
-from sar2eo.evaluation.scores import constant, mean_colour, sar_grey
-from sar2eo.evaluation.translators import best_median_worst
+from sar2eo.evaluation.model_probe import ModelImages, pad_to_multiple
+from sar2eo.evaluation.plan import spread_evenly
+from sar2eo.evaluation.scores import (
+    ShuffleControl,
+    compute_calibration,
+    compute_mean_colour,
+    predict_constant,
+    predict_sar_grey,
+)
+from sar2eo.evaluation.translators import pick_best_median_worst
 from sar2eo.model.spec import resolve_model
 
 
 def test_calibration_by_hand() -> None:
-    found = calibration_table([4.0, 1.0, 2.0, 3.0], [8.0, 1.0, 3.0, 4.0], quantiles=2)
+    found = compute_calibration([4.0, 1.0, 2.0, 3.0], [8.0, 1.0, 3.0, 4.0], quantiles=2)
     assert found["quantiles"] == [
         {"variance": 1.5, "error": 2.0, "values": 2},
         {"variance": 3.5, "error": 6.0, "values": 2},
@@ -28,16 +33,16 @@ def test_calibration_by_hand() -> None:
 def test_calibrated_errors_have_ratio_one_in_every_quantile() -> None:
     draw = np.random.default_rng(1)
     variance = draw.uniform(0.1, 5, 200_000)
-    found = calibration_table(variance, variance * draw.standard_normal(200_000) ** 2)
+    found = compute_calibration(variance, variance * draw.standard_normal(200_000) ** 2)
     assert found["ratio"] == pytest.approx(1, abs=0.02)
     for group in found["quantiles"]:
         assert group["error"] == pytest.approx(group["variance"], rel=0.05)
-    unrelated = calibration_table(variance, draw.permutation(variance))
+    unrelated = compute_calibration(variance, draw.permutation(variance))
     assert abs(unrelated["rank_correlation"]) < 0.02
 
 
 def test_a_constant_variance_has_no_rank() -> None:
-    found = calibration_table(np.ones(7), np.arange(7.0), quantiles=3)
+    found = compute_calibration(np.ones(7), np.arange(7.0), quantiles=3)
     assert np.isnan(found["rank_correlation"])
     assert sum(group["values"] for group in found["quantiles"]) == 7
 
@@ -49,18 +54,18 @@ def images(count: int, seed: int) -> torch.Tensor:
 
 def test_shuffling_costs_who_knows_and_not_who_guesses() -> None:
     truth, valid = images(6, 1), torch.ones(6, 1, 16, 16)
-    knows, guesses = Shuffle(seed=3), Shuffle(seed=3)
+    knows, guesses = ShuffleControl(seed=3), ShuffleControl(seed=3)
     noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))
     for i in range(6):
         knows.add((truth[i] + 0.1 * noise[i]).clamp(-1, 1), truth[i], valid[i], i)
         guesses.add(torch.zeros(3, 16, 16), truth[i], valid[i], i)
-    found = knows.result("usual")
+    found = knows.summarise("usual")
     assert found is not None
     assert found["pairs"] == 6
     assert found["cost_db"] > 10
     assert found["cost_8px_db"] > 10
     assert found["cost_db"] == pytest.approx(found["psnr"] - found["psnr_shuffled"])
-    blind = guesses.result("usual")
+    blind = guesses.summarise("usual")
     assert blind is not None
     assert blind["cost_db"] == 0
     assert blind["cost_8px_db"] == 0
@@ -68,32 +73,32 @@ def test_shuffling_costs_who_knows_and_not_who_guesses() -> None:
 
 def test_no_pair_is_held_against_its_own_truth() -> None:
     for count in (2, 3, 5):
-        control = Shuffle(seed=count)
+        control = ShuffleControl(seed=count)
         for number, image in enumerate(images(count, count)):
             control.add(image, image, torch.ones(1, 16, 16), number)
-        found = control.result("usual")
+        found = control.summarise("usual")
         assert found is not None
         assert np.isnan(found["psnr"])  # of an image and itself there is none
         assert found["psnr_shuffled"] < 15
-    alone = Shuffle(seed=1)
+    alone = ShuffleControl(seed=1)
     alone.add(images(1, 1)[0], images(1, 1)[0], torch.ones(1, 16, 16), 0)
-    assert alone.result("usual") is None
+    assert alone.summarise("usual") is None
 
 
 def test_shuffling_takes_the_truth_of_other_ground() -> None:
     ground = [0, 0, 0, 1, 1, 2]
     scenes = images(3, 7)
-    control = Shuffle(4, lambda a, b: ground[a] != ground[b])
+    control = ShuffleControl(4, lambda a, b: ground[a] != ground[b])
     for number, place in enumerate(ground):
         control.add(scenes[place], scenes[place], torch.ones(1, 16, 16), number)
-    found = control.result("usual")
+    found = control.summarise("usual")
     assert found is not None
     assert found["pairs"] == 6
     assert found["psnr_shuffled"] < 15
-    same = Shuffle(4, lambda a, b: False)
+    same = ShuffleControl(4, lambda a, b: False)
     for number in range(3):
         same.add(scenes[0], scenes[0], torch.ones(1, 16, 16), number)
-    assert same.result("usual") is None
+    assert same.summarise("usual") is None
 
 
 def samples(valid: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -105,25 +110,25 @@ def test_mean_colour_is_that_of_valid_pixels() -> None:
     valid[0, :, :8] = 0
     stored = samples(valid)
     expected = torch.cat([s["eo"][:, s["valid"][0] > 0] for s in stored], dim=1).mean(1)
-    found = mean_colour(stored)  # type: ignore[arg-type]
+    found = compute_mean_colour(stored)  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    drawn = constant(found)({"eo": torch.zeros(2, 3, 5, 7)})
+    drawn = predict_constant(found)({"eo": torch.zeros(2, 3, 5, 7)})
     assert drawn.shape == (2, 3, 5, 7)
     assert (drawn == found.view(1, 3, 1, 1)).all()
     with pytest.raises(PairsError, match="no valid pixel"):
-        mean_colour(samples(torch.zeros(2, 1, 16, 16)))  # type: ignore[arg-type]
+        compute_mean_colour(samples(torch.zeros(2, 1, 16, 16)))  # type: ignore[arg-type]
 
 
 def test_sar_grey_is_the_mean_of_its_channels() -> None:
     sar = images(2, 6)
-    grey = sar_grey({"sar": sar, "eo": torch.zeros_like(sar)})
+    grey = predict_sar_grey({"sar": sar, "eo": torch.zeros_like(sar)})
     assert grey.shape == sar.shape
     torch.testing.assert_close(grey[:, 1], sar.mean(1))
 
 
 @given(count=st.integers(1, 200), limit=st.none() | st.integers(1, 250))
 def test_positions_spread_evenly(count: int, limit: int | None) -> None:
-    found = evenly(count, limit)
+    found = spread_evenly(count, limit)
     assert len(found) == len(set(found.tolist())) == min(count, limit or count)
     assert found[0] == 0
     assert found[-1] == (count - 1 if len(found) > 1 else 0)
@@ -133,7 +138,7 @@ def test_positions_spread_evenly(count: int, limit: int | None) -> None:
 @given(count=st.integers(1, 40))
 def test_best_median_and_worst_share_no_pair(count: int) -> None:
     ranked = [{"id": number} for number in range(count)]
-    parts = best_median_worst(ranked)
+    parts = pick_best_median_worst(ranked)
     shown = [row["id"] for rows in parts.values() for row in rows]
     assert shown == sorted(set(shown))
     assert shown[0] == 0
@@ -145,11 +150,11 @@ def test_best_median_and_worst_share_no_pair(count: int) -> None:
 @given(rows=st.integers(1, 20), cols=st.integers(1, 20), factor=st.sampled_from([1, 4, 8]))
 def test_padding_keeps_the_image_and_reaches_the_factor(rows: int, cols: int, factor: int) -> None:
     image = torch.rand(1, 3, rows, cols)
-    whole = padded(image, factor)
+    whole = pad_to_multiple(image, factor)
     assert whole.shape[2] % factor == whole.shape[3] % factor == 0
     assert whole.shape[2] - rows < factor
     assert torch.equal(whole[..., :rows, :cols], image)
-    outside = padded(torch.ones(1, 1, rows, cols), factor, value=0.0)
+    outside = pad_to_multiple(torch.ones(1, 1, rows, cols), factor, value=0.0)
     assert outside.sum() == rows * cols
 
 

@@ -1,14 +1,15 @@
-"""From latents to evidence: translate the template, compare it with every place, find the best.
+"""Translate a template, compare it with every place of a search image, and find the best place.
 
-The same for a match, for validation and for the calibration of the threshold.
+Matching, validation and the calibration of the threshold all use this.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,27 +18,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from sar2eo.errors import SettingsError
-from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, alpha_bars, matching_scheduler
+from sar2eo.matching.dcdm.checkpoint import MatcherCheckpoint, compute_alpha_bars, create_matching_scheduler
 from sar2eo.matching.dcdm.network import FEATURE_SCALE, REGION, Denoised, MatchingDenoiser, SearchContext
-from sar2eo.matching.structure import structure_within, vertex
-from sar2eo.model.checkpoint_files import TRAIN_TIMESTEPS
+from sar2eo.matching.structure import compare_structure, find_vertex
+from sar2eo.model.card import TRAIN_TIMESTEPS
 from sar2eo.model.diffusion import set_timesteps
-from sar2eo.model.network import decode_latents, encode_images, pooled_validity
-from sar2eo.model.noise import scene_noise
+from sar2eo.model.network import decode_latents, encode_images, pool_validity
+from sar2eo.model.noise import draw_scene_noise
 
 __all__ = [
+    "BestPlaces",
     "Correlation",
-    "Evidence",
-    "Found",
     "Images",
-    "Weights",
-    "compare",
+    "MapWeights",
+    "SimilarityMaps",
+    "compare_images",
+    "compute_match_probability",
     "correlate",
-    "examine",
-    "match_probability",
+    "correlate_features",
+    "find_subpixel_peak",
+    "interpolate_to_pixels",
     "pixel_multiple",
-    "subpixel_peak",
-    "to_pixels",
     "translate_latents",
 ]
 
@@ -65,14 +66,54 @@ class Images(NamedTuple):
     search_valid: Tensor
 
 
-class Weights(NamedTuple):
-    """What maps count against 1 for that of the learned features (own choice; from validation pairs)."""
+class PlantedTemplates(NamedTuple):
+    """Templates cut at known places, to learn from, to calibrate with and to evaluate on.
+
+    Parameters
+    ----------
+    truth : Tensor, shape (B, 3, h, w)
+        The SAR image at the template's place.
+    offsets : Tensor of int64, shape (B, 2)
+        Rows and columns of the templates' first pixels in the search images.
+    """
+
+    images: Images
+    truth: Tensor
+    offsets: Tensor
+
+
+def plant_templates(batch: Mapping[str, Any], side: int, generator: torch.Generator) -> PlantedTemplates:
+    """Cut a template from each EO image at a random place; the whole SAR image is its search image.
+
+    Parameters
+    ----------
+    batch : mapping
+        With "sar", "eo" and "valid".
+    side : int
+        Side of the templates, in pixels.
+    generator : torch.Generator
+        On the CPU.
+    """
+    sar, eo, valid = batch["sar"], batch["eo"], batch["valid"]
+    limits = torch.tensor(sar.shape[-2:]) - side + 1
+    offsets = (torch.rand((len(sar), 2), generator=generator) * limits).long()
+    places = [(slice(row, row + side), slice(col, col + side)) for row, col in offsets.tolist()]
+
+    def cut(images: Tensor) -> Tensor:
+        return torch.stack([image[:, rows, cols] for image, (rows, cols) in zip(images, places, strict=True)])
+
+    images = Images(cut(eo), cut(valid), sar, valid)
+    return PlantedTemplates(images, cut(sar), offsets.to(sar.device))
+
+
+class MapWeights(NamedTuple):
+    """Weights of the other maps against 1 for the learned features (own choice; from validation pairs)."""
 
     pixels: float
     structure: float
 
 
-class Found(NamedTuple):
+class BestPlaces(NamedTuple):
     """Where templates lie.
 
     Parameters
@@ -91,25 +132,25 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
-    """What is known of a batch of matches before a place is chosen.
+class SimilarityMaps:
+    """How similar templates and search images are at each place, by features, pixels and structure.
 
     Parameters
     ----------
     last : Denoised
-        Of the last step.
+        Output of the last step.
     translated : Tensor of float32, shape (B, 3, h, w)
         The template in the SAR domain, in [-1, 1].
     features : Correlation
-        Of latent features, a place every few pixels.
+        By latent features, at a place every `step` pixels.
     pixels : Correlation
-        Of the translated template's pixels and the search image's.
+        By pixels of translated template and search image.
     images : Images
-        What was examined.
+        The images compared.
     step : int
-        Pixels from place to place of `features`.
+        Pixels between the places of `features`.
     sharpness, none : Tensor
-        As of `sar2eo.matching.dcdm.evidence.match_probability`.
+        See `compute_match_probability`.
     """
 
     last: Denoised
@@ -123,45 +164,43 @@ class Evidence:
 
     @cached_property
     def learned(self) -> Tensor:
-        """The map of `features` at every pixel, of shape (B, H - h + 1, W - w + 1)."""
-        return to_pixels(self.features.surface, self.step)
+        """The map of `features` at every pixel, shape (B, H - h + 1, W - w + 1)."""
+        return interpolate_to_pixels(self.features.surface, self.step)
 
     @cached_property
     def structure(self) -> Tensor:
-        """Agreement of the edges of the template, not translated, and the search image's.
+        """Agreement of edges, without translation, shape of `learned`; -1 where the overlap is too small.
 
-        Of the shape of `learned`; see `sar2eo.matching.structure.structure_within`; -1 where they share too
-        little.
+        See `sar2eo.matching.structure.compare_structure`.
         """
         return _structure(self.images)
 
-    def found(self, weights: Weights, within: tuple[int, int] | None = None) -> Found:
-        """Choose the best place of the sum of the maps.
+    def find_best(self, weights: MapWeights, within: tuple[int, int] | None = None) -> BestPlaces:
+        """Find the best place in the weighted sum of the maps.
 
         Parameters
         ----------
-        weights : Weights
         within : tuple of int, optional
-            Places (rows, columns) that count, from the first; by default all.
+            Number of rows and columns of places that count, from the first; by default all.
         """
-        evidence = self.learned + weights.pixels * self.pixels.surface
+        total = self.learned + weights.pixels * self.pixels.surface
         if weights.structure:
-            evidence = evidence + weights.structure * self.structure
-        rows, cols = within or evidence.shape[1:]
-        evidence = evidence[:, :rows, :cols]
-        maps = (evidence / (1 + sum(weights))).float().cpu().numpy()
-        shifts = np.array([subpixel_peak(one) for one in maps], np.float64)
-        places = torch.from_numpy(shifts).to(evidence.device)
-        scores = match_probability(evidence, places, self.sharpness, self.none, step=self.step)
-        return Found(shifts, scores.cpu().numpy(), maps)
+            total = total + weights.structure * self.structure
+        rows, cols = within or total.shape[1:]
+        total = total[:, :rows, :cols]
+        maps = (total / (1 + sum(weights))).float().cpu().numpy()
+        shifts = np.array([find_subpixel_peak(one) for one in maps], np.float64)
+        places = torch.from_numpy(shifts).to(total.device)
+        scores = compute_match_probability(total, places, self.sharpness, self.none, step=self.step)
+        return BestPlaces(shifts, scores.cpu().numpy(), maps)
 
 
 def pixel_multiple(factor: int) -> int:
-    """Return what sides of images must be multiples of: whole regions of latents."""
+    """Return the number that sides of images must be multiples of: whole regions of latents."""
     return REGION * factor
 
 
-def compare(
+def correlate_features(
     template_features: Tensor,
     template_valid: Tensor,
     search_features: Tensor,
@@ -171,9 +210,9 @@ def compare(
     """Correlate features; validity is of pixels, `step` of them for each feature along an axis."""
     return correlate(
         template_features,
-        pooled_validity(template_valid, step),
+        pool_validity(template_valid, step),
         search_features,
-        pooled_validity(search_valid, step),
+        pool_validity(search_valid, step),
     )
 
 
@@ -189,27 +228,20 @@ def translate_latents(
 
     Parameters
     ----------
-    network : MatchingDenoiser
     optical : Tensor of float32, shape (B, C, h, w)
-    context : SearchContext
     schedule : dict
-        As `sar2eo.model.diffusion.schedule_config` returns it.
+        As `sar2eo.model.diffusion.read_schedule` returns it.
     steps : int
         1 to 1000; the supplement takes 5 (section 2.2).
     seed : int
         Of the starting noise, which is the same for every template of a batch.
-
-    Raises
-    ------
-    SettingsError
-        For another number of steps.
     """
     if not 1 <= steps <= TRAIN_TIMESTEPS:
         raise SettingsError(f"steps={steps}: must be 1 to {TRAIN_TIMESTEPS}")
-    scheduler = matching_scheduler(schedule)
+    scheduler = create_matching_scheduler(schedule)
     set_timesteps(scheduler, steps)
-    bars = alpha_bars(schedule)
-    drawn = scene_noise(seed, range(optical.shape[2]), range(optical.shape[3]), optical.shape[1])
+    bars = compute_alpha_bars(schedule)
+    drawn = draw_scene_noise(seed, range(optical.shape[2]), range(optical.shape[3]), optical.shape[1])
     latents = torch.from_numpy(drawn).to(optical.device).expand_as(optical)
     timesteps = scheduler.timesteps.tolist()
     for timestep, after in zip(timesteps, [*timesteps[1:], None], strict=True):
@@ -223,12 +255,11 @@ def translate_latents(
 
 
 @torch.no_grad()
-def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: int) -> Evidence:
+def compare_images(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: int) -> SimilarityMaps:
     """Translate templates and compare them with every place of their search images.
 
     Parameters
     ----------
-    checkpoint : MatcherCheckpoint
     images : Images
         Sides multiples of `pixel_multiple`.
     steps, seed : int
@@ -236,10 +267,10 @@ def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: 
     """
     network, vae, factor = checkpoint.denoiser, checkpoint.vae, checkpoint.factor
     optical, search = encode_images(vae, images.template), encode_images(vae, images.search)
-    context = network.encode_search(search, pooled_validity(images.search_valid, factor))
+    context = network.encode_search(search, pool_validity(images.search_valid, factor))
     last = translate_latents(network, optical, context, checkpoint.schedule, steps, seed)
     step = factor // FEATURE_SCALE
-    features = compare(
+    features = correlate_features(
         network.features(last.clean),
         images.template_valid,
         network.features(search),
@@ -251,7 +282,7 @@ def examine(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: 
     grey = [part.mean(dim=1, keepdim=True) for part in (translated, images.search)]
     pixels = correlate(grey[0], images.template_valid, grey[1], images.search_valid)
     level = network.sharpness.detach(), network.none.detach()
-    return Evidence(last, translated, features, pixels, images, step, *level)
+    return SimilarityMaps(last, translated, features, pixels, images, step, *level)
 
 
 def _structure(images: Images) -> Tensor:
@@ -264,7 +295,7 @@ def _structure(images: Images) -> Tensor:
         colour = _known(template[index], template_valid[index, 0])
         if any(a < b for a, b in zip(amplitude.shape[1:], colour.shape[1:], strict=True)):
             continue  # of the search image less is known than the template covers
-        surface = structure_within(amplitude[0], np.moveaxis(colour, 0, -1))[:height, :width]
+        surface = compare_structure(amplitude[0], np.moveaxis(colour, 0, -1))[:height, :width]
         found[: surface.shape[0], : surface.shape[1]] = np.nan_to_num(surface, nan=-1)
     return torch.from_numpy(maps).to(images.search.device)
 
@@ -349,7 +380,7 @@ def _standardised(image: Tensor, valid: Tensor) -> Tensor:
     return centred / power.clamp_min(1e-12).sqrt()
 
 
-def match_probability(
+def compute_match_probability(
     surface: Tensor, places: Tensor, sharpness: Tensor, none: Tensor, *, step: int = 1
 ) -> Tensor:
     """Return how probable it is that templates lie where they were found, and nowhere else, or not at all.
@@ -359,7 +390,7 @@ def match_probability(
     Parameters
     ----------
     surface : Tensor, shape (B, n, m)
-        Evidence for each place, in the units of `correlate`.
+        Similarity at each place, in the units of `correlate`.
     places : Tensor, shape (B, 2)
         Row and column in the map; those within two cells count as the place.
     sharpness, none : Tensor, scalars
@@ -384,13 +415,12 @@ def match_probability(
     return (here - torch.cat([logits.flatten(1), level], dim=1).logsumexp(dim=1)).exp()
 
 
-def to_pixels(surface: Tensor, step: int) -> Tensor:
+def interpolate_to_pixels(surface: Tensor, step: int) -> Tensor:
     """Interpolate a map with a place every `step` pixels to every pixel (bicubic), between its corners.
 
     Parameters
     ----------
     surface : Tensor, shape (B, n, m)
-    step : int
 
     Returns
     -------
@@ -401,7 +431,7 @@ def to_pixels(surface: Tensor, step: int) -> Tensor:
     return fine[:, 0]
 
 
-def subpixel_peak(surface: FloatArray) -> tuple[float, float]:
+def find_subpixel_peak(surface: FloatArray) -> tuple[float, float]:
     """Return row and column of the highest place, to a fraction by a parabola along either axis.
 
     Parameters
@@ -409,4 +439,4 @@ def subpixel_peak(surface: FloatArray) -> tuple[float, float]:
     surface : ndarray of float32, shape (n, m)
     """
     row, col = (int(i) for i in np.unravel_index(int(np.argmax(surface)), surface.shape))
-    return row + vertex(surface[:, col], row), col + vertex(surface[row], col)
+    return row + find_vertex(surface[:, col], row), col + find_vertex(surface[row], col)

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sar2eo.matching.drift import fit_drift
-from sar2eo.matching.shifts import Displacement
+from sar2eo.matching.shifts import Displacement, fit_drift
 
 APART = 512
 RADIUS = 24.0

@@ -8,7 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sar2eo.matching.dcdm.evidence import correlate, match_probability, subpixel_peak, to_pixels
+from sar2eo.matching.dcdm.similarity import (
+    compute_match_probability,
+    correlate,
+    find_subpixel_peak,
+    interpolate_to_pixels,
+)
 
 
 def oracle(template, template_valid, search, search_valid):
@@ -91,26 +96,28 @@ def test_the_probability_of_a_match_by_hand():
     surface = torch.zeros(1, 7, 7)
     surface[0, 1, 1] = 1.0
     sharpness, none = torch.tensor(math.log(10.0)), torch.tensor(0.5)
-    found = match_probability(surface, torch.tensor([[1.2, 0.9]]), sharpness, none)
+    found = compute_match_probability(surface, torch.tensor([[1.2, 0.9]]), sharpness, none)
     # Rows 0 to 3 and columns 0 to 2 are near: one of e^10, eleven of 1; 37 others, and e^5 for no match.
     assert float(found) == pytest.approx((math.e**10 + 11) / (math.e**10 + 48 + math.e**5), rel=1e-5)
-    elsewhere = match_probability(surface, torch.tensor([[5.0, 5.0]]), sharpness, none)
+    elsewhere = compute_match_probability(surface, torch.tensor([[5.0, 5.0]]), sharpness, none)
     assert float(elsewhere) == pytest.approx(16 / (math.e**10 + 48 + math.e**5), rel=1e-4)
 
 
 def test_a_map_of_more_places_has_the_same_odds_against_no_place():
     """Of a flat map every place is as likely, on whatever lattice, and so is none of them."""
     sharpness, none = torch.tensor(1.5), torch.tensor(0.25)
-    coarse = match_probability(torch.zeros(1, 9, 9), torch.tensor([[4.0, 4.0]]), sharpness, none)
+    coarse = compute_match_probability(torch.zeros(1, 9, 9), torch.tensor([[4.0, 4.0]]), sharpness, none)
     level = math.exp(math.exp(1.5) * 0.25)
     assert float(coarse) == pytest.approx(25 / (81 + level))
-    fine = match_probability(torch.zeros(1, 36, 36), torch.tensor([[17.0, 17.0]]), sharpness, none, step=4)
+    fine = compute_match_probability(
+        torch.zeros(1, 36, 36), torch.tensor([[17.0, 17.0]]), sharpness, none, step=4
+    )
     assert float(fine) == pytest.approx(17**2 / (36**2 + 16 * level))
 
 
 def test_maps_meet_at_their_corners():
     surface = torch.arange(12.0).view(1, 3, 4)
-    fine = to_pixels(surface, 4)
+    fine = interpolate_to_pixels(surface, 4)
     assert fine.shape == (1, 9, 13)
     assert torch.allclose(fine[:, ::4, ::4], surface, atol=1e-5)
 
@@ -119,12 +126,12 @@ def test_maps_meet_at_their_corners():
 def test_the_peak_of_a_parabola_is_its_vertex(row, col):
     rows, cols = np.mgrid[:9, :13]
     surface = (-((rows - row) ** 2) - 0.5 * (cols - col) ** 2).astype(np.float32)
-    found = subpixel_peak(surface)
+    found = find_subpixel_peak(surface)
     assert found == pytest.approx((row, col), abs=2e-3)
 
 
 def test_a_peak_at_the_border_stays_there():
     surface = np.zeros((3, 4), np.float32)
     surface[0, 3] = 1
-    assert subpixel_peak(surface) == (0.0, 3.0)
-    assert subpixel_peak(np.zeros((1, 1), np.float32)) == (0.0, 0.0)
+    assert find_subpixel_peak(surface) == (0.0, 3.0)
+    assert find_subpixel_peak(np.zeros((1, 1), np.float32)) == (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""What an evaluation was asked for, checked before any work."""
+"""Plan an evaluation: check settings, data and models before any work."""
 
 from __future__ import annotations
 
@@ -15,43 +15,48 @@ import numpy.typing as npt
 from sar2eo._version import __version__
 from sar2eo.datasets import PairsDataset, open_dataset
 from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsError
-from sar2eo.evaluation.perceptual import inception, open_lpips
+from sar2eo.evaluation.perceptual import open_inception, open_lpips
 from sar2eo.evaluation.report import REPORT
 from sar2eo.evaluation.scores import BASELINES, MEAN_COLOUR, Measures
-from sar2eo.model.card import InputCard
+from sar2eo.model.card import ModelCard
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.settings import DataSettings, EvaluateSettings
 
-__all__ = ["MODEL", "SWEPT_PAIRS", "Request", "evenly", "model_facts", "prepare", "seen_by"]
+__all__ = [
+    "MODEL",
+    "SWEPT_PAIRS",
+    "EvaluationPlan",
+    "adapt_pairs",
+    "collect_model_facts",
+    "plan_translators",
+    "spread_evenly",
+]
 
 MODEL = "model"
 """Name of the evaluated model's own figures."""
 
 SWEPT_PAIRS = 50
-"""Pairs of the comparison of steps at most, spread evenly; as many as in C-DiffSET, Fig. 9."""
+"""Most pairs of the comparison of steps, as in C-DiffSET, Fig. 9; spread evenly."""
 
 _PACKAGES = ("torch", "diffusers", "torchmetrics", "scikit-image", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
-    """An evaluation that can be done.
+class EvaluationPlan:
+    """What will be evaluated, checked.
 
     Parameters
     ----------
-    settings : EvaluateSettings
-    data : DataSettings
     specs : dict of str to ModelSpec
         Models by name, the evaluated one first.
     seen : dict of str to PairsDataset
-        The split that is judged, as each model sees it.
+        The evaluated split, as each model sees it.
     chosen : ndarray of int
-        Indices of the pairs that are.
+        Indices of the evaluated pairs.
     training : PairsDataset or None
-        The training split, if its mean colour is wanted and it is there.
-    measures : Measures
+        The training split, if its mean colour is asked for and the split exists.
     left_out : dict of str to str
-        What was asked for and cannot be measured, and why.
+        Metrics and baselines that cannot be measured, and why.
     """
 
     settings: EvaluateSettings
@@ -65,11 +70,11 @@ class Request:
 
     @property
     def dataset(self) -> PairsDataset:
-        """The split that is judged, as the evaluated model sees it."""
+        """The evaluated split, as the evaluated model sees it."""
         return self.seen[MODEL]
 
-    def plan(self) -> dict[str, Any]:
-        """Return what would be done, as plain values."""
+    def describe(self) -> dict[str, Any]:
+        """Describe what would be done, as plain values."""
         swept = min(len(self.chosen), SWEPT_PAIRS) * len(self.settings.sweep_steps)
         spec = self.specs[MODEL]
         return {
@@ -98,25 +103,26 @@ class Request:
                 "gsd_m": dataset.gsd_m,
                 "fingerprint": dataset.fingerprint(),
             },
-            "models": {name: model_facts(spec) for name, spec in self.specs.items()},
+            "models": {name: collect_model_facts(spec) for name, spec in self.specs.items()},
         }
 
 
-def prepare(
+def plan_translators(
     model: str | Path,
     data: DataSettings | str | Path,
     out: str | Path,
     settings: EvaluateSettings,
     *,
     overwrite: bool,
-) -> Request:
-    """Check what was asked for; parameters and errors as in `sar2eo.evaluate`."""
+) -> EvaluationPlan:
+    """Check what to evaluate; parameters and errors as in `sar2eo.evaluate`."""
     REPORT.check_target(Path(out), overwrite=overwrite)
     pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
-    specs = _resolved(str(model), settings)
+    specs = _resolve_models(str(model), settings)
     dataset = open_dataset(pairs, settings.split)
     seen = {
-        name: dataset if spec.card is None else seen_by(spec.card, dataset) for name, spec in specs.items()
+        name: dataset if spec.card is None else adapt_pairs(spec.card, dataset)
+        for name, spec in specs.items()
     }
     left_out: dict[str, str] = {}
     training = None
@@ -125,29 +131,29 @@ def prepare(
             training = open_dataset(pairs, "train")
         except PairsError as error:
             left_out[MEAN_COLOUR] = f"{MEAN_COLOUR}: needs the training split: {error}"
-    request = Request(
+    plan = EvaluationPlan(
         settings=settings,
         data=pairs,
         specs=specs,
         seen=seen,
-        chosen=evenly(len(dataset), settings.limit),
+        chosen=spread_evenly(len(dataset), settings.limit),
         training=training,
-        measures=_measures(settings, left_out),
+        measures=_open_measures(settings, left_out),
         left_out=left_out,
     )
     for why in left_out.values():
         warnings.warn(f"left out: {why}", EvaluationWarning, stacklevel=3)
-    return request
+    return plan
 
 
-def seen_by(card: InputCard, pairs: PairsDataset) -> PairsDataset:
-    """Return pairs with the channels that a model was trained on, and warn of what is another.
+def adapt_pairs(card: ModelCard, pairs: PairsDataset) -> PairsDataset:
+    """Return pairs with the channels that a model takes, and warn of other differences.
 
     Warns
     -----
     EvaluationWarning
-        If the pairs lack its polarisations, or their pixels or their scaling are not those of its card:
-        what is measured then is how far the model carries.
+        If the pairs lack its polarisations, or pixel size or scaling differ from its card: the figures then
+        say how well the model generalises.
     """
     found = []
     if not set(card.polarisations) <= set(pairs.polarisations):
@@ -158,19 +164,19 @@ def seen_by(card: InputCard, pairs: PairsDataset) -> PairsDataset:
         found.append(f"scaling {pairs.scaling} for {card.scaling}")
     if found:
         warnings.warn(
-            f"the pairs are not of the kind that {card.name} was trained on: {'; '.join(found)}",
+            f"the pairs differ from those that {card.name} was trained on: {'; '.join(found)}",
             EvaluationWarning,
             stacklevel=4,
         )
     return pairs.seen_by(card)
 
 
-def evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:
-    """Return `limit` of `count` positions at most, spread evenly."""
+def spread_evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:
+    """Return at most `limit` of `count` positions, spread evenly."""
     return np.linspace(0, count - 1, min(count, limit or count)).round().astype(np.intp)
 
 
-def _resolved(model: str, settings: EvaluateSettings) -> dict[str, ModelSpec]:
+def _resolve_models(model: str, settings: EvaluateSettings) -> dict[str, ModelSpec]:
     names = ("steps", "sampler", "seed", "device", "dtype", "threads", "batch")
     options: dict[str, Any] = {name: getattr(settings, name) for name in names}
     if MODEL in settings.against:
@@ -192,11 +198,11 @@ def _resolved(model: str, settings: EvaluateSettings) -> dict[str, ModelSpec]:
     return specs
 
 
-def _measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
+def _open_measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
     networks: dict[str, Any] = {}
     for name, make, weights in (
         ("lpips", open_lpips, settings.lpips_weights),
-        ("fid", inception, settings.fid_weights),
+        ("fid", open_inception, settings.fid_weights),
     ):
         if name in settings.metrics:
             try:
@@ -208,8 +214,8 @@ def _measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
     return Measures(settings.metrics, settings.protocol, networks.get("lpips"), networks.get("fid"))
 
 
-def model_facts(spec: ModelSpec) -> dict[str, Any]:
-    """Return everything about a model that its figures depend on, as plain values."""
+def collect_model_facts(spec: ModelSpec) -> dict[str, Any]:
+    """Collect everything about a model that its figures depend on, as plain values."""
     return {
         "name": None if spec.card is None else spec.card.name,
         "parameters": spec.parameters,

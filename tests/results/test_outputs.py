@@ -1,4 +1,4 @@
-"""Scenes in, and results for, an S3-compatible store: uploaded when whole, and nothing computed twice."""
+"""Result files: what is written, what is never replaced, and uploads to an S3-compatible store."""
 
 import json
 import sys
@@ -10,18 +10,19 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import rasterio.shutil
 from click.testing import CliRunner, Result
 from rasterio.io import MemoryFile
 from support.scene_fixtures import speckle, write_raster
+from support.scenes import CRS, TRANSFORM, amplitude, write_scene
 from support.servers import Fault, closed_port, serving, storing
 from support.stac_items import TIFF, write_item
 
 import sar2eo
 from sar2eo.cli import cli
 from sar2eo.errors import OutputError, SceneError, SettingsError
-from sar2eo.results import destination, files
-from sar2eo.results.destination import Destination
-from sar2eo.results.files import Outputs
+from sar2eo.results import outputs
+from sar2eo.results.outputs import Destination, Outputs
 from sar2eo.scenes import open_scene
 from sar2eo.store import s3
 from sar2eo.translation import writer as storing_blocks
@@ -102,8 +103,8 @@ def test_one_scene_to_one_object(client: Any, work: Path, prefix: str) -> None:
     refused = run(*asked, "--tile", "256")
     assert refused.exit_code == 1
     assert f"{prefix}eo.tif exists, and differs in settings.tile 128 -> 256" in refused.stderr
-    assert "2 windows translated" in run(*asked, "--tile", "256", "--overwrite").stdout
-    assert "2 windows translated" in run(*asked, "--tile", "256", "--overwrite", "--restart").stdout
+    assert "2 tiles translated" in run(*asked, "--tile", "256", "--overwrite").stdout
+    assert "2 tiles translated" in run(*asked, "--tile", "256", "--overwrite", "--restart").stdout
     assert left() == []
 
 
@@ -172,7 +173,7 @@ def test_after_a_failing_upload_the_same_command_only_uploads(
         raise AssertionError("all was computed and assembled before")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "assemble", never)
+        patch.setattr(outputs, "assemble", never)
         patch.setattr(storing_blocks, "_store_block", never)
         done = run(*asked)
     assert done.exit_code == 0, done.output
@@ -195,7 +196,7 @@ def test_what_waits_is_made_anew_for_other_settings(
     refused = run(*asked, "--tile", "256")
     assert refused.exit_code == 1
     assert "unfinished work of another run" in refused.stderr
-    assert "0 windows translated" in run(*asked, "--compress", "zstd").stdout
+    assert "0 tiles translated" in run(*asked, "--compress", "zstd").stdout
     with MemoryFile(s3.fetch(f"{prefix}eo.tif")) as file, file.open() as raster:
         assert raster.compression.name == "zstd"
     assert left() == []
@@ -230,7 +231,7 @@ def test_the_library_writes_there_too(client: Any, work: Path, prefix: str) -> N
     scene = open_scene(f"s3://scenes/{work.name}/a.tif", polarisations="VH", datetime="2026-05-06T07:08:09Z")
     lazy = sar2eo.translate(scene, model="identity", tile=128, overlap=16, scaling=(500.0,))
     report = sar2eo.write_cog(lazy, f"{prefix}eo.tif", quicklook=f"{prefix}eo.png")
-    assert report["windows"]["translated"] == 6
+    assert report["tiles"]["translated"] == 6
     assert set(s3.list_objects(prefix)) == {"eo.tif", "eo.json", "eo.png"}
     np.testing.assert_array_equal(pixels(client, f"{prefix}eo.tif"), local(work, "a"))
     with pytest.raises(OutputError, match=r"eo\.json exists|eo\.tif exists"):
@@ -280,15 +281,15 @@ def test_workers_read_there_too(client: Any, work: Path, prefix: str) -> None:
 )
 def test_names_that_cannot_be_written_to(out: str, further: dict, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
-        Outputs.of(out, further)
+        Outputs.from_paths(out, further)
 
 
 def test_one_folder_for_one_output(tmp_path: Path) -> None:
     names = ("s3://b/x/eo.tif", "s3://b/y/eo.tif", "s3://b/x/", "s3://b/x/other.tif", "s3://b")
-    folders = [Destination.of(name, tmp_path).folder for name in names]
+    folders = [Destination.from_url(name, tmp_path).folder for name in names]
     assert len(set(folders)) == len(names)
-    assert folders == [Destination.of(name, tmp_path).folder for name in names]
-    assert Destination.of("s3://b/x", tmp_path) == Destination.of("s3://b/x/", tmp_path)
+    assert folders == [Destination.from_url(name, tmp_path).folder for name in names]
+    assert Destination.from_url("s3://b/x", tmp_path) == Destination.from_url("s3://b/x/", tmp_path)
     assert {folder.parent for folder in folders} == {tmp_path}
 
 
@@ -428,4 +429,38 @@ def test_a_window_of_an_object_takes_few_requests(work: Path, monkeypatch: pytes
         server.faults.append(Fault(lambda request: request.start > 0, times=99, truncate=0.5))
         with pytest.raises(SceneError, match=r"s3://bucket/big_vh\.tif: cannot be read"):
             _ = scene.values
-        assert destination.COLLECTION not in server.asked
+        assert outputs.COLLECTION not in server.asked
+
+
+@pytest.mark.parametrize("shape", [(600, 1), (1, 600), (1, 1), (2100, 2)])
+def test_scenes_of_one_row_or_column_are_written(shape: tuple[int, int], tmp_path: Path) -> None:
+    source = write_scene(tmp_path / "scene.tif", amplitude(shape, 3))
+    eo = sar2eo.translate(sar2eo.open_scene(source), "identity", scaling=(255.0,))
+    sar2eo.write_cog(eo, tmp_path / "eo.tif")
+    with rasterio.open(tmp_path / "eo.tif") as raster, rasterio.open(source) as scene:
+        assert (raster.shape, raster.transform, raster.crs) == (
+            shape,
+            TRANSFORM,
+            rasterio.CRS.from_string(CRS),
+        )
+        np.testing.assert_array_equal(raster.read(1), scene.read(1))
+
+
+@pytest.mark.parametrize("name", ["plain", "url", "link", "warped", "vrt"])
+def test_a_file_of_the_scene_is_never_replaced(name: str, tmp_path: Path) -> None:
+    source = write_scene(tmp_path / "scene_vv.tif", amplitude((60, 70), 3))
+    (tmp_path / "link_vv.tif").symlink_to(source)
+    rasterio.shutil.copy(source, tmp_path / "scene_vv.vrt", driver="VRT")
+    named = {"url": f"file://{source}", "link": tmp_path / "link_vv.tif", "vrt": tmp_path / "scene_vv.vrt"}
+    crs = "EPSG:3857" if name == "warped" else None
+    scene = sar2eo.open_scene(named.get(name, source), crs=crs)
+    before = source.read_bytes()
+    with pytest.raises(OutputError, match="the scene itself"):
+        sar2eo.write_cog(sar2eo.translate(scene, "identity"), source, overwrite=True)
+    assert source.read_bytes() == before
+
+
+def test_a_quicklook_is_a_png_and_says_so(tmp_path: Path) -> None:
+    asked = Outputs(eo=tmp_path / "eo.tif", quicklook=tmp_path / "eo.jpg")
+    with pytest.raises(SettingsError, match=r"eo\.jpg: must end with \.png"):
+        asked.check(overwrite=False)
