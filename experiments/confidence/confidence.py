@@ -28,7 +28,7 @@ from scipy import ndimage
 import sar2eo
 from sar2eo.evaluation.model_probe import Probe
 from sar2eo.evaluation.plan import collect_model_facts
-from sar2eo.evaluation.report import colour_limits, enlarge, format_table, plain_values
+from sar2eo.evaluation.report import colour_limits, enlarge, format_table
 from sar2eo.evaluation.scores import compute_calibration
 from sar2eo.geo.blending import gather_block
 from sar2eo.geo.radiometry import fill_invalid, sample_percentiles, to_amplitude, to_model_range
@@ -36,6 +36,7 @@ from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.simulation import ObjectKind, ObjectState
+from sar2eo.store.atomic import json_values
 
 Image = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -323,7 +324,7 @@ def write_report(spec: ModelSpec, folders: list[Path], timesteps: list[int], out
         )
         return compute_calibration(variance, error)
 
-    results: dict[str, Any] = plain_values(
+    results: dict[str, Any] = json_values(
         {
             "version": sar2eo.__version__,
             "model": collect_model_facts(spec),

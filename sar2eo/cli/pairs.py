@@ -29,7 +29,7 @@ def build_pairs(recipe: PairsRecipe, *, workers: int, scheduler: str | None, dry
     from sar2eo.pairs import builder
 
     options: Any = {"settings": recipe.settings, "scene": recipe.scene, "matcher": recipe.matcher}
-    with cluster.running(workers=workers, scheduler=scheduler):
+    with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if scheduler is not None:
             paths = [Path(text).absolute() for text in (*recipe.sar, *recipe.eo)]
             existing = [path for path in paths if path.exists()]
@@ -110,7 +110,7 @@ def coregister(recipe: CoregisterRecipe, *, workers: int, scheduler: str | None,
     from sar2eo.compute import cluster
     from sar2eo.coregistration import registration
 
-    with cluster.running(workers=workers, scheduler=scheduler):
+    with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if scheduler is not None:
             sources = [recipe.reference, recipe.moving, *filter(None, [recipe.settings.model])]
             existing = [Path(name).absolute() for name in sources if os.path.exists(name)]  # noqa: PTH110

@@ -45,7 +45,7 @@ def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, d
 
     target = plan.find_target(recipe)
     single = target.single is not None
-    with cluster.running(workers=workers, scheduler=scheduler):
+    with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if recipe.settings.threads is None:
             threads = cluster.threads_per_worker(workers, scheduler)
             settings = dataclasses.replace(recipe.settings, threads=threads)

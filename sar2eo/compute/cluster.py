@@ -1,4 +1,4 @@
-"""Where the graph runs: threads of this process, worker processes, or a cluster that is there already.
+"""Clusters: threads of this process, worker processes that are started, or a running cluster to join.
 
 Only the command line starts clusters; the library uses whatever Dask scheduler is active. All servers
 bind to the loopback interface, and there is no dashboard.
@@ -17,7 +17,7 @@ from typing import Any
 from sar2eo.compute.device import resolve_device
 from sar2eo.errors import ClusterError, SettingsError
 
-__all__ = ["available_cores", "check_workers", "running", "threads_per_worker"]
+__all__ = ["available_cores", "check_workers", "connect_cluster", "threads_per_worker"]
 
 # Beside the one thread that is inside the model, others read ahead and write behind.
 _THREADS_PER_WORKER = 3
@@ -32,14 +32,14 @@ def available_cores() -> int:
 
 
 def threads_per_worker(workers: int, scheduler: str | None = None) -> int:
-    """Torch threads of each worker process: the cores of its machine, shared out.
+    """Return the torch threads of each worker process: the cores of its machine, shared out.
 
     Parameters
     ----------
     workers : int
         Processes on this machine; 0: this one.
     scheduler : str, optional
-        If given, the joined cluster that is active decides: its smallest share.
+        If given, the smallest share of the joined cluster's machines is returned.
     """
     if scheduler is None:
         return max(1, available_cores() // max(1, workers))
@@ -52,8 +52,8 @@ def threads_per_worker(workers: int, scheduler: str | None = None) -> int:
 
 
 @contextmanager
-def running(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]:
-    """Make a Dask scheduler the active one while the block runs.
+def connect_cluster(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]:
+    """Start workers, or join a cluster, and make it Dask's active scheduler while the block runs.
 
     Parameters
     ----------
@@ -67,18 +67,17 @@ def running(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]
     SettingsError
         If both are asked for, or a negative number of workers.
     ClusterError
-        If a cluster cannot be reached, has no workers, lacks this package or runs another version of
-        it.
+        If a cluster cannot be reached, has no workers, or does not run this version of the package.
     """
     if workers < 0 or (workers and scheduler):
         raise SettingsError(f"workers={workers}, scheduler={scheduler}: give one of them, workers from 0 on")
     # GDAL's own default is a share of all memory, which each process would take for itself.
     os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_MB))
     if scheduler is not None:
-        with _joined(scheduler):
+        with _join(scheduler):
             yield
     elif workers:
-        with _started(workers):
+        with _start(workers):
             yield
     else:
         import dask
@@ -90,7 +89,7 @@ def running(*, workers: int = 0, scheduler: str | None = None) -> Iterator[None]
 
 
 @contextmanager
-def _started(workers: int) -> Iterator[None]:
+def _start(workers: int) -> Iterator[None]:
     import dask
     from distributed import Client, LocalCluster
 
@@ -108,9 +107,9 @@ def _started(workers: int) -> Iterator[None]:
         "distributed.worker.preload": ["import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"],
     }
     with (
-        _kept(environment),  # a nanny sets them in this process, too
+        _restore_environment(environment),  # a nanny sets them in this process, too
         dask.config.set(settings),
-        _quiet(),
+        _silence_asyncio(),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=_THREADS_PER_WORKER,
@@ -119,7 +118,7 @@ def _started(workers: int) -> Iterator[None]:
             # A health page is served all the same, by default on a port that others may have.
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             host="127.0.0.1",
-            silence_logs="CRITICAL",  # of a worker that dies, a warning of our own tells
+            silence_logs="CRITICAL",  # a worker that dies is reported by our own warning
         ) as cluster,
         Client(cluster),
     ):
@@ -127,22 +126,20 @@ def _started(workers: int) -> Iterator[None]:
 
 
 @contextmanager
-def _kept(names: Iterable[str]) -> Iterator[None]:
-    """Put environment variables back afterwards."""
-    before = {name: os.environ.get(name) for name in names}
+def _restore_environment(names: Iterable[str]) -> Iterator[None]:
+    """Reset environment variables afterwards."""
+    before = {name: os.environ[name] for name in names if name in os.environ}
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ |= before
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what an interrupted client's tasks have to say, which is nothing to the user."""
+def _silence_asyncio() -> Iterator[None]:
+    """Hide what an interrupted client's tasks log, which says nothing to the user."""
     log = logging.getLogger("asyncio")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -153,12 +150,12 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[None]:
+def _join(address: str) -> Iterator[None]:
     from distributed import Client
 
     try:
-        # A client that fails to start puts back, whenever it is collected, what it found as Dask's scheduler
-        # in force; one that is not to be the default touches nothing.
+        # A client that fails to start restores, when it is collected, the scheduler it found; one that is not
+        # to be the default touches nothing.
         with Client(address, timeout=_JOIN_SECONDS, set_as_default=False):
             pass
     except (OSError, TimeoutError, ValueError) as error:
@@ -169,14 +166,14 @@ def _joined(address: str) -> Iterator[None]:
 
 
 def _check_versions(client: Any, address: str) -> None:
-    """Refuse at once what would otherwise wait for ever or fail in every task."""
+    """Refuse a cluster without workers, which would wait for ever, or of another version."""
     from sar2eo._version import __version__
 
     if not client.scheduler_info()["workers"]:
         raise ClusterError(
             f"--scheduler {address}: the cluster has no workers yet: start some, then run again"
         )
-    # A function of this package could not even be named on a worker that lacks it.
+    # A function of this package could not be loaded on a worker that lacks it.
     found = client.run(resolve_name, "sar2eo._version:__version__", on_error="return")
     for worker, version in found.items():
         if version != __version__:
@@ -185,20 +182,7 @@ def _check_versions(client: Any, address: str) -> None:
 
 
 def check_workers(*, paths: Sequence[Path], device: str) -> None:
-    """Refuse a joined cluster that cannot do the work, before there is any.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        Files and folders that every worker must see, as this process does.
-    device : str
-        That every worker must have.
-
-    Raises
-    ------
-    ClusterError
-        Naming a worker and what it lacks.
-    """
+    """Raise `ClusterError` where a worker of the joined cluster lacks one of these files, or the device."""
     from distributed import get_client
 
     client = get_client()

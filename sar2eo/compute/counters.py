@@ -1,6 +1,6 @@
-"""Counters of what a process has done: windows and seconds by kind of work.
+"""Counters of what this process has done: tiles, blocks, and seconds by kind of work.
 
-Tasks add to them, drivers read them; a worker process has its own, which the driver asks for.
+Tasks add to them; the driver reads its own and those of the worker processes.
 """
 
 from __future__ import annotations

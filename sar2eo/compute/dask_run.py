@@ -1,7 +1,6 @@
-"""Graphs on Dask's scheduler in force: run to their end, watched, counted, and told of.
+"""Run graphs on Dask's active scheduler, report progress, and notice lost workers.
 
-Which scheduler that is, is the caller's choice: threads of this process, or the cluster of an active
-client. Counters of the workers are collected from wherever they worked.
+The caller chooses the scheduler: threads of this process, or the cluster of an active client.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ __all__ = [
     "active_client",
     "collect_telemetry",
     "compute_keys",
-    "paced",
+    "pace",
     "peak_rss_bytes",
-    "reporting",
+    "report_progress",
     "reset_telemetry",
 ]
 
@@ -51,29 +50,19 @@ class WorkerLostError(Exception):
 
 
 def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: bool = False) -> list[Any]:
-    """Run a graph on the scheduler in force.
+    """Run a graph on Dask's active scheduler; return the values of some keys, in order.
 
     Parameters
     ----------
-    graph : mapping
-        Keys to tasks.
-    keys : list
-        What is wanted.
     stop_on_loss : bool, optional (default: False)
-        Give up when a worker is lost, for a caller that knows better than Dask what is to be redone: Dask
-        redoes all whose results the worker held, also of tasks that were done for their effect.
-
-    Returns
-    -------
-    list
-        The values of the keys, in order.
+        Raise `WorkerLostError` when a worker is lost, for a caller that knows better than Dask what must run
+        again: Dask runs again all tasks whose results the worker held, also those that were run for their
+        effect.
 
     Raises
     ------
     ClusterError
-        If a cluster has lost all its workers for a minute, or a task took several with it.
-    WorkerLostError
-        If asked to.
+        If a cluster has had no workers for a minute, or workers died at one task.
     """
     client = active_client()
     if client is None:
@@ -92,12 +81,17 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: boo
             now = set(client.nthreads())
             lonely = 0.0 if now else lonely + _WATCH_SECONDS
             if lonely >= _LONELY_SECONDS:
-                reasons.append(_lonely())
+                reasons.append(
+                    ClusterError(
+                        f"the cluster has had no workers for {_LONELY_SECONDS:.0f} s: start some, then run "
+                        "the same command again to go on"
+                    )
+                )
             elif stop_on_loss and now and there - now:
                 reasons.append(WorkerLostError(", ".join(sorted(there - now))))
             there.update(now)
             if reasons:
-                # Not cancelled: the scheduler's cancelling trips over gates, which nobody wants.
+                # Not cancelled: the scheduler fails to cancel gates, whose values are not held.
                 for future in futures:
                     future.release()
                 return
@@ -120,15 +114,8 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: boo
         thread.join()
 
 
-def _lonely() -> ClusterError:
-    return ClusterError(
-        f"the cluster has had no workers for {_LONELY_SECONDS:.0f} s: start some, then run the same "
-        "command again to go on"
-    )
-
-
 def reset_telemetry() -> None:
-    """Set the counters to zero, here and on the workers of an active client."""
+    """Set the counters to zero, in this process and on the workers of an active client."""
     counters.reset()
     client = active_client()
     if client is not None:
@@ -151,26 +138,26 @@ def collect_telemetry() -> dict[str, float]:
 
 
 @contextmanager
-def reporting(progress: Progress | None, counts: Mapping[str, float]) -> Iterator[None]:
+def report_progress(progress: Progress | None, counts: Mapping[str, float]) -> Iterator[None]:
     """Call `progress` with the counters about once a second while the block runs, and once after."""
     if progress is None:
         yield
         return
     stop = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         try:
             progress({**counts, **collect_telemetry()})
         except Exception as error:
-            # Hours of work are not to fail for the sake of a progress line.
+            # Hours of work must not fail because of a progress line.
             warnings.warn(f"progress is not reported any more: {error}", Sar2eoWarning, stacklevel=2)
             stop.set()
 
-    def keep_telling() -> None:
+    def report_often() -> None:
         while not stop.wait(_PROGRESS_SECONDS):
-            tell()
+            report()
 
-    thread = threading.Thread(target=keep_telling, name="sar2eo-progress", daemon=True)
+    thread = threading.Thread(target=report_often, name="sar2eo-progress", daemon=True)
     thread.start()
     try:
         yield
@@ -179,11 +166,11 @@ def reporting(progress: Progress | None, counts: Mapping[str, float]) -> Iterato
         stop.set()
         thread.join()
         if not ended:
-            tell()
+            report()
 
 
 def active_client() -> Any:
-    """Return the client that Dask would use now, without importing distributed where nobody did."""
+    """Return the client that Dask would use now; distributed is not imported for it."""
     if "distributed" not in sys.modules:
         return None
     client = getattr(get_scheduler(cls=da.Array), "__self__", None)
@@ -191,7 +178,7 @@ def active_client() -> Any:
 
 
 def peak_rss_bytes() -> float:
-    """Return the most memory that this process has held."""
+    """Return the most memory that this process has held, in bytes."""
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(found * (1 if sys.platform == "darwin" else 1024))  # kilobytes on Linux, bytes on macOS
 
@@ -204,10 +191,10 @@ def _process_snapshot() -> tuple[tuple[str, int], dict[str, float]]:
 Graph = dict[Any, Any]
 
 
-def paced(
+def pace(
     graph: Mapping[Any, Any], stores: Sequence[Any], is_batch: Callable[[Any], bool], lead: int
 ) -> Graph:
-    """Let batches wait for blocks that were due `lead` batches earlier.
+    """Let batches wait for blocks that were due `lead` batches earlier, so that memory stays bounded.
 
     Parameters
     ----------
@@ -223,7 +210,7 @@ def paced(
     Returns
     -------
     dict
-        The same graph with more dependencies: none points forward, so there is no cycle.
+        The same graph with more dependencies, all of which point backward: there is no cycle.
     """
     result = dict(graph)
     batches = sorted(key for key in result if is_batch(key))
@@ -244,7 +231,7 @@ def paced(
 
 
 def _batches_under(graph: Graph, key: Any, position: Mapping[Any, int]) -> set[Any]:
-    """Return the batches that a task needs, looking through whatever lies between."""
+    """Return the batches that a task needs, directly or through other tasks."""
     found: set[Any] = set()
     seen, todo = {key}, [key]
     while todo:

@@ -1,4 +1,4 @@
-"""Where a model runs: device, precision, batch size and threads, settled without loading weights.
+"""Where a model runs: choose device, precision, batch size and threads without loading weights.
 
 Torch is imported only where a CUDA device may be meant.
 """
@@ -60,7 +60,7 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 
 def _cpu_flags() -> set[str]:
-    """Return what the processor says it can do, where the system tells (Linux)."""
+    """Return the processor's features, where the system lists them (Linux)."""
     try:
         return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
@@ -68,7 +68,7 @@ def _cpu_flags() -> set[str]:
 
 
 def default_batch(device: str) -> int:
-    """Return windows per batch: one on a CPU, where more gain nothing, else what fits, a power of two."""
+    """Return tiles per batch: one on a CPU, where more gain nothing, else what fits, a power of two."""
     if device == "cpu":
         return 1
     import torch

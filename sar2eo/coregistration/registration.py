@@ -1,10 +1,13 @@
-"""`coregister`: two scenes in, one of them moved onto the other, or the reason why it cannot be."""
+"""Coregistration of two scenes: the steps, the journal, and the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +15,38 @@ import numpy as np
 
 from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
-from sar2eo.coregistration.acceptance import LEAST, Evidence, weigh
-from sar2eo.coregistration.band_layout import layout_of
-from sar2eo.coregistration.moved_reader import MovedReader, moved_mapping
-from sar2eo.coregistration.output import (
-    geojson_of,
+from sar2eo.coregistration.moved_scene import (
+    MovedReader,
+    map_moved,
     needed_bytes,
-    quiver_picture,
-    tie_rows,
-    versions,
+    read_layout,
     write_moved,
 )
-from sar2eo.coregistration.scene_pair import ScenePair, check_fit, open_pair, tie_cells
-from sar2eo.coregistration.tie_points import Finder, finder_of, measure_ties
-from sar2eo.coregistration.transforms import MovingTransform
-from sar2eo.coregistration.work_folder import Work, fingerprint_of, is_publishing, working
+from sar2eo.coregistration.scene_pair import ScenePair, check_fit, open_pair, place_templates
+from sar2eo.coregistration.tie_points import (
+    Finder,
+    create_finder,
+    draw_ties,
+    encode_geojson,
+    list_ties,
+    measure_ties,
+    versions,
+)
+from sar2eo.coregistration.transforms import LEAST, Evidence, MovingTransform, weigh
 from sar2eo.errors import CoregistrationError, OutputError, SettingsError
 from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.matching.shifts import Displacement
 from sar2eo.results.cog import check_space, check_target, publish
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings, SceneSettings, replace_settings
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import refuse, write_json
+from sar2eo.store.journal import Journal
+from sar2eo.store.task_results import TaskResults
 
 __all__ = ["coregister", "result_paths"]
+
+# Settings that change where and how fast it runs, or what is insisted on, but not the result.
+_FREE = ("device", "threads", "force", "model")
 
 
 def coregister(
@@ -51,13 +62,13 @@ def coregister(
     progress: Progress | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Move one of two scenes, a SAR and an optical one, to where it lies on the other.
+    """Coregister a SAR and an optical scene: move one of them onto the grid of the other.
 
-    Templates on a lattice over the overlap are matched on Dask's scheduler in force, a transform is fitted to
+    Templates on a lattice over the overlap are matched on Dask's active scheduler, a transform is fitted to
     those that agree, and the moving scene is read through it on the reference's grid, so that equal pixels
-    show equal places. Beside `out` come the tie points with their residuals, ``<stem>_ties.geojson``, and a
-    picture of them, ``<stem>_ties.png``. Tie points are kept in ``<out>.partial`` until all is done: the same
-    call goes on where one was interrupted.
+    show equal places. Beside `out` the tie points are written with their residuals, ``<stem>_ties.geojson``,
+    and drawn, ``<stem>_ties.png``. Until all is done, tie points are kept in ``<out>.partial``: the same call
+    goes on where one was interrupted.
 
     Parameters
     ----------
@@ -67,9 +78,11 @@ def coregister(
     out : path
         COG, with bands, type, nodata and tags of the moving file.
     settings : CoregisterSettings, optional
+        How tie points are matched, and which transform is fitted.
     scene : SceneSettings, optional
         How the SAR scene is opened.
     overwrite : bool, optional (default: False)
+        Replace results, or unfinished work, of another call.
     dry_run : bool, optional (default: False)
         Open the scenes, count tie points, and write nothing.
     report : path, optional
@@ -109,51 +122,89 @@ def coregister(
     scene = scene or SceneSettings()
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
-    target, told = Path(out), None if report is None else Path(report)
-    _check_inputs(target, told, (str(reference), str(moving)))
-    _check_targets(target, told, overwrite=overwrite or dry_run)
-    finder = finder_of(settings)
+    target, report_path = Path(out), None if report is None else Path(report)
+    _check_inputs(target, report_path, (str(reference), str(moving)))
+    _check_targets(target, report_path, overwrite=overwrite or dry_run)
+    finder = create_finder(settings)
     pair = open_pair(
         str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
     )
     if settings.matcher is not None:
         check_fit(pair, open_calibrated(settings.matcher)[1], force=settings.force)
-    # Refused now what could not be written in the end.
-    needed = needed_bytes(layout_of(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
-    cells = tie_cells(pair, settings.grid, settings.points)
-    facts = {**_facts(pair, settings, finder, len(cells)), "disk_bytes": needed}
+    needed = needed_bytes(read_layout(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
+    cells = place_templates(pair, settings.grid, settings.points)
+    facts = {**_describe_request(pair, settings, finder, len(cells)), "disk_bytes": needed}
     if len(cells) < LEAST[settings.transform]:
         refusal = (
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
             f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
         )
-        _tell(None if dry_run else told, {**facts, "accepted": False, "refusal": refusal})
+        if report_path is not None and not dry_run:
+            write_json(report_path, {**facts, "accepted": False, "refusal": refusal})
         raise CoregistrationError(refusal)
     if dry_run:
         return facts
     if not settings.force:
         check_space([(target.absolute().parent, needed)], elsewhere="--out")
     reset_telemetry()
-    with working(target, fingerprint_of(pair, scene, settings, finder), overwrite=overwrite) as work:
-        # Again, now that nobody else writes here: another run may just have ended.
-        _check_targets(target, told, overwrite=overwrite)
-        ties = measure_ties(pair, cells, settings, finder, work.store, progress)
+    fingerprint = _fingerprint(pair, scene, settings, finder)
+    with _open_journal(target, fingerprint, overwrite=overwrite) as journal:
+        # Again, under the lock: another run may just have ended.
+        _check_targets(target, report_path, overwrite=overwrite)
+        results = TaskResults(journal.blocks / "parts")
+        ties = measure_ties(pair, cells, settings, finder, results, progress)
         lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
         evidence = weigh(ties, lattice, settings, finder.radius)
-        facts |= _found(pair, len(cells), ties, evidence)
+        facts |= _describe_evidence(pair, len(cells), ties, evidence)
         if evidence.refusal is None and evidence.transform is not None:
-            _write(pair, settings, evidence.transform, facts, target, work, progress)
+            _write(pair, settings, evidence.transform, facts, target, journal, progress)
             facts["out"] = str(target)
-        facts |= _spent(started)
-        _tell(told, facts)
+        facts |= _describe_costs(started)
+        if report_path is not None:
+            write_json(report_path, facts)
         if evidence.refusal is not None:
             raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
     return facts
 
 
-def _tell(report: Path | None, facts: dict[str, Any]) -> None:
-    if report is not None:
-        write_atomically(report, (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode())
+@contextmanager
+def _open_journal(target: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Iterator[Journal]:
+    """Begin, or go on where an interrupted run of the same fingerprint was.
+
+    Its blocks hold ``parts``, the tie points that are measured. They go with success, and where the evidence
+    is too thin, which another run would not change.
+    """
+    with Journal.resume(_journal_folder(target), fingerprint, overwrite=overwrite) as journal:
+        parts = journal.blocks / "parts"
+        try:
+            parts.mkdir(exist_ok=True)
+            yield journal
+        except CoregistrationError:
+            journal.remove()
+            raise
+        finally:
+            with suppress(OSError):
+                parts.rmdir()  # without a tie point there is nothing to keep
+
+
+def _journal_folder(target: Path) -> Path:
+    return target.absolute().with_name(f"{target.name}.partial")
+
+
+def _fingerprint(
+    pair: ScenePair, scene: SceneSettings, settings: CoregisterSettings, finder: Finder
+) -> dict[str, Any]:
+    """Return everything that the result depends on, as JSON values."""
+    sar, eo = pair.sar.reader.identity(), pair.eo.identity()
+    named = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _FREE}
+    return {
+        "software": f"sar2eo {__version__}",
+        "reference": sar if pair.reference is pair.sar else eo,
+        "moving": sar if pair.moving is pair.sar else eo,
+        "scene": dataclasses.asdict(scene),
+        "settings": named,
+        "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},
+    }
 
 
 def result_paths(out: Path) -> tuple[Path, Path, Path]:
@@ -162,7 +213,7 @@ def result_paths(out: Path) -> tuple[Path, Path, Path]:
 
 
 def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> None:
-    """Refuse to replace a scene by what comes of it."""
+    """Refuse to replace a scene by a result."""
     parts = [part.split("=")[-1] for scene in scenes for part in (scene, *scene.split(","))]
     inputs = {Path(part).resolve() for part in parts}
     for path in (*result_paths(out), *([] if report is None else [report])):
@@ -171,7 +222,7 @@ def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> No
 
 
 def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
-    overwrite = overwrite or is_publishing(out)
+    overwrite = overwrite or Journal.is_publishing(_journal_folder(out))
     check_target(out, overwrite)
     for path in result_paths(out)[:2]:
         if path.exists() and not overwrite:
@@ -180,8 +231,10 @@ def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
         raise OutputError(f"--report {report}: is a folder, or there is none to write it into")
 
 
-def _facts(pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells: int) -> dict[str, Any]:
-    """Say what will be done, as JSON values."""
+def _describe_request(
+    pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells: int
+) -> dict[str, Any]:
+    """Return what will be done, as JSON values."""
     grid = pair.grid
     roles = ("sar", "eo") if isinstance(pair.reference, SarScene) else ("eo", "sar")
     return {
@@ -196,8 +249,8 @@ def _facts(pair: ScenePair, settings: CoregisterSettings, finder: Finder, cells:
     }
 
 
-def _spent(started: float) -> dict[str, Any]:
-    """Say what it took, as JSON values."""
+def _describe_costs(started: float) -> dict[str, Any]:
+    """Return time and memory, as JSON values."""
     counters = collect_telemetry()
     return {
         "ties_resumed": int(counters.get("ties_resumed", 0)),
@@ -209,8 +262,10 @@ def _spent(started: float) -> dict[str, Any]:
     }
 
 
-def _found(pair: ScenePair, cells: int, ties: list[Displacement], evidence: Evidence) -> dict[str, Any]:
-    """Say what the tie points told, as JSON values."""
+def _describe_evidence(
+    pair: ScenePair, cells: int, ties: list[Displacement], evidence: Evidence
+) -> dict[str, Any]:
+    """Return the tie points and the transform, as JSON values."""
     across, down = pair.grid.ground_sample_distance_m()
     size = down, across
     transform = evidence.transform
@@ -227,7 +282,7 @@ def _found(pair: ScenePair, cells: int, ties: list[Displacement], evidence: Evid
         "transform": None if transform is None else transform.facts(),
         "pixel_m": [round(down, 4), round(across, 4)],
         "quality": evidence.quality(size),
-        "points": tie_rows(ties, evidence, size),
+        "points": list_ties(ties, evidence, size),
     }
 
 
@@ -237,14 +292,14 @@ def _write(
     transform: MovingTransform,
     facts: dict[str, Any],
     target: Path,
-    work: Work,
+    journal: Journal,
     progress: Progress | None,
 ) -> None:
-    """Make all files beside the target, then publish them, the COG last."""
-    source, layout = layout_of(pair.moving)
+    """Write all files in the journal, then publish them, the COG last."""
+    source, layout = read_layout(pair.moving)
     is_sar = isinstance(pair.moving, SarScene)
     quantity = pair.moving.quantity if isinstance(pair.moving, SarScene) else None
-    mapping = moved_mapping(pair.moving.reader, pair.grid, transform)
+    mapping = map_moved(pair.moving.reader, pair.grid, transform)
     reader = MovedReader(source, mapping, pair.grid, quantity, layout.nearest)
     tags = {
         "TIFFTAG_SOFTWARE": facts["software"],
@@ -255,12 +310,19 @@ def _write(
     # Of amplitude, intensities are averaged.
     overviews = "RMS" if is_sar and quantity in ("dn", "amplitude") else "AVERAGE"
     overviews = "NEAREST" if any(layout.nearest) else overviews
-    with work.assembling() as folder:
+    folder = journal.folder / "assembled"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        refuse(error, folder)
+    try:
         moved = write_moved(
             reader, layout, pair.grid, folder, tags=tags, overviews=overviews, progress=progress
         )
         made = folder / "ties.geojson", folder / "ties.png", moved
-        made[0].write_bytes(geojson_of(facts["points"], pair.grid))
-        quiver_picture(facts["points"], pair.grid, settings.grid, made[1])
-        work.journal.begin_publishing()
+        made[0].write_bytes(encode_geojson(facts["points"], pair.grid))
+        draw_ties(facts["points"], pair.grid, settings.grid, made[1])
+        journal.begin_publishing()
         publish(list(zip(made, result_paths(target), strict=True)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,8 @@
-"""The two scenes of a coregistration: which is SAR and which optical, and where both have data."""
+"""The two scenes of a coregistration: opened, compared, and read onto one grid for matching."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,14 +37,22 @@ from sar2eo.scenes.stac_input import is_stac
 from sar2eo.scenes.warp import read_onto
 from sar2eo.settings import PairsSettings, SceneSettings
 
-__all__ = ["OpticalView", "RadarView", "ScenePair", "bands_for", "check_fit", "open_pair", "tie_cells"]
+__all__ = [
+    "RadarView",
+    "ScenePair",
+    "check_fit",
+    "choose_bands",
+    "open_pair",
+    "place_templates",
+    "read_optical",
+]
 
 FloatArray = npt.NDArray[np.float32]
 Scene = SarScene | EoScene
 
-# Of a template's area, in both scenes; what has less is no place for a tie point.
+# Valid share of a template, in both scenes, that a tie point needs.
 LEAST_VALID = 0.5
-# Outlines come from decimated reads: pixels decide about cells that have so much of what they need.
+# Outlines come from decimated reads: with this share of what they need, cells are left to the pixels.
 _COARSE = 0.5
 
 
@@ -55,7 +62,6 @@ class RadarView:
 
     Parameters
     ----------
-    scene : SarScene
     divisors : tuple of float
         Amplitude of each polarisation that counts as 1.
     bands : tuple of int, optional
@@ -77,36 +83,16 @@ class RadarView:
         return amplitude if self.bands is None else amplitude[list(self.bands)]
 
 
-@dataclass(frozen=True, eq=False)
-class OpticalView:
-    """An optical scene, read onto any grid for matching.
-
-    Parameters
-    ----------
-    scene : EoScene
-    """
-
-    scene: EoScene
-
-    def read(self, grid: Grid) -> FloatArray:
-        """Return red, green and blue from 0 to 255, (row, col, 3); NaN where there is no data, or cloud."""
-        patch = self.scene.read_onto(grid)
-        clear = patch.valid if patch.cloud is None else patch.valid & ~patch.cloud
-        image = np.moveaxis(patch.rgb, 0, -1).astype(np.float32)
-        image[~clear] = np.nan
-        return image
+def read_optical(scene: EoScene, grid: Grid) -> FloatArray:
+    """Read red, green and blue from 0 to 255, (row, col, 3), onto any grid; NaN without data, or in cloud."""
+    patch = scene.read_onto(grid)
+    clear = patch.valid if patch.cloud is None else patch.valid & ~patch.cloud
+    return np.where(clear[..., None], np.moveaxis(patch.rgb, 0, -1).astype(np.float32), np.float32(np.nan))
 
 
 @dataclass(frozen=True, eq=False)
 class ScenePair:
-    """Two scenes, one SAR and one optical.
-
-    Parameters
-    ----------
-    reference, moving : SarScene or EoScene
-    overlap : Polygon or MultiPolygon
-        Where both have data, in the CRS of the reference's grid.
-    """
+    """Two scenes, one SAR and one optical; they overlap in `overlap`, in the CRS of the reference's grid."""
 
     reference: Scene
     moving: Scene
@@ -114,27 +100,26 @@ class ScenePair:
 
     @property
     def sar(self) -> SarScene:
-        """The SAR one."""
+        """The SAR scene."""
         return self.reference if isinstance(self.reference, SarScene) else self.moving  # type: ignore[return-value]
 
     @property
     def eo(self) -> EoScene:
-        """The optical one."""
+        """The optical scene."""
         return self.reference if isinstance(self.reference, EoScene) else self.moving  # type: ignore[return-value]
 
     @property
     def grid(self) -> Grid:
-        """The reference's."""
+        """Grid of the reference."""
         return self.reference.grid
 
 
 def open_pair(
     reference: str, moving: str, *, scene: SceneSettings, eo_range: tuple[float, float]
 ) -> ScenePair:
-    """Open two scenes, find out what they are, and where they meet.
+    """Open two scenes, find out which is SAR and which optical, and where they overlap.
 
-    What names polarisations is SAR; what has red, green and blue is optical; anything else is opened as
-    SAR.
+    What names polarisations is SAR; what has red, green and blue is optical; anything else is opened as SAR.
 
     Raises
     ------
@@ -148,7 +133,7 @@ def open_pair(
         If they share no place.
     """
     (first, first_outline), (second, second_outline) = (
-        _opened(href, scene, eo_range, own_grid=href == reference) for href in (reference, moving)
+        _open_scene(href, scene, eo_range, own_grid=href == reference) for href in (reference, moving)
     )
     if isinstance(first, SarScene) == isinstance(second, SarScene):
         kind = "SAR" if isinstance(first, SarScene) else "optical"
@@ -173,12 +158,12 @@ def open_pair(
     return ScenePair(first, second, project_to_grid(shared, first.grid))
 
 
-def _opened(
+def _open_scene(
     href: str, scene: SceneSettings, eo_range: tuple[float, float], *, own_grid: bool
 ) -> tuple[Scene, EoScene | xr.DataArray]:
-    """Open a scene as what it is, and as what `read_footprint` takes."""
+    """Open a SAR or optical scene; return it, and what `read_footprint` takes for it."""
     refused = None
-    if not _names_polarisations(href):
+    if not _has_polarisations(href):
         try:
             found = open_eo_scene(href, eo_range=eo_range)
             return found, found
@@ -187,7 +172,7 @@ def _opened(
     try:
         sar, array = open_sar_scene(href, PairsSettings(), scene)
     except SceneError as error:
-        if refused is None or str(refused) == str(error) or not _is_there(href):
+        if refused is None or str(refused) == str(error) or not _exists(href):
             raise
         raise SceneError(f"{href}: neither optical ({refused}) nor SAR ({error})") from error
     if (
@@ -199,7 +184,7 @@ def _opened(
     return sar, array
 
 
-def _names_polarisations(href: str) -> bool:
+def _has_polarisations(href: str) -> bool:
     """Whether a plain raster's bands, tags or name say polarisations."""
     path = gdal_path(href)
     if is_stac(href) or path.endswith(".zip") or not (path.startswith("/vsi") or Path(path).is_file()):
@@ -210,25 +195,19 @@ def _names_polarisations(href: str) -> bool:
         return False
 
 
-def _is_there(href: str) -> bool:
+def _exists(href: str) -> bool:
     return gdal_path(href).startswith("/vsi") or Path(href.partition("#")[0]).exists()
 
 
-def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
-    """Lay a lattice of templates over the overlap.
+def place_templates(pair: ScenePair, side: int, most: int) -> list[Cell]:
+    """Lay a lattice of templates over the overlap: those of which about half may be valid.
 
     Parameters
     ----------
-    pair : ScenePair
     side : int
-        Of a template, and distance of neighbours, in pixels of the reference.
+        Side of a template, and distance of neighbours, in pixels of the reference.
     most : int
-        Templates at the most, spread evenly.
-
-    Returns
-    -------
-    list of Cell
-        Those of which about half may be valid, row by row; none where the overlap is smaller than one.
+        Largest number of templates, spread evenly.
     """
     grid = pair.grid
     box = grid.window_of(pair.overlap.bounds)
@@ -240,45 +219,24 @@ def tie_cells(pair: ScenePair, side: int, most: int) -> list[Cell]:
     boxes = cell_boxes(cells, grid, side)
     shares = shapely.area(shapely.intersection(pair.overlap, boxes)) / shapely.area(boxes)
     found = [cell for cell, share in zip(cells, shares, strict=True) if share > _COARSE * LEAST_VALID]
-    return _spread(found, most)
-
-
-def _spread(cells: Sequence[Cell], most: int) -> list[Cell]:
-    if len(cells) <= most:
-        return list(cells)
-    return [cells[at] for at in np.linspace(0, len(cells) - 1, most).round().astype(int)]
+    if len(found) > most:
+        found = [found[at] for at in np.linspace(0, len(found) - 1, most).round().astype(int)]
+    return found
 
 
 _misfit = partial(refuse_misfit, verb="matches")
 
 
 def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
-    """Refuse scenes that a matcher's card does not fit.
+    """Refuse scenes that a matcher's card does not fit; with `force`, warn instead.
 
     Compared are what it was trained on and the reference's pixels, which both scenes are read onto; the
-    moving scene's, which may be smaller, not larger; polarisations; and for a scaling that is fixed,
-    calibration.
-
-    Parameters
-    ----------
-    pair : ScenePair
-    card : MatcherCard
-    force : bool
-        Warn instead.
+    moving scene's, which may be smaller, not larger; polarisations; and for a fixed scaling, calibration.
 
     Raises
     ------
-    SceneError
-        For other ground sample distances.
-    PolarisationError
-        If the SAR scene lacks one.
-    RadiometryError
-        For another calibration.
-
-    Warns
-    -----
-    FitWarning
-        Where it would have been refused.
+    SceneError, PolarisationError, RadiometryError
+        For another ground sample distance, a missing polarisation, or another calibration.
     """
     _check_gsd(pair, card, force=force)
     sar = pair.sar
@@ -291,7 +249,7 @@ def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
             force=force,
         )
     calibration = sar.calibration or "unknown"
-    # A scaling by the scene's own percentile does not care about the calibration's factor.
+    # A scaling by the scene's own percentile does not depend on the calibration's factor.
     if card.scaling != "p99" and card.calibration != calibration:
         _misfit(
             f"{sar.href}: its calibration is {calibration}, and the matcher's fixed scaling is for "
@@ -301,8 +259,8 @@ def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
         )
 
 
-def bands_for(sar: SarScene, card: MatcherCard) -> tuple[int, ...]:
-    """Return the numbers of the bands that a matcher is given: its polarisations, or the nearest ones."""
+def choose_bands(sar: SarScene, card: MatcherCard) -> tuple[int, ...]:
+    """Return the numbers of the bands for a matcher: its polarisations, or the nearest ones."""
     names = sar.reader.polarisations
     return tuple(names.index(nearest_polarisation(wanted, names)) for wanted in card.polarisations)
 

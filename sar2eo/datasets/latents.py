@@ -24,7 +24,7 @@ from sar2eo.datasets.loading import Samples
 from sar2eo.datasets.pairs import PairsDataset
 from sar2eo.errors import PairsError, SettingsError
 from sar2eo.model.network import pool_validity
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import write_file, write_json
 
 __all__ = ["CachedLatents", "build_latent_cache"]
 
@@ -157,7 +157,7 @@ def build_latent_cache(
         if not path.exists():
             images = range(number * per_shard, min((number + 1) * per_shard, len(dataset)))
             shard = _encode_images(fixed, images, encode, batch, factor, dtype)
-            write_atomically(path, save(shard))
+            write_file(path, save(shard))
     return CachedLatents(folder)
 
 
@@ -218,7 +218,7 @@ def _check_or_write_manifest(folder: Path, facts: dict[str, Any], layout: dict[s
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PairsError(f"{folder}: cannot create this folder for latents: {error.strerror}") from error
-        write_atomically(folder / _MANIFEST, json.dumps({"facts": facts, **layout}).encode())
+        write_json(folder / _MANIFEST, {"facts": facts, **layout})
         return
     other = [name for name in facts if existing["facts"].get(name) != facts[name]]
     if other or any(existing[name] != layout[name] for name in layout):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sar2eo.errors import OutputError
 from sar2eo.evaluation.metrics import BLOCK_PX
-from sar2eo.store.atomic import refuse, sync_file, sync_folder
+from sar2eo.store.atomic import atomic_folder, json_values
 
 __all__ = [
     "REPORT",
@@ -30,7 +29,6 @@ __all__ = [
     "enlarge",
     "format_report",
     "format_table",
-    "plain_values",
     "write_report",
 ]
 
@@ -79,29 +77,12 @@ class ReportKind:
         describe : callable
             From folder and JSON values to the Markdown text; it draws pictures into the folder.
         """
-        plain: dict[str, Any] = plain_values(results)
-        partial, old = (out.with_name(f".{out.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            partial.mkdir()
+        plain: dict[str, Any] = json_values(results)
+        with atomic_folder(out) as partial:
             (partial / "report.md").write_text(describe(partial, plain), encoding="utf-8")
             text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
             (partial / self.results).write_text(text, encoding="utf-8")
-            for path in partial.iterdir():
-                sync_file(path)
-            sync_folder(partial)
             self.check_target(out, overwrite=overwrite)
-            if out.exists():
-                out.rename(old)
-            partial.rename(out)
-            sync_folder(out.parent)
-        except OSError as error:
-            if old.exists() and not out.exists():
-                old.rename(out)
-            refuse(error, out.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
         return plain
 
 
@@ -109,15 +90,6 @@ def format_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def plain_values(value: Any) -> Any:
-    """Return JSON values; numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(key): plain_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_values(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 REPORT = ReportKind("metrics.json", "evaluate")

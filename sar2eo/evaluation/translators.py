@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -23,8 +22,9 @@ from sar2eo.evaluation.report import EvaluationPictures, PictureCase, write_repo
 from sar2eo.evaluation.scores import ScoreKeeper, ShuffleControl, compute_calibration
 from sar2eo.model.translator import DiffusionTranslator
 from sar2eo.settings import DataSettings, EvaluateSettings, replace_settings
-from sar2eo.store.atomic import refuse, write_atomically
+from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal
+from sar2eo.store.task_results import keep_result, read_result
 
 __all__ = ["evaluate", "plan_evaluation", "use_torch_threads"]
 
@@ -327,19 +327,16 @@ class DrawnImages:
 
         The variance is not kept; seconds are those of the process that drew.
         """
-        path = self._folder / f"{name}.safetensors"
-        try:
-            found = load(path.read_bytes())
-            # [B, 3, H, W], levels as they were drawn
-            return Drawn(found["eo"].float() / 127.5 - 1, None, float(found["seconds"]))
-        except FileNotFoundError:
-            pass
-        except (OSError, SafetensorError, KeyError):
-            path.unlink(missing_ok=True)  # damaged
+        for kept in map(read_result, self._folder.glob(f"{name}.*.safetensors")):
+            if kept:
+                found = load(kept[1])
+                # [B, 3, H, W], levels as they were drawn
+                return Drawn(found["eo"].float() / 127.5 - 1, None, float(found["seconds"]))
         drawn = draw()
         levels = ((drawn.eo + 1) * 127.5).round().to(torch.uint8)
         seconds = torch.tensor(drawn.seconds, dtype=torch.float64)
-        write_atomically(path, save({"eo": levels.contiguous(), "seconds": seconds}))
+        data = save({"eo": levels.contiguous(), "seconds": seconds})
+        keep_result(self._folder, name, data, "safetensors")
         return drawn._replace(variance=None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.structure import Method, StructuralAligner, match
 from sar2eo.model.folder import BUNDLED
 from sar2eo.scenes.lazy_array import decode_attributes
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import write_json
 
 __all__ = [
     "METHODS",
@@ -285,7 +284,7 @@ def _write(folder: Path, report: dict[str, Any], inputs: _Inputs, pictures: dict
             draw_attention(before, after, folder / "attention.png")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
-    write_atomically(folder / _REPORT, (json.dumps(report, indent=2) + "\n").encode())
+    write_json(folder / _REPORT, report)
 
 
 _INCH = 4.0

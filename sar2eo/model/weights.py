@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -27,6 +25,7 @@ from sar2eo.model.folder import (
     read_headers,
     write_json,
 )
+from sar2eo.store.atomic import atomic_folder
 
 __all__ = [
     "create_empty",
@@ -196,9 +195,7 @@ def new_model_folder(
         The unfinished folder, for files beyond these.
     """
     refuse_existing(out)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with atomic_folder(out) as partial:
         index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": version("diffusers")}
         for name, network in networks.items():
             write_network(network, partial / name)
@@ -213,11 +210,6 @@ def new_model_folder(
         write_json(partial / SCHEDULER_CONFIG, config)
         card.write(partial)
         yield partial
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_network(network: Any, folder: Path, **changes: Any) -> None:

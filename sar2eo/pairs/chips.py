@@ -1,13 +1,12 @@
-"""One chip pair: cut, judged, and written as two small GeoTIFFs."""
+"""Chip pairs: cut from two scenes, checked, and written as two small GeoTIFFs."""
 
 from __future__ import annotations
 
-import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,25 +14,19 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
+from sar2eo.compute import counters
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
+from sar2eo.scenes.optical import EoScene
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.scenes.warp import read_shifted
-from sar2eo.store.atomic import refuse
-from sar2eo.store.fingerprint import checksum
+from sar2eo.settings import PairsSettings
+from sar2eo.store.atomic import checksum, write_file
 
-__all__ = ["ChipPair", "Eo", "cut_pair", "write_pair"]
+__all__ = ["CellPlan", "ChipPair", "CutRun", "cut_pair", "cut_run", "write_pair"]
 
 BoolArray = npt.NDArray[np.bool_]
 _BLOCK = 512
-
-
-class Eo(Protocol):
-    """What is needed of an EO scene (`sar2eo.scenes.optical.EoScene`)."""
-
-    def read_onto(self, grid: Grid) -> Any:
-        """Return rgb uint8 (3, row, col), valid bool (row, col), cloud bool (row, col) or None."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +41,8 @@ class ChipPair:
         Where all polarisations are valid.
     eo : ndarray of uint8, shape (3, row, col)
         0 where invalid.
-    eo_valid : ndarray of bool, shape (row, col)
     cloud_share : float or None
-        Share of cloud among the EO's valid pixels, where the EO scene tells.
-    grid : Grid
-        Of both.
+        Share of cloud among the EO's valid pixels; None if unknown.
     """
 
     sar: npt.NDArray[Any]
@@ -79,33 +69,28 @@ class ChipPair:
 
 def cut_pair(
     sar: SarScene,
-    eo: Eo,
+    eo: EoScene,
     cell: Cell,
     *,
     size: int,
     shift: tuple[float, float] = (0.0, 0.0),
     min_valid: float = 0.0,
 ) -> ChipPair | None:
-    """Cut a cell out of both scenes.
+    """Cut a cell of the SAR scene's lattice out of both scenes; the EO is read onto its pixels.
 
     Parameters
     ----------
-    sar : SarScene
-    eo : Eo
-        The EO scene, which is read onto the cell's own pixels.
-    cell : Cell
-        Of the SAR scene's lattice.
     size : int
         Side in pixels.
     shift : tuple of float, optional (default: (0, 0))
         Rows and columns by which the SAR scene shows things farther down and right than the EO.
     min_valid : float, optional (default: 0)
-        Cells with a smaller share of valid SAR pixels are given up before the EO is read.
+        Least share of valid SAR pixels, 0 to 1.
 
     Returns
     -------
     ChipPair or None
-        None where the SAR has too few valid pixels.
+        None where the SAR has too few valid pixels; the EO is not read then.
     """
     values = read_shifted(sar.reader, cell.window(size), *shift, sar.quantity)
     sar_valid = np.asarray(np.isfinite(values).all(axis=0))
@@ -115,7 +100,7 @@ def cut_pair(
     patch = eo.read_onto(grid)
     cloudy = None if patch.cloud is None else patch.cloud[patch.valid]
     return ChipPair(
-        sar=_stored(np.where(sar_valid, values, 0), sar.dtype),
+        sar=_encode_values(np.where(sar_valid, values, 0), sar.dtype),
         sar_valid=sar_valid,
         eo=np.where(patch.valid, patch.rgb, np.uint8(0)),
         eo_valid=patch.valid,
@@ -124,7 +109,7 @@ def cut_pair(
     )
 
 
-def _stored(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+def _encode_values(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
     if dtype == "float32":
         return values.astype(np.float32, copy=False)
     info = np.iinfo(dtype)
@@ -134,29 +119,17 @@ def _stored(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
 def write_pair(
     pair: ChipPair, polarisations: Sequence[str], tags: Mapping[str, str], sar_path: Path, eo_path: Path
 ) -> tuple[str, str]:
-    """Write both chips, each as a whole or not at all.
+    """Write both chips, each whole or not at all; return the checksums of their bytes, SAR and EO.
 
-    They are not flushed to disk one by one, which would take longer than all else: who counts on them must
-    check them by their checksums after a crash.
+    They are not flushed to disk one by one, which would take longer than all else: after a crash their
+    checksums must be checked.
 
     Parameters
     ----------
-    pair : ChipPair
     polarisations : sequence of str
-        Become the names of the SAR's bands.
-    tags : mapping
-        Of both files; ``quantity`` and the like.
-    sar_path, eo_path : Path
-
-    Returns
-    -------
-    tuple of str
-        Checksums of the files' bytes: SAR, EO.
-
-    Raises
-    ------
-    OutputError
-        If they cannot be written.
+        Names of the SAR's bands.
+    tags : mapping of str to str
+        Written into both files.
     """
     grey = [ColorInterp.gray, *[ColorInterp.undefined] * (len(polarisations) - 1)]
     colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
@@ -165,21 +138,13 @@ def write_pair(
         (sar_path, pair.sar, pair.sar_valid, list(polarisations), grey),
         (eo_path, pair.eo, pair.eo_valid, ["red", "green", "blue"], colours),
     ):
-        data = _encoded(bands, valid, pair.grid, names, roles, tags)
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError as error:
-            # On a full disk, what was written of it takes space that the next run needs.
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            refuse(error, path.parent, len(data))
+        data = _encode_chip(bands, valid, pair.grid, names, roles, tags)
+        write_file(path, data, durable=False)
         checksums.append(checksum(data))
     return checksums[0], checksums[1]
 
 
-def _encoded(
+def _encode_chip(
     bands: npt.NDArray[Any],
     valid: BoolArray,
     grid: Grid,
@@ -206,3 +171,107 @@ def _encoded(
             raster.write(bands)
             raster.write_mask(valid)
         return bytes(memory.getbuffer())
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell, and how its SAR chip is shifted.
+
+    Parameters
+    ----------
+    applied : tuple of float
+        Rows and columns that the SAR window is moved by.
+    rows, cols, score : float or None
+        Shift and score for the index.
+    """
+
+    cell: Cell
+    applied: tuple[float, float] = (0.0, 0.0)
+    rows: float | None = None
+    cols: float | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class CutRun:
+    """Chips of one scene pair that one task cuts.
+
+    Parameters
+    ----------
+    label : str
+        Name of the scene pair, which begins the ids of its chips.
+    common : dict
+        Columns of the index that they share.
+    tags : dict of str
+        Written into their files.
+    folder : Path
+        Where their files go.
+    """
+
+    label: str
+    plans: tuple[CellPlan, ...]
+    common: dict[str, Any]
+    tags: dict[str, str]
+    settings: PairsSettings
+    folder: Path
+
+
+def cut_run(sar: SarScene, eo: EoScene, run: CutRun) -> dict[str, Any]:
+    """Cut, check and write the chips of a task.
+
+    Returns
+    -------
+    dict
+        ``rows`` of the index, and ``refused``: counts of cells by reason.
+    """
+    settings, rows, refused = run.settings, [], Counter[str]()
+    for plan in run.plans:
+        with counters.timed("cut_seconds"):
+            pair = cut_pair(
+                sar, eo, plan.cell, size=settings.size, shift=plan.applied, min_valid=settings.min_valid
+            )
+        if pair is None:
+            refused["sar nodata"] += 1
+        elif pair.valid_share == 0 or pair.valid_share < settings.min_valid:
+            refused["nodata"] += 1
+        elif pair.cloud_share is not None and pair.cloud_share > settings.max_cloud:
+            refused["cloud"] += 1
+        else:
+            with counters.timed("write_seconds"):
+                rows.append(_write_chip(sar.reader.polarisations, run, plan, pair))
+            counters.add("chips_written", 1)
+        counters.add("cells_done", 1)
+    return {"rows": rows, "refused": dict(refused)}
+
+
+def _write_chip(polarisations: Sequence[str], run: CutRun, plan: CellPlan, pair: ChipPair) -> dict[str, Any]:
+    """Write a chip pair; return its row of the index."""
+    cell, (height, width) = plan.cell, pair.grid.shape
+    name = f"{run.label}_r{cell.row:05d}_c{cell.col:05d}"
+    paths = [run.folder / f"{name}_{role}.tif" for role in ("sar", "eo")]
+    tags = {**run.tags, "ID": name}
+    if any(plan.applied):
+        tags["SAR_SHIFT"] = f"{plan.applied[0]:.3f} rows, {plan.applied[1]:.3f} columns"
+    checksums = write_pair(pair, polarisations, tags, *paths)
+    mean, deviation = pair.eo_statistics()
+    return {
+        **run.common,
+        "id": name,
+        "sar_chip": f"chips/{paths[0].name}",
+        "eo_chip": f"chips/{paths[1].name}",
+        "crs": pair.grid.crs,
+        "transform": list(pair.grid.transform),
+        "checksums": checksums,
+        "cell": [cell.i, cell.j],
+        "row": cell.row,
+        "col": cell.col,
+        "height": height,
+        "width": width,
+        "valid_share": pair.valid_share,
+        "cloud_share": pair.cloud_share,
+        "eo_mean": mean,
+        "eo_std": deviation,
+        "shift_rows": plan.rows,
+        "shift_cols": plan.cols,
+        "align_score": plan.score,
+    }

@@ -20,59 +20,33 @@ from sar2eo._version import __version__
 from sar2eo.errors import PairsError
 from sar2eo.geo.chip_lattice import corners_lonlat, name_lattice
 from sar2eo.geo.footprint import to_lonlat
-from sar2eo.pairs.plan import Meeting, Scenes
-from sar2eo.scenes.extent import SceneFootprint
+from sar2eo.pairs.plan import Footprints, Meeting, Scenes
 from sar2eo.scenes.gdal import display_name, parse_source
 from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.sources import Source
-from sar2eo.store.atomic import write_atomically
-from sar2eo.store.fingerprint import checksum
+from sar2eo.store.atomic import checksum, write_file
 
 __all__ = [
     "COLUMNS",
-    "chip_corners",
-    "chip_names",
-    "common_columns",
-    "index_of",
-    "passes",
+    "collect_columns",
+    "compute_corners",
+    "create_chip_tags",
+    "create_index",
+    "drop_duplicates",
+    "list_chip_files",
+    "name_passes",
     "read_index",
-    "tags_of",
-    "without_duplicates",
     "write_index",
 ]
 
 COLUMNS = (
-    "id",
-    "split",
-    "sar_chip",
-    "eo_chip",
-    "sar_href",
-    "eo_href",
-    "sar_datetime",
-    "eo_datetime",
-    "day_gap",
-    "crs",
-    "transform",
-    "row",
-    "col",
-    "height",
-    "width",
-    "valid_share",
-    "cloud_share",
-    "quantity",
-    "calibration",
-    "polarisations",
-    "scaling",
-    "platform",
-    "orbit_direction",
-    "eo_mean",
-    "eo_std",
-    "shift_rows",
-    "shift_cols",
-    "align_score",
-    "block",
-    "geometry",
-)
+    "id", "split", "sar_chip", "eo_chip", "sar_href", "eo_href", "sar_datetime", "eo_datetime", "day_gap",
+    "crs", "transform", "row", "col", "height", "width", "valid_share", "cloud_share", "quantity",
+    "calibration", "polarisations", "scaling", "platform", "orbit_direction", "eo_mean", "eo_std",
+    "shift_rows", "shift_cols", "align_score", "block", "geometry",
+)  # fmt: skip
+"""Columns of the index."""
+
 _TIMES = ("sar_datetime", "eo_datetime")
 _NULLABLE = ("day_gap", "cloud_share", "shift_rows", "shift_cols", "align_score")
 _TEXTS = ("calibration", "platform", "orbit_direction")
@@ -80,7 +54,7 @@ _TEXTS = ("calibration", "platform", "orbit_direction")
 Row = dict[str, Any]
 
 
-def chip_corners(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
+def compute_corners(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     """Return the corners of chips in longitude and latitude, shape (chip, 4, 2)."""
     corners = np.empty((len(rows), 4, 2))
     kinds: dict[tuple[str, int, int], list[int]] = {}
@@ -92,20 +66,15 @@ def chip_corners(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     return corners
 
 
-def index_of(rows: Sequence[Row], corners: npt.NDArray[np.float64]) -> gpd.GeoDataFrame:
-    """Make the index.
+def create_index(rows: Sequence[Row], corners: npt.NDArray[np.float64]) -> gpd.GeoDataFrame:
+    """Create the index, in EPSG:4326, sorted by id.
 
     Parameters
     ----------
     rows : sequence of dict
         With all `COLUMNS` but the geometry; times as ISO 8601 text or None.
     corners : ndarray of float64, shape (chip, 4, 2)
-        Of the chips, in longitude and latitude; see `chip_corners`.
-
-    Returns
-    -------
-    GeoDataFrame
-        In EPSG:4326, sorted by id.
+        Longitude and latitude of the chips' corners; see `compute_corners`.
     """
     outlines: npt.NDArray[Any] = shapely.polygons(corners)
     wide = np.ptp(corners[..., 0], axis=1) > 180
@@ -126,17 +95,11 @@ def index_of(rows: Sequence[Row], corners: npt.NDArray[np.float64]) -> gpd.GeoDa
 
 
 def write_index(index: gpd.GeoDataFrame, path: Path) -> str:
-    """Write an index as GeoParquet, whole or not at all; return a checksum of its bytes.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
+    """Write an index as GeoParquet, whole or not at all; return a checksum of its bytes."""
     buffer = io.BytesIO()
     index.to_parquet(buffer, index=False, compression="zstd")
     data = buffer.getvalue()
-    write_atomically(path, data)
+    write_file(path, data)
     return checksum(data)
 
 
@@ -161,7 +124,7 @@ def read_index(folder: Path) -> gpd.GeoDataFrame:
     return index
 
 
-def chip_names(folder: Path) -> set[str]:
+def list_chip_files(folder: Path) -> set[str]:
     """Return the names of the files of all chips in a folder's index."""
     index = read_index(folder)
     return {Path(path).name for column in ("sar_chip", "eo_chip") for path in index[column]}
@@ -169,16 +132,14 @@ def chip_names(folder: Path) -> set[str]:
 
 _ONE_PASS = timedelta(minutes=10)
 
-Footprints = tuple[list[SceneFootprint], list[SceneFootprint]]
 
-
-def common_columns(
+def collect_columns(
     each: Meeting,
     scenes: Scenes,
     footprints: Footprints,
     scaling: tuple[float, ...],
 ) -> dict[str, Any]:
-    """Columns of the index that all chips of a scene pair share."""
+    """Return the columns of the index that all chips of a scene pair share."""
     sar, eo = scenes.sar[each.sar], scenes.eo[each.eo]
     source, optical = footprints[0][each.sar].source, footprints[1][each.eo].source
     return {
@@ -198,8 +159,8 @@ def common_columns(
     }
 
 
-def tags_of(common: Mapping[str, Any]) -> dict[str, str]:
-    """Tell what a chip's file says of itself, so that it can be read without the index."""
+def create_chip_tags(common: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a chip's file, with which it can be read without the index."""
     tags = {
         "QUANTITY": common["quantity"],
         "CALIBRATION": common["calibration"],
@@ -225,7 +186,7 @@ def _gap(row: Row) -> float:
     return inf if row["day_gap"] is None else float(row["day_gap"])
 
 
-def without_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprints) -> tuple[list[Row], int]:
+def drop_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprints) -> tuple[list[Row], int]:
     """Keep one chip of each cell, SAR pass and EO pass: the most valid, then the closest in time."""
     lattices = [name_lattice(sar.grid) for sar in scenes.sar]
     places: dict[Any, list[Row]] = {}
@@ -233,14 +194,14 @@ def without_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprin
         places.setdefault((lattices[row["scenes"][0]], *row["cell"]), []).append(row)
 
     @cache
-    def named(role: int, which: frozenset[int]) -> dict[int, str]:
+    def pass_names(role: int, which: frozenset[int]) -> dict[int, str]:
         chosen = sorted(which)
-        return dict(zip(chosen, passes([footprints[role][at].source for at in chosen]), strict=True))
+        return dict(zip(chosen, name_passes([footprints[role][at].source for at in chosen]), strict=True))
 
     kept: list[Row] = []
     for there in places.values():
         # Passes are those over this place: somewhere else there may be a scene at any time of the day.
-        of_sar, of_eo = (named(role, frozenset(row["scenes"][role] for row in there)) for role in (0, 1))
+        of_sar, of_eo = (pass_names(role, frozenset(row["scenes"][role] for row in there)) for role in (0, 1))
         best: dict[Any, Row] = {}
         for row in there:
             best.setdefault((of_sar[row["scenes"][0]], of_eo[row["scenes"][1]]), row)
@@ -248,7 +209,7 @@ def without_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprin
     return sorted(kept, key=lambda row: str(row["id"])), len(rows) - len(kept)
 
 
-def passes(sources: Sequence[Source]) -> list[str]:
+def name_passes(sources: Sequence[Source]) -> list[str]:
     """Name the pass that each of several scenes of one place was taken in.
 
     Scenes of one orbit follow each other within minutes, so those of one satellite less than ten minutes

@@ -1,4 +1,4 @@
-"""The folder of pairs while it is being built, and how it is published.
+"""The folder of pairs: how it is built beside its place, published, and recognised.
 
 ::
 
@@ -8,8 +8,8 @@
             blocks-<fingerprint digest>/
                 chips/  parts/  ready/
 
-A part is the result of one task, under a name that carries a checksum; of chips, it holds the checksums
-too. What has a part, and all the chips that it speaks of, is not done again.
+A part is the result of one task (see sar2eo.store.task_results), and holds the checksums of its chips. A task
+whose part and chips are whole does not run again.
 """
 
 from __future__ import annotations
@@ -24,70 +24,77 @@ from pathlib import Path
 from typing import Any
 
 from sar2eo.errors import JournalError, OutputError
-from sar2eo.pairs.index import chip_names
-from sar2eo.store.atomic import refuse, sync_folder
-from sar2eo.store.fingerprint import checksum, differences
-from sar2eo.store.journal import Journal
-from sar2eo.store.task_results import PartStore
+from sar2eo.pairs.index import list_chip_files
+from sar2eo.store.atomic import checksum, refuse, sync_folder
+from sar2eo.store.journal import Journal, differences
+from sar2eo.store.task_results import TaskResults
 
-__all__ = ["Work", "check_target", "finished_record"]
+__all__ = ["UnfinishedPairs", "check_target", "read_record"]
 
 _FILES = ("audit.json", "pairs.parquet", "pairs.json")
+_CHIPS = ("sar_chip", "eo_chip")
 _PARTIAL = "chips.partial"
 
 
 @dataclass(frozen=True)
-class Work:
-    """A run that builds into a folder, which is locked until it ends.
+class UnfinishedPairs:
+    """Pairs that are being built; no other run can write to their folder meanwhile.
 
-    Attributes
+    Parameters
     ----------
     out : Path
         Folder of pairs.
     journal : Journal
-        Locked.
+        Holds all that is not published yet.
     """
 
     out: Path
     journal: Journal
 
     @classmethod
-    def begin(cls, out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Work:
-        """Begin, or go on with what an interrupted run of the same fingerprint has left.
-
-        Raises
-        ------
-        JournalError
-            If what is there belongs to other settings, or another run is writing here.
-        OutputError
-            If the folder cannot be written.
-        """
+    def begin(cls, out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> UnfinishedPairs:
+        """Begin, or go on where an interrupted run of the same fingerprint was; errors as `Journal.open`."""
         try:
             out.mkdir(exist_ok=True)
         except OSError as error:
             refuse(error, out.parent)
         work = cls(out, Journal.resume(out / _PARTIAL, fingerprint, overwrite=overwrite))
         if not work.publishing:
-            for name in ("chips", "parts"):
-                (work.journal.blocks / name).mkdir(exist_ok=True)
+            work.chips.mkdir(exist_ok=True)
+            (work.journal.blocks / "parts").mkdir(exist_ok=True)
         return work
 
     @staticmethod
     def clear(out: Path, fingerprint: Mapping[str, Any]) -> None:
-        """Remove what a run that was stopped after its last file has left; other unfinished work stays."""
+        """Remove the journal of a run that was stopped after its last file; other unfinished work stays."""
         if (out / _PARTIAL).exists():
-            # Pairs that are there can be used where nothing can be written, too.
+            # Finished pairs can be used also where nothing can be written.
             with suppress(JournalError, OutputError):
                 Journal.open(out / _PARTIAL, fingerprint).remove()
 
     @property
-    def store(self) -> PartStore:
-        """Where tasks write."""
-        return PartStore(str(self.journal.blocks.absolute()))
+    def chips(self) -> Path:
+        """Folder of chips, before they are published."""
+        return self.journal.blocks.absolute() / "chips"
+
+    def results(self) -> TaskResults:
+        """Read the results of tasks that are done; those whose chips are damaged run again."""
+
+        def is_whole(value: Any) -> bool:
+            try:
+                return not isinstance(value, dict) or all(
+                    [checksum((self.chips / Path(row[name]).name).read_bytes()) for name in _CHIPS]
+                    == row["checksums"]
+                    for row in value["rows"]
+                )
+            except OSError:
+                return False
+
+        return TaskResults(self.journal.blocks / "parts", is_whole)
 
     @property
     def ready(self) -> Path:
-        """Folder of the index and what goes with it, before they are published."""
+        """Folder of the index and its records, before they are published."""
         return self.journal.blocks / "ready"
 
     @property
@@ -96,19 +103,17 @@ class Work:
         return (self.ready / _FILES[-1]).exists()
 
     def publish(self) -> None:
-        """Move chips and index to where they belong; ``pairs.json``, without which nothing counts, last.
+        """Move chips and index to their place; ``pairs.json``, which makes the folder valid, last.
 
-        Chips that are not in the index are deleted. Stopped at any point, it can be called again.
-
-        Raises
-        ------
-        OutputError
-            If a file cannot be moved.
+        Chips that are not in the index are deleted. If it is stopped at any point, it can be called again.
         """
-        final, made = self.out / "chips", self.store.chips
+        final, made = self.out / "chips", self.chips
         try:
             if made.exists():
-                _keep(made, chip_names(self.ready))
+                names = list_chip_files(self.ready)
+                for path in made.iterdir():
+                    if path.name not in names:
+                        path.unlink(missing_ok=True)
                 # Chips were not flushed one by one.
                 os.sync()
                 (self.out / _FILES[-1]).unlink(missing_ok=True)
@@ -124,26 +129,14 @@ class Work:
         self.journal.remove()
 
     def abandon(self) -> None:
-        """Leave nothing behind of a run that found no pairs; the folder goes if nothing else is in it."""
+        """Remove everything of a run that found no pairs; the folder, too, if nothing else is in it."""
         self.journal.remove()
         if not any(self.out.iterdir()):
             self.out.rmdir()
 
 
-def _keep(folder: Path, names: set[str]) -> None:
-    """Delete all files of a folder but these."""
-    for path in folder.iterdir():
-        if path.name not in names:
-            path.unlink(missing_ok=True)
-
-
 def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> bool:
-    """Refuse a folder that pairs cannot be built in, before any work; tell if they are built already.
-
-    Returns
-    -------
-    bool
-        Whether the folder holds the whole result of this fingerprint.
+    """Check a folder before pairs are built in it; return whether it holds this whole result already.
 
     Raises
     ------
@@ -156,7 +149,7 @@ def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
         return False
     if not out.is_dir():
         raise OutputError(f"{out}: is a file: --out names a folder")
-    record = finished_record(out)
+    record = read_record(out)
     if record is None:
         # A replacement that was stopped while it published goes on without an old record.
         foreign = sorted(path.name for path in out.iterdir() if path.name not in (*_FILES, "chips", _PARTIAL))
@@ -171,7 +164,7 @@ def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
     return not differ and _is_whole(out, record)
 
 
-def finished_record(out: Path) -> dict[str, Any] | None:
+def read_record(out: Path) -> dict[str, Any] | None:
     """Return ``pairs.json`` of a folder; None where there is none, or it is damaged."""
     try:
         record = json.loads((out / _FILES[-1]).read_bytes())
@@ -181,7 +174,7 @@ def finished_record(out: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(out: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the index is the one that was written, and no chip is missing."""
+    """Whether the index is unchanged, and no chip is missing."""
     try:
         index = (out / "pairs.parquet").read_bytes()
         chips = {path.name for path in (out / "chips").iterdir()}
@@ -190,4 +183,4 @@ def _is_whole(out: Path, record: Mapping[str, Any]) -> bool:
     if checksum(index) != record.get("index_crc32") or not (out / "audit.json").exists():
         return False
     # Viewers leave files of their own beside chips.
-    return chips >= chip_names(out)
+    return chips >= list_chip_files(out)

@@ -1,4 +1,4 @@
-"""What a build starts from: scenes opened and outlined, which of them meet, and the cells to try."""
+"""Plan a build: open and outline the scenes, find those that overlap, and the cells to try."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime as Datetime
 from math import inf, isinf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import shapely
 import xarray as xr
 
-from sar2eo.compute.dask_run import compute_keys
 from sar2eo.errors import PairsError, SettingsError
 from sar2eo.geo.chip_lattice import Cell, list_cells, project_to_grid
 from sar2eo.scenes import parse_source
@@ -25,42 +24,53 @@ from sar2eo.scenes.optical import EoScene, open_eo_scene
 from sar2eo.scenes.sar_scene import SarScene, open_sar_scene
 from sar2eo.scenes.sources import Source, expand_sources
 from sar2eo.settings import PairsSettings, SceneSettings
-from sar2eo.store.task_results import PartStore
+from sar2eo.store.task_results import TaskResults
 
-__all__ = ["Candidate", "Meeting", "Scenes", "find_candidates", "meetings", "open_scenes", "survey"]
+__all__ = [
+    "Candidate",
+    "Footprints",
+    "Meeting",
+    "Scenes",
+    "find_candidates",
+    "find_meetings",
+    "open_scenes",
+    "survey",
+]
 
 FORMAT = 1
-"""Of what is built: it rises when the same settings give other chips."""
+"""Format of pairs: it rises when the same settings give other chips."""
 
-_OPENING = 8
+Footprints = tuple[list[SceneFootprint], list[SceneFootprint]]
+
+_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """All scenes of a build, opened; no pixels were read.
-
-    Attributes
-    ----------
-    sar, eo : list
-        Scenes as chips are cut from them.
-    arrays : list of DataArray
-        The SAR scenes as `sar2eo.open_scene` returns them.
-    sources : tuple of list of Source
-        Of the SAR and of the EO scenes.
-    """
+    """All scenes of a build, opened, without their pixels; `sources` are those of SAR and EO scenes."""
 
     sar: list[SarScene]
     eo: list[EoScene]
     arrays: list[xr.DataArray]
     sources: tuple[list[Source], list[Source]]
 
+    def named(self, found: Sequence[Meeting]) -> dict[str, Any]:
+        """Return the scenes of scene pairs by `Meeting.sar_key` and `Meeting.eo_key`, for tasks."""
+        named: dict[str, Any] = {}
+        for each in found:
+            named |= {each.sar_key: self.sar[each.sar], each.eo_key: self.eo[each.eo]}
+        return named
+
     def fingerprint(self, settings: PairsSettings, scene: SceneSettings, aligner: Any) -> dict[str, Any]:
-        """Return all that the result depends on, as JSON values."""
+        """Return everything that the result depends on, as JSON values."""
         is_record = dataclasses.is_dataclass(aligner) and not isinstance(aligner, type)
         how = dataclasses.asdict(aligner) if is_record else {}
         opened: tuple[Sequence[Any], ...] = self.arrays, self.eo
-        said = [
-            [_told(complete_source(source, scene)) for source, scene in zip(sources, role, strict=True)]
+        acquired = [
+            [
+                _source_facts(complete_source(source, scene))
+                for source, scene in zip(sources, role, strict=True)
+            ]
             for sources, role in zip(self.sources, opened, strict=True)
         ]
         return {
@@ -70,26 +80,23 @@ class Scenes:
             "aligner": None if aligner is None else {"kind": type(aligner).__name__, **how},
             "sar": [each.reader.identity() for each in self.sar],
             "eo": [each.identity() for each in self.eo],
-            "acquired": {"sar": said[0], "eo": said[1]},
+            "acquired": {"sar": acquired[0], "eo": acquired[1]},
             "radiometry": [[each.quantity, each.calibration, each.dtype] for each in self.sar],
         }
 
 
 @dataclass(frozen=True, eq=False)
 class Meeting:
-    """A scene pair, and the cells to try.
+    """A scene pair that overlaps, and the cells to try.
 
-    Attributes
+    Parameters
     ----------
     sar, eo : int
-        Places of the scenes.
+        Numbers of the scenes.
     day_gap : float or None
-        Days between the acquisitions.
-    overlap : Polygon or MultiPolygon
-        Where both have data, in longitude and latitude.
-    within : Polygon or MultiPolygon
-        The same in the CRS of the SAR scene's grid.
-    cells : list of Cell
+        Days between the acquisitions; None if unknown.
+    overlap, within : Polygon or MultiPolygon
+        Where both have data, in longitude and latitude, and in the CRS of the SAR scene's grid.
     """
 
     sar: int
@@ -116,19 +123,14 @@ class Meeting:
 
 
 @dataclass(frozen=True, eq=False)
-class _Outlining:
+class _Outline:
     """A scene to outline; an object, so that Dask does not look into the lazy array."""
 
-    name: str
     source: Source
     scene: Any
 
-    def run(self, store: PartStore | None) -> str:
-        area = read_footprint(self.source, self.scene).area
-        text = str(shapely.to_wkb(area, hex=True))
-        if store is not None:
-            store.save(self.name, text)
-        return text
+    def run(self) -> str:
+        return str(shapely.to_wkb(read_footprint(self.source, self.scene).area, hex=True))
 
 
 def open_scenes(
@@ -144,25 +146,25 @@ def open_scenes(
         If there are none, or one cannot be opened.
     """
     # Sorted, so that ids and fingerprint do not depend on the order of arguments.
-    sources = _sorted(expand_sources(sar, "sar")), _sorted(expand_sources(eo, "eo"))
+    sources = _sort_sources(expand_sources(sar, "sar")), _sort_sources(expand_sources(eo, "eo"))
     for source in (*sources[0], *sources[1]):
         if Path(source.href).absolute().is_relative_to(out.absolute()):
             raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
     low, high = settings.eo_range
-    with ThreadPoolExecutor(_OPENING) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         opened = list(pool.map(lambda source: open_sar_scene(source.href, settings, scene), sources[0]))
         optical = list(pool.map(lambda source: open_eo_scene(source, eo_range=(low, high)), sources[1]))
     return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
 
 
-def _sorted(sources: Sequence[Source]) -> list[Source]:
-    """Name local files so that workers, and who reads the index, find them; in order of these names."""
+def _sort_sources(sources: Sequence[Source]) -> list[Source]:
+    """Name local files by absolute paths, which workers and readers of the index find; sort by name."""
     named = [dataclasses.replace(source, href=_absolute(source.href)) for source in sources]
     return sorted(named, key=lambda source: source.href)
 
 
-def _told(source: Source) -> list[str | None]:
-    """Return what chips and index depend on of what tables, items and tags say, as JSON values."""
+def _source_facts(source: Source) -> list[str | None]:
+    """Return the facts from tables, items and tags that chips and index depend on, as JSON values."""
     area = None if source.footprint is None else digest(shapely.to_wkb(source.footprint, hex=True))
     return [source.datetime, source.platform, source.orbit_direction, area]
 
@@ -176,47 +178,23 @@ def _absolute(href: str) -> str:
     return f"{Path(path).absolute()}{mark}{name}" if Path(path).exists() else href
 
 
-def survey(
-    scenes: Scenes, store: PartStore | None, known: dict[str, Any]
-) -> tuple[list[SceneFootprint], list[SceneFootprint]]:
-    """Outline all scenes, in parallel.
-
-    Parameters
-    ----------
-    scenes : Scenes
-    store : PartStore or None
-        Keeps what is found.
-    known : dict
-        What it kept earlier.
-
-    Returns
-    -------
-    tuple of list of SceneFootprint
-        Of the SAR and of the EO scenes.
-    """
-    tasks = [
-        _Outlining(f"outline-{role}-{at}", source, scene)
-        for role, sources, opened in (
-            ("sar", scenes.sources[0], scenes.arrays),
-            ("eo", scenes.sources[1], scenes.eo),
-        )
-        for at, (source, scene) in enumerate(zip(sources, opened, strict=True))
+def survey(scenes: Scenes, results: TaskResults) -> Footprints:
+    """Outline all scenes, in parallel; return the footprints of the SAR and of the EO scenes."""
+    roles = ("sar", scenes.sources[0], scenes.arrays), ("eo", scenes.sources[1], scenes.eo)
+    opened: dict[str, tuple[Source, Any]] = {
+        f"outline-{role}-{at}": pair
+        for role, *lists in roles
+        for at, pair in enumerate(zip(*lists, strict=True))
+    }
+    found = results.compute({name: (_Outline.run, _Outline(*pair)) for name, pair in opened.items()})
+    placed = [
+        read_footprint(dataclasses.replace(source, footprint=shapely.from_wkb(found[name])), scene)
+        for name, (source, scene) in opened.items()
     ]
-    todo = {task.name: (_Outlining.run, task, store) for task in tasks if task.name not in known}
-    found = {**known, **dict(zip(todo, compute_keys(todo, list(todo)), strict=True))}
-    footprints = []
-    for task in tasks:
-        area = shapely.from_wkb(found[task.name])
-        placed = read_footprint(dataclasses.replace(task.source, footprint=area), task.scene)
-        footprints.append(placed)
-    return footprints[: len(scenes.sar)], footprints[len(scenes.sar) :]
+    return placed[: len(scenes.sar)], placed[len(scenes.sar) :]
 
 
-def meetings(
-    scenes: Scenes,
-    footprints: tuple[list[SceneFootprint], list[SceneFootprint]],
-    settings: PairsSettings,
-) -> list[Meeting]:
+def find_meetings(scenes: Scenes, footprints: Footprints, settings: PairsSettings) -> list[Meeting]:
     """Find the scene pairs that share a cell, and the cells of each.
 
     Raises
@@ -224,37 +202,24 @@ def meetings(
     PairsError
         If no scenes overlap closely enough in time.
     """
-    found = find_candidates(*footprints, max_days=settings.max_days)
-    met = [_meeting(scenes, candidate, settings) for candidate in found]
-    return [each for each in met if each.cells]
-
-
-def _meeting(scenes: Scenes, candidate: Candidate, settings: PairsSettings) -> Meeting:
-    grid = scenes.sar[candidate.sar].grid
-    within = project_to_grid(candidate.overlap, grid)
-    cells = list_cells(
-        grid, size=settings.size, stride=settings.stride, within=within, min_valid=settings.min_valid
-    )
-    return Meeting(candidate.sar, candidate.eo, candidate.day_gap, candidate.overlap, within, cells)
+    met = []
+    for i, j, day_gap, overlap in find_candidates(*footprints, max_days=settings.max_days):
+        grid = scenes.sar[i].grid
+        within = project_to_grid(overlap, grid)
+        cells = list_cells(
+            grid, size=settings.size, stride=settings.stride, within=within, min_valid=settings.min_valid
+        )
+        if cells:
+            met.append(Meeting(i, j, day_gap, overlap, within, cells))
+    return met
 
 
 _SECONDS_PER_DAY = 86_400.0
 _SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Two scenes to pair.
-
-    Parameters
-    ----------
-    sar, eo : int
-        Their places in the lists.
-    day_gap : float or None
-        Days between the acquisitions, never negative; None where one is not known.
-    overlap : Polygon or MultiPolygon
-        Where both have data, in longitude and latitude (EPSG:4326).
-    """
+class Candidate(NamedTuple):
+    """Two scenes to pair, by their numbers: the gap in days, or None; the overlap in EPSG:4326."""
 
     sar: int
     eo: int
@@ -267,31 +232,25 @@ def find_candidates(
 ) -> list[Candidate]:
     """Find the pairs of scenes that overlap and were taken within `max_days` of each other.
 
-    Parameters
-    ----------
-    sar, eo : sequence of SceneFootprint
-        Scenes; their areas are split at the antimeridian.
-    max_days : float
-        Largest gap in days; infinite: any, and times need not be known.
-
-    Returns
-    -------
-    list of Candidate
-        By SAR scene; for each, the smallest gap first (unknown ones last), then the larger overlap.
+    With infinite `max_days`, times need not be known. Sorted by SAR scene; for each, the smallest gap first
+    (unknown ones last), then the larger overlap.
 
     Raises
     ------
     PairsError
-        If a time is missing that is needed, or nothing is found: then it says whether place or time is to
-        blame, and how large the smallest gap is.
+        If a time is missing that is needed, or nothing is found: the message says whether place or time is
+        to blame, and how large the smallest gap is.
     """
-    meetings = _meetings(sar, eo)
-    if not meetings:
-        raise PairsError(f"no EO scene overlaps a SAR scene: {_whereabouts(sar, eo)}")
+    overlaps = _overlaps(sar, eo)
+    if not overlaps:
+        raise PairsError(
+            f"no EO scene overlaps a SAR scene: SAR lies in {_bounds(sar)}, EO in {_bounds(eo)} (west, "
+            "south, east, north)"
+        )
     if not isinf(max_days):
-        _check_times([*(sar[i] for i, _ in meetings), *(eo[j] for _, j in meetings)])
+        _check_times([*(sar[i] for i, _ in overlaps), *(eo[j] for _, j in overlaps)])
     found = [
-        Candidate(i, j, _day_gap(sar[i], eo[j]), overlap) for (i, j), overlap in sorted(meetings.items())
+        Candidate(i, j, _day_gap(sar[i], eo[j]), overlap) for (i, j), overlap in sorted(overlaps.items())
     ]
     kept = [each for each in found if each.day_gap is None or each.day_gap <= max_days]
     if not kept:
@@ -303,7 +262,7 @@ def find_candidates(
     return sorted(kept, key=lambda c: (c.sar, inf if c.day_gap is None else c.day_gap, -c.overlap.area, c.eo))
 
 
-def _meetings(sar: Sequence[SceneFootprint], eo: Sequence[SceneFootprint]) -> dict[tuple[int, int], Any]:
+def _overlaps(sar: Sequence[SceneFootprint], eo: Sequence[SceneFootprint]) -> dict[tuple[int, int], Any]:
     """Return the common area of every two scenes that have one."""
     if not sar or not eo:
         return {}
@@ -318,7 +277,7 @@ def _meetings(sar: Sequence[SceneFootprint], eo: Sequence[SceneFootprint]) -> di
 
 
 def _polygons(area: Any) -> Any:
-    """Leave out what touches without an area."""
+    """Leave out lines and points, where areas only touch."""
     flat = shapely.get_parts(shapely.get_parts(area))
     return shapely.union_all([part for part in flat if part.geom_type == "Polygon" and part.area > 0])
 
@@ -342,10 +301,6 @@ def _check_times(scenes: Sequence[SceneFootprint]) -> None:
             f"no acquisition time is known of {', '.join(list(names)[:_SHOWN])}{more}: give times in a table "
             "of footprints, or --max-days inf to pair whatever the time"
         )
-
-
-def _whereabouts(sar: Sequence[SceneFootprint], eo: Sequence[SceneFootprint]) -> str:
-    return f"SAR lies in {_bounds(sar)}, EO in {_bounds(eo)} (west, south, east, north)"
 
 
 def _bounds(scenes: Sequence[SceneFootprint]) -> str:

@@ -1,7 +1,7 @@
-"""Which split a chip belongs to: by its place alone, and with a proof that splits keep their distance.
+"""Splits: train, val and test by place, and the distances between them, measured.
 
-The Earth is divided into cells of one size in an equal-area CRS; a hash of the seed and the cell says
-which split it is. So scenes that overlap agree, whichever run they come from.
+The Earth is divided into squares of one size in an equal-area CRS; a hash of the seed and the square decides
+on the split. So scenes that overlap agree, whichever run they come from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from scipy.spatial import cKDTree
 
 from sar2eo.settings import PairsSettings
 
-__all__ = ["SPLITS", "Assignment", "Chips", "assign", "block_names", "near", "smallest_distance", "split_of"]
+__all__ = [
+    "SPLITS",
+    "Assignment",
+    "Chips",
+    "assign",
+    "choose_split",
+    "find_near",
+    "measure_distance",
+    "name_blocks",
+]
 
 SPLITS = ("train", "val", "test")
 BLOCK_CRS = "EPSG:6933"
@@ -30,14 +39,14 @@ BLOCK_CRS = "EPSG:6933"
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Where chips belong.
+    """The splits of chips.
 
     Attributes
     ----------
     block : list of str
-        The cell of place of every chip.
+        The square that every chip lies in.
     split : list of str
-        "train", "val" or "test", as the hash of the block says.
+        "train", "val" or "test".
     kept : ndarray of bool
         Whether a chip keeps its distance from chips of other splits.
     audit : dict
@@ -50,20 +59,15 @@ class Assignment:
     audit: dict[str, Any]
 
 
-def block_names(lonlat: npt.NDArray[np.float64], block: float) -> list[str]:
-    """Name the cell of place of points.
+def name_blocks(lonlat: npt.NDArray[np.float64], block: float) -> list[str]:
+    """Name the squares that points lie in: ``x_y``, counted from longitude and latitude 0.
 
     Parameters
     ----------
     lonlat : ndarray of float64, shape (point, 2)
         Longitude and latitude in degrees.
     block : float
-        Side of a cell in metres of EPSG:6933; its area on the ground is the square of it everywhere.
-
-    Returns
-    -------
-    list of str
-        ``x_y``, counted from longitude and latitude 0.
+        Side in metres of EPSG:6933, in which areas are those on the ground.
     """
     if not len(lonlat):
         return []
@@ -73,11 +77,8 @@ def block_names(lonlat: npt.NDArray[np.float64], block: float) -> list[str]:
     return [f"{i}_{j}" for i, j in cells.tolist()]
 
 
-def split_of(block_name: str, *, val: float, test: float, seed: int) -> str:
-    """Return the split of a cell of place: "test" below `test`, "val" below `test` + `val`, else "train".
-
-    What is compared is a hash of the seed and the cell, uniform in 0 to 1.
-    """
+def choose_split(block_name: str, *, val: float, test: float, seed: int) -> str:
+    """Return the split of a square: "test", "val" or "train", as a hash decides that is uniform in 0 to 1."""
     digest = hashlib.sha256(f"{seed}/{block_name}".encode()).digest()
     drawn = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if drawn < test else "val" if drawn < test + val else "train"
@@ -92,13 +93,12 @@ def assign(corners: npt.NDArray[np.float64], settings: PairsSettings) -> Assignm
     ----------
     corners : ndarray of float64, shape (chip, 4, 2)
         Longitude and latitude.
-    settings : PairsSettings
-        Block, val, test, buffer and seed are used.
     """
     chips = Chips(corners)
-    names = block_names(_centres_lonlat(chips), settings.block)
+    names = name_blocks(_centres_lonlat(chips), settings.block)
     by_block = {
-        name: split_of(name, val=settings.val, test=settings.test, seed=settings.seed) for name in set(names)
+        name: choose_split(name, val=settings.val, test=settings.test, seed=settings.seed)
+        for name in set(names)
     }
     split = [by_block[name] for name in names]
     label = np.array(split, dtype=object)
@@ -106,7 +106,7 @@ def assign(corners: npt.NDArray[np.float64], settings: PairsSettings) -> Assignm
     for ours, theirs in (("val", ["test"]), ("train", ["val", "test"])):
         mine = np.flatnonzero(label == ours)
         others = np.flatnonzero(np.isin(label, theirs) & kept)
-        kept[mine[near(chips[mine], chips[others], settings.buffer)]] = False
+        kept[mine[find_near(chips[mine], chips[others], settings.buffer)]] = False
     return Assignment(names, split, kept, _audit(chips, label, names, kept, settings))
 
 
@@ -127,7 +127,7 @@ def _audit(
 ) -> dict[str, Any]:
     parts = {split: chips[(label == split) & kept] for split in SPLITS}
     between = {
-        f"{a}-{b}": smallest_distance(parts[a], parts[b])
+        f"{a}-{b}": measure_distance(parts[a], parts[b])
         for a, b in (("train", "val"), ("train", "test"), ("val", "test"))
     }
     measured = [distance for distance in between.values() if distance is not None]
@@ -137,10 +137,7 @@ def _audit(
         "chips": {split: len(parts[split]) for split in SPLITS},
         "blocks": {split: blocks[split] for split in SPLITS},
         "dropped_for_distance": {s: int(((label == s) & ~kept).sum()) for s in ("train", "val")},
-        "smallest_distance_m": {
-            "any": min(measured, default=None),
-            **between,
-        },
+        "smallest_distance_m": {"any": min(measured, default=None), **between},
         "buffer_m": settings.buffer,
         "block_m": settings.block,
         "block_crs": BLOCK_CRS,
@@ -209,13 +206,8 @@ class Chips:
         return cKDTree(self.centres)
 
 
-def near(chips: Chips, others: Chips, metres: float) -> BoolArray:
-    """Tell which chips are nearer than `metres` to one of the others, or share ground with it.
-
-    Returns
-    -------
-    ndarray of bool, shape (chip,)
-    """
+def find_near(chips: Chips, others: Chips, metres: float) -> BoolArray:
+    """Find the chips nearer than `metres` to one of the others, or overlapping it; bool, shape (chip,)."""
     if not len(chips) or not len(others):
         return np.zeros(len(chips), dtype=bool)
     (ours, which), (theirs, _) = chips.distinct, others.distinct
@@ -226,7 +218,7 @@ def near(chips: Chips, others: Chips, metres: float) -> BoolArray:
     return np.asarray(found[which])
 
 
-def smallest_distance(chips: Chips, others: Chips) -> float | None:
+def measure_distance(chips: Chips, others: Chips) -> float | None:
     """Return the smallest distance in metres between one set of chips and another; None if one is empty."""
     if not len(chips) or not len(others):
         return None

@@ -37,9 +37,9 @@ __all__ = [
     "assemble",
     "check_space",
     "check_target",
+    "copy_cog",
     "estimate_bytes",
     "publish",
-    "raise_gdal_errors",
     "validate",
 ]
 
@@ -153,18 +153,8 @@ def assemble(
         "GDAL_MAX_DATASET_POOL_SIZE": _OPEN_BLOCKS,
     }
     try:
-        with rasterio.Env(**settings), raise_gdal_errors():
-            rasterio.shutil.copy(
-                str(source),
-                str(target),
-                driver="COG",
-                BLOCKSIZE=BLOCK,
-                BIGTIFF="IF_SAFER",
-                NUM_THREADS=threads,
-                OVERVIEW_RESAMPLING=layer.overviews,
-                **options,
-            )
-        sync_file(target)
+        with rasterio.Env(**settings):
+            copy_cog(source, target, NUM_THREADS=threads, OVERVIEW_RESAMPLING=layer.overviews, **options)
     except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
         space = sum(estimate_bytes(grid, [variable], compress)) / 1e6
         raise OutputError(
@@ -175,8 +165,17 @@ def assemble(
     return target
 
 
+def copy_cog(source: Path, target: Path, **options: str | int) -> None:
+    """Copy a raster to a COG by GDAL's driver, with its creation options, and flush it to disk."""
+    with _raise_gdal_errors():
+        rasterio.shutil.copy(
+            str(source), str(target), driver="COG", BLOCKSIZE=BLOCK, BIGTIFF="IF_SAFER", **options
+        )
+    sync_file(target)
+
+
 @contextmanager
-def raise_gdal_errors() -> Iterator[None]:
+def _raise_gdal_errors() -> Iterator[None]:
     """Raise errors that GDAL ignores: if the disk is full for a while, it leaves holes in the COG.
 
     rasterio only logs errors on the way to a dataset that opens in the end.

@@ -33,7 +33,7 @@ from sar2eo.results.stac_output import COLLECTION, is_item_of_result, make_stac_
 from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.settings import Compression
 from sar2eo.store import s3
-from sar2eo.store.atomic import refuse, sync_folder, write_atomically
+from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, write_json
 from sar2eo.store.http import Found
 from sar2eo.store.journal import Journal
 
@@ -72,7 +72,7 @@ class Destination:
         SettingsError
             If `out` has another form.
         """
-        bucket, key = s3.parted(out)
+        bucket, key = s3.split_url(out)
         single = Path(key).suffix.lower() in (".tif", ".tiff") and not key.endswith("/")
         parts = key.removesuffix("/").split("/") if key.strip("/") else []
         if not bucket or any(part in ("", ".", "..") for part in parts):
@@ -110,7 +110,7 @@ class Destination:
     def list_files(self) -> dict[str, Found]:
         """Return the files under the prefix, by name."""
         with _raise_output_errors():
-            return s3.listed(self.url)
+            return s3.list_objects(self.url)
 
     def check(self) -> None:
         """Refuse a prefix that cannot be listed or written to."""
@@ -378,7 +378,7 @@ class Outputs:
             return False
         names = {path.name for path in self.paths}
         return bool(
-            made["settings"] == json.loads(json.dumps(settings))
+            made["settings"] == json_values(dict(settings))
             and {name for _, name in made["files"]} >= names - {self.item.name}
         )
 
@@ -388,7 +388,7 @@ class Outputs:
         """Keep assembled files for the upload: all of them by one rename, or none."""
         folder, ready = files[0][0].parent, _ready_folder(journal)
         content = {"settings": settings, "files": [[made.name, path.name] for made, path in files]}
-        write_atomically(folder / _FILES, json.dumps(content).encode())
+        write_json(folder / _FILES, content)
         try:
             shutil.rmtree(ready, ignore_errors=True)  # of other settings
             folder.rename(ready)
@@ -438,7 +438,7 @@ def write_quicklook(cog: Path, png: Path, longest: int = 1024) -> None:
         layout |= {} if synthetic is None else {"DESCRIPTION": f"synthetic={synthetic}"}
         with memory.open(**layout) as picture:
             picture.write(np.concatenate([rgb, alpha[None]]))
-        write_atomically(png, memory.getbuffer())
+        write_file(png, memory.getbuffer())
 
 
 def read_valid_pixels(cog: Path, longest: int = 1024) -> npt.NDArray[np.bool_]:

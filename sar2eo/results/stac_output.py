@@ -22,7 +22,7 @@ from sar2eo.errors import Sar2eoWarning, SettingsError
 from sar2eo.geo.footprint import lonlat_bounds, to_lonlat
 from sar2eo.geo.grid import Grid
 from sar2eo.results.cog import LAYERS
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import write_file
 
 __all__ = [
     "COLLECTION",
@@ -144,7 +144,7 @@ def make_stac_item(
 def write_stac_item(item: pystac.Item, path: Path) -> None:
     """Write an item as JSON; the file appears whole or not at all."""
     content = item.to_dict(include_self_link=False, transform_hrefs=False)
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False).encode())
+    write_file(path, json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def write_stac_collection(folder: Path, name: str) -> Path | None:
@@ -161,7 +161,7 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     if content is None:
         return None
     path = folder / COLLECTION
-    write_atomically(path, content)
+    write_file(path, content)
     return path
 
 

@@ -16,13 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import rasterio
 from rasterio.errors import RasterioIOError
-from rasterio.session import DummySession, Session
+from rasterio.session import DummySession
 
 from sar2eo.errors import PolarisationError, SceneError
 from sar2eo.geo.grid import ignore_missing_georeference
 from sar2eo.geo.radiometry import POLARISATIONS
-from sar2eo.store import http
-from sar2eo.store.s3 import gdal_options
+from sar2eo.store import http, s3
 
 __all__ = [
     "check_polarisations",
@@ -248,16 +247,6 @@ def _surplus() -> list[Any]:
     return taken
 
 
-class _Keys(Session):  # type: ignore[misc]  # which has no types
-    """Gives GDAL the credentials that `sar2eo.store.s3` finds."""
-
-    def get_credential_options(self) -> dict[str, str]:
-        try:
-            return gdal_options()
-        except OSError as error:
-            raise SceneError(str(error)) from error
-
-
 def _environment(path: str) -> AbstractContextManager[Any]:
     # Without a session of ours, rasterio makes one of boto3's for each environment.
     if not is_remote(path):
@@ -267,7 +256,13 @@ def _environment(path: str) -> AbstractContextManager[Any]:
     # What the user sets for GDAL, in the environment or around the call, stays.
     known = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
     options = {name: value for name, value in REMOTE_OPTIONS.items() if name not in known}
-    session = _Keys() if "/vsis3/" in path else DummySession()
+    session = DummySession()
+    if "/vsis3/" in path:
+        try:
+            session, more = s3.gdal_environment()
+        except OSError as error:
+            raise SceneError(str(error)) from error
+        options |= more
     environment: AbstractContextManager[Any] = rasterio.Env(session, **options)
     return environment
 

@@ -161,7 +161,7 @@ def _remote_identity(path: str) -> dict[str, Any]:
             signed = path.removeprefix("/vsicurl/")
             found = http.find(signed)
             if found.etag is None and found.modified is None:
-                start = hashlib.sha256(http.beginning(signed, _BLOCK_BYTES)).hexdigest()
+                start = hashlib.sha256(http.fetch_start(signed, _BLOCK_BYTES)).hexdigest()
                 return {"href": url, "bytes": found.bytes, "sha256": start}
     except PermissionError as error:
         # Credentials that only GDAL knows may be enough.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from sar2eo.simulation.fields import GSD_M, MARGIN, FloatArray, SimulationSettin
 from sar2eo.simulation.landscape import LandCover, make_landscape
 from sar2eo.simulation.objects import ObjectKind, ObjectState, PlantedObject, plant_objects
 from sar2eo.simulation.sensors import expected_power, render_eo, speckled_amplitude
+from sar2eo.store.atomic import atomic_file
 
 __all__ = ["SETTINGS_TAG", "SimulatedPair", "make_folder", "simulate_pair", "simulated_before", "write_pair"]
 
@@ -257,16 +257,17 @@ def _write(
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate", "predictor": 2,
         "photometric": "minisblack" if mask is None else "RGB",
     }  # fmt: skip
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tif")
     try:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(temporary, "w", **profile) as dataset:
+        with (
+            atomic_file(path) as temporary,
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(temporary, "w", **profile) as dataset,
+        ):
             dataset.descriptions = names
             dataset.update_tags(**tags, **{SETTINGS_TAG: _settings_text(pair.settings)})
             dataset.write(bands)
             if mask is not None:
                 dataset.write_mask(mask)
                 dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-        temporary.rename(path)
-    except (OSError, rasterio.errors.RasterioError) as error:
-        temporary.unlink(missing_ok=True)
+    except rasterio.errors.RasterioError as error:
         raise OutputError(f"{path}: cannot be written: {error}") from error

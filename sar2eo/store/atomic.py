@@ -1,55 +1,87 @@
-"""Files that a crash leaves whole: written under another name, flushed to disk, renamed."""
+"""Files and folders that are whole or not there: written under another name, flushed to disk, renamed."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
+import math
 import os
+import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, NoReturn
+
+from filelock import FileLock, Timeout
 
 from sar2eo.errors import JournalError, OutputError
 
 __all__ = [
     "LOCK",
-    "acquire",
-    "locked",
+    "atomic_file",
+    "atomic_folder",
+    "checksum",
+    "hold_folder",
+    "json_values",
+    "lock_folder",
     "refuse",
     "sync_file",
     "sync_folder",
-    "write_atomically",
-    "write_durably",
+    "write_file",
+    "write_json",
 ]
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
+LOCK = "lock"
+"""The file in a folder that is locked; it is empty, and may stay behind."""
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that, whatever happens, `path` is the old file or the whole new one.
 
-    A crash may leave ``.<name>.tmp`` beside it, which the next call takes over. Calls of several threads or
-    processes for one path wait for each other.
+@contextmanager
+def atomic_file(target: Path, *, size: int = 0, durable: bool = True) -> Iterator[Path]:
+    """Write a file so that, whatever happens, `target` is the old file or the whole new one.
+
+    Yields the name to write under, ``.<name>.tmp`` beside it, of an empty file. A crash may leave that file;
+    the next call takes it over. Threads and processes that write one target wait for each other.
+
+    Parameters
+    ----------
+    size : int, optional (default: 0)
+        Bytes to write, for the message of a full disk.
+    durable : bool, optional (default: True)
+        Flush it to disk. Without, a power cut may damage it: for files that are checked before use.
 
     Raises
     ------
     OutputError
         If it cannot be written; the old file then stays.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        handle = _alone(temporary)
+        handle = _open_alone(temporary)
+        try:
+            yield temporary
+            if durable:
+                sync_file(temporary)
+            temporary.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
+        if durable:
+            sync_folder(target.parent)
     except OSError as error:
-        refuse(error, path.parent, len(data))
-    _commit(os.fdopen(handle, "wb"), temporary, path, data)
-    sync_folder(path.parent)
+        refuse(error, target.parent, size)
 
 
-def _alone(path: Path) -> int:
-    """Open a file for writing, locked against others who would; it may hold what one of them has left."""
+def _open_alone(path: Path) -> int:
+    """Open an empty file, locked against other writers; a crashed one may have left it."""
     while True:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
@@ -62,43 +94,76 @@ def _alone(path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # whoever held it has given it its final name
+        os.close(handle)  # the writer before has renamed it: try again
 
 
-def write_durably(temporary: Path, path: Path, data: bytes | memoryview) -> None:
-    """Write and flush `temporary`, which must not exist, then rename it to `path`.
+def write_file(target: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
+    """Write the bytes of a file as `atomic_file` does."""
+    with atomic_file(target, size=len(data), durable=durable) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(target: Path, values: Any) -> None:
+    """Write JSON as `atomic_file` does; see `json_values` for what becomes of other values."""
+    write_file(target, (json.dumps(json_values(values), indent=2, allow_nan=False) + "\n").encode())
+
+
+def json_values(value: Any) -> Any:
+    """Return JSON values: numbers that are not finite become null, and other objects their text."""
+    if isinstance(value, dict):
+        return {str(name): json_values(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+@contextmanager
+def atomic_folder(target: Path, *, size: int = 0) -> Iterator[Path]:
+    """Fill a folder so that, whatever happens, `target` is the old folder or the whole new one.
+
+    Yields a new folder beside it, which then replaces `target`. A crash may leave folders named
+    ``.<name>.partial-*`` and ``.<name>.old-*``.
+
+    Parameters
+    ----------
+    target : Path
+        Its parent is made if need be.
+    size : int, optional (default: 0)
+        Bytes to write, for the message of a full disk.
 
     Raises
     ------
     OutputError
-        If it cannot be written; `temporary` is then deleted.
+        If it cannot be written; the old folder then stays.
     """
+    partial, old = (target.with_name(f".{target.name}.{word}-{os.getpid()}") for word in ("partial", "old"))
     try:
-        file = temporary.open("xb")
+        partial.mkdir(parents=True)
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            sync_folder(path) if path.is_dir() else sync_file(path)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        sync_folder(target.parent)
     except OSError as error:
-        refuse(error, path.parent, len(data))
-    _commit(file, temporary, path, data)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        refuse(error, target.parent, size)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def _commit(file: BinaryIO, temporary: Path, path: Path, data: bytes | memoryview) -> None:
-    """Fill a file, flush it, and give it its final name; or delete it. Either way it is closed."""
-    try:
-        with file:
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.replace(path)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        refuse(error, path.parent, len(data))
+def checksum(data: bytes | memoryview) -> str:
+    """Return the CRC-32 of a file's bytes as eight hexadecimal digits."""
+    return f"{zlib.crc32(data):08x}"
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file that somebody else wrote to disk."""
+    """Flush a closed file to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -109,7 +174,7 @@ def sync_folder(folder: Path) -> None:
     Raises
     ------
     OutputError
-        If the disk fails; not where file system or permissions are not made for this.
+        If the disk fails; not where file system or permissions do not allow it.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -123,13 +188,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def refuse(error: OSError, folder: Path, size: int = 0) -> NoReturn:
-    """Raise the one-line error for a failed write of `size` bytes in a folder.
-
-    Raises
-    ------
-    OutputError
-        Always.
-    """
+    """Raise an `OutputError` of one line for a failed write of `size` bytes in a folder."""
     if error.errno in _FULL_DISK:
         raise OutputError(
             f"{folder}: no space for another {size / 1e6:.1f} MB: free some and repeat the command, "
@@ -142,46 +201,31 @@ def refuse(error: OSError, folder: Path, size: int = 0) -> NoReturn:
     raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
-LOCK = "lock"
-"""The file in a folder that is locked; it says nothing, and may stay behind."""
-
-
-def acquire(folder: Path, name: str = LOCK) -> int:
-    """Lock a folder that exists, by the file of that name: the kernel unlocks it when this process ends.
-
-    Returns
-    -------
-    int
-        A file descriptor, which holds the lock until it is closed.
+def lock_folder(folder: Path, name: str = LOCK) -> FileLock:
+    """Lock a folder by a file of that name in it, until `release` or the end of this process.
 
     Raises
     ------
     JournalError
         If another run holds it.
-    OSError
+    OutputError
         If there cannot be a lock.
     """
-    path = folder / name
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = FileLock(folder / name, thread_local=False)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A run that just ended may have deleted the file this lock is on.
-        current = path.exists() and os.path.samestat(os.fstat(handle), path.stat())
-    except BlockingIOError as error:
-        os.close(handle)
-        raise _busy(folder) from error
-    except OSError:
-        os.close(handle)
-        raise
-    if not current:
-        os.close(handle)
-        raise _busy(folder)
-    return handle
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise JournalError(
+            f"{folder}: another run is writing here: wait for it, or give another --out"
+        ) from error
+    except OSError as error:
+        refuse(error, folder)
+    return lock
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder that is there for nothing else: it is made, locked, and deleted in the end.
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Make a folder that says a run is going on, and lock it; delete it in the end.
 
     Raises
     ------
@@ -192,17 +236,13 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(exist_ok=True)
-        handle = acquire(folder)
     except OSError as error:
         refuse(error, folder)
+    lock = lock_folder(folder)
     try:
         yield
     finally:
         with suppress(OSError):
             (folder / LOCK).unlink()
             folder.rmdir()
-        os.close(handle)
-
-
-def _busy(folder: Path) -> JournalError:
-    return JournalError(f"{folder}: another run is writing here: wait for it, or give another --out")
+        lock.release()

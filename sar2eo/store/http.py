@@ -1,7 +1,7 @@
-"""Small requests over HTTP: what a file is, and the text of a small one; its pixels are read by GDAL.
+"""Small requests over HTTP: size and version of a file, or its content; GDAL reads the pixels.
 
 Failures are the built-in errors of files (`FileNotFoundError`, `PermissionError`, `ConnectionError`,
-`OSError`), with a message of one line that names the URL; what may pass is tried again before that.
+`OSError`), with a message of one line that names the URL; requests that fail for a moment are repeated.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import requests
@@ -23,15 +23,15 @@ __all__ = [
     "READ_SECONDS",
     "RETRIES",
     "Found",
-    "beginning",
     "fetch",
+    "fetch_start",
     "find",
 ]
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 20
 RETRIES = 4
-"""Of what may pass: dropped and stalled connections, answers 429 and 5xx."""
+"""After dropped and stalled connections, answers 429 and 5xx."""
 DELAY_SECONDS = 0.5
 """Before the first retry; each further one waits twice as long."""
 SMALL_BYTES = 256 * 2**20
@@ -42,15 +42,7 @@ _PATIENCE = 2
 
 @dataclass(frozen=True)
 class Found:
-    """What a server says of a file.
-
-    Parameters
-    ----------
-    bytes : int or None
-        Size.
-    etag, modified : str or None
-        Version, and time of modification, as the server writes them.
-    """
+    """Size and version of a file, as a server writes them; None where it does not say."""
 
     bytes: int | None
     etag: str | None
@@ -58,59 +50,44 @@ class Found:
 
 
 def find(url: str) -> Found:
-    """Ask what a file is: one request, and a byte of it at most.
+    """Ask for size and version of a file, by one request; `OSError` if it cannot be had.
 
     Not by HEAD, which signed URLs and some servers refuse.
-
-    Raises
-    ------
-    OSError
-        If it is not there, refused, or cannot be reached.
     """
-    with _asked(url, {"Range": "bytes=0-0"}) as answer:
+    with _request(url, {"Range": "bytes=0-0"}) as answer:
         headers = answer.headers
         total = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
         size = int(total) if total.isdigit() else None
         return Found(size, headers.get("ETag"), headers.get("Last-Modified"))
 
 
-def beginning(url: str, size: int) -> bytes:
-    """Return the first bytes of a file, at most `size`.
-
-    Raises
-    ------
-    OSError
-        As of `find`.
-    """
-    with _asked(url, {"Range": f"bytes=0-{size - 1}"}) as answer:
+def fetch_start(url: str, size: int) -> bytes:
+    """Return the first bytes of a file, at most `size`; `OSError` if they cannot be had."""
+    with _request(url, {"Range": f"bytes=0-{size - 1}"}) as answer:
         return bytes(answer.raw.read(size))
 
 
 def fetch(url: str) -> bytes:
-    """Return the content of a small file.
-
-    Raises
-    ------
-    OSError
-        If it cannot be had whole, or is not small.
-    """
+    """Return the content of a small file; `OSError` if it cannot be had whole, or is not small."""
     import requests
 
     for attempt in range(RETRIES + 1):
-        with _asked(url, {}) as answer:
+        with _request(url, {}) as answer:
             if int(answer.headers.get("Content-Length", 0)) > SMALL_BYTES:
-                raise OSError(f"{_shown(url)}: larger than {SMALL_BYTES >> 20} MiB, which this cannot be")
+                raise OSError(
+                    f"{_without_query(url)}: larger than {SMALL_BYTES >> 20} MiB: is it the right file?"
+                )
             try:
                 return bytes(answer.content)
             except requests.RequestException as error:  # it was cut short
                 if attempt == RETRIES:
-                    raise _broken(url, error) from error
+                    raise _transfer_error(url, error) from error
         time.sleep(DELAY_SECONDS * 2**attempt)
     raise AssertionError  # the last attempt returns or raises
 
 
 @contextmanager
-def _asked(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
+def _request(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
     import requests
 
     with _session() as session:
@@ -122,39 +99,39 @@ def _asked(url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
                 timeout=(CONNECT_SECONDS, READ_SECONDS),
             )
         except (requests.RequestException, ValueError) as error:
-            raise _broken(url, error) from error
+            raise _transfer_error(url, error) from error
         with answer:
             # A range of an empty file cannot be satisfied.
             if not answer.ok and answer.status_code != requests.codes.requested_range_not_satisfiable:
-                raise _refused(url, answer.status_code, answer.reason)
+                raise _status_error(url, answer.status_code, answer.reason)
             yield answer
 
 
 def _session() -> requests.Session:
-    """Return a session that tries again; proxies and passwords are those of the environment."""
+    """Create a session with retries; proxies and passwords are those of the environment."""
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
 
-    settings: dict[str, Any] = {
-        "total": RETRIES,
-        # Those that run into the time limits, nobody wants to wait for many times.
-        "connect": _PATIENCE,
-        "read": _PATIENCE,
-        "backoff_factor": DELAY_SECONDS,
-        "status_forcelist": _PASSING,
+    retry = Retry(
+        total=RETRIES,
+        # Nobody wants to wait for time limits many times.
+        connect=_PATIENCE,
+        read=_PATIENCE,
+        backoff_factor=DELAY_SECONDS,
+        status_forcelist=_PASSING,
         # A server may ask for hours.
-        "respect_retry_after_header": False,
-        "raise_on_status": False,
-    }
+        respect_retry_after_header=False,
+        raise_on_status=False,
+    )
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=Retry(**settings)))
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
 
 
-def _refused(url: str, status: int, reason: str) -> OSError:
-    name = _shown(url)
+def _status_error(url: str, status: int, reason: str) -> OSError:
+    name = _without_query(url)
     if status in (404, 410):
         return FileNotFoundError(f"{name}: no such file there ({status} {reason})")
     if status in (401, 403):
@@ -164,17 +141,17 @@ def _refused(url: str, status: int, reason: str) -> OSError:
     return OSError(f"{name}: the server answers {status} {reason}")
 
 
-def _broken(url: str, error: Exception) -> OSError:
+def _transfer_error(url: str, error: Exception) -> OSError:
     import requests
 
     text = one_line(error)
     query = url.partition("?")[2]
     text = text.replace(f"?{query}", "") if query else text
     if isinstance(error, requests.ConnectionError | requests.Timeout):
-        return ConnectionError(f"{_shown(url)}: cannot be reached ({text})")
-    return OSError(f"{_shown(url)}: cannot be read ({text})")
+        return ConnectionError(f"{_without_query(url)}: cannot be reached ({text})")
+    return OSError(f"{_without_query(url)}: cannot be read ({text})")
 
 
-def _shown(url: str) -> str:
-    """Leave out the query, which in a signed URL is a secret."""
+def _without_query(url: str) -> str:
+    """Leave out the query, which is a secret in a signed URL."""
     return url.partition("?")[0]

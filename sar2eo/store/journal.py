@@ -1,31 +1,28 @@
-"""Finished blocks of a result, kept safe against a crash until the result is whole.
+"""Finished blocks of a result, which survive a crash, until the result is complete.
 
 A journal is a folder beside the output::
 
     eo.tif.partial/
-        manifest.json                                what this work belongs to (the fingerprint)
-        lock                                         held by the one run that may write here
-        publishing                                   results may be of two runs: this one has begun to replace
-        finished                                     nothing here is needed any more
+        manifest.json                       the fingerprint: everything the result depends on
+        lock                                held by the one run that may write here
+        publishing                          this run is replacing results: they may be of two runs
+        finished                            nothing here is needed any more
         blocks-<fingerprint digest>/
             eo.<row>.<col>.<height>.<width>.<crc32>.tif
-        assembled/                                   made anew by every run, never trusted
+        assembled/                          made anew by every run
 
 (or a link of that name to such a folder in temporary space).
 
-A block counts once it bears its final name, and that name carries a checksum of its bytes: one rename
-commits both. Everything else in the folder is left over from an interruption, and is deleted.
+A block is valid once it has its final name, which holds a checksum of its bytes. Everything else in the
+folder is left over from an interruption, and is deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import uuid
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -35,16 +32,26 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 from affine import Affine
+from filelock import FileLock
 from rasterio.io import MemoryFile
 
 from sar2eo._version import __version__
 from sar2eo.errors import JournalError
 from sar2eo.geo.windows import Window
-from sar2eo.store.atomic import LOCK, acquire, refuse, sync_folder, write_atomically, write_durably
-from sar2eo.store.fingerprint import MANIFEST, canonical, differences, differs
+from sar2eo.store.atomic import (
+    LOCK,
+    checksum,
+    json_values,
+    lock_folder,
+    refuse,
+    sync_folder,
+    write_file,
+    write_json,
+)
 
-__all__ = ["NAME", "BlockWriter", "Journal"]
+__all__ = ["NAME", "BlockWriter", "Journal", "canonical", "differences", "flatten"]
 
+_MANIFEST = "manifest.json"
 _FORMAT = 1
 _PUBLISHING = "publishing"
 _FINISHED = "finished"
@@ -52,10 +59,9 @@ _FINISHED = "finished"
 
 @dataclass
 class Journal:
-    """The unfinished work of one run; made by `Journal.open`.
+    """The unfinished work of one run; `Journal.open` creates it.
 
-    As a context it is removed in the end where that is success, or where there is nothing to keep; else it is
-    released.
+    As a context manager it is removed after success, or where there is nothing to keep; else it is released.
 
     Attributes
     ----------
@@ -67,7 +73,7 @@ class Journal:
 
     folder: Path
     blocks: Path
-    _lock: int | None = field(repr=False)
+    _lock: FileLock = field(repr=False)
 
     @classmethod
     def open(
@@ -80,37 +86,37 @@ class Journal:
         tmp: Path | None = None,
         result: str | None = None,
     ) -> Journal:
-        """Begin a journal, or go on with the one that is there, and lock it.
+        """Begin a journal, or go on with an unfinished one, and lock it.
 
         Parameters
         ----------
         folder : Path
             Created if need be; its parent must exist.
         fingerprint : mapping
-            All that the result depends on; nested mappings of JSON values.
+            Everything that the result depends on; nested mappings of JSON values.
         restart : bool, optional (default: False)
-            Discard the work that is there.
+            Discard unfinished work.
         discards : str, optional (default: "--restart")
-            What the user calls that, for messages.
+            The flag that does so, for messages.
         tmp : Path, optional
-            Folder to keep it in, with a link in its own place; a journal that is there stays where it is.
+            Folder to keep a new journal in, with a link in its own place.
         result : str, optional
-            What the result will say of how it was made, for `clear`.
+            Provenance that the result will carry, for `clear`.
 
         Raises
         ------
         JournalError
-            If the work that is there belongs to another fingerprint (the message names what differs),
-            is damaged or of another format, or another run is writing here.
+            If the unfinished work belongs to another fingerprint (the message names what differs), is damaged
+            or of another format, or another run is writing here.
         OutputError
             If the folder cannot be written.
         """
         folder = Path(folder)
         try:
             _make(folder, tmp)
-            lock = acquire(folder)
         except OSError as error:
             refuse(error, folder)
+        lock = lock_folder(folder)
         digest = hashlib.sha256(canonical(fingerprint).encode()).hexdigest()[:16]
         journal = cls(folder, folder / f"blocks-{digest}", lock)
         try:
@@ -125,21 +131,8 @@ class Journal:
 
     @classmethod
     def resume(cls, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Journal:
-        """Go on with work of this fingerprint, or begin it, for a command with ``--overwrite``.
-
-        Parameters
-        ----------
-        folder, fingerprint
-            As of `open`.
-        overwrite : bool
-            Discard work that belongs to another fingerprint.
-
-        Raises
-        ------
-        JournalError, OutputError
-            As by `open`.
-        """
-        restart = overwrite and differs(folder, fingerprint)
+        """Begin, or go on, for a command with ``--overwrite``, which discards work of another fingerprint."""
+        restart = overwrite and _differs(folder, fingerprint)
         return cls.open(folder, fingerprint, restart=restart, discards="--overwrite")
 
     def __enter__(self) -> Self:
@@ -155,7 +148,7 @@ class Journal:
     def _begin(
         self, fingerprint: Mapping[str, Any], restart: bool, discards: str, result: str | None
     ) -> None:
-        manifest = self.folder / MANIFEST
+        manifest = self.folder / _MANIFEST
         old_blocks = list(self.folder.glob("blocks-*"))
         if restart or (self.folder / _FINISHED).exists():
             # Blocks go first: a crash in between leaves a valid journal with fewer of them.
@@ -165,14 +158,14 @@ class Journal:
             _check_manifest(manifest, fingerprint, discards)
         content = {"format": _FORMAT, "software": f"sar2eo {__version__}", "fingerprint": fingerprint}
         content |= {} if result is None else {"result": result}
-        write_atomically(manifest, json.dumps(content, indent=1, default=str).encode())
+        write_json(manifest, content)
         self.blocks.mkdir(exist_ok=True)
         self._delete_leftovers()
         sync_folder(self.folder)
 
     @classmethod
     def clear(cls, folder: Path, result: str) -> None:
-        """Remove what a run has left that was stopped when its result, or an equal one, was there.
+        """Remove the journal of a run that was stopped after its result, or an equal one, was complete.
 
         Unfinished work of another result stays.
 
@@ -181,15 +174,10 @@ class Journal:
         folder : Path
             ``<output>.partial``, or a link of that name.
         result : str
-            As of `open`.
-
-        Raises
-        ------
-        JournalError, OutputError
-            If another run is writing here, or the folder cannot be written.
+            As given to `open`.
         """
         try:
-            made: object = json.loads((folder / MANIFEST).read_bytes()).get("result")
+            made: object = json.loads((folder / _MANIFEST).read_bytes()).get("result")
         except (OSError, ValueError, AttributeError):
             made = None
         if made == result or (folder / _FINISHED).exists() or not any(folder.glob("blocks-*/*")):
@@ -205,45 +193,28 @@ class Journal:
 
     @staticmethod
     def check_free(folder: Path) -> None:
-        """Refuse a folder that another run is writing to, before work is made ready for it.
+        """Raise `JournalError` if another run is writing here, before the work is prepared.
 
-        (Another one may still begin in between: `open` refuses that.)
-
-        Parameters
-        ----------
-        folder : Path
-            ``<output>.partial``, which need not exist.
-
-        Raises
-        ------
-        JournalError
-            If another run is writing here.
-        OutputError
-            If the folder cannot be written.
+        Another one may still begin in between: `open` checks again. `folder` need not exist.
         """
         if (folder / LOCK).exists():
-            try:
-                os.close(acquire(folder))
-            except FileNotFoundError:
-                pass  # that run has just ended
-            except OSError as error:
-                refuse(error, folder)
+            lock_folder(folder).release()
 
     def writer(self) -> BlockWriter:
-        """Return what writes blocks into this journal; it pickles as a path."""
+        """Return a writer of blocks into this journal; it pickles as a path."""
         return BlockWriter(str(self.blocks.absolute()))
 
     def finished(self, variable: str, windows: Iterable[Window]) -> set[Window]:
-        """Return those of `windows` whose block is there and whole.
+        """Return those of `windows` whose block is there and undamaged.
 
         Every byte of them is read and checked; damaged blocks are deleted.
         """
         wanted = set(windows)
         whole = set()
-        for path, name, window, checksum in self._listed():
+        for path, name, window, expected in self._list_blocks():
             if name != variable or window not in wanted:
                 continue
-            if window not in whole and f"{zlib.crc32(path.read_bytes()):08x}" == checksum:
+            if window not in whole and checksum(path.read_bytes()) == expected:
                 whole.add(window)
             else:
                 path.unlink()
@@ -251,9 +222,9 @@ class Journal:
 
     def paths(self, variable: str) -> dict[Window, Path]:
         """Return the files of all blocks of a variable, without reading them."""
-        return {window: path for path, name, window, _ in self._listed() if name == variable}
+        return {window: path for path, name, window, _ in self._list_blocks() if name == variable}
 
-    def _listed(self) -> list[tuple[Path, str, Window, str]]:
+    def _list_blocks(self) -> list[tuple[Path, str, Window, str]]:
         matches = [(path, NAME.fullmatch(path.name)) for path in sorted(self.blocks.iterdir())]
         return [
             (path, found[1], Window(*(int(found[i]) for i in range(2, 6))), found[6])
@@ -263,28 +234,16 @@ class Journal:
 
     @staticmethod
     def is_publishing(folder: Path) -> bool:
-        """Whether the results beside a journal may be of two runs, one of which it can finish.
-
-        Parameters
-        ----------
-        folder : Path
-            ``<output>.partial``, which need not exist.
-        """
+        """Whether an earlier run was stopped while it replaced results, which may be of two runs."""
         return (folder / _PUBLISHING).exists()
 
     @property
     def publishing(self) -> bool:
-        """As `is_publishing` says of this journal."""
+        """As `is_publishing`, for this journal."""
         return self.is_publishing(self.folder)
 
     def begin_publishing(self) -> None:
-        """Note, on disk, that results are being replaced from now on; `remove` ends it.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
-        """
+        """Write down that results are being replaced from now on, until `remove`."""
         try:
             (self.folder / _PUBLISHING).touch()
         except OSError as error:
@@ -293,32 +252,24 @@ class Journal:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to keep: work, results to finish, or what is not this run's any more."""
-        return self._lock is None or self.publishing or any(self.blocks.iterdir())
+        """Whether there is something to keep: work, or results to finish; or the journal was released."""
+        return not self._lock.is_locked or self.publishing or any(self.blocks.iterdir())
 
     def release(self) -> None:
-        """Unlock the journal and keep it for a later run; doing so twice is harmless."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Unlock the journal and keep it for a later run; it may be called twice."""
+        self._lock.release()
 
     def remove(self) -> None:
-        """Delete the journal, after success. Files in its folder that are not its own are kept.
-
-        Raises
-        ------
-        JournalError
-            If it was released before, and another run is writing here now.
-        """
-        if self._lock is None:
-            self._lock = acquire(self.folder)
-        # A crash on the way must leave nothing that the next run would have to ask about.
+        """Delete the journal, after success. Other files in its folder are kept."""
+        if not self._lock.is_locked:
+            self._lock = lock_folder(self.folder)
+        # After a crash in the middle, the next run must not refuse to go on.
         publishing, finished = self.folder / _PUBLISHING, self.folder / _FINISHED
         with suppress(OSError):  # a disk that is full, say
             publishing.replace(finished) if publishing.exists() else finished.touch()
         shutil.rmtree(self.blocks, ignore_errors=True)
         shutil.rmtree(self.folder / "assembled", ignore_errors=True)
-        (self.folder / MANIFEST).unlink(missing_ok=True)
+        (self.folder / _MANIFEST).unlink(missing_ok=True)
         if not self.blocks.exists():
             finished.unlink(missing_ok=True)
         (self.folder / LOCK).unlink(missing_ok=True)
@@ -338,7 +289,7 @@ def _make(folder: Path, tmp: Path | None) -> None:
     here = folder.absolute()
     place = tmp.absolute() / f"{here.stem}-{hashlib.sha256(str(here).encode()).hexdigest()[:8]}{here.suffix}"
     place.mkdir(exist_ok=True)
-    with suppress(FileExistsError):  # of another run, which the lock will tell
+    with suppress(FileExistsError):  # of another run: the lock decides
         folder.symlink_to(place, target_is_directory=True)
 
 
@@ -362,6 +313,53 @@ def _check_manifest(manifest: Path, fingerprint: Mapping[str, Any], discards: st
         )
 
 
+_NAMED = 5
+_LONGEST = 60
+
+
+def canonical(fingerprint: Mapping[str, Any]) -> str:
+    """Return the JSON text of a fingerprint, the same for equal fingerprints."""
+    return json.dumps(json_values(fingerprint), sort_keys=True, allow_nan=False)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to one with dotted keys."""
+    if not isinstance(value, dict) or (prefix and not value):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name what differs between two fingerprints, briefly; empty if nothing does."""
+    before, after = (
+        {key: json.dumps(value) for key, value in flatten(json.loads(canonical(each))).items()}
+        for each in (old, new)
+    )
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    # The graph's names differ whenever anything does: they matter only where nothing else differs.
+    keys = [key for key in keys if not key.startswith("graph.")] or keys
+    named = [f"{key} {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return f"{', '.join(named[:_NAMED])}{more}"
+
+
+def _short(text: str | None) -> str:
+    text = "(nothing)" if text is None else text
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _differs(journal: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Check whether the folder of a journal exists and may belong to another fingerprint."""
+    try:
+        made = json.loads((journal / _MANIFEST).read_bytes())["fingerprint"]
+        return bool(differences(made, fingerprint))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return journal.exists()
+
+
 NAME = re.compile(r"([a-z0-9_]+)\.(\d+)\.(\d+)\.(\d+)\.(\d+)\.([0-9a-f]{8})\.tif")
 """Variable, row, column, height, width, and CRC-32 of the file."""
 
@@ -375,23 +373,23 @@ class BlockWriter:
     Parameters
     ----------
     folder : str
-        The journal's folder of blocks (`Journal.writer` knows it). It is never created here: a worker
-        that outlives its run must not write into the journal of the next.
+        The journal's folder of blocks. It is never created here: a worker that outlives its run must not
+        write into the journal of the next.
     """
 
     folder: str
 
     def write(self, variable: str, window: Window, bands: npt.NDArray[Any]) -> None:
-        """Write one block: when this returns, it is on disk, whole.
+        """Write one block, and flush it to disk.
 
         Parameters
         ----------
         variable : str
-            Name of the variable; lower-case letters, digits and underscores.
+            Lower-case letters, digits and underscores.
         window : Window
-            Where the block lies in the output.
+            Place of the block in the output.
         bands : ndarray of uint8 or float32, shape (band, height, width)
-            Pixels. 512 x 512 tiles of nothing but 0 (uint8) or NaN (float32) take no disk space.
+            512 x 512 tiles of nothing but 0 (uint8) or NaN (float32) take no disk space.
 
         Raises
         ------
@@ -405,15 +403,13 @@ class BlockWriter:
         if bands.shape[1:] != (window.height, window.width) or bands.dtype not in (np.uint8, np.float32):
             raise ValueError(f"a block of {bands.dtype} {bands.shape} does not fit {window}")
         folder = Path(self.folder)
-        temporary = folder / f".{uuid.uuid4().hex}.tmp"
-        with _encoded(window, bands) as data:
-            name = f"{variable}.{'.'.join(map(str, window))}.{zlib.crc32(data):08x}.tif"
-            write_durably(temporary, folder / name, data)
-        sync_folder(folder)
+        with _encode(window, bands) as data:
+            name = f"{variable}.{'.'.join(map(str, window))}.{checksum(data)}.tif"
+            write_file(folder / name, data)
 
 
 @contextmanager
-def _encoded(window: Window, bands: npt.NDArray[Any]) -> Iterator[memoryview]:
+def _encode(window: Window, bands: npt.NDArray[Any]) -> Iterator[memoryview]:
     """Yield the bytes of a block as an uncompressed, tiled GeoTIFF."""
     count, height, width = bands.shape
     layout = {"tiled": True, "blockysize": _tile(height), "blockxsize": _tile(width), "interleave": "band"}

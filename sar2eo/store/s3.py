@@ -1,17 +1,17 @@
-"""Objects in S3, and in stores that speak like it: by boto3, an optional extra, which finds the credentials.
+"""Objects in S3 and compatible stores, through boto3, an optional extra that finds the credentials.
 
-GDAL, which reads the pixels, is told the same endpoint, region and credentials (`gdal_options`). Failures are
-the built-in errors of files (`FileNotFoundError`, `PermissionError`, `ConnectionError`, `OSError`), with a
-message of one line that names the URL; what may pass is tried again before that.
+GDAL, which reads the pixels, gets the same endpoint, region and credentials (`gdal_environment`). Failures
+are the built-in errors of files (`FileNotFoundError`, `PermissionError`, `ConnectionError`, `OSError`), with
+a message of one line that names the URL; boto3 repeats requests that fail for a moment.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
+import io
 import os
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,18 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rasterio.session import AWSSession
+
 from sar2eo.errors import one_line
-from sar2eo.store.http import CONNECT_SECONDS, DELAY_SECONDS, RETRIES, SMALL_BYTES, Found
+from sar2eo.store.http import CONNECT_SECONDS, RETRIES, SMALL_BYTES, Found
 
 __all__ = [
     "check_writable",
     "delete",
     "fetch",
     "find",
-    "gdal_options",
+    "gdal_environment",
     "is_object",
-    "listed",
-    "parted",
+    "list_objects",
+    "split_url",
     "upload",
 ]
 
@@ -52,62 +54,33 @@ def is_object(url: str) -> bool:
     return url[: len(_SCHEME)].lower() == _SCHEME
 
 
-def parted(url: str) -> tuple[str, str]:
+def split_url(url: str) -> tuple[str, str]:
     """Return the bucket and the key of a URL."""
     bucket, _, key = url[len(_SCHEME) :].partition("/")
     return bucket, key
 
 
 def find(url: str) -> Found:
-    """Ask what an object is, by one request.
-
-    Raises
-    ------
-    OSError
-        If it is not there, refused, or the store cannot be reached.
-    """
-    with _told(url):
+    """Ask for size and version of an object; `OSError` if it cannot be had."""
+    with _file_errors(url):
         head = _client().head_object(**_place(url), **_payer())
     return Found(head["ContentLength"], head.get("ETag"), str(head.get("LastModified")))
 
 
 def fetch(url: str) -> bytes:
-    """Return the content of a small object.
-
-    Raises
-    ------
-    OSError
-        As of `find`, or if it is not small.
-    """
-    for attempt in range(RETRIES + 1):
-        try:
-            return _fetched(url)
-        except ConnectionError:  # cut short, where the client itself does not try again
-            if attempt == RETRIES:
-                raise
-        time.sleep(DELAY_SECONDS * 2**attempt)
-    raise AssertionError  # the last attempt returns or raises
+    """Return the content of a small object; `OSError` if it cannot be had, or is not small."""
+    if (find(url).bytes or 0) > SMALL_BYTES:
+        raise OSError(f"{url}: larger than {SMALL_BYTES >> 20} MiB: is it the right file?")
+    content = io.BytesIO()
+    with _file_errors(url):
+        _client().download_fileobj(*split_url(url), content, ExtraArgs=_payer())
+    return content.getvalue()
 
 
-def _fetched(url: str) -> bytes:
-    with _told(url):
-        answer = _client().get_object(**_place(url), **_payer())
-        with answer["Body"] as body:
-            if answer["ContentLength"] > SMALL_BYTES:
-                raise OSError(f"{url}: larger than {SMALL_BYTES >> 20} MiB, which this cannot be")
-            return bytes(body.read())
-
-
-def listed(url: str) -> dict[str, Found]:
-    """Return the objects right under a prefix that ends in ``/``, by name.
-
-    Raises
-    ------
-    OSError
-        If that is refused, or the store cannot be reached.
-    """
-    bucket, prefix = parted(url)
-    with _told(url):
+def list_objects(url: str) -> dict[str, Found]:
+    """Return the objects right under a prefix that ends in ``/``, by name; `OSError` if refused."""
+    bucket, prefix = split_url(url)
+    with _file_errors(url):
         pages = (
             _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
         )
@@ -119,14 +92,8 @@ def listed(url: str) -> dict[str, Found]:
 
 
 def check_writable(url: str) -> None:
-    """Refuse a place where no object may be made, without making one: an upload is begun and given up.
-
-    Raises
-    ------
-    OSError
-        If it is refused, there is no such bucket, or the store cannot be reached.
-    """
-    with _told(url):
+    """Raise `OSError` where no object may be made; none is made: an upload is begun and given up."""
+    with _file_errors(url):
         begun = _client().create_multipart_upload(**_place(url))
         _client().abort_multipart_upload(**_place(url), UploadId=begun["UploadId"])
 
@@ -134,25 +101,20 @@ def check_writable(url: str) -> None:
 def upload(path: Path, url: str) -> None:
     """Upload a file; the object appears whole or not at all, and is compared with the file.
 
-    The store checks each part by its checksum; afterwards the size of the object is asked for, and the
-    checksum of the whole where the store offers one.
-
-    Raises
-    ------
-    OSError
-        If it cannot be uploaded, or what arrived is not the file.
+    The store checks each part by its checksum. Compared are the size, and the checksum of the whole where the
+    store has one; `OSError` if they differ, or it cannot be uploaded.
     """
     checksum = _crc32(path)
     extra = {"ChecksumCRC32": checksum, "ContentType": _MEDIA.get(path.suffix.lower(), "binary/octet-stream")}
-    with _told(url):
+    with _file_errors(url):
         client = _client()
-        client.upload_file(str(path), *parted(url), ExtraArgs=extra)
+        client.upload_file(str(path), *split_url(url), ExtraArgs=extra)
         head = client.head_object(**_place(url), ChecksumMode="ENABLED")
     size = path.stat().st_size
     if head["ContentLength"] != size:
         raise OSError(f"{url}: {head['ContentLength']} of {size} bytes arrived")
     found = head.get("ChecksumCRC32")
-    # Of several parts some stores tell a checksum of their checksums, which ends in their number.
+    # Of several parts some stores return a checksum of checksums, which ends in their number.
     if (
         found is not None
         and "-" not in found
@@ -163,50 +125,27 @@ def upload(path: Path, url: str) -> None:
 
 
 def delete(url: str) -> None:
-    """Delete an object, if it is there.
-
-    Raises
-    ------
-    OSError
-        If that is refused, or the store cannot be reached.
-    """
-    with _told(url):
+    """Delete an object, if it is there; `OSError` if that is refused."""
+    with _file_errors(url):
         _client().delete_object(**_place(url))
 
 
-def gdal_options() -> dict[str, str]:
-    """Return GDAL's configuration for ``/vsis3/``: the endpoint, region and credentials of this module.
+def gdal_environment() -> tuple[AWSSession, dict[str, str]]:
+    """Return rasterio's session and GDAL's options for S3; `OSError` without credentials or boto3."""
+    with _file_errors("s3://"):
+        from botocore.exceptions import NoCredentialsError
 
-    Raises
-    ------
-    OSError
-        If there are no credentials, or boto3 is not installed.
-    """
-    with _told("s3://"):
-        store = _store()
-        options = {
-            "AWS_REGION": str(store.client.meta.region_name),
-            "AWS_VIRTUAL_HOSTING": "TRUE" if store.virtual else "FALSE",
-        }
-        if store.endpoint is not None:
-            scheme, _, host = store.endpoint.partition("://")
-            options |= {
-                "AWS_S3_ENDPOINT": host.rstrip("/"),
-                "AWS_HTTPS": "YES" if scheme == "https" else "NO",
-            }
-        if _flag("AWS_NO_SIGN_REQUEST"):
-            return options | {"AWS_NO_SIGN_REQUEST": "YES"}
-        keys = store.keys()
-    named = {
-        "AWS_ACCESS_KEY_ID": keys.access_key,
-        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
-        "AWS_SESSION_TOKEN": keys.token,
-    }
-    return options | {name: value for name, value in named.items() if value}
+        store, unsigned = _store(), _flag("AWS_NO_SIGN_REQUEST")
+        if not unsigned and store.session.get_credentials() is None:
+            raise NoCredentialsError
+    scheme, _, host = (store.endpoint or "").partition("://")
+    session = AWSSession(store.session, aws_unsigned=unsigned, endpoint_url=host.rstrip("/") or None)
+    options = {"AWS_VIRTUAL_HOSTING": "TRUE" if store.virtual else "FALSE"}
+    return session, options | ({"AWS_HTTPS": "YES" if scheme == "https" else "NO"} if host else {})
 
 
 def _place(url: str) -> dict[str, str]:
-    bucket, key = parted(url)
+    bucket, key = split_url(url)
     return {"Bucket": bucket, "Key": key}
 
 
@@ -225,20 +164,12 @@ def _crc32(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Store:
-    """A client, and how it was told to reach the store."""
+    """A client, and how it reaches the store."""
 
     session: Any
     client: Any
     endpoint: str | None
     virtual: bool
-
-    def keys(self) -> Any:
-        from botocore.exceptions import NoCredentialsError
-
-        found = self.session.get_credentials()
-        if found is None:
-            raise NoCredentialsError
-        return found.get_frozen_credentials()
 
 
 def _client() -> Any:
@@ -249,11 +180,11 @@ def _store() -> _Store:
     """Return the store of the environment's settings; they are read anew when they change."""
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     with _making:
-        return _made(settings, os.getpid())
+        return _create_store(settings, os.getpid())
 
 
 @functools.lru_cache(maxsize=4)
-def _made(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
+def _create_store(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
     try:
         import boto3
         import botocore.session
@@ -262,7 +193,8 @@ def _made(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
     except ImportError as error:
         raise OSError("s3:// needs boto3, the extra s3: pip install boto3") from error
     core = botocore.session.get_session()
-    session = boto3.Session(botocore_session=core, region_name=os.environ.get("AWS_REGION") or None)
+    region = os.environ.get("AWS_REGION") or core.get_config_variable("region") or "us-east-1"
+    session = boto3.Session(botocore_session=core, region_name=region)
     endpoint = _endpoint() or core.get_scoped_config().get("endpoint_url")
     # The bucket is part of the host's name with Amazon; elsewhere that takes a domain of many names.
     virtual = _flag("AWS_VIRTUAL_HOSTING", default=endpoint is None or _is_amazon(endpoint))
@@ -273,8 +205,7 @@ def _made(settings: tuple[tuple[str, str], ...], process: int) -> _Store:
         signature_version=UNSIGNED if _flag("AWS_NO_SIGN_REQUEST") else None,
         s3={"addressing_style": "virtual" if virtual else "path"},
     )
-    region = session.region_name or "us-east-1"
-    client = session.client("s3", region_name=region, endpoint_url=endpoint, config=config)
+    client = session.client("s3", endpoint_url=endpoint, config=config)
     return _Store(session, client, endpoint, virtual)
 
 
@@ -299,8 +230,8 @@ def _flag(name: str, *, default: bool = False) -> bool:
 
 
 @contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Turn boto3's errors into those of files."""
+def _file_errors(url: str) -> Iterator[None]:
+    """Turn boto3's errors into the built-in errors of files."""
     try:
         yield
     except OSError:
@@ -314,29 +245,29 @@ def _as_file_error(error: Exception, url: str) -> OSError:
     from botocore import exceptions
 
     while isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
-        error = error.__context__  # which tells more than its text
+        error = error.__context__  # it says more
     text = one_line(error)
     if isinstance(error, exceptions.NoCredentialsError):
         return PermissionError(
             f"{url}: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE, or AWS_NO_SIGN_REQUEST=YES for what is public"
+            "AWS_PROFILE, or AWS_NO_SIGN_REQUEST=YES for public objects"
         )
     if isinstance(
         error, exceptions.ConnectionError | exceptions.HTTPClientError | exceptions.IncompleteReadError
     ):
         return ConnectionError(f"{url}: the store cannot be reached ({text}): is AWS_ENDPOINT_URL right?")
     if isinstance(error, exceptions.ClientError):
-        return _refused(error, url)
+        return _client_error(error, url)
     if isinstance(error, exceptions.BotoCoreError | Boto3Error):
         return OSError(f"{url}: {text}")
     raise error
 
 
-def _refused(error: Any, url: str) -> OSError:
+def _client_error(error: Any, url: str) -> OSError:
     said = error.response.get("Error", {})
     status, code = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode"), said.get("Code")
     if code == "NoSuchBucket":
-        return FileNotFoundError(f"{url}: there is no bucket {parted(url)[0]}")
+        return FileNotFoundError(f"{url}: there is no bucket {split_url(url)[0]}")
     if status == 404:
         return FileNotFoundError(f"{url}: no such object, or no such bucket")
     if status in (401, 403):

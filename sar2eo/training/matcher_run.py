@@ -25,7 +25,7 @@ from sar2eo.model.creation import load_vae
 from sar2eo.model.diffusion import read_schedule
 from sar2eo.model.folder import BUNDLED_MATCHER, find_folder
 from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings
-from sar2eo.store.atomic import write_atomically
+from sar2eo.store.atomic import write_file
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.matcher_task import MatcherTask
 from sar2eo.training.setup import Preparation, build_recipe, check_identity, open_held_out, training_batches
@@ -289,7 +289,7 @@ def calibrate_matcher(
         false_accepts=settings.false_accepts,
         metrics=matcher.card.metrics | metrics,
     )
-    write_atomically(matcher.folder / card.file_name, card.to_text().encode())
+    write_file(matcher.folder / card.file_name, card.to_text().encode())
     return card
 
 

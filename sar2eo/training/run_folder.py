@@ -13,9 +13,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,7 +29,8 @@ from torch.utils.tensorboard import SummaryWriter
 from sar2eo._version import __version__
 from sar2eo.errors import CheckpointError, OutputError, TrainingError, TrainingWarning
 from sar2eo.model.folder import hash_file
-from sar2eo.store.atomic import acquire, refuse, sync_file, sync_folder, write_atomically
+from sar2eo.store.atomic import atomic_folder, json_values, lock_folder, refuse, write_file, write_json
+from sar2eo.store.journal import flatten
 
 __all__ = ["RunFolder", "State", "States", "record"]
 
@@ -54,13 +53,13 @@ class RunFolder:
         """Create the folder if need be, and lock it inside the context; another run is refused."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = acquire(self.path, _LOCK)
         except OSError as error:
             refuse(error, self.path)
+        lock = lock_folder(self.path, _LOCK)
         try:
             yield
         finally:
-            os.close(handle)
+            lock.release()
 
     def check(self, identity: Mapping[str, Any]) -> int | None:
         """Check that the folder is empty, or holds a run with the same settings, data and base.
@@ -85,7 +84,7 @@ class RunFolder:
                 raise TrainingError(f"{self.path} holds other files than a run's: choose another folder")
             return None
         before = self._read()
-        old, new = _flatten(before["identity"]), _flatten(json.loads(json.dumps(identity)))
+        old, new = flatten(before["identity"]), flatten(json_values(identity))
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name) and name.removeprefix("settings.") not in _FREE:
                 if name == "settings.steps":
@@ -129,23 +128,15 @@ class RunFolder:
         export : callable
             Writes the result as a new folder at the given path.
         """
-        target, new, old = self.path / name, self.path / f".{name}.new", self.path / f".{name}.old"
-        for path in (new, old, *self.path.glob(f"{new.name}.partial-*")):  # of a run that was killed
+        target = self.path / name
+        for path in self.path.glob(f".*{name}.*"):  # of a run that was killed
             shutil.rmtree(path, ignore_errors=True)
         try:
-            export(new)
-            _sync_tree(new)
-            if target.exists():
-                target.rename(old)
-            new.rename(target)
-            sync_folder(self.path)
-        except OSError as error:
-            refuse(error, self.path)
+            with atomic_folder(target) as folder:
+                folder.rmdir()  # models are saved into folders that do not exist
+                export(folder)
         except SafetensorError as error:
             raise OutputError(f"{target} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
         return target
 
     def _read(self) -> dict[str, Any]:
@@ -166,7 +157,7 @@ class RunFolder:
             "environment": dict(environment),
             "finished": finished,
         }
-        write_atomically(self._run, (json.dumps(values, indent=2) + "\n").encode())
+        write_json(self._run, values)
 
 
 class Recorder:
@@ -185,7 +176,7 @@ class Recorder:
         lines = path / "metrics.jsonl"
         if lines.exists():
             kept = [line for line in lines.read_text(encoding="utf-8").splitlines() if _is_within(line, step)]
-            write_atomically(lines, "".join(f"{line}\n" for line in kept).encode())
+            write_file(lines, "".join(f"{line}\n" for line in kept).encode())
         self._lines = lines.open("a", encoding="utf-8")
         self._board = SummaryWriter(path / "log", purge_step=step + 1)
 
@@ -229,15 +220,6 @@ def record(path: Path, step: int, *, writing: bool) -> Iterator[Recorder | None]
             recorder.close()
 
 
-def _sync_tree(folder: Path) -> None:
-    """Flush all files below a folder to disk, and the folders."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            sync_file(path)
-
-
 def _check_steps(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse another number of steps, unless it extends a run whose steps do not depend on it."""
     name = "settings.steps"
@@ -263,13 +245,6 @@ def _is_within(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except (KeyError, TypeError, ValueError):  # the last line of a run that was killed
         return False
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 _FACTS = "state.json"
@@ -312,23 +287,15 @@ class States:
     def save(self, state: State) -> Path:
         """Write a state and flush it to disk, then delete surplus ones; on failure none is deleted."""
         target = self.folder / f"step-{state.step:06d}"
-        partial = self.folder / f".{uuid.uuid4().hex}.partial"
         size = sum(t.numel() * t.element_size() for group in state.tensors.values() for t in group.values())
         try:
-            partial.mkdir(parents=True)
-            _write(state, partial)
-            if target.exists():  # a broken state of the same step, which `latest` skipped
-                shutil.rmtree(target)
-            partial.rename(target)
-            sync_folder(self.folder)
-        except OSError as error:
-            refuse(error, self.folder, size)
+            # It replaces a broken state of the same step, which `latest` skipped.
+            with atomic_folder(target, size=size) as partial:
+                _write(state, partial)
         except SafetensorError as error:
             raise OutputError(
                 f"{self.folder}: a state of {size / 1e6:.0f} MB cannot be written: {error}"
             ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         self._prune(target)
         return target
 
@@ -356,7 +323,7 @@ class States:
         surplus = max(0, len(older) + 1 - self.keep)
         for path in {*older[:surplus], *(set(others) - set(older))}:
             shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob(".*.partial"):
+        for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -366,10 +333,9 @@ def _write(state: State, folder: Path) -> None:
         path = folder / f"{name}.safetensors"
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         save_file(plain, path)
-        sync_file(path)
         digests[path.name] = hash_file(path)
     facts = {"step": state.step, "sha256": digests, "facts": state.facts}
-    write_atomically(folder / _FACTS, (json.dumps(facts, indent=2) + "\n").encode())
+    write_json(folder / _FACTS, facts)
 
 
 def _read(folder: Path) -> State:

@@ -20,7 +20,7 @@ from sar2eo.results.cog import check_space
 from sar2eo.results.outputs import Destination
 from sar2eo.results.stac_output import COLLECTION, make_stac_collection, write_stac_collection
 from sar2eo.settings import TranslateRecipe
-from sar2eo.store.atomic import locked, write_atomically
+from sar2eo.store.atomic import hold_folder, write_file, write_json
 from sar2eo.store.journal import Journal
 from sar2eo.translation.plan import Entry, RunTarget, estimate_disk, find_target, plan
 from sar2eo.translation.provenance import FINGERPRINT
@@ -101,7 +101,7 @@ def _lock(target: RunTarget) -> Iterator[None]:
         target.destination.make_folder()
     shared = target.single is None or target.destination is not None
     try:
-        with locked(target.folder / "archive.partial") if shared else nullcontext():
+        with hold_folder(target.folder / "archive.partial") if shared else nullcontext():
             yield
     finally:
         if target.destination is not None:
@@ -127,7 +127,7 @@ def _upload_collection(name: str, destination: Destination, *, changed: bool) ->
     content = make_stac_collection(texts, present, name)
     if content is not None:
         # The file stays until it is uploaded, so that the next run knows that the upload is due.
-        write_atomically(path, content)
+        write_file(path, content)
         destination.upload(path, COLLECTION)
         path.unlink()
 
@@ -176,7 +176,7 @@ def _write_report(entries: Sequence[Entry], target: RunTarget, seconds: float, p
                     return
             except (OSError, ValueError, KeyError, TypeError):
                 pass
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(path, content)
 
 
 class _Pipeline:

@@ -34,8 +34,7 @@ from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe
-from sar2eo.store.fingerprint import differences
-from sar2eo.store.journal import Journal
+from sar2eo.store.journal import Journal, differences
 from sar2eo.store.s3 import is_object
 from sar2eo.translation.dataset import count_tiles
 from sar2eo.translation.provenance import FINGERPRINT

@@ -27,8 +27,8 @@ from sar2eo.compute.dask_run import (
     active_client,
     collect_telemetry,
     compute_keys,
-    paced,
-    reporting,
+    pace,
+    report_progress,
     reset_telemetry,
 )
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
@@ -222,7 +222,7 @@ class ResultWriter:
             "blocks_resumed": len(done),
         }
         losses = 0
-        with reporting(progress, counts):
+        with report_progress(progress, counts):
             while pending:
                 try:
                     self._run(pending)
@@ -307,7 +307,7 @@ class ResultWriter:
         lead = 16 if client is None else max(16, 3 * sum(client.nthreads().values()))
         keys = list(layer)
         compute_keys(
-            paced(graph, keys, lambda key: isinstance(key, tuple) and str(key[0]).startswith("batch-"), lead),
+            pace(graph, keys, lambda key: isinstance(key, tuple) and str(key[0]).startswith("batch-"), lead),
             keys,
             stop_on_loss=True,
         )

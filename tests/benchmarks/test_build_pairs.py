@@ -31,7 +31,7 @@ def test_build_pairs(compare, tmp_path):
     def build():
         nonlocal count
         shutil.rmtree(tmp_path / "pairs", ignore_errors=True)
-        with cluster.running():
+        with cluster.connect_cluster():
             index = sar2eo.build_pairs(
                 paths["sar"], paths["eo"], tmp_path / "pairs", size=CHIP, stride=CHIP, val=0.0, test=0.0
             )

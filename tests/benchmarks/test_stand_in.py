@@ -13,7 +13,7 @@ from measuring import Ratio
 from stand_in import stand_in
 
 import sar2eo
-from sar2eo.compute.cluster import running
+from sar2eo.compute.cluster import connect_cluster
 from sar2eo.compute.dask_run import collect_telemetry
 from sar2eo.results.outputs import Outputs
 from sar2eo.settings import TranslateRecipe, TranslateSettings
@@ -35,7 +35,7 @@ def written(path, out, spec):
 def test_busy_device_and_assembly(benchmark, ratios, scene, tmp_path):
     size, spec = 16384, stand_in(1 / WINDOWS_A_SECOND, batch=4)
     source, out, copy = scene(size), tmp_path / "eo.tif", tmp_path / "copy.tif"
-    with running():
+    with connect_cluster():
         report = benchmark.pedantic(written, (source, out, spec), rounds=1)
     seconds = report["seconds"]
     share = seconds["model"] / seconds["compute"]
@@ -77,7 +77,7 @@ def test_archive_hides_assembly(benchmark, ratios, scene, tmp_path):
     recipe = TranslateRecipe(
         scenes=tuple(map(str, scenes)), out=str(tmp_path / "out"), settings=TranslateSettings()
     )
-    with running():
+    with connect_cluster():
         entries = benchmark.pedantic(archive.run, (recipe, spec), rounds=1)
     reports = [entry.report["seconds"] for entry in entries]
     ratios.append(
@@ -96,7 +96,7 @@ def test_archive_hides_assembly(benchmark, ratios, scene, tmp_path):
 def test_scaling(benchmark, ratios, scene, tmp_path, workers):
     path, took = scene(SLOW_SIZE), {}
     for count in (1, workers):
-        with running(workers=count):
+        with connect_cluster(workers=count):
             written(path, tmp_path / "warm.tif", stand_in(SLOW_SECONDS / 10, batch=1))  # workers import first
             report = written(path, tmp_path / f"{count}.tif", stand_in(SLOW_SECONDS, batch=1))
             took[count] = report["seconds"]["compute"]
@@ -117,7 +117,7 @@ def test_hundred_thousand_windows(benchmark, ratios, scene, tmp_path):
     """As many windows as a continent has, each so small that next to nothing but Dask is measured."""
     settings = TranslateSettings(tile=64, overlap=8)
     path, spec = scene(SMALL_WINDOWS_SIZE), stand_in(0.0, batch=1)
-    with running(workers=2):
+    with connect_cluster(workers=2):
         written(scene(1024), tmp_path / "warm.tif", spec)
         before = psutil.Process().memory_info().rss
 

@@ -33,7 +33,7 @@ def joined() -> Iterator[str]:
 
 
 def test_started_workers_listen_on_loopback_share_the_cores_and_leave_ctrl_c_to_the_driver() -> None:
-    with cluster.running(workers=1):
+    with cluster.connect_cluster(workers=1):
         client = get_client()
         pids = client.run(os.getpid).values()
         family = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
@@ -52,16 +52,16 @@ def test_cores_are_shared_out() -> None:
 
 def test_a_joined_cluster_is_used_and_stays(joined: str, tmp_path: Path) -> None:
     for _ in range(2):
-        with cluster.running(scheduler=joined):
+        with cluster.connect_cluster(scheduler=joined):
             assert get_client().submit(sum, [1, 2]).result() == 3
 
 
 def test_a_worker_within_this_process_is_counted_once(joined: str) -> None:
-    with cluster.running(scheduler=joined):
+    with cluster.connect_cluster(scheduler=joined):
         dask_run.reset_telemetry()
         counters.add("tiles_translated", 9)
         assert dask_run.collect_telemetry()["tiles_translated"] == 9
-    with cluster.running(workers=1):
+    with cluster.connect_cluster(workers=1):
         dask_run.reset_telemetry()
         counters.add("tiles_translated", 2)
         get_client().run(counters.add, "tiles_translated", 5)
@@ -70,14 +70,14 @@ def test_a_worker_within_this_process_is_counted_once(joined: str) -> None:
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 2, "scheduler": "tcp://127.0.0.1:1"}])
 def test_contradictions_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match="workers"), cluster.running(**options):
+    with pytest.raises(SettingsError, match="workers"), cluster.connect_cluster(**options):
         pass
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense"])
 def test_an_unreachable_cluster_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_JOIN_SECONDS", 1)
-    with pytest.raises(ClusterError, match=address), cluster.running(scheduler=address):
+    with pytest.raises(ClusterError, match=address), cluster.connect_cluster(scheduler=address):
         pass
     assert dask.config.get("scheduler", None) is None
     # Nor does what is left of the attempt come back later.
@@ -88,7 +88,7 @@ def test_an_unreachable_cluster_is_named(address: str, monkeypatch: pytest.Monke
 
 
 def test_workers_that_lack_a_file_or_a_device_are_named(joined: str, tmp_path: Path) -> None:
-    with cluster.running(scheduler=joined):
+    with cluster.connect_cluster(scheduler=joined):
         assert cluster.threads_per_worker(0, joined) == cluster.available_cores()
         cluster.check_workers(paths=[tmp_path], device="cpu")
         with pytest.raises(ClusterError, match=r"does not see .*elsewhere"):

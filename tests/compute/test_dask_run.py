@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.scenes import amplitude, write_scene
 
 import sar2eo
-from sar2eo.compute.dask_run import paced
+from sar2eo.compute.dask_run import pace
 from sar2eo.translation import dataset
 
 
@@ -34,13 +34,13 @@ def example(count: int, reach: int) -> tuple[dict[object, object], list[str]]:
 def test_the_results_stay(count: int, reach: int, lead: int) -> None:
     graph, stores = example(count, reach)
     expected = dask.local.get_sync(graph, stores)
-    assert dask.local.get_sync(paced(graph, stores, is_batch, lead), stores) == expected
+    assert dask.local.get_sync(pace(graph, stores, is_batch, lead), stores) == expected
 
 
 @given(st.integers(2, 30), st.integers(1, 4), st.integers(1, 5))
 def test_a_batch_follows_every_store_that_was_due_a_lead_earlier(count: int, reach: int, lead: int) -> None:
     graph, stores = example(count, reach)
-    order = dask.order.order(paced(graph, stores, is_batch, lead))
+    order = dask.order.order(pace(graph, stores, is_batch, lead))
     for k in range(count):
         due = min(k + reach, count) - 1
         for later in range(due + lead, count):

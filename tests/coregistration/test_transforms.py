@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sar2eo.coregistration.acceptance import Evidence, weigh
-from sar2eo.coregistration.output import tie_rows
-from sar2eo.coregistration.transforms import fit_transform
+from sar2eo.coregistration.tie_points import list_ties
+from sar2eo.coregistration.transforms import Evidence, fit_transform, weigh
 from sar2eo.matching.shifts import Displacement
 from sar2eo.settings import CoregisterSettings
 
@@ -133,7 +132,7 @@ def test_quality_is_of_points_the_fits_did_not_see_in_pixels_and_metres():
     assert quality["before"]["rmse_px"] == pytest.approx(np.sqrt(rows + 64), abs=1e-3)
     assert quality["before"]["rmse_m"] == pytest.approx(np.sqrt(100 * rows + 400 * 64), abs=1e-2)
     assert 0.45 <= quality["after"]["rmse_px"] <= 1.05
-    row = tie_rows(ties_of(at, evidence.shifts), evidence, (10.0, 20.0))[0]
+    row = list_ties(ties_of(at, evidence.shifts), evidence, (10.0, 20.0))[0]
     assert row["accepted"]
     assert row["inlier"]
     assert row["shift_m"] == pytest.approx(np.hypot(10 * row["shift_rows"], 160), abs=1e-3)
@@ -148,7 +147,7 @@ def test_points_that_are_not_sure_count_for_nothing():
     evidence = weighed("affine", shifts, sure)
     assert evidence.refusal is None
     assert len(evidence.at) == 28
-    rows = tie_rows(ties_of(lattice(), shifts, sure), evidence, (10.0, 10.0))
+    rows = list_ties(ties_of(lattice(), shifts, sure), evidence, (10.0, 10.0))
     assert [row["accepted"] for row in rows] == [False] * 21 + [True] * 28
     assert rows[20]["shift_rows"] is None
     assert rows[0]["residual_px"] is None

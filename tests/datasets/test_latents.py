@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_no_shard(train, tmp_path, monkeypatch):
             raise OutputError("no space")
         path.write_bytes(data)
 
-    monkeypatch.setattr("sar2eo.datasets.latents.write_atomically", full)
+    monkeypatch.setattr("sar2eo.datasets.latents.write_file", full)
     with pytest.raises(OutputError):
         build(train, tmp_path / "latents")
     assert not list((tmp_path / "latents").glob("*.safetensors"))

@@ -235,7 +235,7 @@ def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> N
 def test_what_cannot_be_written_is_refused_before_any_work(pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file" / "report", tmp_path / "file" / "deep" / "er"):
-        with pytest.raises(OutputError, match="no folder that can be written"):
+        with pytest.raises(OutputError, match="is not a writable folder"):
             plan_evaluation("identity", pairs, out)
     plan_evaluation("identity", pairs, tmp_path / "new" / "folders" / "report")
     assert not (tmp_path / "new").exists()

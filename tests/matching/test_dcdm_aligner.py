@@ -81,7 +81,7 @@ def test_build_pairs_takes_a_matcher_and_records_it(model, scenes, tmp_path):
     ("card", "error", "words"),
     [
         ({"threshold": None}, CheckpointError, "no threshold"),
-        ({"threshold": 0.1, "scaling": 300.0}, SettingsError, "wants amplitude over 300"),
+        ({"threshold": 0.1, "scaling": 300.0}, SettingsError, "takes amplitude divided by 300"),
     ],
 )
 def test_a_matcher_that_cannot_align_is_refused(scenes, tmp_path, card, error, words):

@@ -281,7 +281,7 @@ def test_sampling_a_known_clean_latent_goes_straight_to_it(folder: Path) -> None
 
     last = similarity.translate_latents(Constant(), clean, None, found.schedule, 2, 7)  # type: ignore[arg-type]
     assert torch.equal(last.clean, clean)
-    bars = similarity.alpha_bars(found.schedule)
+    bars = similarity.compute_alpha_bars(found.schedule)
     noise = (seen[0] - bars[999].sqrt() * clean) / (1 - bars[999]).sqrt()
     expected = bars[499].sqrt() * clean + (1 - bars[499]).sqrt() * noise
     assert torch.allclose(seen[1], expected, atol=1e-5)

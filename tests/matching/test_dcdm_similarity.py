@@ -29,7 +29,9 @@ def oracle(template, template_valid, search, search_valid):
             continue
         f, g = template[:, both].astype(float), search[:, r : r + h, c : c + w][:, both].astype(float)
         f, g = f - f.mean(1, keepdims=True), g - g.mean(1, keepdims=True)
-        found[r, c] = (f * g).sum() / math.sqrt((f**2).sum() * (g**2).sum())
+        power = (f**2).sum() * (g**2).sum()
+        if power > 0:  # it is 0 where a single pixel is shared
+            found[r, c] = (f * g).sum() / math.sqrt(power)
     return found
 
 

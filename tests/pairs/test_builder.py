@@ -21,12 +21,13 @@ from support.scene_fixtures import write_raster, write_safe
 import sar2eo
 from sar2eo.errors import JournalError, OutputError, PairsError, PairsWarning, RadiometryError, SettingsError
 from sar2eo.matching.shifts import Displacement, LocalShift
-from sar2eo.pairs import builder, tasks
-from sar2eo.pairs.index import COLUMNS, passes, read_index
+from sar2eo.pairs import builder
+from sar2eo.pairs.chips import cut_run
+from sar2eo.pairs.index import COLUMNS, name_passes, read_index
 from sar2eo.scenes.sources import Source
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.store.journal import Journal
-from sar2eo.store.task_results import PartStore
+from sar2eo.store.task_results import TaskResults, keep_result
 
 CRS = "EPSG:32633"
 
@@ -168,7 +169,7 @@ def test_a_stopped_build_goes_on_and_ends_as_if_it_had_not_stopped(
 
     with monkeypatch.context() as patch:
         if stop == "cut":
-            original = tasks.cut_run
+            original = cut_run
             patch.setattr(builder, "_RUN_CELLS", 8)
             patch.setattr(builder, "cut_run", lambda *a: failing(*a, original=original))
         elif stop == "index":
@@ -190,8 +191,8 @@ def test_a_stopped_build_goes_on_and_ends_as_if_it_had_not_stopped(
     done = []
     with monkeypatch.context() as patch:
         patch.setattr(builder, "_RUN_CELLS", 8 if stop == "cut" else builder._RUN_CELLS)
-        original = tasks.cut_run
-        patch.setattr(builder, "cut_run", lambda *a: done.append(a[-1].name) or original(*a))
+        original = cut_run
+        patch.setattr(builder, "cut_run", lambda *a: done.append(a[-1].label) or original(*a))
         resumed = build(scenes, tmp_path / "pairs")
     pd.testing.assert_frame_equal(pd.DataFrame(resumed), pd.DataFrame(read_index(whole)))
     # How long it took is not told without what was done before.
@@ -216,7 +217,7 @@ def test_a_damaged_chip_or_part_is_made_again(scenes, whole, tmp_path, monkeypat
     part = next(path for path in sorted((work / "parts").iterdir()) if path.name.startswith("cut-s0001e0001"))
     part.write_bytes(b"[]")
     done = []
-    original = tasks.cut_run
+    original = cut_run
     with monkeypatch.context() as patch:
         patch.setattr(builder, "cut_run", lambda *a: done.append(a[-1].label) or original(*a))
         resumed = build(scenes, tmp_path / "pairs")
@@ -292,7 +293,7 @@ def test_records_are_json_for_every_reader(scenes, tmp_path):
         return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
 
     build(scenes, tmp_path / "pairs", max_days=float("inf"), report=tmp_path / "report.json")
-    assert strictly(tmp_path / "pairs/pairs.json")["settings"]["max_days"] == "inf"
+    assert strictly(tmp_path / "pairs/pairs.json")["settings"]["max_days"] is None
     assert strictly(tmp_path / "report.json")["scene_pairs"]
     again = build(scenes, tmp_path / "pairs", max_days=float("inf"))
     assert again.attrs["report"]["done_before"]
@@ -488,7 +489,7 @@ def test_worker_processes_make_the_same_chips(scenes, whole, tmp_path):
     from sar2eo.compute import cluster
 
     told = []
-    with cluster.running(workers=1):
+    with cluster.connect_cluster(workers=1):
         together = build(scenes, tmp_path / "together", progress=told.append)
     pd.testing.assert_frame_equal(pd.DataFrame(read_index(whole)), pd.DataFrame(together))
     one, other = state(whole / "chips"), state(tmp_path / "together/chips")
@@ -514,7 +515,7 @@ def test_scenes_of_one_orbit_are_one_pass():
         None,
         "2024-05-18T07:07:09Z",
     ]
-    found = passes([Source(f"{at}.tif", datetime=time) for at, time in enumerate(times)])
+    found = name_passes([Source(f"{at}.tif", datetime=time) for at, time in enumerate(times)])
     # Each is less than ten minutes from the next of its pass, even if not from the first.
     assert found[0] == found[1] == found[3]
     assert len(set(found)) == 4
@@ -543,7 +544,7 @@ def test_passes_are_those_over_one_place(tmp_path):
 
 def test_satellites_that_meet_are_two_passes():
     time = "2024-05-06T07:07:09Z"
-    found = passes([Source(f"{name}.tif", datetime=time, platform=name) for name in ("S1A", "S1C")])
+    found = name_passes([Source(f"{name}.tif", datetime=time, platform=name) for name in ("S1A", "S1C")])
     assert len(set(found)) == 2
 
 
@@ -566,14 +567,11 @@ def test_the_index_is_refused_where_it_is_none(tmp_path):
 
 def test_a_file_that_gets_its_final_name_meanwhile_stops_nothing(tmp_path, monkeypatch):
     """A thread of an interrupted call may still be writing when the next call looks around."""
-    store = PartStore(str(tmp_path))
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "chips").mkdir()
-    store.save("one", [1])
-    leftover = tmp_path / "parts" / ".0123.tmp"
+    keep_result(tmp_path, "one", b"[1]")
+    leftover = tmp_path / ".0123.tmp"
     leftover.touch()
-    listed = list((tmp_path / "parts").iterdir())
+    listed = list(tmp_path.iterdir())
     leftover.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", lambda self: iter(listed))
-        assert store.load() == {"one": [1]}
+        assert TaskResults(tmp_path).known == {"one": [1]}

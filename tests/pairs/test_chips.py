@@ -24,7 +24,7 @@ from sar2eo.scenes.reader import SceneReader
 from sar2eo.scenes.sar_scene import SarScene, open_sar_scene
 from sar2eo.scenes.warp import lanczos_taps, read_padded, read_shifted
 from sar2eo.settings import PairsSettings, SceneSettings
-from sar2eo.store.fingerprint import checksum
+from sar2eo.store.atomic import checksum
 
 GRID = Grid("EPSG:32633", (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0), (60, 70))
 

@@ -12,7 +12,7 @@ from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.windows import Window
 from sar2eo.matching.shifts import Displacement
 from sar2eo.matching.structure import StructuralAligner
-from sar2eo.pairs.displacements import measure
+from sar2eo.pairs.alignment import measure
 from sar2eo.scenes.optical import open_eo_scene
 from sar2eo.scenes.sar_scene import open_sar_scene
 from sar2eo.scenes.warp import read_shifted

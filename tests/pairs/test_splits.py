@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
 from sar2eo.pairs import splits
-from sar2eo.pairs.splits import Chips, assign, block_names, near, smallest_distance, split_of
+from sar2eo.pairs.splits import Chips, assign, choose_split, find_near, measure_distance, name_blocks
 from sar2eo.settings import PairsSettings
 
 UTM = "EPSG:32633"
@@ -48,8 +48,8 @@ def test_distances_are_those_of_the_plane(ours, theirs, metres):
     others = [shapely.box(x, y, x + side, y + side) for x, y in theirs]
     table = np.array([[shapely.distance(a, b) for b in others] for a in boxes])
     left, right = Chips(chips_at(ours, side)), Chips(chips_at(theirs, side))
-    assert smallest_distance(left, right) == pytest.approx(table.min(), rel=1e-3, abs=1.0)
-    found = near(left, right, metres)
+    assert measure_distance(left, right) == pytest.approx(table.min(), rel=1e-3, abs=1.0)
+    found = find_near(left, right, metres)
     surely_near, surely_far = table.min(axis=1) < metres * 0.999 - 1, table.min(axis=1) > metres * 1.001 + 1
     assert found[surely_near].all()
     assert not found[surely_far].any()
@@ -68,7 +68,7 @@ def test_distances_are_those_of_the_plane(ours, theirs, metres):
 def test_distances_hold_wherever_on_earth(ours, theirs):
     side = 200.0
     _, _, between = GEOD.inv(*ours, *theirs)
-    found = smallest_distance(Chips(around(*ours, side)), Chips(around(*theirs, side)))
+    found = measure_distance(Chips(around(*ours, side)), Chips(around(*theirs, side)))
     # Between centres, less half a side or diagonal of both; far apart, the sphere is right to 0.5 %.
     assert between * 0.995 - side * math.sqrt(2) <= found <= between * 1.005 - side * 0.99
 
@@ -78,11 +78,11 @@ def test_chips_that_touch_are_not_near_at_no_distance_and_those_that_overlap_are
     one = Chips(chips_at(origin, 1000))
     beside = Chips(chips_at(origin + np.array([1000, 0]), 1000))
     over = Chips(chips_at(origin + np.array([990, 0]), 1000))
-    assert not near(one, beside, 0.0).any()
-    assert near(one, over, 0.0).all()
-    assert near(one, beside, 1.0).all()
-    assert near(one, Chips(np.empty((0, 4, 2))), 1e9).tolist() == [False]
-    assert smallest_distance(one, Chips(np.empty((0, 4, 2)))) is None
+    assert not find_near(one, beside, 0.0).any()
+    assert find_near(one, over, 0.0).all()
+    assert find_near(one, beside, 1.0).all()
+    assert find_near(one, Chips(np.empty((0, 4, 2))), 1e9).tolist() == [False]
+    assert measure_distance(one, Chips(np.empty((0, 4, 2)))) is None
 
 
 def test_a_block_is_a_cell_of_an_equal_area_grid():
@@ -93,11 +93,11 @@ def test_a_block_is_a_cell_of_an_equal_area_grid():
     s, e = math.sin(math.radians(lat)), math.sqrt(e2)
     q = (1 - e2) * (s / (1 - e2 * s * s) - math.log((1 - e * s) / (1 + e * s)) / (2 * e))
     x, y = a * k0 * math.radians(lon), a * q / (2 * k0)
-    (name,) = block_names(np.array([[lon, lat]]), 20_000.0)
+    (name,) = name_blocks(np.array([[lon, lat]]), 20_000.0)
     assert name == f"{math.floor(x / 20_000)}_{math.floor(y / 20_000)}"
-    east, west = block_names(np.array([[180.0, 10.0], [-180.0, 10.0]]), 20_000.0)
+    east, west = name_blocks(np.array([[180.0, 10.0], [-180.0, 10.0]]), 20_000.0)
     assert east == west
-    assert block_names(np.empty((0, 2)), 1.0) == []
+    assert name_blocks(np.empty((0, 2)), 1.0) == []
 
 
 def test_the_split_of_a_block_is_a_hash_of_seed_and_block():
@@ -105,16 +105,16 @@ def test_the_split_of_a_block_is_a_hash_of_seed_and_block():
     assert drawn == pytest.approx(0.123526, abs=1e-6)
     shares = ((drawn + 1e-9, 0, "test"), (0.1, drawn - 0.1 + 1e-9, "val"), (0.1, drawn - 0.1 - 1e-9, "train"))
     for test, val, expected in shares:
-        assert split_of("-574_206", val=val, test=test, seed=2025) == expected
+        assert choose_split("-574_206", val=val, test=test, seed=2025) == expected
 
 
 def test_shares_of_blocks_are_those_asked_for():
     names = [f"{i}_{j}" for i in range(100) for j in range(100)]
-    found = [split_of(name, val=0.1, test=0.2, seed=7) for name in names]
+    found = [choose_split(name, val=0.1, test=0.2, seed=7) for name in names]
     # Binomial, n = 10 000: standard deviations are 0.003 and 0.004.
     assert found.count("val") / 1e4 == pytest.approx(0.1, abs=0.015)
     assert found.count("test") / 1e4 == pytest.approx(0.2, abs=0.02)
-    other = [split_of(name, val=0.1, test=0.2, seed=8) for name in names]
+    other = [choose_split(name, val=0.1, test=0.2, seed=8) for name in names]
     assert np.mean([a != b for a, b in zip(found, other, strict=True)]) > 0.3
 
 
@@ -172,11 +172,11 @@ def test_many_dates_of_one_place_are_measured_once_and_a_bounded_number_at_a_tim
 
     monkeypatch.setattr(splits, "_measured", measured)
     monkeypatch.setattr(splits, "_AT_ONCE", 8)
-    found = near(Chips(series[ours]), Chips(series[theirs]), 6000.0)
+    found = find_near(Chips(series[ours]), Chips(series[theirs]), 6000.0)
     np.testing.assert_array_equal(found.reshape(50, 5), np.tile(found[:5], (50, 1)))
     assert found[:5].tolist() == [False, False, False, True, True]
     # The sixth chip, 2560 m wide on a grid of scale 0.9996, lies between the two.
-    assert smallest_distance(Chips(series[ours]), Chips(series[theirs])) == pytest.approx(2561, abs=0.5)
+    assert measure_distance(Chips(series[ours]), Chips(series[theirs])) == pytest.approx(2561, abs=0.5)
     assert len(sizes) > 2
     assert max(sizes) <= 8 + 12
     assert sum(sizes) < 200

@@ -68,7 +68,7 @@ def run(*arguments: object) -> Result:
 
 
 def pixels(client: Any, url: str) -> np.ndarray:
-    bucket, key = s3.parted(url)
+    bucket, key = s3.split_url(url)
     with MemoryFile(client.get_object(Bucket=bucket, Key=key)["Body"].read()) as file, file.open() as raster:
         return raster.read()
 
@@ -91,7 +91,7 @@ def test_one_scene_to_one_object(client: Any, work: Path, prefix: str) -> None:
     done = run(*asked)
     assert done.exit_code == 0, done.output
     assert f"{prefix}eo.tif: " in done.stdout
-    assert set(s3.listed(prefix)) == {"eo.tif", "eo.json", "eo.png"}
+    assert set(s3.list_objects(prefix)) == {"eo.tif", "eo.json", "eo.png"}
     assert left() == []
     np.testing.assert_array_equal(pixels(client, f"{prefix}eo.tif"), local(work, "a"))
     head = client.head_object(Bucket="results", Key=f"{work.name}/eo.tif")
@@ -119,17 +119,17 @@ def test_an_archive(client: Any, work: Path, prefix: str) -> None:
     assert told["scenes"][0]["output"] == f"{prefix}a_eo.tif"
     assert told["scenes"][0]["report"]["seconds"]["upload"] > 0
     both = {"a_eo.tif", "a_eo.json", "b_eo.tif", "b_eo.json", "collection.json"}
-    assert set(s3.listed(prefix)) == both
-    before = s3.listed(prefix)
+    assert set(s3.list_objects(prefix)) == both
+    before = s3.list_objects(prefix)
     # A folder of local files may join them, and the collection knows all.
     again = run("translate", work / "scenes", "--out", prefix, *DATED, "--overwrite", "--dry-run")
     assert again.exit_code == 0, again.output
-    assert s3.listed(prefix) == before, "a dry run changes nothing"
+    assert s3.list_objects(prefix) == before, "a dry run changes nothing"
     assert left() == []
     more = run("translate", *stored[:2], f"s3://scenes/{work.name}/c.tif", "--out", prefix, *DATED)
     assert more.exit_code == 0, more.output
     assert "skipped        2" in more.stdout
-    after = s3.listed(prefix)
+    after = s3.list_objects(prefix)
     assert {name: after[name].etag for name in both - {"collection.json"}} == {
         name: before[name].etag for name in both - {"collection.json"}
     }
@@ -177,7 +177,7 @@ def test_after_a_failing_upload_the_same_command_only_uploads(
         patch.setattr(storing_blocks, "_store_block", never)
         done = run(*asked)
     assert done.exit_code == 0, done.output
-    assert set(s3.listed(prefix)) == {"a_eo.tif", "a_eo.json", "collection.json"}
+    assert set(s3.list_objects(prefix)) == {"a_eo.tif", "a_eo.json", "collection.json"}
     np.testing.assert_array_equal(pixels(client, f"{prefix}a_eo.tif"), local(work, "a"))
     assert left() == []
 
@@ -206,7 +206,7 @@ def test_a_replaced_result_takes_its_item_along(work: Path, prefix: str) -> None
     scene = work / "scenes" / "a.tif"
     assert run("translate", scene, "--out", f"{prefix}eo.tif", *DATED).exit_code == 0
     assert run("translate", scene, "--out", f"{prefix}eo.tif", *SMALL, "--overwrite").exit_code == 0
-    assert set(s3.listed(prefix)) == {"eo.tif"}, "an undated result has no item"
+    assert set(s3.list_objects(prefix)) == {"eo.tif"}, "an undated result has no item"
 
 
 def test_unfinished_work_may_lie_elsewhere(work: Path, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_the_library_writes_there_too(client: Any, work: Path, prefix: str) -> N
     lazy = sar2eo.translate(scene, model="identity", tile=128, overlap=16, scaling=(500.0,))
     report = sar2eo.write_cog(lazy, f"{prefix}eo.tif", quicklook=f"{prefix}eo.png")
     assert report["tiles"]["translated"] == 6
-    assert set(s3.listed(prefix)) == {"eo.tif", "eo.json", "eo.png"}
+    assert set(s3.list_objects(prefix)) == {"eo.tif", "eo.json", "eo.png"}
     np.testing.assert_array_equal(pixels(client, f"{prefix}eo.tif"), local(work, "a"))
     with pytest.raises(OutputError, match=r"eo\.json exists|eo\.tif exists"):
         sar2eo.write_cog(lazy, f"{prefix}eo.tif")
@@ -365,7 +365,7 @@ def test_a_file_of_several_parts_arrives_whole(client: Any, work: Path) -> None:
     path.write_bytes(np.random.default_rng(1).bytes(9 * 2**20))  # parts are of 8 MiB
     s3.upload(path, f"s3://results/{work.name}/large.bin")
     assert s3.fetch(f"s3://results/{work.name}/large.bin") == path.read_bytes()
-    assert s3.listed(f"s3://results/{work.name}/")["large.bin"].etag.endswith('-2"')
+    assert s3.list_objects(f"s3://results/{work.name}/")["large.bin"].etag.endswith('-2"')
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,8 @@ def test_gdal_and_the_upload_reach_the_same_store(
     monkeypatch.delenv("AWS_REGION")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = s3.gdal_options()
+    session, options = s3.gdal_environment()
+    found = {**session.get_credential_options(), **options}
     assert {name: found[name] for name in expected} == expected
     assert ("AWS_ACCESS_KEY_ID" in found) is ("AWS_NO_SIGN_REQUEST" not in environment)
     told = s3._client().meta.endpoint_url

@@ -8,7 +8,7 @@ import shapely
 from support.scene_fixtures import speckle, write_raster, write_safe, zip_safe
 
 from sar2eo.errors import PairsError, SceneError
-from sar2eo.pairs.index import tags_of
+from sar2eo.pairs.index import create_chip_tags
 from sar2eo.scenes import display_name, open_scene
 from sar2eo.scenes.sources import Source, expand_sources
 
@@ -213,6 +213,6 @@ def test_what_is_recorded_of_signed_urls_holds_no_secret():
     assert display_name(both) == "VV=https://store.example/a_vv.tif,VH=https://store.example/a_vh.tif"
     common = dict.fromkeys(("quantity", "calibration", "sar_datetime", "eo_datetime"))
     common |= {"polarisations": ["VV", "VH"], "scaling": [1.0, 2.0]}
-    tags = tags_of(common | {"sar_href": display_name(both), "eo_href": "/data/eo.tif"})
+    tags = create_chip_tags(common | {"sar_href": display_name(both), "eo_href": "/data/eo.tif"})
     assert tags["SAR_SOURCE"] == "VV=a_vv.tif,VH=a_vh.tif"
     assert tags["EO_SOURCE"] == "eo.tif"

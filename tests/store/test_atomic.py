@@ -14,7 +14,7 @@ from sar2eo.store import atomic
 def test_what_a_crash_has_left_is_taken_over(tmp_path: Path) -> None:
     path, left = tmp_path / "report.json", tmp_path / ".report.json.tmp"
     left.write_bytes(b"half of something that was longer")
-    atomic.write_atomically(path, b"whole")
+    atomic.write_file(path, b"whole")
     assert path.read_bytes() == b"whole"
     assert os.listdir(tmp_path) == ["report.json"]  # noqa: PTH208
 
@@ -27,7 +27,7 @@ def test_writers_of_one_file_wait_for_each_other(tmp_path: Path) -> None:
     def write(data: bytes) -> None:
         try:
             for _ in range(5):
-                atomic.write_atomically(path, data)
+                atomic.write_file(path, data)
                 assert path.read_bytes() in contents
         except Exception as error:
             errors.append(error)
@@ -47,7 +47,7 @@ def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
     victim.write_bytes(b"mine")
     (tmp_path / ".report.json.tmp").symlink_to(victim)
     with pytest.raises(OutputError, match="cannot be written"):
-        atomic.write_atomically(tmp_path / "report.json", b"whole")
+        atomic.write_file(tmp_path / "report.json", b"whole")
     assert victim.read_bytes() == b"mine"
 
 

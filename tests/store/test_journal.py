@@ -293,7 +293,8 @@ def test_a_full_disk_names_folder_and_space_and_leaves_no_rest(folder: Path) -> 
 
 def test_a_second_run_is_refused_until_the_first_is_killed(folder: Path) -> None:
     holder = start(
-        'Journal.open(Path(sys.argv[1]), {"a": 1}); print("open", flush=True); time.sleep(60)', folder
+        'journal = Journal.open(Path(sys.argv[1]), {"a": 1}); print("open", flush=True); time.sleep(60)',
+        folder,
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "open\n"

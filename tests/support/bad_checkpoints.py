@@ -234,7 +234,7 @@ CHECKPOINTS = [
     broken("a card with a ground sample distance of NaN", edited(CARD, gsd_m=np.nan), "gsd_m=nan"),
     broken("a card with an infinite ground sample distance", edited(CARD, gsd_m=np.inf), "gsd_m=inf"),
     broken("a card with an infinite scaling", edited(CARD, scaling=np.inf), "scaling=inf"),
-    broken("a card with a polarisation for a list", edited(CARD, polarisations="VV"), "'VV' is no list"),
+    broken("a card with a polarisation for a list", edited(CARD, polarisations="VV"), "'VV' is not a list"),
     broken(
         "a card with a polarisation twice",
         edited(CARD, polarisations=["VV", "VV"], channels=[["VV"]] * 3),

@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(checkpoint: Path, tmp_path: Path
 def test_a_killed_worker_is_replaced_and_its_work_redone(
     scene_file: Path, checkpoint: Path, whole: xr.Dataset, tmp_path: Path
 ) -> None:
-    with cluster.running(workers=2):
+    with cluster.connect_cluster(workers=2):
         from distributed import get_client
 
         victim = next(iter(get_client().run(os.getpid).values()))

@@ -50,7 +50,7 @@ def test_a_killed_worker_costs_what_it_had_not_written(scene_file: Path, tmp_pat
     counts.mkdir()
     lazy = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", **OPTIONS)
     undisturbed = sar2eo.write_cog(lazy, tmp_path / "whole.tif")["tiles"]["total"]
-    with cluster.running(workers=2):
+    with cluster.connect_cluster(workers=2):
         client = get_client()
         pids = client.run(os.getpid)
         client.run(exec, SLOW, {"folder": str(counts)})

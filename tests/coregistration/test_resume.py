@@ -174,7 +174,7 @@ def test_the_same_call_goes_on_where_one_was_stopped(scenes, tmp_path, monkeypat
         raise _PowerCutError
 
     with monkeypatch.context() as patched:
-        patched.setattr(registration, "quiver_picture", cut)
+        patched.setattr(registration, "draw_ties", cut)
         with pytest.raises(_PowerCutError):
             go(stopped)
     # Tasks are of four; of 25 one is of one. The tenth template ended its own.

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from support.scene_fixtures import NORTH_UP, UTM, write_raster
 
-from sar2eo.coregistration.band_layout import Layout, layout_of
-from sar2eo.coregistration.moved_reader import MovedReader, lanczos_at, moved_mapping
-from sar2eo.coregistration.output import write_moved
+from sar2eo.coregistration.moved_scene import (
+    Layout,
+    MovedReader,
+    lanczos_at,
+    map_moved,
+    read_layout,
+    write_moved,
+)
 from sar2eo.coregistration.transforms import FieldTransform, LinearTransform
 from sar2eo.errors import RadiometryError
 from sar2eo.geo.grid import Grid
@@ -86,8 +91,8 @@ def opened_sar(path: Path, **more: object):
 
 
 def moved(scene, grid: Grid, transform) -> tuple[MovedReader, Layout]:
-    reader, layout = layout_of(scene)
-    mapping = moved_mapping(scene.reader, grid, transform)
+    reader, layout = read_layout(scene)
+    mapping = map_moved(scene.reader, grid, transform)
     return MovedReader(reader, mapping, grid, getattr(scene, "quantity", None), layout.nearest), layout
 
 
@@ -96,7 +101,7 @@ def test_no_shift_on_the_same_grid_copies_every_pixel(tmp_path):
     reader, layout = moved(scene, scene.grid, NOWHERE)
     values = reader.read(scene.grid.window)
     np.testing.assert_array_equal(values, scene.reader.read(scene.grid.window))
-    stored, valid = layout.stored(values)
+    stored, valid = layout.encode(values)
     with rasterio.open(tmp_path / "sar.tif") as file:
         np.testing.assert_array_equal(stored, file.read())
         np.testing.assert_array_equal(valid, file.dataset_mask() > 0)
@@ -182,15 +187,15 @@ def layout(dtype: str, nodata: float | None, *, together: bool = False, scale=1.
 
 def test_rounding_makes_no_valid_pixel_nodata():
     values = np.array([[[0.2, 7.4, np.nan, 300.0]], [[0.4, 0.3, np.nan, -5.0]]], np.float32)
-    stored, valid = layout("uint8", 0).stored(values)
+    stored, valid = layout("uint8", 0).encode(values)
     np.testing.assert_array_equal(stored, [[[1, 7, 0, 255]], [[1, 1, 0, 1]]])
     np.testing.assert_array_equal(valid, [[True, True, False, True]])
     # In a picture a dark band is no hole.
-    stored, _ = layout("uint8", 0, together=True).stored(values)
+    stored, _ = layout("uint8", 0, together=True).encode(values)
     np.testing.assert_array_equal(stored, [[[1, 7, 0, 255]], [[1, 0, 0, 0]]])
-    stored, _ = layout("uint8", 255).stored(values)
+    stored, _ = layout("uint8", 255).encode(values)
     np.testing.assert_array_equal(stored[0], [[0, 7, 255, 254]])
-    stored, valid = layout("float32", float("nan"), scale=0.5, offset=1.0).stored(values)
+    stored, valid = layout("float32", float("nan"), scale=0.5, offset=1.0).encode(values)
     np.testing.assert_allclose(stored[0], [[-1.6, 12.8, np.nan, 598.0]], rtol=1e-6)
 
 
@@ -244,7 +249,7 @@ def test_complex_samples_are_refused(tmp_path):
     values = (np.ones((1, 40, 40)) * (1 + 1j)).astype(np.complex64)
     path = write_raster(tmp_path / "slc.tif", values, names=("VV",))
     with pytest.raises(RadiometryError, match="complex"):
-        layout_of(open_sar_scene(str(path), PairsSettings(), SceneSettings())[0])
+        read_layout(open_sar_scene(str(path), PairsSettings(), SceneSettings())[0])
 
 
 def test_a_rotated_scene_is_interpolated_once_from_its_own_pixels(tmp_path):
