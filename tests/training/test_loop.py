@@ -501,7 +501,7 @@ def test_results_are_on_disk_before_they_have_their_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
-    monkeypatch.setattr("sar2eo.training.run_folder.sync_file", lambda path: synced.append(path.name))
+    monkeypatch.setattr("sar2eo.store.atomic.sync_file", lambda path: synced.append(path.name))
 
     def export(path: Path) -> Path:
         (path / "vae").mkdir(parents=True)
