@@ -229,7 +229,7 @@ def sum_octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: np
     predicted, true = (np.asarray(image, dtype=np.float64) for image in (prediction, truth))
     height, width = true.shape[-2:]
     window = np.outer(_hann(height), _hann(width)) * (np.asarray(valid) > 0)
-    spectra = [np.fft.fft2(_centred(image, window) * window) for image in (predicted, true)]
+    spectra = [np.fft.fft2(_centre(image, window) * window) for image in (predicted, true)]
     octaves = _octave_of(height, width)
     count = count_octaves(height, width)
 
@@ -264,7 +264,7 @@ def _hann(size: int) -> FloatArray:
     return np.asarray(np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2)
 
 
-def _centred(image: FloatArray, window: FloatArray) -> FloatArray:
+def _centre(image: FloatArray, window: FloatArray) -> FloatArray:
     weights = (window > 0).astype(np.float64)
     mean = (image * weights).sum(axis=(-2, -1), keepdims=True) / max(weights.sum(), 1.0)
     return np.asarray(image - mean)

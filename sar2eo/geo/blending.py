@@ -112,10 +112,8 @@ def gather_block(
         ``sum(w x) / sum(w)``. Where a single tile counts, its values unchanged.
     """
     out = np.zeros((bands, block.height, block.width), dtype)
-    for rows in _clipped(axis_spans(lattice.rows, lattice.tile, lattice.overlap), block.row, block.stop_row):
-        for cols in _clipped(
-            axis_spans(lattice.cols, lattice.tile, lattice.overlap), block.col, block.stop_col
-        ):
+    for rows in _clip(axis_spans(lattice.rows, lattice.tile, lattice.overlap), block.row, block.stop_row):
+        for cols in _clip(axis_spans(lattice.cols, lattice.tile, lattice.overlap), block.col, block.stop_col):
             inside = (
                 slice(rows.start - block.row, rows.stop - block.row),
                 slice(cols.start - block.col, cols.stop - block.col),
@@ -147,7 +145,7 @@ def _blend_span(out: npt.NDArray[Any], rows: Span, cols: Span, lattice: Lattice,
         out[...] = np.rint(total) if out.dtype.kind == "u" else total
 
 
-def _clipped(spans: tuple[Span, ...], start: int, stop: int) -> list[Span]:
+def _clip(spans: tuple[Span, ...], start: int, stop: int) -> list[Span]:
     """Cut spans to the pixels from `start` to `stop`."""
     clipped = []
     for span in spans:

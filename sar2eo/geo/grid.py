@@ -153,7 +153,7 @@ class Grid:
                 "degrees are longitude before latitude"
             )
         if source is not None and self.pyproj_crs.is_geographic:
-            west, east = self._turned(west, east)
+            west, east = self._turn(west, east)
         to_pixel = ~self.affine
         corners = [to_pixel @ xy for xy in ((west, south), (west, north), (east, south), (east, north))]
         cols, rows = zip(*corners, strict=True)
@@ -169,7 +169,7 @@ class Grid:
             )
         return found
 
-    def _turned(self, west: float, east: float) -> tuple[float, float]:
+    def _turn(self, west: float, east: float) -> tuple[float, float]:
         """Move longitudes by whole turns, so that east is above west and both are near the grid."""
         east += 360.0 * (east < west)
         left, _, right, _ = self.bounds

@@ -223,7 +223,7 @@ def _structure(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> Floa
 def _ncc(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArray:
     """Correlation coefficient of the grey values that both share (Padfield, IEEE TIP 21(5), 2012)."""
     correlator = _Correlator(sar.shape, eo.shape, lags)
-    (f, m), (g, n) = _standardised(sar), _standardised(eo)
+    (f, m), (g, n) = _standardise(sar), _standardise(eo)
     F, M, F2 = (correlator.spectrum(part) for part in (f, m, f * f))
     G, N, G2 = (correlator.spectrum(part).conj() for part in (g, n, g * g))
     shared = correlator.surface(M * N)
@@ -239,7 +239,7 @@ def _phase(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArr
     correlator = _Correlator(sar.shape, eo.shape, lags)
     valid = [np.isfinite(image).astype(np.float32) for image in (sar, eo)]
     shared = correlator.surface(correlator.spectrum(valid[0]) * correlator.spectrum(valid[1]).conj())
-    product = correlator.spectrum(_tapered(sar)) * correlator.spectrum(_tapered(eo)).conj()
+    product = correlator.spectrum(_taper(sar)) * correlator.spectrum(_taper(eo)).conj()
     strength = np.abs(product)
     phases = product / np.maximum(strength, np.float32(1e-12))
     smooth = correlator.low_pass((strength > 0).astype(np.complex64), _PHASE_SIGMA)
@@ -249,7 +249,7 @@ def _phase(sar: FloatArray, eo: FloatArray, lags: tuple[range, ...]) -> FloatArr
     return _ratio(surface, np.full_like(surface, np.float32(peak > 0)), shared)
 
 
-def _tapered(image: FloatArray) -> FloatArray:
+def _taper(image: FloatArray) -> FloatArray:
     """Return an image less its mean, falling to 0 towards its border and towards holes.
 
     Both are edges at one place in both images, and would vote for no shift at all.
@@ -266,7 +266,7 @@ def _tapered(image: FloatArray) -> FloatArray:
     return tapered
 
 
-def _standardised(image: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _standardise(image: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return an image with mean 0 and deviation 1 where it is valid and 0 elsewhere, and its mask."""
     mean, valid = smooth_valid(image, _SCALE)
     mask = valid.astype(np.float32)

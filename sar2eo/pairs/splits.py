@@ -213,7 +213,7 @@ def find_near(chips: Chips, others: Chips, metres: float) -> BoolArray:
     (ours, which), (theirs, _) = chips.distinct, others.distinct
     found = np.zeros(len(ours), dtype=bool)
     for left, right in _pairs(ours, theirs, metres + ours.radius + theirs.radius):
-        distance, shared = _measured(ours, theirs, left, right)
+        distance, shared = _measure(ours, theirs, left, right)
         found[left[(distance < metres) | (shared > _TOUCHING)]] = True
     return np.asarray(found[which])
 
@@ -225,10 +225,10 @@ def measure_distance(chips: Chips, others: Chips) -> float | None:
     (ours, _), (theirs, _) = chips.distinct, others.distinct
     nearest, index = theirs.tree.query(ours.centres)
     best = int(nearest.argmin())
-    bound, _ = _measured(ours, theirs, np.array([best]), np.array([int(index[best])]))
+    bound, _ = _measure(ours, theirs, np.array([best]), np.array([int(index[best])]))
     # No pair with centres farther apart than this can be nearer than the pair just measured.
     pairs = _pairs(ours, theirs, float(bound[0]) + ours.radius + theirs.radius + 1.0)
-    return min(float(_measured(ours, theirs, left, right)[0].min()) for left, right in pairs)
+    return min(float(_measure(ours, theirs, left, right)[0].min()) for left, right in pairs)
 
 
 def _pairs(
@@ -244,7 +244,7 @@ def _pairs(
             yield np.repeat(run, counts[run]), right
 
 
-def _measured(
+def _measure(
     chips: Chips, others: Chips, left: npt.NDArray[np.intp], right: npt.NDArray[np.intp]
 ) -> tuple[FloatArray, FloatArray]:
     """Distances in metres of pairs of chips, and the share of the smaller one that both cover."""

@@ -68,7 +68,7 @@ class AffineMapping:
     def pixels(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Return rows and columns; see `Mapping`."""
         sx, sy = _transformer(self.crs, str(self.source.crs)).transform(x, y)
-        sx = _unwrapped(sx, self._centre[0], str(self.source.crs))
+        sx = _unwrap(sx, self._centre[0], str(self.source.crs))
         a, b, c, d, e, f = (~self.source.affine)[:6]
         return d * sx + e * sy + f, a * sx + b * sy + c
 
@@ -77,7 +77,7 @@ class AffineMapping:
         a, b, c, d, e, f = self.source.transform
         to_ground = _transformer(str(self.source.crs), self.crs)
         x, y = to_ground.transform(a * cols + b * rows + c, d * cols + e * rows + f)
-        return _unwrapped(x, float(to_ground.transform(*self._centre)[0]), self.crs), y
+        return _unwrap(x, float(to_ground.transform(*self._centre)[0]), self.crs), y
 
     @property
     def _centre(self) -> tuple[float, float]:
@@ -113,7 +113,7 @@ class ControlMapping:
 
     def pixels(self, x: Array, y: Array) -> tuple[Array, Array]:
         """Return rows and columns; see `Mapping`."""
-        x = _unwrapped(x, float(self.to_pixels.centre[0]), self.crs)
+        x = _unwrap(x, float(self.to_pixels.centre[0]), self.crs)
         found = self.to_pixels(np.column_stack([x.ravel(), y.ravel()]))
         return found[:, 0].reshape(x.shape), found[:, 1].reshape(x.shape)
 
@@ -157,8 +157,8 @@ def find_centre(control: GroundControl) -> tuple[float, float]:
     """Return longitude and latitude of the middle of control points, also across the antimeridian."""
     points = np.array(control.points)
     lon, lat = _transformer(control.crs, "EPSG:4326").transform(points[:, 2], points[:, 3])
-    lon = _unwrapped(lon, float(lon[0]), "EPSG:4326")
-    return float(_unwrapped(lon.mean(), 0.0, "EPSG:4326")), float(np.mean(lat))
+    lon = _unwrap(lon, float(lon[0]), "EPSG:4326")
+    return float(_unwrap(lon.mean(), 0.0, "EPSG:4326")), float(np.mean(lat))
 
 
 def check_continuous(x: Array, y: Array, crs: str) -> None:
@@ -198,14 +198,14 @@ def _control_arrays(control: GroundControl, crs: str) -> tuple[Array, Array]:
         )
     points = np.array(control.points, dtype=np.float64)
     x, y = _transformer(control.crs, crs).transform(points[:, 2], points[:, 3])
-    ground = np.column_stack([_unwrapped(x, float(x[0]), crs), y])
+    ground = np.column_stack([_unwrap(x, float(x[0]), crs), y])
     if not np.isfinite(ground).all():
         raise GeoreferenceError(f"some ground control points cannot be expressed in {crs}")
     check_continuous(ground[:, 0], ground[:, 1], crs)
     return points[:, :2], ground
 
 
-def _unwrapped(x: Array, around: float, crs: str) -> Array:
+def _unwrap(x: Array, around: float, crs: str) -> Array:
     """Bring longitudes within half a turn of a value; leave projected coordinates as they are."""
     if not _in_degrees(crs):
         return x

@@ -250,10 +250,10 @@ def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
                 f"complex samples, and attrs['quantity']={quantity!r}: their magnitude is amplitude"
             )
         scene = scene.copy(data=abs(scene.data))
-    return _unpacked(scene)
+    return _unpack(scene)
 
 
-def _unpacked(scene: xr.DataArray) -> xr.DataArray:
+def _unpack(scene: xr.DataArray) -> xr.DataArray:
     """Apply the declared scale and offset, as `open_scene` does.
 
     rioxarray leaves them as attributes where it does not apply them (``mask_and_scale=False``, its default).

@@ -364,11 +364,11 @@ def read_blocks(
             found |= _found(name, [place for place in places if place not in found])
             missing = [place for place in places if place not in found]
             if missing:
-                found |= _fetched(name, missing, read)
+                found |= _fetch(name, missing, read)
     return _cut(window, found)
 
 
-def _fetched(
+def _fetch(
     name: Hashable, missing: Sequence[Window], read: Callable[[Window], Planes]
 ) -> dict[Window, Planes]:
     blocks = {}

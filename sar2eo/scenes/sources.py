@@ -249,11 +249,11 @@ def _area(area: Any, crs: Any) -> Any:
     parts = shapely.get_parts(area)
     if CRS.from_user_input(crs).is_geographic:
         # Wider than half the globe: it crosses the antimeridian, and was not split there.
-        parts = [_unrolled(part) if part.bounds[2] - part.bounds[0] > 180 else part for part in parts]
+        parts = [_unroll(part) if part.bounds[2] - part.bounds[0] > 180 else part for part in parts]
     return to_lonlat(shapely.multipolygons(shapely.get_parts(shapely.make_valid(parts))), crs)
 
 
-def _unrolled(polygon: Any) -> Any:
+def _unroll(polygon: Any) -> Any:
     return shapely.transform(polygon, lambda xy: np.column_stack([xy[:, 0] % 360, xy[:, 1]]))
 
 

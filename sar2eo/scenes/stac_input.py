@@ -72,7 +72,7 @@ def read_item(source: str) -> pystac.Item:
     try:
         if not name:
             return pystac.Item.from_file(source, stac_io=_Io())
-        item = _collected(file).get(name)
+        item = _collect(file).get(name)
     except (OSError, pystac.STACError, pystac.STACTypeError, RecursionError, *_WRONG_TYPES) as error:
         raise SceneError(
             f"{display_name(source)}: not a STAC item that can be read ({one_line(error)})"
@@ -97,7 +97,7 @@ class _Io(DefaultStacIO):
             raise SceneError(str(error)) from error
 
 
-def _collected(file: str) -> dict[str, pystac.Item]:
+def _collect(file: str) -> dict[str, pystac.Item]:
     """Read the items of a collection by name; a local one once for all of them."""
     path = Path(file).absolute()
     if not path.is_file():
@@ -260,7 +260,7 @@ def choose_eo_assets(item: pystac.Item) -> EoAssets | None:
     cloud = _cloud(rasters)
     for key, asset in rasters.items():
         if _plain(key) in _PICTURES or "visual" in (asset.roles or ()):
-            said = _listed(asset)
+            said = _list(asset)
             return EoAssets(_href(asset), (), cloud, _numbers(said[0]).get("nodata") if said else None)
     found: dict[str, BandAsset] = {}
     for key, asset in rasters.items():
@@ -304,7 +304,7 @@ def _plain(key: str) -> str:
 
 def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
     """Find colours in an asset; by its name where it has one band, or does not list its bands."""
-    bands = _listed(asset)
+    bands = _list(asset)
     if len(bands) <= 1:
         said = bands[0] if bands else {}
         colour = _colour_of(said) or find_colour(key)
@@ -316,7 +316,7 @@ def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
     ]
 
 
-def _listed(asset: pystac.Asset) -> list[dict[str, Any]]:
+def _list(asset: pystac.Asset) -> list[dict[str, Any]]:
     """Merge what all lists of bands say of each band."""
     lists = [asset.extra_fields.get(name) or [] for name in ("bands", "eo:bands", "raster:bands")]
     whole = {name: asset.extra_fields[name] for name in _FIELDS if name in asset.extra_fields}

@@ -157,11 +157,11 @@ class WarpedReader(SceneReader):
             for piece in split_in_half(out, rows, cols):
                 self._fill(*piece, factors)
             return
-        power = self._averaged(box, factors)
+        power = self._average(box, factors)
         found = _bilinear(power, rows[inside], cols[inside], box)
         out[:, inside] = _from_intensity(found, self.quantity)
 
-    def _averaged(self, box: Window, factors: tuple[int, int]) -> Array:
+    def _average(self, box: Window, factors: tuple[int, int]) -> Array:
         """Compute mean intensity of source blocks, NaN where under half of a block is valid."""
         down, across = factors
         if factors == (1, 1):
@@ -288,7 +288,7 @@ def read_shifted(reader: SceneReader, window: Window, rows: float, cols: float, 
     values = read_padded(reader, around)
     valid = np.isfinite(values)
     amplitude = to_amplitude(np.where(valid, values, np.nan), quantity)
-    between = _interpolated(amplitude, valid, row_part, col_part)
+    between = _interpolate(amplitude, valid, row_part, col_part)
     inner = (slice(None), slice(margin, -margin), slice(margin, -margin))
     return from_amplitude(between[inner], quantity)
 
@@ -308,9 +308,7 @@ def lanczos_taps(fraction: float) -> npt.NDArray[np.float64]:
     return np.asarray(taps / taps.sum())
 
 
-def _interpolated(
-    amplitude: FloatArray, valid: npt.NDArray[np.bool_], rows: float, cols: float
-) -> FloatArray:
+def _interpolate(amplitude: FloatArray, valid: npt.NDArray[np.bool_], rows: float, cols: float) -> FloatArray:
     """Interpolate at (row + rows, col + cols), not from invalid pixels, nor right beside them."""
     filled = np.where(valid, amplitude, np.float32(0)).astype(np.float64)
     weight = valid.astype(np.float64)

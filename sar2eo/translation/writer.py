@@ -212,7 +212,7 @@ class ResultWriter:
         """
         started = time.perf_counter()
         reset_telemetry()
-        done = self._finished_blocks()
+        done = self._find_finished_blocks()
         pending = [block for block in self._blocks if block not in done]
         if pending and not self._force:
             check_space(self.outputs.estimate_disk(self._grid, self._compress))
@@ -228,7 +228,7 @@ class ResultWriter:
                     self._run(pending)
                     break
                 except WorkerLostError as error:
-                    left = sorted(set(pending) - self._finished_blocks())
+                    left = sorted(set(pending) - self._find_finished_blocks())
                     losses = losses + 1 if len(left) == len(pending) else 1
                     if losses > _LOSSES_AT_MOST:
                         raise ClusterError(
@@ -271,7 +271,7 @@ class ResultWriter:
         if self.outputs.destination is not None:
             self.outputs.destination.remove_folder()
 
-    def _finished_blocks(self) -> set[Window]:
+    def _find_finished_blocks(self) -> set[Window]:
         """Return the blocks of which the journal holds every variable, whole."""
         done = set(self._blocks)
         for variable in self.outputs.rasters:

@@ -195,10 +195,10 @@ def test_the_calibrating_convolution_moves_with_both_images():
         torch.nn.init.normal_(convolution.weight, std=0.4)
     evidence = torch.zeros(1, 1, 12, 1, 24, 1)
     evidence[0, 0, 6, 0, 11, 0], evidence[0, 0, 5, 0, 10, 0] = 1.0, 0.5
-    base = block._smoothed(torch.zeros_like(evidence))
-    first = block._smoothed(evidence) - base
-    second = block._smoothed(evidence.roll((0, 2), (2, 4))) - base
-    third = block._smoothed(evidence.roll((1, 1), (2, 4))) - base
+    base = block._smooth(torch.zeros_like(evidence))
+    first = block._smooth(evidence) - base
+    second = block._smooth(evidence.roll((0, 2), (2, 4))) - base
+    third = block._smooth(evidence.roll((1, 1), (2, 4))) - base
     inner = (0, 0, slice(3, 9), 0, slice(7, 15), 0)
     shifted = (0, 0, slice(3, 9), 0, slice(9, 17), 0)
     both = (0, 0, slice(4, 10), 0, slice(8, 16), 0)

@@ -164,13 +164,13 @@ def test_many_dates_of_one_place_are_measured_once_and_a_bounded_number_at_a_tim
     series = np.tile(once, (50, 1, 1))
     ours, theirs = np.arange(len(series)) % 12 < 5, np.arange(len(series)) % 12 >= 6
     sizes = []
-    original = splits._measured
+    original = splits._measure
 
     def measured(*arguments):
         sizes.append(len(arguments[-1]))
         return original(*arguments)
 
-    monkeypatch.setattr(splits, "_measured", measured)
+    monkeypatch.setattr(splits, "_measure", measured)
     monkeypatch.setattr(splits, "_AT_ONCE", 8)
     found = find_near(Chips(series[ours]), Chips(series[theirs]), 6000.0)
     np.testing.assert_array_equal(found.reshape(50, 5), np.tile(found[:5], (50, 1)))

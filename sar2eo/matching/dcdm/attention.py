@@ -236,13 +236,13 @@ class AttentionCalibration(nn.Module):
         free = (~closed).sum(dim=(1, 2)).clamp_min(1).log()[:, None, None, None, None, None]
         evidence = logits.flatten(4).log_softmax(dim=-1).view_as(logits) + free
         evidence = evidence.clamp_min(_LEAST).masked_fill(barred, 0.0)
-        evidence = evidence + self._smoothed(evidence)
+        evidence = evidence + self._smooth(evidence)
         votes = count_displacement_votes(evidence.masked_fill(barred, 0.0))
         evidence = evidence + self.vote.view(1, -1, 1, 1, 1, 1) * votes
         final = evidence.float().masked_fill(barred, MASKED).flatten(4)
         return final.softmax(dim=-1).view_as(logits)
 
-    def _smoothed(self, evidence: Tensor) -> Tensor:
+    def _smooth(self, evidence: Tensor) -> Tensor:
         """Convolve over rows of queries and keys, over their columns, and both again."""
         x = evidence
         for index, convolution in enumerate(self.convolutions):

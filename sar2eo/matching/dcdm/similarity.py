@@ -347,7 +347,7 @@ def correlate(template: Tensor, template_valid: Tensor, search: Tensor, search_v
     places = tuple(whole - part + 1 for whole, part in zip(size, template.shape[-2:], strict=True))
     m, n = template_valid.float(), search_valid.float()
     # So the sums below lose fewer digits; the result does not depend on mean and scale.
-    f, g = _standardised(template.float(), m), _standardised(search.float(), n)
+    f, g = _standardise(template.float(), m), _standardise(search.float(), n)
 
     def spectrum(image: Tensor) -> Tensor:
         found: Tensor = torch.fft.rfft2(image, s=size)
@@ -372,7 +372,7 @@ def correlate(template: Tensor, template_valid: Tensor, search: Tensor, search_v
     return Correlation(surface, known)
 
 
-def _standardised(image: Tensor, valid: Tensor) -> Tensor:
+def _standardise(image: Tensor, valid: Tensor) -> Tensor:
     """Return an image whose valid pixels have channel means 0 and a common power 1; 0 elsewhere."""
     total = valid.sum(dim=(2, 3), keepdim=True).clamp_min(1)
     centred = (image - (image * valid).sum(dim=(2, 3), keepdim=True) / total) * valid
