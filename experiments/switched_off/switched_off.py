@@ -90,7 +90,7 @@ def match_pairs(matcher: Matcher, folder: str, offsets: int) -> str:
     """Match the same templates of all validation pairs; return the shares that were found as text."""
     card = matcher.card
     augmentation = Augmentation(crop=card.search_px, centre=True)
-    pairs = open_dataset(DataSettings(pairs=folder), "val", augmentation=augmentation).seen_by(card)
+    pairs = open_dataset(DataSettings(pairs=folder), "val", augmentation=augmentation).with_channels_of(card)
     numbers = range(offsets * len(pairs))
     distances: dict[str, list[Tensor]] = {"learned": [], "all maps": []}
     for first in numbers[::AT_ONCE]:

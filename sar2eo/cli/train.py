@@ -24,8 +24,7 @@ def train(recipe: TrainRecipe, *, dry_run: bool) -> None:
     The same command goes on where an interrupted one stopped. For several GPUs, begin it with
     'accelerate launch --no_python'.
     """  # noqa: D301  (click's mark for lines that stay as they are)
-    from sar2eo.training.dry_run import plan_training
-    from sar2eo.training.unet_run import run_training
+    from sar2eo.training.unet_run import plan_training, run_training
 
     if dry_run:
         click.echo(format_table(plan_training(recipe)))

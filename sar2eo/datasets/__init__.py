@@ -1,4 +1,4 @@
-"""Torch data sets of paired SAR and EO images, one face for all."""
+"""Torch data sets of paired SAR and EO images, with one interface."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def open_dataset(data: DataSettings, split: str, *, augmentation: Augmentation |
     Parameters
     ----------
     data : DataSettings
+        Folder of built pairs, or name and root of a published data set.
     split : {"train", "val", "test"}
+        Which part.
     augmentation : Augmentation, optional
-        None: nothing is random. Chips are whole; of SAR2Opt and SpaceNet 6 it is the central 512 pixels,
-        which the published figures are of.
+        By default none: whole chips; the central 512 pixels of SAR2Opt and SpaceNet 6, as in published
+        figures.
 
     Raises
     ------
-    SettingsError
-        For another split.
     PairsError
-        If the folder is not what it should be, or the split is empty.
+        If the folder holds no such data set, or the split is empty.
     """
     if split not in SPLITS:
         raise SettingsError(f"split={split!r}: must be one of {', '.join(SPLITS)}")

@@ -1,7 +1,7 @@
 """Paired augmentation: the same crop, flips and quarter turns for SAR, EO and validity.
 
-As in C-DiffSET, section 4.2: random crop, horizontal and vertical flips, quarter turns. What happens
-to an image is a pure function of (seed, epoch, index).
+As in C-DiffSET, section 4.2: random crop, horizontal and vertical flips, quarter turns. The augmentation of
+an image is a pure function of (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from sar2eo.errors import SettingsError
 __all__ = ["ORIENTATIONS", "Augmentation", "Place", "orient"]
 
 ORIENTATIONS = 8
-"""Those of a square: quarter turns, and the same of the mirrored image."""
+"""Orientations of a square: quarter turns of the image and of its mirror image."""
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which part of an image is taken, how it is turned, and how bright its SAR is.
+    """Crop, orientation and SAR gain of one image.
 
     Parameters
     ----------
     row, col : int
-        Origin of the crop.
+        Origin of the crop in pixels.
     shape : tuple of int
         Rows and columns of the crop, before turning.
     orientation : int
         0 to 7; see `orient`.
     gain : float
-        Factor of the SAR's amplitude.
+        Factor on the SAR amplitude.
     variant : int
-        Number of a fixed crop and orientation, ``crop * 8 + orientation``; 0 without fixed crops.
+        ``crop * 8 + orientation`` for fixed crops; otherwise 0.
     """
 
     row: int
@@ -51,33 +51,28 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How an image is cropped, turned and brightened.
+    """Random or fixed crop, flips, quarter turns and SAR gain.
 
     Parameters
     ----------
     crop : int or None
-        Side of the crop in pixels; images smaller than that are taken whole. None: as large as the
-        smallest image.
+        Side of the crop in pixels; smaller images are taken whole. None: the size of the smallest image.
     flips : bool
         Mirror horizontally and vertically, each for half of the images.
     turns : bool
-        Turn by 0 to 3 quarters; crops are then square.
+        Turn by 0 to 3 quarters; crops are then squares.
     gain : float
-        The SAR's amplitude is multiplied by a factor from ``1 - gain`` to ``1 + gain`` before clipping;
-        each orientation of a fixed crop has its own.
+        SAR amplitude is multiplied by a factor from ``1 - gain`` to ``1 + gain`` before clipping; each
+        orientation of a fixed crop has its own factor.
     seed : int
+        Seed of all random choices.
     centre : bool
         Crop at the centre rather than at random.
     fixed : int or None
-        Take crops from a list of so many for each image rather than from anywhere: those that
+        Number of crops per image to choose from, instead of any place: those that
         `sar2eo.datasets.build_latent_cache` encodes for the same seed.
     align : int
-        Crops start at multiples of this; the VAE's factor, for a list of crops that latents share.
-
-    Raises
-    ------
-    SettingsError
-        For a setting out of range, or settings that contradict each other.
+        Crops start at multiples of this number of pixels; the VAE's factor, for crops shared with a cache.
     """
 
     crop: int | None = None
@@ -97,11 +92,11 @@ class Augmentation:
         if not 0 <= self.gain < 1:
             raise SettingsError(f"gain={self.gain:g}: must be from 0 to below 1")
         if self.fixed is not None and self.centre:
-            raise SettingsError("centre with fixed crops: choose one")
+            raise SettingsError("centre and fixed exclude each other: choose one")
 
     @property
     def orientations(self) -> tuple[int, ...]:
-        """Those that are drawn, each as often as any other."""
+        """Orientations to choose from, with equal probability."""
         match self.flips, self.turns:
             case True, True:
                 return tuple(range(ORIENTATIONS))
@@ -113,12 +108,12 @@ class Augmentation:
                 return (0,)
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return rows and columns of what is cut from images of at least `size`."""
+        """Return rows and columns of the crop from images of at least `size` (rows, columns)."""
         rows, cols = (min(side, self.crop or side) for side in size)
         return (min(rows, cols),) * 2 if self.turns else (rows, cols)
 
     def variants(self, size: tuple[int, int]) -> int:
-        """Return how many different fixed crops images of `size` have, at most `fixed`."""
+        """Return the number of fixed crops of images of `size`: at most `fixed`, fewer in small images."""
         rows, cols = self._origins(size, self.shape(size))
         return min(self.fixed or 1, rows * cols)
 
@@ -129,12 +124,8 @@ class Augmentation:
 
         Parameters
         ----------
-        index : int
-            Which image.
-        crop : int
-            Which crop, from 0.
-        orientation : int
-            0 to 7.
+        index, crop, orientation : int
+            Number of the image, of its crop, and orientation 0 to 7.
         image, shape : tuple of int
             Rows and columns of the image and of the crop.
         """
@@ -152,16 +143,16 @@ class Augmentation:
     def place(
         self, epoch: int, index: int, image: tuple[int, int], size: tuple[int, int] | None = None
     ) -> Place:
-        """Draw what happens to an image.
+        """Draw crop, orientation and gain of an image in one epoch.
 
         Parameters
         ----------
         epoch, index : int
-            Which pass, and which image.
+            Number of the epoch and of the image.
         image : tuple of int
             Rows and columns of this image.
         size : tuple of int, optional
-            Rows and columns that every image of the data set has at least; by default those of this one.
+            Minimum rows and columns of all images of the data set; by default those of this one.
         """
         size = size or image
         shape = self.shape(size)
@@ -178,24 +169,15 @@ class Augmentation:
         return Place(row, col, shape, orientation, self._gain(where[3]))
 
     def _origins(self, image: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
-        """Count the rows and columns that a crop can start at."""
+        """Count the rows and columns at which a crop can start."""
         rows, cols = ((whole - part) // self.align + 1 for whole, part in zip(image, shape, strict=True))
         return rows, cols
 
 
 def orient(image: npt.NDArray[Scalar], orientation: int) -> npt.NDArray[Scalar]:
-    """Turn an image counter-clockwise by ``orientation % 4`` quarters, then mirror it from 4 on.
+    """Turn an image (..., row, col) counter-clockwise by ``orientation % 4`` quarters; mirror it from 4 on.
 
-    Parameters
-    ----------
-    image : ndarray of shape (..., row, col)
-    orientation : int
-        0 to 7. Of those, 2 turns by a half, 4 mirrors left and right, 6 mirrors up and down.
-
-    Returns
-    -------
-    ndarray
-        A view.
+    Orientation 2 is a half turn, 4 mirrors left and right, 6 mirrors up and down. Returns a view.
     """
     turned = np.rot90(image, orientation % 4, axes=(-2, -1))
     return turned[..., ::-1] if orientation >= 4 else turned

@@ -1,4 +1,4 @@
-"""Pairs that `sar2eo.build_pairs` has made."""
+"""Data set of pairs from a folder of `sar2eo.build_pairs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sar2eo.datasets.augmentation import Augmentation
-from sar2eo.datasets.pairs import Pair, PairsDataset, raster
+from sar2eo.datasets.pairs import Pair, PairsDataset, read_raster
 from sar2eo.errors import PairsError
 from sar2eo.geo.grid import Grid
 
@@ -27,7 +27,7 @@ _GSD_SAMPLES = 32
 
 @dataclass(frozen=True)
 class _Row:
-    """What is needed of one row of the index, as plain values."""
+    """The columns of one row of the index that are used, as plain values."""
 
     id: str
     sar_chip: str
@@ -44,16 +44,17 @@ class _Row:
 
 
 class BuiltPairs(PairsDataset):
-    """One split of a folder of pairs; SAR is divided by the 99th percentile of its whole scene.
+    """One split of a folder of pairs; SAR is divided by the 99th percentile of its scene.
 
-    Where scenes differ in quantity, each is converted from its own, and the data set's is amplitude.
-    Where they differ in polarisations, those that all have are used.
+    If scenes differ in quantity, all are converted to amplitude. If they differ in polarisations, the common
+    ones are used.
 
     Parameters
     ----------
     folder : Path
-        With ``pairs.parquet``.
+        Folder with ``pairs.parquet``.
     split : {"train", "val", "test"}
+        Which part.
     augmentation : Augmentation, optional
         By default the centre, as large as the smallest chip.
 
@@ -68,7 +69,7 @@ class BuiltPairs(PairsDataset):
         self.folder = folder
         self.split = split
         table = _read_index(folder, split)
-        self.rows = tuple(_row(record) for record in table.to_dict("records"))
+        self.rows = tuple(_parse_row(record) for record in table.to_dict("records"))
         self._check_chips()
         shared = [
             name for name in self.rows[0].polarisations if all(name in row.polarisations for row in self.rows)
@@ -85,42 +86,42 @@ class BuiltPairs(PairsDataset):
             # Whatever chips hold, networks see amplitude.
             quantity="dn" if {row.quantity for row in self.rows} == {"dn"} else "amplitude",
             calibration=calibrations.pop() if len(calibrations) == 1 else "none",
-            gsd_m=_gsd_m(table),
+            gsd_m=_median_gsd_m(table),
             augmentation=augmentation or Augmentation(centre=True),
         )
 
     def _check_chips(self) -> None:
-        """Look for every chip by listing folders, which is quick for any number of them."""
+        """Check that all chips exist, by listing their folders, which is fast for many chips."""
         chips = [path for index in range(len(self.rows)) for path in self.files(index)]
-        there = {
+        existing = {
             path for folder in {chip.parent for chip in chips} if folder.is_dir() for path in folder.iterdir()
         }
-        missing = [chip for chip in chips if chip not in there]
+        missing = [chip for chip in chips if chip not in existing]
         if missing:
             raise PairsError(
-                f"{missing[0]}: not there, like {len(missing)} of {len(chips)} chips of {self.split}: "
-                f"was {self.folder} copied whole?"
+                f"{missing[0]} does not exist, like {len(missing)} of {len(chips)} chips of {self.split}: "
+                f"is {self.folder} a complete copy?"
             )
 
     @cached_property
     def places(self) -> tuple[str, ...]:
-        """The blocks that splits are made of."""
+        """The block of each chip; splits consist of whole blocks."""
         return tuple(row.block for row in self.rows)
 
     @cached_property
-    def _ground(self) -> npt.NDArray[np.float64]:
-        return _ground(_read_index(self.folder, self.split))  # which few ask for
+    def _bounds(self) -> npt.NDArray[np.float64]:
+        return _compute_bounds(_read_index(self.folder, self.split))  # only matchers need it
 
-    def meeting(self, index: int) -> npt.NDArray[np.bool_]:
-        """Return which chips meet one, on whatever dates, shape (pairs,)."""
-        west, south, east, north = self._ground.T
-        left, bottom, right, top = self._ground[index]
+    def overlapping(self, index: int) -> npt.NDArray[np.bool_]:
+        """Return which chips overlap one on the ground, on any date, shape (pairs,)."""
+        west, south, east, north = self._bounds.T
+        left, bottom, right, top = self._bounds[index]
         return np.asarray((west < right) & (left < east) & (south < top) & (bottom < north))
 
     def read(self, index: int) -> Pair:
         """Read a pair of chips; see `PairsDataset.read`."""
         row = self.rows[index]
-        (sar, sar_valid), (eo, eo_valid) = (raster(path) for path in self.files(index))
+        (sar, sar_valid), (eo, eo_valid) = (read_raster(path) for path in self.files(index))
         if len(sar) != len(row.polarisations) or eo.shape != (3, *sar.shape[1:]) or eo.dtype != np.uint8:
             raise PairsError(
                 f"{row.id}: SAR of shape {sar.shape} and EO of shape {eo.shape} and {eo.dtype}: must be of "
@@ -142,13 +143,13 @@ class BuiltPairs(PairsDataset):
         return self.folder / row.sar_chip, self.folder / row.eo_chip
 
     def facts(self, index: int) -> dict[str, Any]:
-        """Return the SAR scene, the gap between the acquisitions, and what is known of the SAR."""
+        """Return SAR scene, days between the acquisitions, platform and orbit direction."""
         row = self.rows[index]
         names = ("sar_href", "day_gap", "platform", "orbit_direction")
         return {name: getattr(row, name) for name in names}
 
     def describe(self) -> str:
-        """Say how many chips of how many scenes."""
+        """Describe the split: numbers of chips and scenes, size, polarisations, quantity."""
         scenes = len({row.sar_href for row in self.rows})
         size = "x".join(map(str, self.size))
         return (
@@ -164,7 +165,7 @@ def _read_index(folder: Path, split: str) -> Any:
     if not path.is_file():
         raise PairsError(f"{folder} has no pairs.parquet: not a folder of sar2eo build-pairs")
     try:
-        # The footprints are not needed, so nor is geopandas.
+        # pandas, not geopandas: footprints are not needed.
         table = pd.read_parquet(path, columns=list(_COLUMNS))
     except (OSError, ValueError, KeyError) as error:
         raise PairsError(f"{path} is not an index of pairs: {str(error).splitlines()[0]}") from error
@@ -175,8 +176,8 @@ def _read_index(folder: Path, split: str) -> Any:
     return chosen.sort_values("id", kind="stable")
 
 
-def _ground(table: Any) -> npt.NDArray[np.float64]:
-    """Return west, south, east and north of every chip, in degrees."""
+def _compute_bounds(table: Any) -> npt.NDArray[np.float64]:
+    """Return west, south, east and north of every chip in degrees, shape (chips, 4)."""
     from pyproj import Transformer
 
     found = np.empty((len(table), 4))
@@ -194,7 +195,7 @@ def _ground(table: Any) -> npt.NDArray[np.float64]:
     return found
 
 
-def _row(record: dict[str, Any]) -> _Row:
+def _parse_row(record: dict[str, Any]) -> _Row:
     def known(value: Any) -> Any:
         return None if value is None or value != value else value
 
@@ -216,8 +217,8 @@ def _row(record: dict[str, Any]) -> _Row:
     return row
 
 
-def _gsd_m(table: Any) -> float:
-    """Return the median over some chips: a data set has few scenes, and each takes a transformation."""
+def _median_gsd_m(table: Any) -> float:
+    """Return the median ground sample distance of up to 32 chips, in metres."""
     some = table.iloc[np.linspace(0, len(table) - 1, min(_GSD_SAMPLES, len(table))).astype(int)]
     found = [
         Grid(row.crs, tuple(map(float, row.transform)), (row.height, row.width)).ground_sample_distance_m()  # type: ignore[arg-type]

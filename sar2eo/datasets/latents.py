@@ -1,9 +1,9 @@
-"""Latents of pairs, encoded once before training.
+"""Cache of latents of pairs, encoded once before training.
 
-Latents of a flipped or cropped image are not flipped or cropped latents: the VAE sees other neighbours
-and is no mirror image of itself. So each image has a fixed list of crops, which start at multiples of the
-VAE's factor, in all 8 orientations, and each of them is encoded by itself, with a gain of its own. The same
-list without a cache is ``Augmentation(fixed=..., align=factor, gain=...)``.
+Latents of a flipped or cropped image differ from flipped or cropped latents: the VAE sees other neighbours
+and is not symmetric. So each image has a fixed list of crops, which start at multiples of the VAE's factor,
+and each crop is encoded in 8 orientations, each with its own gain. The same list without a cache is
+``Augmentation(fixed=..., align=factor, gain=...)``.
 """
 
 from __future__ import annotations
@@ -31,28 +31,13 @@ __all__ = ["CachedLatents", "build_latent_cache"]
 _MANIFEST = "latents.json"
 _VERSION = 2
 _SHARD_BYTES = 2**26
-# Of a latent pixel, as it is not known before the first one is encoded.
-_PIXEL_BYTES = 32
+_PIXEL_BYTES = 32  # assumed per latent pixel, to size shards before the first image is encoded
 
 
 class CachedLatents(Samples):
-    """Latents on disk, with the face of a `PairsDataset`; see `build_latent_cache`.
+    """Samples from a folder of cached latents; see `build_latent_cache`.
 
-    Parameters
-    ----------
-    folder : Path
-
-    Attributes
-    ----------
-    augmentation : Augmentation
-        Which of the cached crops and orientations is drawn.
-    epoch : int
-        The pass that ``latents[index]`` belongs to.
-
-    Raises
-    ------
-    PairsError
-        If the folder is not a whole cache.
+    An incomplete folder raises `PairsError`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,34 +52,27 @@ class CachedLatents(Samples):
         self.augmentation = _augmentation(self.facts)
         absent = [path for path in _shards(folder, len(self.ids), self.per_shard) if not path.exists()]
         if absent:
-            raise PairsError(f"{folder} lacks {absent[0].name}: repeat the command that makes it")
+            raise PairsError(f"{folder} lacks {absent[0].name}: repeat the command that builds it")
 
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
-        """Return the latents of a pair as it is seen in one pass.
+        """Return the latents of a pair as augmented in one epoch.
 
         Returns
         -------
         dict
-            "sar_latents" and "eo_latents", tensors of shape (C, h, w); "valid_latents", float32 of
+            "sar_latents" and "eo_latents": tensors of shape (C, h, w); "valid_latents": float32 tensor of
             shape (1, h, w), 1 where every pixel is valid; "id"; "index".
-
-        Raises
-        ------
-        IndexError
-            For an index out of range.
-        PairsError
-            If a file cannot be read.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index}: there are {len(self)} pairs")
         index %= len(self)
-        # Images may be larger than the smallest, but what is drawn is the number of a crop.
+        # Only the number of the crop is drawn, so the size of this image does not matter.
         variant = self.augmentation.place(epoch, index, self.size).variant
         shard, image = divmod(index, self.per_shard)
         at = image * self.augmentation.variants(self.size) * ORIENTATIONS + variant
         path = _shard(self.folder, shard)
         try:
-            # Mapped, read where it is sliced, and let go: memory does not grow with what was seen.
+            # Mapped, sliced and closed for each sample, so memory does not grow over an epoch.
             with safe_open(path, framework="pt") as file:
                 sar, eo, valid = (
                     file.get_slice(name)[at : at + 1][0].clone() for name in ("sar", "eo", "valid")
@@ -124,42 +102,32 @@ def build_latent_cache(
     batch: int = 8,
     dtype: torch.dtype = torch.float32,
 ) -> CachedLatents:
-    """Encode fixed crops of every pair, each in 8 orientations; goes on where it was interrupted.
+    """Encode fixed crops of every pair in 8 orientations; resumes an interrupted call.
 
     Parameters
     ----------
     dataset : PairsDataset
-        Its own augmentation is not used.
+        The pairs; their own augmentation is ignored.
     encode : callable
-        Images of shape (B, 3, H, W) in [-1, 1] to latents of shape (B, C, H / factor, W / factor),
-        scaled.
+        Encodes images (B, 3, H, W) in [-1, 1] to scaled latents (B, C, H / factor, W / factor).
     folder : Path
-        Of the cache; made if need be.
+        Folder of the cache, created if need be. One with other pairs, settings or weights is refused.
     crops : int
-        Of each image; fewer where an image has not so many.
+        Crops of each image; fewer where an image allows fewer.
     crop : int or None
-        Side in pixels; images smaller than that are taken whole.
+        Side in pixels, a multiple of the factor; smaller images are taken whole.
     factor : int
-        Pixels of an image along a latent pixel.
+        Image pixels per latent pixel along each axis.
     seed : int
-        Of the crops, and of what is drawn from them.
+        Seed of the crops, and of the choice among them.
     gain : float
-        As `Augmentation` has it.
+        Largest relative change of the SAR amplitude (see `Augmentation`).
     model_sha256 : str
-        Of the VAE's weights.
+        Hash of the VAE's weights.
     batch : int
-        Images to encode at a time.
+        Images encoded at a time.
     dtype : torch.dtype
-        Of the latents on disk.
-
-    Raises
-    ------
-    SettingsError
-        If the crops are not a multiple of the factor.
-    PairsError
-        If the folder holds latents of other pairs, settings or weights, or images cannot be read.
-    OutputError
-        If it cannot be written; what is finished is kept.
+        Type of the latents on disk.
     """
     facts = {
         "data": dataset.fingerprint(),
@@ -182,17 +150,18 @@ def build_latent_cache(
     variants = augmentation.variants(dataset.size) * ORIENTATIONS
     latent_bytes = 2 * variants * (rows // factor) * (cols // factor) * _PIXEL_BYTES
     per_shard = max(1, _SHARD_BYTES // latent_bytes)
-    _claim(folder, facts, {"ids": list(dataset.ids), "size": list(dataset.size), "per_shard": per_shard})
-    fixed = dataset.augmented(augmentation)
+    layout = {"ids": list(dataset.ids), "size": list(dataset.size), "per_shard": per_shard}
+    _check_or_write_manifest(folder, facts, layout)
+    fixed = dataset.with_augmentation(augmentation)
     for number, path in enumerate(_shards(folder, len(dataset), per_shard)):
         if not path.exists():
             images = range(number * per_shard, min((number + 1) * per_shard, len(dataset)))
-            shard = _encoded(fixed, images, encode, batch, factor, dtype)
+            shard = _encode_images(fixed, images, encode, batch, factor, dtype)
             write_file(path, save(shard))
     return CachedLatents(folder)
 
 
-def _encoded(
+def _encode_images(
     dataset: PairsDataset,
     images: range,
     encode: Callable[[Tensor], Tensor],
@@ -200,11 +169,11 @@ def _encoded(
     factor: int,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Return all variants of some images, one after the other along the first axis."""
+    """Encode all variants of some images, stacked along the first axis."""
     parts: dict[str, list[Tensor]] = {"sar": [], "eo": [], "valid": []}
     waiting: list[dict[str, Any]] = []
 
-    def finish() -> None:
+    def encode_waiting() -> None:
         for name in ("sar", "eo"):
             latents = encode(torch.stack([sample[name] for sample in waiting]))
             parts[name].append(latents.detach().to("cpu", dtype))
@@ -215,9 +184,9 @@ def _encoded(
     for sample in itertools.chain.from_iterable(map(dataset.fixed_samples, images)):
         waiting.append(sample)
         if len(waiting) == batch:
-            finish()
+            encode_waiting()
     if waiting:
-        finish()
+        encode_waiting()
     return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
 
 
@@ -241,18 +210,18 @@ def _shards(folder: Path, images: int, per_shard: int) -> list[Path]:
     return [_shard(folder, number) for number in range(-(-images // per_shard))]
 
 
-def _claim(folder: Path, facts: dict[str, Any], layout: dict[str, Any]) -> None:
-    """Write down whose latents a folder holds, or see that they are the same."""
-    there = _read_manifest(folder)
-    if there is None:
+def _check_or_write_manifest(folder: Path, facts: dict[str, Any], layout: dict[str, Any]) -> None:
+    """Write the manifest of a new cache, or check that of an existing one."""
+    existing = _read_manifest(folder)
+    if existing is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise PairsError(f"{folder}: cannot make this folder for latents: {error.strerror}") from error
+            raise PairsError(f"{folder}: cannot create this folder for latents: {error.strerror}") from error
         write_json(folder / _MANIFEST, {"facts": facts, **layout})
         return
-    other = [name for name in facts if there["facts"].get(name) != facts[name]]
-    if other or any(there[name] != layout[name] for name in layout):
+    other = [name for name in facts if existing["facts"].get(name) != facts[name]]
+    if other or any(existing[name] != layout[name] for name in layout):
         raise PairsError(
             f"{folder}: holds latents of another {', '.join(other) or 'layout'}: delete it, or choose "
             "another folder"
@@ -262,7 +231,7 @@ def _claim(folder: Path, facts: dict[str, Any], layout: dict[str, Any]) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / _MANIFEST
     if folder.exists() and not folder.is_dir():
-        raise PairsError(f"{folder} is a file, and latents go into a folder: give another")
+        raise PairsError(f"{folder} is a file, but latents need a folder: give another path")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The order in which pairs are seen, and batches of them."""
+"""Batches of pairs: shuffled order, loading by worker processes, collation, seeded random numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from sar2eo.errors import PairsError, Sar2eoError, SettingsError
 
@@ -27,59 +27,51 @@ Batch = dict[str, Any]
 
 
 class Samples(Dataset[dict[str, Any]], ABC):
-    """What batches are made of: pairs, or their latents.
+    """Samples by index and epoch: pairs, or their latents; ``samples[index]`` is of epoch 0.
 
     Attributes
     ----------
     ids : tuple of str
-        Of the pairs.
-    epoch : int
-        The pass that ``samples[index]`` belongs to.
+        Names of the pairs.
     """
 
     ids: tuple[str, ...]
-    epoch: int = 0
 
     @abstractmethod
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
-        """Return one pair as it is seen in one pass."""
+        """Return one pair as augmented in one epoch."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which pass ``samples[index]`` belongs to from now on."""
-        self.epoch = epoch
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.sample(index, self.epoch)
+        return self.sample(index, 0)
 
 
 @dataclass(frozen=True)
 class Order:
-    """Every index once per pass, shuffled; a pure function of the step, so a resume needs nothing else.
+    """Shuffled order of pairs: every index once per pass.
 
-    A batch goes on into the next pass where the one before ends, so all have the same size.
+    It is a pure function of the step, so a resumed run needs no stored state. A batch at the end of a pass
+    is filled from the next one, so all batches have the same size.
 
     Parameters
     ----------
     n : int
         Number of pairs.
     batch : int
-        Pairs per step.
+        Pairs per batch.
     seed : int
-
-    Raises
-    ------
-    PairsError
-        If there are no pairs.
-    SettingsError
-        For a batch below 1.
+        Seed of the shuffling.
+    process, processes : int
+        Processes take batches in turn: this is number `process` of `processes`.
     """
 
     n: int
     batch: int
     seed: int = 2025
+    process: int = 0
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -88,20 +80,21 @@ class Order:
             raise SettingsError(f"batch={self.batch}: must be at least 1")
 
     def indices(self, step: int) -> list[tuple[int, int]]:
-        """Return the pass (epoch) and index of each pair of a step."""
-        seen = range(step * self.batch, (step + 1) * self.batch)
-        return [(i // self.n, int(_shuffled(self.n, self.seed, i // self.n)[i % self.n])) for i in seen]
+        """Return (epoch, index) of each pair in this process's batch of a step."""
+        number = step * self.processes + self.process
+        seen = range(number * self.batch, (number + 1) * self.batch)
+        return [(i // self.n, int(_shuffle(self.n, self.seed, i // self.n)[i % self.n])) for i in seen]
 
 
 @lru_cache(maxsize=4)
-def _shuffled(n: int, seed: int, epoch: int) -> npt.NDArray[np.intp]:
+def _shuffle(n: int, seed: int, epoch: int) -> npt.NDArray[np.intp]:
     return permutation(seed, Purpose.ORDER, epoch, 0, n)
 
 
 class _ByEpoch(Dataset["dict[str, Any] | Sar2eoError"]):
-    """Takes (epoch, index) as key, so that nothing in a worker has to change with the epoch.
+    """Data set with (epoch, index) as key, so that workers keep no epoch.
 
-    Our errors are returned: the loader would raise them with a worker's whole traceback as their message.
+    Our own errors are returned: the loader would raise them with a worker's traceback as their message.
     """
 
     def __init__(self, samples: Samples) -> None:
@@ -115,17 +108,6 @@ class _ByEpoch(Dataset["dict[str, Any] | Sar2eoError"]):
             return error
 
 
-class _Steps(Sampler[list[tuple[int, int]]]):
-    def __init__(self, order: Order, steps: range) -> None:
-        self.order, self.steps = order, steps
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return map(self.order.indices, self.steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
 def batches(
     samples: Samples, order: Order, start_step: int, stop_step: int, workers: int = 0, *, pin: bool = False
 ) -> Iterator[Batch]:
@@ -133,42 +115,39 @@ def batches(
 
     Parameters
     ----------
-    samples
-        A `PairsDataset` or `CachedLatents`.
+    samples : PairsDataset or CachedLatents
+        Source of the pairs.
     order : Order
+        Which pairs make up each batch.
     start_step, stop_step : int
+        First step, and the one after the last.
     workers : int
-        Processes that read ahead; 0: read here, when a batch is asked for. The batches are the same.
+        Processes that read ahead; 0: read in this process, on request. The batches are the same.
     pin : bool
-        Leave them in pinned memory, from where a GPU fetches them while it computes.
-
-    Raises
-    ------
-    PairsError
-        If a pair cannot be read.
+        Load into pinned memory, from which a GPU copies while it computes.
     """
     loader = DataLoader(
         _ByEpoch(samples),
-        batch_sampler=_Steps(order, range(start_step, stop_step)),
+        batch_sampler=map(order.indices, range(start_step, stop_step)),
         num_workers=workers,
         collate_fn=_collate_or_error,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_ignore_signals,
         pin_memory=pin,
-        # Its own, or the loader would draw from the global one.
+        # Without one, the loader would draw from the global generator.
         generator=torch.Generator(),
-        # A fork of a process with threads (torch's, GDAL's) may hang; and workers of a fork server
-        # would outlive a run that was killed, for it is the server's end that they wait for.
+        # A forked process with threads (torch's, GDAL's) may hang; and workers of a fork server would
+        # outlive a killed run, since they wait for the end of the server.
         multiprocessing_context="spawn" if workers else None,
     )
-    with _scripts_hidden():
-        iterator = iter(loader)  # which starts the workers
+    with _hide_main_script():
+        iterator = iter(loader)  # starts the workers
     try:
         for found in iterator:
             if isinstance(found, Sar2eoError):
                 raise found
             yield found
     finally:
-        del iterator  # which ends them: an error that is kept keeps this frame, and they ignore signals
+        del iterator  # ends the workers, also if a caller keeps an error and with it this frame
 
 
 def _collate_or_error(samples: Sequence[dict[str, Any] | Sar2eoError]) -> Batch | Sar2eoError:
@@ -184,19 +163,19 @@ def _sample_or_raise(sample: dict[str, Any] | Sar2eoError) -> dict[str, Any]:
     return sample
 
 
-def _leave_signals(_: int) -> None:
-    """Let a worker read on: terminals and schedulers signal whole groups, and the run ends its step first."""
+def _ignore_signals(_: int) -> None:
+    """Ignore signals in a worker: they reach whole process groups, and the run first finishes its step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def _scripts_hidden() -> Iterator[None]:
-    """Keep workers from running the user's script once more, which would need a guard for that."""
+def _hide_main_script() -> Iterator[None]:
+    """Keep spawned workers from running the user's script again, so it needs no ``__main__`` guard."""
     main = sys.modules["__main__"]
     names = ("__file__", "__spec__")
     hidden: dict[str, Any] = {name: vars(main).pop(name) for name in names if name in vars(main)}
-    main.__spec__ = None  # which must be there
+    main.__spec__ = None  # spawn needs the attribute
     try:
         yield
     finally:
@@ -204,13 +183,7 @@ def _scripts_hidden() -> Iterator[None]:
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Stack the tensors of samples and list everything else.
-
-    Raises
-    ------
-    PairsError
-        If tensors differ in shape.
-    """
+    """Stack the tensors of samples, which must have one shape, and list everything else."""
     batch: Batch = {}
     for key, first in samples[0].items():
         values = [sample[key] for sample in samples]
@@ -228,7 +201,7 @@ _WORD = 2**64
 
 
 class Purpose(IntEnum):
-    """What is drawn; each has a stream of its own under one seed."""
+    """Purpose of random numbers; each has its own stream under one seed."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -238,26 +211,20 @@ class Purpose(IntEnum):
 
 
 def uniform(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.float64]:
-    """Draw `count` numbers in [0, 1) that belong to (seed, purpose, epoch, index).
-
-    Raises
-    ------
-    SettingsError
-        If one of them is not 0 to 2**64 - 1.
-    """
-    words = _words(seed, purpose, epoch, index, count)
+    """Draw `count` numbers in [0, 1), a pure function of (seed, purpose, epoch, index)."""
+    words = _draw_words(seed, purpose, epoch, index, count)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.intp]:
-    """Return 0 ... count - 1 in an order that belongs to (seed, purpose, epoch, index)."""
-    return np.argsort(_words(seed, purpose, epoch, index, count), kind="stable")
+    """Shuffle 0 ... count - 1, a pure function of (seed, purpose, epoch, index)."""
+    return np.argsort(_draw_words(seed, purpose, epoch, index, count), kind="stable")
 
 
-def _words(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.uint64]:
+def _draw_words(seed: int, purpose: Purpose, epoch: int, index: int, count: int) -> npt.NDArray[np.uint64]:
     for name, value in {"seed": seed, "epoch": epoch, "index": index}.items():
         if not 0 <= value < _WORD:
             raise SettingsError(f"{name}={value}: must be 0 to 2**64 - 1")
-    # The lower half of the counter is left to the run of words.
+    # The lower half of the counter numbers the words.
     counter = (epoch << 128) + (index << 192)
     return np.random.Philox(key=seed + _WORD * purpose, counter=counter).random_raw(count)

@@ -1,4 +1,4 @@
-"""One face for all data sets: SAR and EO in [-1, 1], validity, and facts."""
+"""Common interface of the data sets: samples with SAR and EO in [-1, 1], validity, metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,9 @@ from sar2eo.errors import PairsError
 from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
 from sar2eo.model.card import ModelCard
 
-__all__ = ["Pair", "PairsDataset", "Raster", "picture", "raster"]
+__all__ = ["Pair", "PairsDataset", "read_picture", "read_raster"]
 
-_HELD_BYTES = 512 * 2**20
+_CACHE_BYTES = 512 * 2**20
 _SAMPLED_FILES, _SAMPLED_BYTES = 32, 65536
 
 FloatArray = npt.NDArray[np.float32]
@@ -32,18 +32,20 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair of images as they are stored.
+    """SAR and EO image as stored in their files.
 
     Parameters
     ----------
     sar : ndarray, shape (polarisation, row, col)
+        Values of the unit `quantity`.
     eo : ndarray of uint8, shape (3, row, col)
+        Red, green, blue.
     valid : ndarray of bool, shape (row, col)
-        Where both are.
+        Where both images are valid.
     low, high : tuple of float
-        Amplitude, one for each polarisation, that becomes -1 and 1.
+        Amplitudes that become -1 and 1, one for each polarisation.
     quantity : str or None
-        What SAR values are; None: scaled as they stand.
+        "dn", "amplitude", "intensity" or "db" (see `sar2eo.geo.radiometry`); None: no conversion.
     """
 
     sar: npt.NDArray[Any]
@@ -55,49 +57,46 @@ class Pair:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the arrays in bytes."""
         return self.sar.nbytes + self.eo.nbytes + self.valid.nbytes
 
 
 @dataclass
-class _Held:
-    """Pairs kept as they are stored, until a bound of memory; in each process by itself.
+class _PairCache:
+    """Pairs in memory, up to a limit in bytes; each process has its own.
 
-    Nothing is ever given up for another: in a random order, what was seen last is not what comes next.
+    Nothing is evicted: in a random order, recent pairs are no more likely to be needed again.
     """
 
-    bound: int = _HELD_BYTES
-    taken: int = 0
+    limit: int = _CACHE_BYTES
+    used: int = 0
     pairs: dict[int, Pair] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"bound": self.bound, "taken": 0, "pairs": {}}
+        return {"limit": self.limit, "used": 0, "pairs": {}}
 
 
 class PairsDataset(Samples):
     """Pairs of SAR and EO images.
 
-    Files are opened for each sample, so a data set may be handed to other processes.
+    Files are opened for each sample, so a data set can be pickled for other processes.
 
     Parameters
     ----------
     ids : sequence of str
+        Unique names of the pairs.
     size : tuple of int
-        Rows and columns that every image has at least.
+        Minimum rows and columns of all images.
     polarisations : sequence of str
-        Of the SAR images, in the order of their bands.
+        Polarisations of the SAR bands, in their order.
     quantity, calibration : str
-        What a model trained on them should be told (see `sar2eo.geo.radiometry`).
+        Radiometry for the card of a model trained on them (see `sar2eo.geo.radiometry`).
     gsd_m : float or None
         Ground sample distance in true ground metres.
     scaling : {"p99"} or float
-        Amplitude that becomes 1, as a card says it (see `sar2eo.model.card.ModelCard`).
+        Amplitude that becomes 1, as in a card (see `sar2eo.model.card.ModelCard`).
     augmentation : Augmentation
-
-    Attributes
-    ----------
-    epoch : int
-        The pass that ``dataset[index]`` belongs to.
+        Crop, flips, turns and gain of the samples.
     """
 
     def __init__(
@@ -121,58 +120,52 @@ class PairsDataset(Samples):
         self.gsd_m = gsd_m
         self.scaling = scaling
         self.augmentation = augmentation
-        self._held = _Held()
+        self._cache = _PairCache()
 
     @abstractmethod
     def read(self, index: int) -> Pair:
-        """Read a pair from its files.
-
-        Raises
-        ------
-        PairsError
-            If a file is missing, broken, or not what it should be.
-        """
+        """Read a pair from its files; missing or broken ones raise `PairsError`."""
 
     @abstractmethod
     def describe(self) -> str:
-        """Say in one line what the pairs are, for the card of a model that was trained on them."""
+        """Describe the pairs in one line, for the card of a model trained on them."""
 
     @abstractmethod
     def files(self, index: int) -> tuple[Path, Path]:
         """Return the files of the SAR and the EO image."""
 
     def facts(self, index: int) -> dict[str, Any]:
-        """Return what else is known of a pair, as plain values."""
+        """Return metadata of a pair, as plain values."""
         return {}
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where pairs lie, one name each: those of one place may show the same ground, on another date."""
+        """Name of each pair's place; pairs of one place may show the same ground on other dates."""
         return self.ids
 
-    def meeting(self, index: int) -> npt.NDArray[np.bool_]:
-        """Return which pairs are known to show some of the same ground as one, shape (pairs,)."""
+    def overlapping(self, index: int) -> npt.NDArray[np.bool_]:
+        """Return which pairs are known to overlap one on the ground, shape (pairs,)."""
         return np.zeros(len(self), bool)
 
     def strangers(self, index: int) -> list[int]:
-        """Return pairs of other ground, from half of all further on: of other places, where there are any."""
+        """List the pairs of other places, or else without overlap, beginning half the data set away."""
         order = (index + len(self) // 2 + np.arange(len(self))) % len(self)
         return [int(other) for other in order[self._elsewhere(index)[order]]]
 
     def apart(self, index: int, other: int) -> bool:
-        """Tell whether two pairs show different ground: of other places, where there are any."""
+        """Return whether two pairs show different ground; see `strangers`."""
         return bool(self._elsewhere(index)[other])
 
     @property
     def has_strangers(self) -> bool:
-        """Whether every pair has one: else a wrong match cannot be told from a right one."""
+        """Whether every pair has a stranger; otherwise wrong matches cannot be tested."""
         return all(self._elsewhere(index).any() for index in range(len(self)))
 
     def _elsewhere(self, index: int) -> npt.NDArray[np.bool_]:
         numbers = self._place_numbers
-        found = (numbers != numbers[index]) | (numbers.max() == 0)
+        found = (numbers != numbers[index]) | (numbers.max() == 0)  # a single place: all others
         found[index] = False
-        return np.asarray(found & ~self.meeting(index))
+        return np.asarray(found & ~self.overlapping(index))
 
     @cached_property
     def _place_numbers(self) -> npt.NDArray[np.intp]:
@@ -184,22 +177,14 @@ class PairsDataset(Samples):
         return self.augmentation.shape(self.size)
 
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
-        """Return a pair as it is seen in one pass; a pure function of its arguments and the settings.
+        """Return a pair as augmented in one epoch; a pure function of its arguments and the settings.
 
         Returns
         -------
         dict
-            "sar" and "eo", tensors of float32 of shape (3, H, W) in [-1, 1]; "valid", the same of
-            shape (1, H, W), 0 or 1; "id"; "index"; and what `facts` says, of the pair as it is stored:
-            turning it does not change the orbit's direction there. Invalid pixels have the value of
-            their nearest valid one.
-
-        Raises
-        ------
-        IndexError
-            For an index out of range.
-        PairsError
-            See `read`.
+            "sar" and "eo": float32 tensors of shape (3, H, W) in [-1, 1]; "valid": float32 tensor of shape
+            (1, H, W), 0 or 1; "id"; "index"; and `facts` of the pair as stored (the orbit direction does not
+            turn with the image). Invalid pixels have the value of the nearest valid one.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index}: there are {len(self)} pairs")
@@ -207,21 +192,21 @@ class PairsDataset(Samples):
         pair = self._pair(index)
         return self._sample(index, pair, self.augmentation.place(epoch, index, _size(pair), self.size))
 
-    def augmented(self, augmentation: Augmentation) -> PairsDataset:
-        """Return the same pairs under another augmentation; pairs held in memory are shared."""
+    def with_augmentation(self, augmentation: Augmentation) -> PairsDataset:
+        """Return the same pairs with another augmentation; pairs in memory are shared."""
         other = copy(self)
         other.augmentation = augmentation
         return other
 
-    def seen_by(self, card: ModelCard | PairsDataset) -> PairsDataset:
-        """Return the same pairs with the channels of a card, or of other pairs, if they have them."""
+    def with_channels_of(self, card: ModelCard | PairsDataset) -> PairsDataset:
+        """Return the same pairs with the channels of a card or of other pairs, if they have them."""
         other = copy(self)
         if set(card.polarisations) <= set(self.polarisations):
             other.channels = card.channels
         return other
 
     def fixed_samples(self, index: int) -> Iterator[dict[str, Any]]:
-        """Return the fixed crops of a pair, each in all orientations; in the order of `Place.variant`."""
+        """Yield the fixed crops of a pair, each in 8 orientations, in the order of `Place.variant`."""
         pair = self._pair(index)
         for crop in range(self.augmentation.variants(self.size)):
             for orientation in range(ORIENTATIONS):
@@ -229,7 +214,7 @@ class PairsDataset(Samples):
                 yield self._sample(index, pair, place)
 
     def fingerprint(self) -> str:
-        """Return a hash of the list of files, their sizes, and some of their bytes."""
+        """Hash the names and sizes of all files, and the first bytes of some."""
         state = hashlib.sha256(repr((type(self).__name__, self.describe(), self.ids)).encode())
         few = set(np.linspace(0, len(self) - 1, min(_SAMPLED_FILES, len(self))).astype(int).tolist())
         for index in range(len(self)):
@@ -241,18 +226,18 @@ class PairsDataset(Samples):
         return state.hexdigest()
 
     def _pair(self, index: int) -> Pair:
-        held = self._held
-        if index in held.pairs:
-            return held.pairs[index]
+        cache = self._cache
+        if index in cache.pairs:
+            return cache.pairs[index]
         pair = self.read(index)
         if any(side < least for side, least in zip(_size(pair), self.size, strict=True)):
             raise PairsError(
                 f"{self.ids[index]}: {'x'.join(map(str, _size(pair)))} pixels, smaller than the others "
-                f"({'x'.join(map(str, self.size))}): is it whole?"
+                f"({'x'.join(map(str, self.size))}): is the file complete?"
             )
-        if held.taken + pair.nbytes <= held.bound:
-            held.pairs[index] = pair
-            held.taken += pair.nbytes
+        if cache.used + pair.nbytes <= cache.limit:
+            cache.pairs[index] = pair
+            cache.used += pair.nbytes
         return pair
 
     def _sample(self, index: int, pair: Pair, place: Place) -> dict[str, Any]:
@@ -270,9 +255,9 @@ class PairsDataset(Samples):
         amplitude = (amplitude - low[:, None, None]) * np.float32(place.gain)
         scaled = to_model_range(amplitude, (high - low).tolist(), self.polarisations, self.channels)
         return {
-            "sar": _tensor(scaled, place),
-            "eo": _tensor(eo, place),
-            "valid": _tensor(valid[None].astype(np.float32), place),
+            "sar": _to_tensor(scaled, place),
+            "eo": _to_tensor(eo, place),
+            "valid": _to_tensor(valid[None].astype(np.float32), place),
             "id": self.ids[index],
             "index": index,
             **self.facts(index),
@@ -291,65 +276,43 @@ def _stat_size(path: Path) -> int:
         raise PairsError(f"{path}: cannot be read: {error.strerror}: is the folder complete?") from error
 
 
-def _tensor(values: FloatArray, place: Place) -> Tensor:
+def _to_tensor(values: FloatArray, place: Place) -> Tensor:
     # A copy: turned views have negative strides, and repeated channels share memory.
     return torch.from_numpy(np.array(orient(values, place.orientation), order="C"))
 
 
-class Raster(NamedTuple):
-    """Values of shape (band, row, col), and where they are, of shape (row, col)."""
-
-    values: npt.NDArray[Any]
-    valid: npt.NDArray[np.bool_]
-
-
-def raster(path: Path) -> Raster:
-    """Read a GeoTIFF with its mask; a scale and an offset are applied.
-
-    Raises
-    ------
-    PairsError
-        If it cannot be read.
-    """
+def read_raster(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read the values (band, row, col) and validity (row, col) of a GeoTIFF; scale and offset are applied."""
     import rasterio
     from rasterio.errors import RasterioError
 
-    # A chip has no sidecar files, and looking for some lists a folder of thousands each time.
+    # Chips have no sidecar files; looking for them would list a folder of thousands each time.
     environment = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR")
     try:
         with environment, rasterio.open(path) as file:
             values, valid = file.read(), file.dataset_mask() > 0
             scales, offsets = file.scales, file.offsets
     except (RasterioError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
     if any(scale != 1 for scale in scales) or any(offsets):
-        values = values * _by_band(scales) + _by_band(offsets)
+        scale, offset = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (scales, offsets))
+        values = values * scale + offset
     if values.dtype.kind == "f":
         valid &= np.isfinite(values).all(axis=0)
-    return Raster(values, valid)
+    return values, valid
 
 
-def picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
-    """Read a PNG or JPEG as shape (band, row, col), of Pillow's `mode` (L or RGB).
-
-    Raises
-    ------
-    PairsError
-        If it cannot be read.
-    """
+def read_picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
+    """Read a PNG or JPEG in Pillow's `mode` ("L" or "RGB"), shape (band, row, col)."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
             values = np.asarray(file.convert(mode))
     except (UnidentifiedImageError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
     return np.moveaxis(np.atleast_3d(values), -1, 0)
 
 
-def _by_band(numbers: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    return np.asarray(numbers, np.float32)[:, None, None]
-
-
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -168,7 +168,7 @@ def adapt_pairs(card: ModelCard, pairs: PairsDataset) -> PairsDataset:
             EvaluationWarning,
             stacklevel=4,
         )
-    return pairs.seen_by(card)
+    return pairs.with_channels_of(card)
 
 
 def spread_evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:

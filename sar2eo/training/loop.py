@@ -1,7 +1,7 @@
-"""The training loop: any task, resumed bit for bit, with validation, records, states and results.
+"""The training loop of every task: steps, validation, records and saved states; resumes bit for bit.
 
-Data order, augmentation, noise and timesteps are functions of the seed and the step, so a state need
-not hold them.
+Data order, augmentation, noise and timesteps are functions of the seed and the step, so states do not hold
+them.
 """
 
 from __future__ import annotations
@@ -33,29 +33,33 @@ from sar2eo.training.phase import Phase
 from sar2eo.training.run_folder import Recorder, RunFolder, State, States, record
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["Outcome", "Progress", "create_accelerator", "environment_of", "identity_of", "run_loop"]
+__all__ = ["Outcome", "Progress", "create_accelerator", "describe_environment", "describe_run", "run_loop"]
 
 Progress = Callable[[Mapping[str, float]], None]
 
 
 class Outcome(NamedTuple):
-    """What a run came to."""
+    """Result of a training run."""
 
     final: Path
+    """Folder of the exported result."""
     begun_at: int
-    """Steps that were done before; as many as there are, if it was finished."""
+    """Steps done by earlier calls; all of them if the run was already finished."""
     seconds: float
+    """Duration of this call."""
     metrics: dict[str, float]
-    """Of the last validation."""
+    """Metrics of the last validation."""
 
 
-def identity_of(settings: Any, accelerator: Accelerator, **more: Any) -> dict[str, Any]:
-    """Return what must not differ when a run goes on, as JSON values.
+def describe_run(settings: Any, accelerator: Accelerator, **more: Any) -> dict[str, Any]:
+    """Describe what must stay the same when a run is resumed, as JSON values.
 
     Parameters
     ----------
-    settings : TrainSettings or VaeSettings
+    settings : LoopSettings
+        All settings of the run.
     accelerator : Accelerator
+        Gives the number of processes.
     **more
         Data and base, with their fingerprints.
     """
@@ -73,22 +77,25 @@ def run_loop(
     identity: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Outcome:
-    """Train a task, or go on with it.
+    """Train a task, or resume its run.
 
     Parameters
     ----------
     task : Task
+        Networks, losses, validation and export.
     accelerator : Accelerator
-        From `sar2eo.training.loop.create_accelerator`.
+        From `create_accelerator`.
     settings : LoopSettings
+        Steps, learning rate, intervals.
     batches : callable
-        Of first and last step (excluded) to this process's batches, ``settings.accumulate`` for each step.
+        ``batches(start, stop)`` loads this process's batches of steps `start` to before `stop`,
+        ``settings.accumulate`` for each step.
     validation : callable or None
         Returns the validation batches, the same every time.
     out : Path
         Run folder (see `sar2eo.training.run_folder`).
     identity : mapping
-        From `identity_of`.
+        From `describe_run`.
     progress : callable or None
         Called by the first process after every step, with counts and the loss.
 
@@ -96,46 +103,44 @@ def run_loop(
     ------
     TrainingError
         If the folder holds another run, or a loss is not finite; the last state is kept.
-    OutputError
-        If something cannot be written.
     KeyboardInterrupt
         On SIGINT or SIGTERM, after a state was saved.
     """
     folder = RunFolder(out)
     finished = folder.check(identity)
-    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    accelerator.wait_for_everyone()  # every process has checked before the first one writes
     if finished == settings.steps and (out / "final").is_dir():
         return Outcome(out / "final", finished, 0.0, {})
     writing = accelerator.is_main_process
-    with folder.locked() if writing else nullcontext():
+    with folder.lock() if writing else nullcontext():
         if writing:
-            folder.begin(identity, environment_of(accelerator))
+            folder.begin(identity, describe_environment(accelerator))
         run = _Run(task, accelerator, settings, folder)
         begun_at = run.resume()
-        # Not yet under `_stop_signals`: what a cache takes before the first step can be stopped at once.
+        # Outside `_stop_signals`: building a cache of latents before the first step can be stopped at once.
         source = batches(begun_at, settings.steps) if begun_at < settings.steps else ()
         start = time.monotonic()
         with record(out, begun_at, writing=writing) as recorder, _stop_signals() as stop:
-            run.advance(iter(source), validation, recorder, stop, progress if writing else None)
+            run.train(iter(source), validation, recorder, stop, progress if writing else None)
         final = out / "final"
-        with run.in_use():
+        with run.averaged_weights():
             if writing:
                 folder.publish("final", lambda path: task.export(path, run.result()))
                 folder.finish(settings.steps)
         accelerator.wait_for_everyone()
-    if stop.wanted:
-        raise KeyboardInterrupt  # it came too late to stop this, and what follows is not to begin
+    if stop.requested:
+        raise KeyboardInterrupt  # too late to stop this run, but callers must not begin another
     return Outcome(final, begun_at, time.monotonic() - start, run.metrics)
 
 
 class _Stop:
-    """Whether a signal asked to stop."""
+    """A request to stop, made by a signal."""
 
-    wanted = False
+    requested = False
 
 
 class _Run:
-    """A task under way."""
+    """Networks, states and counters of a run in progress."""
 
     def __init__(
         self, task: Task, accelerator: Accelerator, settings: LoopSettings, folder: RunFolder
@@ -145,11 +150,11 @@ class _Run:
         self._phases = [Phase(name, task, accelerator, settings) for name in list(task.phases)]
         self._best: float | None = None
         self.done = 0
-        self._validated = 0  # after which step at last
+        self._validated = 0  # step of the last validation
         self.metrics: dict[str, float] = {}
 
     def resume(self) -> int:
-        """Go to the newest state; return the steps done."""
+        """Restore the newest state; return the number of steps done."""
         state = self._states.latest()
         if state is not None:
             if state.step > self._settings.steps:
@@ -163,7 +168,7 @@ class _Run:
                 self._accelerator.scaler.load_state_dict(state.facts["scaler"])
         return self.done
 
-    def advance(
+    def train(
         self,
         source: Iterator[Batch],
         validation: Callable[[], Iterable[Batch]] | None,
@@ -171,11 +176,11 @@ class _Run:
         stop: _Stop,
         progress: Progress | None,
     ) -> None:
-        """Do the steps that are left."""
+        """Run the remaining steps."""
         settings, first = self._settings, self.done
         start = time.monotonic()
-        if validation is not None and self.done > self._validated and self._due(settings.validate_every):
-            self._validate(validation, recorder)  # for which a stop, or a failure, left no time
+        if validation is not None and self.done > self._validated and self._is_due(settings.validate_every):
+            self._validate(validation, recorder)  # the run was stopped, or failed, before it
         while self.done < settings.steps:
             values = self._step(self.done, self._read(source, first))
             self.done += 1
@@ -185,36 +190,36 @@ class _Run:
                 rate = (self.done - first) / max(time.monotonic() - start, 1e-9)
                 loss = values[f"{self._phases[0].name}/loss"]
                 progress({"steps": self.done, "steps_total": settings.steps, "rate": rate, "loss": loss})
-            stopping = self._agreed(stop) and self.done < settings.steps
-            if validation is not None and not stopping and self._due(settings.validate_every):
+            stopping = self._stop_requested(stop) and self.done < settings.steps
+            if validation is not None and not stopping and self._is_due(settings.validate_every):
                 try:
                     self._validate(validation, recorder)
                 except Exception:
-                    self._save()  # what was trained is not lost with it
+                    self._save()  # a failed validation must not lose the training
                     raise
-            if stopping or self._due(settings.save_every):
+            if stopping or self._is_due(settings.save_every):
                 self._save()
             if stopping:
                 raise KeyboardInterrupt
 
     def _read(self, source: Iterator[Batch], first: int) -> list[Batch]:
-        """Return the batches of a step; if they cannot be read, the steps so far are not lost with them."""
+        """Read the batches of a step; on failure save a state first, so that finished steps are kept."""
         try:
             return list(islice(source, self._settings.accumulate))
         except Exception:
-            # Other processes have read theirs, and would be waited for.
+            # Only with one process: others have read theirs, and saving would wait for them.
             if self.done > first and self._accelerator.num_processes == 1:
                 self._save()
             raise
 
-    def _due(self, every: int) -> bool:
+    def _is_due(self, every: int) -> bool:
         return self.done == self._settings.steps or bool(every and self.done % every == 0)
 
     def _step(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
         settings, processes = self._settings, self._accelerator.num_processes
         if len(batches) < settings.accumulate:
-            raise TrainingError(f"step {step + 1}: the data end here")
-        moved = [_on_device(batch, self._accelerator.device) for batch in batches]
+            raise TrainingError(f"step {step + 1}: the data end before this step")
+        moved = [_move(batch, self._accelerator.device) for batch in batches]
         first = step * settings.accumulate
         numbers = [
             (first + k) * processes + self._accelerator.process_index for k in range(settings.accumulate)
@@ -222,32 +227,32 @@ class _Run:
         values: dict[str, float] = {}
         for phase in self._phases:
             if self._task.active(phase.name, step):
-                generators = [_generator(settings.seed, number) for number in numbers]
-                with phase.others_frozen(self._phases):
+                generators = [_create_generator(settings.seed, number) for number in numbers]
+                with phase.freeze_others(self._phases):
                     found = phase.update(step, moved, generators)
                 values |= {f"{phase.name}/{key}": value for key, value in found.items()}
         return values
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Put the weights that are for use in place meanwhile."""
+    def averaged_weights(self) -> Iterator[None]:
+        """Use the averaged weights, which are validated and exported, inside the context."""
         with ExitStack() as stack, torch.no_grad():
             for phase in self._phases:
-                stack.enter_context(phase.in_use())
+                stack.enter_context(phase.averaged_weights())
             yield
 
     def _validate(self, validation: Callable[[], Iterable[Batch]], recorder: Recorder | None) -> None:
-        """Measure, draw, and publish the best so far; every process measures, the first one writes."""
+        """Compute metrics, draw a picture, export the best so far; only the first process writes."""
         device = self._accelerator.device
-        with self.in_use():
-            self.metrics = self._task.validate(_on_device(batch, device) for batch in validation())
+        with self.averaged_weights():
+            self.metrics = self._task.validate(_move(batch, device) for batch in validation())
             score = self.metrics["score"]
             better = math.isfinite(score) and (self._best is None or score < self._best)
             if better:
                 self._best = score
             if recorder is not None:
                 recorder.scalars(self.done, "validation", self.metrics)
-                shown = next((_on_device(batch, device) for batch in validation()), None)
+                shown = next((_move(batch, device) for batch in validation()), None)
                 if shown is not None:
                     recorder.picture(self.done, self._task.picture(shown))
                 if better:
@@ -256,7 +261,7 @@ class _Run:
         self._accelerator.wait_for_everyone()
 
     def result(self) -> dict[str, Any]:
-        """Return the facts that go with an exported result."""
+        """Return steps and metrics, for an exported result."""
         return {"steps": self.done, "metrics": self.metrics}
 
     def _save(self) -> None:
@@ -276,28 +281,28 @@ class _Run:
             self._states.save(State(step=self.done, tensors=tensors, facts=facts))
         self._accelerator.wait_for_everyone()
 
-    def _agreed(self, stop: _Stop) -> bool:
-        """Whether any process was asked to stop: all of them stop after the same step."""
+    def _stop_requested(self, stop: _Stop) -> bool:
+        """Return whether any process was asked to stop: all of them stop after the same step."""
         if self._accelerator.num_processes == 1:
-            return stop.wanted
-        flag = torch.tensor(float(stop.wanted), device=self._accelerator.device)
+            return stop.requested
+        flag = torch.tensor(float(stop.requested), device=self._accelerator.device)
         return bool(self._accelerator.reduce(flag, reduction="sum") > 0)
 
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into a wish; a second one acts at once."""
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second one acts at once."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are for the main thread
+        yield stop  # only the main thread receives signals
         return
 
-    def wish(number: int, _: Any) -> None:
-        stop.wanted = True
+    def request(number: int, _: Any) -> None:
+        stop.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -305,33 +310,33 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """Return the generator of one batch, counted over steps, accumulation and processes."""
+def _create_generator(seed: int, number: int) -> torch.Generator:
+    """Create the generator of one batch, numbered over steps, accumulation and processes."""
     words = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]))
 
 
-def _on_device(batch: Batch, device: torch.device) -> Batch:
+def _move(batch: Batch, device: torch.device) -> Batch:
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
 
 
-_PATIENCE = timedelta(days=7)  # of processes for the first one, which may be encoding a cache
+_PROCESS_TIMEOUT = timedelta(days=7)  # others wait while the first one encodes a cache of latents
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def create_accelerator(settings: LoopSettings) -> Accelerator:
     """Set up device, precision, accumulation and, under ``accelerate launch``, processes.
 
-    Weights stay float32; in half precision the networks' forward passes compute under autocast. Torch's
-    number of threads is set, too: results depend on it.
+    Weights stay float32; in half precision, forward passes run under autocast. Torch's number of threads is
+    set as well: results depend on it.
 
     Raises
     ------
     SettingsError
-        For a device that is not there, or float16 on a CPU.
+        If the device does not exist, or for float16 on a CPU.
     """
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
@@ -340,19 +345,19 @@ def create_accelerator(settings: LoopSettings) -> Accelerator:
     torch.set_num_threads(settings.threads or default_threads())
     if settings.device.startswith("cuda:"):
         torch.cuda.set_device(device)
-    # accelerate keeps one set-up per process, and a second run may want another.
+    # accelerate keeps one configuration per process; a second run may need another.
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision=_MIXED[dtype],
-        # As a number, a variable of the environment would overrule it, and steps would end in no update.
+        # Given as a number, an environment variable would override it, and steps would end without an update.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)],
     )
 
 
-def environment_of(accelerator: Accelerator) -> dict[str, Any]:
-    """Describe what results depend on in their last bits, as JSON values."""
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Describe hardware, precision and versions, on which the last bits of results depend."""
     on_cpu = accelerator.device.type == "cpu"
     return {
         "device": platform.machine() if on_cpu else torch.cuda.get_device_name(accelerator.device),

@@ -1,4 +1,4 @@
-"""Training of a matcher from settings to a folder: `sar2eo.train_matcher` and the command of that name."""
+"""Training of a matcher from settings to a folder, and calibration of its threshold."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sar2eo.model.card import MatcherCard
 from sar2eo.model.creation import load_vae
 from sar2eo.model.diffusion import read_schedule
 from sar2eo.model.folder import BUNDLED_MATCHER, find_folder
-from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings, replace_settings
+from sar2eo.settings import DataSettings, MatcherRecipe, MatcherSettings
 from sar2eo.store.atomic import write_file
 from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.matcher_task import MatcherTask
-from sar2eo.training.setup import Preparation, checked_identity, chosen_data, open_held_out, training_batches
+from sar2eo.training.setup import Preparation, build_recipe, check_identity, open_held_out, training_batches
 
 __all__ = [
     "calibrate_matcher",
@@ -49,82 +49,67 @@ def train_matcher(
     progress: Progress | None = None,
     **changes: Any,
 ) -> Path:
-    """Train a matcher (DCDM) on pairs, with templates cut at known places, or go on with it.
+    """Train a matcher (DCDM) on pairs, with templates cut at known places, or resume an interrupted run.
 
     Parameters
     ----------
     data : DataSettings, str or Path
-        As of `sar2eo.train`. Aligned pairs teach places; and they should not overlap, for a template must
-        not lie in the search image of another pair.
+        As in `sar2eo.train`. Pairs must be aligned, and should not overlap: a template must not lie in the
+        search image of another pair.
     out : str or Path
-        As of `sar2eo.train`.
+        As in `sar2eo.train`, whose errors it raises, too.
     settings : MatcherSettings, optional
+        Sizes, architecture, weights of the losses and the like; by default `MatcherSettings()`.
     vae : str or Path
-        Folder with a trained VAE in ``vae/``, which stays as it is; "bundled" is the package's own.
+        Folder with a trained VAE in ``vae/``, which is not trained further; "bundled" is the package's own.
     base : str or Path, optional
-        A matcher to go on from, with its own architecture and VAE, instead of an untrained one on `vae`.
+        Matcher to continue from, with its own architecture and VAE, instead of an untrained one on `vae`.
     progress : callable, optional
-        As of `sar2eo.train`, and called with ``trials`` and ``trials_total`` while the threshold is measured.
+        As in `sar2eo.train`; called with ``trials`` and ``trials_total`` while the threshold is calibrated.
     **changes
-        Fields of `MatcherSettings`, instead of those of `settings`.
+        Fields of `MatcherSettings` that replace those of `settings`.
 
     Returns
     -------
     Path
-        ``final`` in the run folder, for `sar2eo.match_dcdm`. Its threshold is measured on the validation
-        pairs; without such pairs it has none, and does not match.
-
-    Raises
-    ------
-    SettingsError, PairsError, CheckpointError, TrainingError, OutputError
-        As of `sar2eo.train`.
+        ``final`` in the run folder, for `sar2eo.match_dcdm`. Its threshold is calibrated on the validation
+        pairs; without such pairs it has none and cannot match.
 
     Examples
     --------
     >>> train_matcher("pairs/", "runs/matcher", steps=10_000)  # doctest: +SKIP
     """
-    recipe = MatcherRecipe(
-        data=chosen_data(data),
-        out=str(out),
-        vae=str(vae),
-        base=None if base is None else str(base),
-        settings=replace_settings(settings or MatcherSettings(), changes),
-    )
+    paths = {"out": out, "vae": vae, "base": base}
+    recipe = build_recipe(MatcherRecipe, data, settings or MatcherSettings(), changes, **paths)
     return run_matcher_training(recipe, progress=progress).final
 
 
 def run_matcher_training(recipe: MatcherRecipe, *, progress: Progress | None = None) -> Outcome:
-    """Do what a recipe says; see `train_matcher`."""
+    """Run the training of a recipe, then measure the threshold; see `train_matcher`."""
     prepared = prepare_matcher_training(recipe)
     outcome = prepared.run(recipe.settings, recipe.out, progress)
     accelerator, held_out = prepared.accelerator, prepared.held_out
     if accelerator.is_main_process and held_out is not None:
         if not held_out.has_strangers:
             warnings.warn(
-                "the validation pairs show one place only: no threshold can be measured, and without one the "
-                "matcher does not match",
+                "the validation pairs show a single place: no threshold can be calibrated, and without one "
+                "the matcher cannot match",
                 TrainingWarning,
                 stacklevel=2,
             )
         elif MatcherCard.read(outcome.final).threshold is None:
 
-            def tell(done: int, total: int) -> None:
+            def report(done: int, total: int) -> None:
                 if progress is not None:
                     progress({"trials": done, "trials_total": total})
 
-            calibrate_matcher(outcome.final, held_out, recipe.settings, progress=tell)
+            calibrate_matcher(outcome.final, held_out, recipe.settings, progress=report)
     accelerator.wait_for_everyone()
     return outcome
 
 
 def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
-    """Open data and VAE, and check all that can be checked before work starts; nothing is written.
-
-    Raises
-    ------
-    SettingsError, PairsError, CheckpointError, TrainingError
-        As `train_matcher`.
-    """
+    """Open pairs, VAE and base, and check them against settings and run folder; nothing is written."""
     settings = recipe.settings
     accelerator = create_accelerator(settings)
     augmentation = Augmentation(crop=settings.crop, flips=True, turns=True, seed=settings.seed)
@@ -136,12 +121,12 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
                 f"crop={settings.crop}: images have {images.shape[0]} x {images.shape[1]} pixels; choose a "
                 "smaller crop and template, or build larger pairs"
             )
-    begun = _begun(recipe, pairs)
-    known = {"vae": {"sha256": begun.card.vae_sha256}}
+    untrained = _create_or_load(recipe, pairs)
+    known = {"vae": {"sha256": untrained.card.vae_sha256}}
     if recipe.base is not None:
-        known["base"] = {"sha256": hash_values(begun.denoiser)}
-    identity = checked_identity(recipe, accelerator, pairs, **known)
-    task = MatcherTask(begun, settings, accelerator.device, pairs.apart)
+        known["base"] = {"sha256": hash_values(untrained.denoiser)}
+    identity = check_identity(recipe, accelerator, pairs, **known)
+    task = MatcherTask(untrained, settings, accelerator.device, pairs.apart)
     multiple = pixel_multiple(task.factor)
     if settings.crop % multiple or settings.template % multiple:
         raise SettingsError(
@@ -163,11 +148,11 @@ def prepare_matcher_training(recipe: MatcherRecipe) -> Preparation[MatcherTask]:
     )
 
 
-def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
-    """Return the matcher that training begins with: the base, or an untrained one, the same every time."""
+def _create_or_load(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
+    """Load the base, or create an untrained matcher from the seed."""
     if recipe.base is not None:
         base = load_matcher(find_folder(recipe.base, own=BUNDLED_MATCHER))
-        return dataclasses.replace(base, card=_card(recipe, base.card.vae_sha256, pairs))
+        return dataclasses.replace(base, card=_create_card(recipe, base.card.vae_sha256, pairs))
     settings = recipe.settings
     vae = load_vae(find_folder(recipe.vae, allow=["vae/*.json", "vae/*.safetensors"]))
     with torch.random.fork_rng(devices=[]):
@@ -181,12 +166,12 @@ def _begun(recipe: MatcherRecipe, pairs: PairsDataset) -> MatcherCheckpoint:
         denoiser=denoiser,
         vae=vae,
         schedule=read_schedule({}, set_alpha_to_one=True),
-        card=_card(recipe, hash_values(vae), pairs),
+        card=_create_card(recipe, hash_values(vae), pairs),
     )
 
 
-def _card(recipe: MatcherRecipe, vae_sha256: str, pairs: PairsDataset) -> MatcherCard:
-    """Return the card of a matcher that learns from these pairs, without figures."""
+def _create_card(recipe: MatcherRecipe, vae_sha256: str, pairs: PairsDataset) -> MatcherCard:
+    """Create the card of a matcher trained on these pairs, without metrics."""
     return MatcherCard(
         name=Path(recipe.out).resolve().name,
         quantity=pairs.quantity,
@@ -214,20 +199,21 @@ _RIGHT_PX, _NEARER_PX = 5.0, 2.0
 
 
 class _Trials(NamedTuple):
-    """Distances of the shifts found from where templates were cut, in pixels, and scores: (weight, trial)."""
+    """Matches at every choice of weights, shape (weights, trials)."""
 
     distances: Values
+    """From the place that was found to where the template was cut, in pixels."""
     scores: Values
 
 
 class _Choice(NamedTuple):
-    """The threshold of one choice of weights, and what ranks it: CMR(5), CMR(2), share accepted."""
+    """The threshold for one choice of weights, and its rank: CMR(5), CMR(2), share accepted."""
 
     threshold: float
     rank: tuple[float, float, float]
 
     @classmethod
-    def of(cls, distances: Values, scores: Values, strangers: Values, share: float) -> _Choice:
+    def from_trials(cls, distances: Values, scores: Values, strangers: Values, share: float) -> _Choice:
         off = np.where(distances > _RIGHT_PX, scores, 0.0)
         threshold = max(threshold_for(part, share) for part in (off, strangers))
         shares = (distances <= _RIGHT_PX, distances <= _NEARER_PX, scores >= threshold)
@@ -236,14 +222,14 @@ class _Choice(NamedTuple):
 
 
 def threshold_for(scores: npt.ArrayLike, share: float) -> float:
-    """Return the least threshold that at most a share of scores reach.
+    """Return the lowest threshold that at most a share of the scores reach.
 
     Parameters
     ----------
-    scores : array_like
-        Of matches that are wrong, or 0 for those that are not.
+    scores : array_like, shape (n,)
+        Scores of wrong matches, and 0 for right ones.
     share : float
-        0 to 1; of n scores, ``floor(share * n)`` may be accepted.
+        0 to 1; ``floor(share * n)`` scores may be accepted.
     """
     ordered = np.sort(np.asarray(scores, float))[::-1]
     allowed = math.floor(share * len(ordered) + 1e-9)
@@ -257,41 +243,33 @@ def calibrate_matcher(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> MatcherCard:
-    """Choose the weights of the maps and the threshold of a matcher, and write them to its card.
+    """Calibrate a matcher's threshold and the weights of its maps, and write them to its card.
 
-    Half of the trials have the right search image, half that of another pair. Wrong is a place more than 5
-    pixels from the truth, and every place in another pair's image; of either half at most
-    ``settings.false_accepts`` reach the threshold.
+    Half of the trials have the right search image, half that of another pair. A match is wrong if it is more
+    than 5 pixels from the true place, or in another pair's image; of either half, at most the share
+    ``settings.false_accepts`` reaches the threshold.
 
     Parameters
     ----------
     folder : Path
-        As `MatcherTask.export` wrote it.
+        Folder that `MatcherTask.export` wrote.
     pairs : PairsDataset
-        Of the validation split, cropped to the search images.
+        Validation split, cropped to the search images; pairs of a single place are refused.
     settings : MatcherSettings
+        Number of trials, accepted share of wrong matches, seed, device.
     progress : callable, optional
-        Called with trials done and in all.
-
-    Returns
-    -------
-    MatcherCard
-
-    Raises
-    ------
-    TrainingError
-        If all pairs show the same ground.
+        Called with the number of finished and of all trials.
     """
     if not pairs.has_strangers:
-        raise TrainingError(f"{len(pairs)} validation pairs of one place: a threshold needs two at least")
+        raise TrainingError(f"{len(pairs)} validation pairs of one place: a threshold needs two or more")
     matcher = Matcher(folder, device=settings.device, threads=settings.threads)
-    right = _trials(matcher, pairs, settings, others=False, progress=progress)
-    wrong = _trials(matcher, pairs, settings, others=True, progress=progress)
+    right = _run_trials(matcher, pairs, settings, others=False, progress=progress)
+    wrong = _run_trials(matcher, pairs, settings, others=True, progress=progress)
     chosen = [
-        _Choice.of(*parts, settings.false_accepts)
+        _Choice.from_trials(*parts, settings.false_accepts)
         for parts in zip(right.distances, right.scores, wrong.scores, strict=True)
     ]
-    best = max(range(len(_WEIGHTS)), key=lambda index: chosen[index].rank)  # of equals the first
+    best = max(range(len(_WEIGHTS)), key=lambda index: chosen[index].rank)  # the first of equals
     weights, choice = _WEIGHTS[best], chosen[best]
     strangers, off = wrong.scores[best], right.distances[best] > _RIGHT_PX
     taken = right.scores[best] >= choice.threshold
@@ -315,14 +293,14 @@ def calibrate_matcher(
     return card
 
 
-def _stranger(pairs: PairsDataset, number: int) -> int:
-    """Return a pair of another place, another one at each pass through the pairs."""
+def _pick_stranger(pairs: PairsDataset, number: int) -> int:
+    """Return a pair of another place, a different one at each pass through the pairs."""
     passed, index = divmod(number, len(pairs))
     others = pairs.strangers(index)
     return others[passed % len(others)]
 
 
-def _trials(
+def _run_trials(
     matcher: Matcher,
     pairs: PairsDataset,
     settings: MatcherSettings,
@@ -330,7 +308,7 @@ def _trials(
     others: bool,
     progress: Callable[[int, int], None] | None,
 ) -> _Trials:
-    """Match templates in their own search image or in that of another pair, the same every time."""
+    """Match templates in their own search image, or in that of another pair; the same every time."""
     distances, scores = [], []
     for first in range(0, settings.trials, _AT_ONCE):
         numbers = range(first, min(first + _AT_ONCE, settings.trials))
@@ -338,7 +316,7 @@ def _trials(
         generator = torch.Generator().manual_seed(settings.seed + first)
         images, _, offsets = plant_templates(batch, settings.template, generator)
         if others:
-            strange = collate([pairs.sample(_stranger(pairs, number), 0) for number in numbers])
+            strange = collate([pairs.sample(_pick_stranger(pairs, number), 0) for number in numbers])
             images = images._replace(search=strange["sar"], search_valid=strange["valid"])
         maps = matcher.compare(images, seed=settings.seed)
         found = [maps.find_best(weights) for weights in _WEIGHTS]

@@ -1,4 +1,4 @@
-"""Training of a matcher (DCDM): templates cut from pairs at known places, a `sar2eo.training.task.Task`."""
+"""Training task of a matcher (DCDM): templates cut at known places, losses, validation by matching."""
 
 from __future__ import annotations
 
@@ -33,32 +33,34 @@ from sar2eo.training.task import Batch, Facts, contact_sheet
 __all__ = ["MatcherTask"]
 
 _COARSE = 2  # latents along a token of the coarse attention
-_PURE = 0.5  # of the templates that are as in sampling
+_PURE = 0.5  # share of pure noise among the templates noised as in sampling
 _PICTURED = 4
-_MEMORY_BYTES = 2**29  # of latents of search images
-_LEARNED = MapWeights(pixels=1.0, structure=0.0)  # what training can change
+_CACHE_BYTES = 2**29  # limit of the cached latents of search images
+_LEARNED = MapWeights(pixels=1.0, structure=0.0)  # structure does not depend on training
 _NEAR_PX, _NEARER_PX = 5.0, 2.0
 
 
 class MatcherTask:
-    """Trains a denoiser to translate a template, to attend to where it lies, and to tell where, or nowhere.
+    """Trains a denoiser to translate a template and to decide where in a search image it lies, if at all.
 
-    A noised truth (supplement, Eq. 2) gives away what is asked for, and a network that learnt from it alone
-    takes its own first guess for the truth in the steps that follow. So most templates begin with pure noise
-    or with what the network makes of it, as they do in sampling (own choice): what is learnt then is the mean
-    of all translations that are possible, which correlates better than any one of them.
+    A noised truth (supplement, Eq. 2) reveals the answer, and a network trained on it alone takes its own
+    first guess for the truth in later steps. So most templates start from pure noise, or from the network's
+    translation of it, as in sampling (own choice): the network then learns the mean of all possible
+    translations, which correlates better than any single one.
 
-    Some templates of a batch are shown again with the search image of another pair, in which they do not
-    lie: what the translation borrows there must not pass for a match.
+    Some templates of a batch are repeated with the search image of another pair, in which they do not lie:
+    what the translation borrows there must not pass for a match.
 
     Parameters
     ----------
     checkpoint : MatcherCheckpoint
-        In float32, on the CPU; its VAE stays as it is.
+        In float32, on the CPU; its VAE is not trained.
     settings : MatcherSettings
+        Template size, weights of the losses, shares of templates, seed.
     device : torch.device
+        Where the network is trained.
     apart : callable, optional
-        Whether two pairs, by their numbers, show different ground; by default any two do.
+        ``apart(i, j)`` returns whether two pairs show different ground; by default any two do.
     """
 
     averaged: tuple[str, ...] = ("denoiser",)
@@ -79,12 +81,12 @@ class MatcherTask:
         self._denoiser.to(device, memory_format=torch.channels_last)
         self._bars = compute_alpha_bars(checkpoint.schedule).to(device)
         self.factor = checkpoint.factor
-        self._memory: dict[bytes, Tensor] = {}
+        self._cache: dict[bytes, Tensor] = {}
         self.phases: dict[str, nn.Module] = {"denoiser": self._denoiser}
 
     @property
     def card(self) -> MatcherCard:
-        """Of the result, without its figures."""
+        """Card of the result, without metrics."""
         return self.checkpoint.card
 
     def active(self, phase: str, step: int) -> bool:
@@ -95,11 +97,11 @@ class MatcherTask:
         """Return the sum of squared error, SSIM, position and similarity, weighted as the settings say."""
         planted = plant_templates(batch, self._settings.template, generator)
         images, positives = planted.images, len(planted.offsets)
-        shown, searched = self._shown(batch["index"])
-        truth, optical, search = self._latents(planted)
+        shown, searched = self._choose_searches(batch["index"])
+        truth, optical, search = self._encode(planted)
         clean, seen = truth[shown], pool_validity(images.search_valid, self.factor)
         given = optical[shown], search[searched], seen[searched]
-        noisy, timesteps, as_sampled = self._noised(clean, given, generator)
+        noisy, timesteps, as_sampled = self._add_noise(clean, given, generator)
         denoised, of_templates, of_searches, sharpness, none = self.phases["denoiser"](
             noisy, *given, timesteps
         )
@@ -112,21 +114,21 @@ class MatcherTask:
         latents_valid = pool_validity(valid, self.factor)
         error = l2_loss(denoised.clean, clean, latents_valid)
         structure = structure_loss(denoised.clean, clean, latents_valid)
-        position = self._position(denoised, offsets[:positives], valid[:positives])
+        position = self._position_loss(denoised, offsets[:positives], valid[:positives])
         weights = self._settings
         total = (
             error + weights.ssim * structure + weights.position * position + weights.similarity * similarity
         )
         facts = {"squared_error": error, "structure": structure, "position": position}
-        near = _near(features.surface[:positives], planted.offsets, stride, as_sampled[:positives])
+        near = _share_near(features.surface[:positives], planted.offsets, stride, as_sampled[:positives])
         return total, {k: v.detach() for k, v in {**facts, "similarity": similarity, "near": near}.items()}
 
-    def _noised(
+    def _add_noise(
         self, clean: Tensor, given: tuple[Tensor, Tensor, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return noisy latents, their timesteps, and which of them are as in sampling.
+        """Return noisy latents (B, C, h, w), timesteps (B,), and which are noised as in sampling (B,).
 
-        Of those half are pure noise, half the translation of pure noise, noised again.
+        Of the latter, half are pure noise, half the network's translation of pure noise, noised again.
         """
         count = len(clean)
         noise = torch.randn(clean.shape, generator=generator).to(self._device)
@@ -146,8 +148,8 @@ class MatcherTask:
         noisy[pure] = noise[pure]
         return noisy, timesteps, sampled
 
-    def _shown(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return which template is shown with which search image: each with its own, some with others'."""
+    def _choose_searches(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return numbers of templates and of their search images: each its own, then some of other pairs."""
         count = len(indices)
         own = list(range(count))
         wanted = round(self._settings.negatives * count)
@@ -161,28 +163,28 @@ class MatcherTask:
         return torch.tensor(templates, device=self._device), torch.tensor(searches, device=self._device)
 
     @torch.no_grad()
-    def _latents(self, planted: PlantedTemplates) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the latents of truth, template and search image, by the frozen VAE."""
+    def _encode(self, planted: PlantedTemplates) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode truth, template and search image by the frozen VAE."""
         half = self._dtype != torch.float32
         with torch.autocast(self._device.type, self._dtype, enabled=half):
             small = encode_images(self._vae, torch.cat([planted.truth, planted.images.template]))
-            search = self._remembered(planted.images.search)
+            search = self._encode_searches(planted.images.search)
         truth, optical = small.float().chunk(2)
         return truth, optical, search.float()
 
-    def _remembered(self, images: Tensor) -> Tensor:
-        """Encode search images, or find them: chips as large as the crop come again in 8 orientations."""
+    def _encode_searches(self, images: Tensor) -> Tensor:
+        """Encode search images, with a cache: chips as large as the crop recur in 8 orientations."""
         keys = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in images.cpu().numpy()]
-        new = [row for row, key in enumerate(keys) if key not in self._memory]
+        new = [row for row, key in enumerate(keys) if key not in self._cache]
         made = dict(zip(new, encode_images(self._vae, images[new]), strict=True)) if new else {}
-        latents = [made[row] if row in made else self._memory[key] for row, key in enumerate(keys)]
+        latents = [made[row] if row in made else self._cache[key] for row, key in enumerate(keys)]
         for row, one in made.items():
-            if (len(self._memory) + 1) * one.nbytes <= _MEMORY_BYTES:
-                self._memory[keys[row]] = one.clone()  # a copy does not hold the batch it was made in
+            if (len(self._cache) + 1) * one.nbytes <= _CACHE_BYTES:
+                self._cache[keys[row]] = one.clone()  # a view would keep the whole batch in memory
         return torch.stack(latents)
 
-    def _position(self, denoised: Denoised, offsets: Tensor, valid: Tensor) -> Tensor:
-        """Return the position term of pairs that match, of the map before and after and of the routing."""
+    def _position_loss(self, denoised: Denoised, offsets: Tensor, valid: Tensor) -> Tensor:
+        """Return the position loss of matching pairs: of both attention maps, and of the routing."""
         token = self.factor * _COARSE
         queries = pool_validity(valid, token)
         maps = [part[: len(offsets)] for part in (denoised.before, denoised.after)]
@@ -195,12 +197,12 @@ class MatcherTask:
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Match templates at fixed places; ``score`` is the cross-entropy on the similarity map.
 
-        ``cmr_5`` and ``cmr_2`` are the shares within 5 and 2 pixels, ``rmse`` the root of the mean squared
-        distance, ``squared_error`` of the translated latents.
+        ``cmr_5`` and ``cmr_2`` are the shares within 5 and 2 pixels of the truth, ``rmse`` the root mean
+        squared distance in pixels, ``squared_error`` the mean squared error of the translated latents.
         """
         entropies, distances, errors = [], [], []
         for number, batch in enumerate(batches):
-            planted = self._planted(batch, number)
+            planted = self._plant(batch, number)
             maps = self._compare(planted)
             places = planted.offsets.float() / maps.step
             every = torch.ones(len(places), dtype=torch.bool, device=places.device)
@@ -208,7 +210,7 @@ class MatcherTask:
             entropies += [similarity_loss(*args)] * len(places)
             found = torch.from_numpy(maps.find_best(_LEARNED).shifts)
             distances.append((found - planted.offsets.cpu()).norm(dim=1))
-            truth = self._latents(planted)[0]
+            truth = self._encode(planted)[0]
             valid = pool_validity(planted.images.template_valid, self.factor)
             errors += [l2_loss(maps.last.clean, truth, valid)] * len(places)
         distance = torch.cat(distances)
@@ -220,39 +222,39 @@ class MatcherTask:
             "squared_error": float(torch.stack(errors).mean()),
         }
 
-    def _planted(self, batch: Batch, number: int) -> PlantedTemplates:
+    def _plant(self, batch: Batch, number: int) -> PlantedTemplates:
         generator = torch.Generator().manual_seed(self._settings.seed + number)
         return plant_templates(batch, self._settings.template, generator)
 
     def _compare(self, planted: PlantedTemplates) -> Any:
-        # The weights in place are those of the phase, which accelerate may have wrapped.
+        # The denoiser itself: accelerate may have wrapped the one in `phases`.
         checkpoint = dataclasses.replace(self.checkpoint, denoiser=self._denoiser)
         return compare_images(checkpoint, planted.images, steps=self.card.steps, seed=self._settings.seed)
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> Tensor:
-        """Draw template | translation | truth | similarity of the first few pairs."""
+        """Draw template | translation | truth | similarity of the first four pairs."""
         few = {name: batch[name][:_PICTURED] for name in ("sar", "eo", "valid")}
-        planted = self._planted(few, 0)
+        planted = self._plant(few, 0)
         maps = self._compare(planted)
         surface = maps.features.surface[:, None]
         return contact_sheet(
             planted.images.template,
             maps.translated,
             planted.truth,
-            (-surface).exp(),  # whose logarithm is drawn, bright where it is small
+            (-surface).exp(),  # drawn as a variance: minus its logarithm is the similarity
             planted.images.template_valid,
         )
 
     def export(self, out: Path, facts: dict[str, Any]) -> Path:
-        """Write a matcher's folder, its card with the metrics of the last validation and no threshold yet."""
+        """Write a matcher's folder; its card has the last validation's metrics, and no threshold yet."""
         metrics = {f"validation_{name}": value for name, value in facts["metrics"].items()}
         card = dataclasses.replace(self.card, metrics=metrics)
         return save_matcher(dataclasses.replace(self.checkpoint, denoiser=self._denoiser, card=card), out)
 
 
-def _near(surface: Tensor, offsets: Tensor, stride: int, counted: Tensor) -> Tensor:
-    """Return the share of maps, of those that count, whose highest place is within 5 pixels of the truth."""
+def _share_near(surface: Tensor, offsets: Tensor, stride: int, counted: Tensor) -> Tensor:
+    """Return the share of `counted` maps (B,) whose maximum is within 5 pixels of the true offset (B, 2)."""
     with torch.no_grad():
         top = surface.flatten(1).argmax(dim=1)
         found = torch.stack([top // surface.shape[2], top % surface.shape[2]], dim=1) * stride

@@ -1,4 +1,4 @@
-"""One network of a task under training: its optimiser, its moving average, and what a state holds of it."""
+"""A network in training: optimiser step, learning rate, moving average, saved tensors."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
-    """Return the learning rate of a step, counted from 0: a linear rise, then a half cosine or nothing.
+    """Return the learning rate of a step, counted from 0: linear warm-up, then cosine decay or constant.
 
-    The first step is at ``lr / warmup``, the last of the rise at ``lr``; the cosine (SGDR without
-    restarts, https://arxiv.org/abs/1608.03983) would be 0 at step ``steps``.
+    The first step has ``lr / warmup``, the last of the warm-up ``lr``; the cosine (SGDR without restarts,
+    https://arxiv.org/abs/1608.03983) would reach 0 at step ``steps``.
     """
     if step < settings.warmup:
         return settings.lr * (step + 1) / settings.warmup
@@ -35,9 +35,9 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# With the usual momentum two networks that are trained against each other run round in circles; these are
-# VQGAN's (https://arxiv.org/abs/2012.09841).
-_USUAL, _AGAINST_EACH_OTHER = (0.9, 0.999), (0.5, 0.9)
+# With the usual momentum, two adversarial networks oscillate; the second pair is VQGAN's
+# (https://arxiv.org/abs/2012.09841).
+_BETAS, _ADVERSARIAL_BETAS = (0.9, 0.999), (0.5, 0.9)
 
 
 class Phase:
@@ -46,10 +46,13 @@ class Phase:
     Parameters
     ----------
     name : str
+        Key of the network in ``task.phases``.
     task : Task
         Its network of that name is replaced by the prepared one.
     accelerator : Accelerator
+        Device, precision and processes.
     settings : LoopSettings
+        Learning rate, weight decay, decay of the average.
     """
 
     def __init__(self, name: str, task: Task, accelerator: Accelerator, settings: LoopSettings) -> None:
@@ -59,7 +62,7 @@ class Phase:
         optimiser = torch.optim.AdamW(
             [p for p in network.parameters() if p.requires_grad],
             lr=settings.lr,
-            betas=_USUAL if len(task.phases) == 1 else _AGAINST_EACH_OTHER,
+            betas=_BETAS if len(task.phases) == 1 else _ADVERSARIAL_BETAS,
             weight_decay=settings.weight_decay,
         )
         prepared, self._optimiser = accelerator.prepare(network, optimiser)
@@ -79,12 +82,12 @@ class Phase:
         Returns
         -------
         dict of str to float
-            ``loss``, ``grad_norm``, ``lr`` and what the task records, means over the batches.
+            ``loss``, ``grad_norm``, ``lr`` and the scalars of the task, averaged over the batches.
 
         Raises
         ------
         TrainingError
-            If loss or gradient is not finite; the weights are then those of before.
+            If loss or gradient is not finite; the weights are then unchanged.
         """
         rate = learning_rate(self._settings, step)
         for group in self._optimiser.param_groups:
@@ -108,7 +111,7 @@ class Phase:
     def _apply(self, step: int, sums: dict[str, Tensor]) -> dict[str, float]:
         """Clip the gradient and update the weights; in float16 the scaler skips what overflowed."""
         norm = self._accelerator.clip_grad_norm_(self._trained.values(), self._settings.max_grad_norm)
-        numbers = _numbers({**sums, "grad_norm": norm})
+        numbers = _read_scalars({**sums, "grad_norm": norm})
         if not math.isfinite(numbers["loss"]):
             raise TrainingError(self._not_finite(step, "loss", numbers["loss"]))
         if self._accelerator.scaler is None and not math.isfinite(numbers["grad_norm"]):
@@ -123,8 +126,8 @@ class Phase:
         )
 
     @contextmanager
-    def others_frozen(self, phases: Sequence[Phase]) -> Iterator[None]:
-        """Let no gradient reach the weights of other phases meanwhile: it would be thrown away."""
+    def freeze_others(self, phases: Sequence[Phase]) -> Iterator[None]:
+        """Compute no gradients of other phases' weights inside the context: they would not be used."""
         others = [p for phase in phases if phase is not self for p in phase._trained.values()]
         for parameter in others:
             parameter.requires_grad_(False)
@@ -135,8 +138,8 @@ class Phase:
                 parameter.requires_grad_(True)
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Put the averaged weights in place, in evaluation mode, meanwhile."""
+    def averaged_weights(self) -> Iterator[None]:
+        """Use the averaged weights, in evaluation mode, inside the context."""
         self._network.eval()
         if self._average is not None:
             self._average.store(self._trained.values())
@@ -149,7 +152,7 @@ class Phase:
             self._network.train()
 
     def tensors(self) -> Tensors:
-        """Return what a state holds, by file; frozen weights are the base's and not among it."""
+        """Return the tensors to save, by file; frozen weights are the base's and are not saved."""
         kept: Tensors = {"weights": {}, "optimiser": {}, "average": {}}
         for key, tensor in {**self._trained, **self._buffers()}.items():
             kept["weights"][f"{self.name}.{key}"] = tensor
@@ -162,26 +165,20 @@ class Phase:
         return kept
 
     def facts(self) -> dict[str, Any]:
-        """Return what a state holds beside tensors, as JSON values."""
+        """Return the values to save beside tensors, as JSON values."""
         return {"averaged_steps": 0 if self._average is None else self._average.optimization_step}
 
     def restore(self, tensors: Tensors, facts: dict[str, Any]) -> None:
-        """Go back to a state.
-
-        Raises
-        ------
-        TrainingError
-            If it is the state of another network.
-        """
-        due = self.tensors()
+        """Restore saved tensors and facts; those of another network are refused."""
+        expected = self.tensors()
         for file in ("weights", "average"):
             found = {key for key in tensors[file] if key.startswith(f"{self.name}.")}
-            if found != set(due[file]):
-                odd = min(found ^ set(due[file]))
-                raise TrainingError(f"the state is not of this network: {file} differ in {odd}")
+            if found != set(expected[file]):
+                odd = min(found ^ set(expected[file]))
+                raise TrainingError(f"the state belongs to another network: {file} differ in {odd}")
         with torch.no_grad():
             for file in ("weights", "average"):
-                for key, tensor in due[file].items():
+                for key, tensor in expected[file].items():
                     tensor.copy_(tensors[file][key])
         if self._average is not None:
             self._average.optimization_step = facts["averaged_steps"]
@@ -193,7 +190,7 @@ class Phase:
                 parameter, _, kind = rest.rpartition(".")
                 weight = self._trained[parameter]
                 if tensor.shape == weight.shape:
-                    # In its weight's memory format: where they differ, updates take a slow way on a GPU.
+                    # In its weight's memory format: otherwise updates are slow on a GPU.
                     tensor = torch.empty_like(weight, requires_grad=False).copy_(tensor)
                 state.setdefault(number[parameter], {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
@@ -208,7 +205,7 @@ class Phase:
         return {name: buffer for name, buffer in self._network.named_buffers() if name in kept}
 
 
-def _numbers(values: dict[str, Tensor]) -> dict[str, float]:
-    """Read scalars, all of them at once: the host waits for the device a single time."""
+def _read_scalars(values: dict[str, Tensor]) -> dict[str, float]:
+    """Read all scalars at once: the host waits for the device a single time."""
     read: list[float] = torch.stack([value.detach().float() for value in values.values()]).tolist()
     return dict(zip(values, read, strict=True))

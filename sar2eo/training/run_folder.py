@@ -1,8 +1,8 @@
-"""The folder of a training run: what it was started with, its records, and its results.
+"""Run folder of a training: settings, metrics, states to resume from, results.
 
 ::
 
-    run.json        settings, data, base, versions, threads; what was finished
+    run.json        settings, data, base, versions, threads; number of finished steps
     metrics.jsonl   one line for each step and validation
     log/            the same for TensorBoard, with pictures
     pictures/       validation pictures, PNG
@@ -36,34 +36,21 @@ __all__ = ["RunFolder", "State", "States", "record"]
 
 _LOCK = ".lock"
 
+# Settings that do not change what is learnt: they may differ when a run is resumed. `RunFolder.begin` warns
+# of other threads and hardware, which change the last bits.
 _FREE = ("keep", "save_every", "validate_every", "gradient_checkpointing", "device", "threads")
-"""Settings of what is kept and where it is computed, not of what is learnt.
-
-`RunFolder.begin` warns of other threads and other hardware.
-"""
 
 
 class RunFolder:
-    """A run's folder.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._run = path / "run.json"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder, making it if it is not there.
-
-        Raises
-        ------
-        OutputError
-            If another run holds it, or it cannot be made.
-        """
+    def lock(self) -> Iterator[None]:
+        """Create the folder if need be, and lock it inside the context; another run is refused."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,26 +62,26 @@ class RunFolder:
             lock.release()
 
     def check(self, identity: Mapping[str, Any]) -> int | None:
-        """Refuse to go on with other settings.
+        """Check that the folder is empty, or holds a run with the same settings, data and base.
 
         Parameters
         ----------
         identity : mapping
-            JSON values; what differs from those of the run that is there is named.
+            JSON values, from `sar2eo.training.loop.describe_run`.
 
         Returns
         -------
         int or None
-            Steps that this run, or a shorter one that it extends, was finished with.
+            Steps of this run, or of a shorter one that it extends, if that was finished.
 
         Raises
         ------
         TrainingError
-            If something differs, or the folder holds something else than a run.
+            Naming the first value that differs, or if the folder holds other files.
         """
         if not self._run.exists():
             if self.path.is_dir() and any(path.name != _LOCK for path in self.path.iterdir()):
-                raise TrainingError(f"{self.path} holds something else than a run: choose another folder")
+                raise TrainingError(f"{self.path} holds other files than a run's: choose another folder")
             return None
         before = self._read()
         old, new = flatten(before["identity"]), flatten(json_values(identity))
@@ -111,7 +98,7 @@ class RunFolder:
         return finished
 
     def begin(self, identity: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Write down what a run is, after `check`; warn if it goes on under other circumstances."""
+        """Write ``run.json``, after `check`; warn if hardware, threads or versions have changed."""
         finished = None
         if self._run.exists():
             before = self._read()
@@ -120,24 +107,26 @@ class RunFolder:
                 if before["environment"].get(name) != value:
                     warnings.warn(
                         f"{self.path} was begun with {name} {before['environment'].get(name)}, goes on with "
-                        f"{value}: not bit for bit what it would have been",
+                        f"{value}: not bit for bit the same result",
                         TrainingWarning,
                         stacklevel=2,
                     )
         self._write(identity, environment, finished)
 
     def finish(self, steps: int) -> None:
-        """Write down that the results are there."""
+        """Record in ``run.json`` that the run is finished."""
         before = self._read()
         self._write(before["identity"], before["environment"], steps)
 
     def publish(self, name: str, export: Callable[[Path], Path]) -> Path:
-        """Replace a result by what `export` writes into a new folder; it appears whole or not at all.
+        """Replace a result by the folder that `export` writes; on failure the previous one stays.
 
-        Raises
-        ------
-        OutputError
-            If it cannot be written; the one before stays.
+        Parameters
+        ----------
+        name : str
+            "best" or "final".
+        export : callable
+            Writes the result as a new folder at the given path.
         """
         target = self.path / name
         for path in self.path.glob(f".*{name}.*"):  # of a run that was killed
@@ -172,33 +161,27 @@ class RunFolder:
 
 
 class Recorder:
-    """Writes scalars and pictures of a run, for people and for plots.
+    """Writes scalars and pictures to ``metrics.jsonl``, ``pictures/`` and TensorBoard.
 
     Parameters
     ----------
     path : Path
         The run's folder.
     step : int
-        Where the run goes on; what was recorded beyond is dropped.
+        Step the run resumes from; later records are dropped.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         lines = path / "metrics.jsonl"
         if lines.exists():
-            kept = [line for line in lines.read_text(encoding="utf-8").splitlines() if _up_to(line, step)]
+            kept = [line for line in lines.read_text(encoding="utf-8").splitlines() if _is_within(line, step)]
             write_file(lines, "".join(f"{line}\n" for line in kept).encode())
         self._lines = lines.open("a", encoding="utf-8")
         self._board = SummaryWriter(path / "log", purge_step=step + 1)
 
     def scalars(self, step: int, part: str, values: Mapping[str, float]) -> None:
-        """Record values under ``part/name``; steps count from 1.
-
-        Raises
-        ------
-        OutputError
-            If they cannot be written.
-        """
+        """Record values under ``part/name``; steps count from 1."""
         try:
             self._lines.write(json.dumps({"step": step, "part": part, **values}) + "\n")
             self._lines.flush()
@@ -208,7 +191,7 @@ class Recorder:
             refuse(error, self._path)
 
     def picture(self, step: int, picture: Tensor) -> None:
-        """Record a picture, uint8 of shape (3, H, W); errors as of `scalars`."""
+        """Record a picture, uint8 of shape (3, H, W)."""
         from PIL import Image
 
         folder = self._path / "pictures"
@@ -220,7 +203,7 @@ class Recorder:
             refuse(error, self._path)
 
     def close(self) -> None:
-        """Flush and close; what fails has failed before, and should not hide why."""
+        """Flush and close; errors were raised by earlier writes, and are ignored here."""
         for records in (self._lines, self._board):
             with suppress(OSError):
                 records.close()
@@ -228,7 +211,7 @@ class Recorder:
 
 @contextmanager
 def record(path: Path, step: int, *, writing: bool) -> Iterator[Recorder | None]:
-    """Record a run while it goes on; None for processes that do not write."""
+    """Open the records of a run inside the context; None for processes that do not write."""
     recorder = Recorder(path, step) if writing else None
     try:
         yield recorder
@@ -238,6 +221,7 @@ def record(path: Path, step: int, *, writing: bool) -> Iterator[Recorder | None]
 
 
 def _check_steps(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse another number of steps, unless it extends a run whose steps do not depend on it."""
     name = "settings.steps"
     if old["settings.decay"] != "constant":
         raise TrainingError(
@@ -246,7 +230,7 @@ def _check_steps(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         )
     if new.get("settings.adversarial") and 0 < new["settings.adversarial_from"] < 1:
         raise TrainingError(
-            f"{path} was begun with steps={old[name]}, not {new[name]}: its adversary joined after a share "
+            f"{path} was begun with steps={old[name]}, not {new[name]}: its adversary joins after a share "
             "of them; begin another run from its result (--base), with adversarial_from=0"
         )
     if new[name] < old[name]:
@@ -255,7 +239,8 @@ def _check_steps(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
         )
 
 
-def _up_to(line: str, step: int) -> bool:
+def _is_within(line: str, step: int) -> bool:
+    """Return whether a line of ``metrics.jsonl`` is of that step or an earlier one."""
     try:
         return bool(json.loads(line)["step"] <= step)
     except (KeyError, TypeError, ValueError):  # the last line of a run that was killed
@@ -267,16 +252,16 @@ _FACTS = "state.json"
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """All that a run needs to go on.
+    """State of a run, from which it resumes.
 
     Parameters
     ----------
     step : int
         Steps done.
     tensors : dict of str to dict of str to Tensor
-        Named tensors by file.
+        Weights, optimiser and averages: named tensors by file.
     facts : dict
-        JSON values.
+        Best score, metrics and counters, as JSON values.
     """
 
     step: int
@@ -285,14 +270,14 @@ class State:
 
 
 class States:
-    """The states of one run.
+    """The saved states of one run.
 
     Parameters
     ----------
     folder : Path
-        Made on the first `save`.
+        Created by the first `save`.
     keep : int
-        How many are kept, the newest.
+        Number of newest states that are kept.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -300,17 +285,11 @@ class States:
         self.keep = keep
 
     def save(self, state: State) -> Path:
-        """Write a state durably, then delete those that are no longer to be kept.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written; those that were there stay.
-        """
+        """Write a state and flush it to disk, then delete surplus ones; on failure none is deleted."""
         target = self.folder / f"step-{state.step:06d}"
         size = sum(t.numel() * t.element_size() for group in state.tensors.values() for t in group.values())
         try:
-            # In place of a broken one of the same step, which was passed over.
+            # It replaces a broken state of the same step, which `latest` skipped.
             with atomic_folder(target, size=size) as partial:
                 _write(state, partial)
         except SafetensorError as error:
@@ -321,29 +300,24 @@ class States:
         return target
 
     def latest(self) -> State | None:
-        """Read the newest whole state; None if there is none at all.
+        """Read the newest intact state; None if there are no states.
 
-        Broken ones are passed over with a warning.
-
-        Raises
-        ------
-        TrainingError
-            If there are states and none of them is whole.
+        Broken ones are skipped with a warning; if none is intact, `TrainingError` is raised.
         """
         found = sorted(self.folder.glob("step-*"), key=_step, reverse=True)
         for path in found:
             try:
                 return _read(path)
             except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
-                warnings.warn(f"{path} is passed over: {error}", TrainingWarning, stacklevel=2)
+                warnings.warn(f"{path} is skipped: {error}", TrainingWarning, stacklevel=2)
         if found:
             raise TrainingError(
-                f"{self.folder}: none of its {len(found)} states can be read: remove the run to begin anew"
+                f"{self.folder}: none of its {len(found)} states can be read: delete the run to start again"
             )
         return None
 
     def _prune(self, newest: Path) -> None:
-        """Delete what is too old, and what belongs to a future that a broken state promised."""
+        """Delete surplus old states, and states after the newest, which are broken."""
         others = sorted((path for path in self.folder.glob("step-*") if path != newest), key=_step)
         older = [path for path in others if _step(path) < _step(newest)]
         surplus = max(0, len(older) + 1 - self.keep)
@@ -369,8 +343,8 @@ def _read(folder: Path) -> State:
     tensors = {}
     for name, digest in raw["sha256"].items():
         if hash_file(folder / name) != digest:
-            raise CheckpointError(f"{name} is not what was written")
-        # Copied: the library maps the file, which a later save may delete.
+            raise CheckpointError(f"{name} has changed since it was written")
+        # Copied: safetensors maps the file, which a later save may delete.
         tensors[Path(name).stem] = {key: value.clone() for key, value in load_file(folder / name).items()}
     return State(step=int(raw["step"]), tensors=tensors, facts=dict(raw["facts"]))
 

@@ -1,4 +1,4 @@
-"""What every training run shares before its first step: its parts, its held-out pairs, its settings."""
+"""What the training runs of U-Net, VAE and matcher share: recipes, validation pairs, batches, the run."""
 
 from __future__ import annotations
 
@@ -14,40 +14,50 @@ from accelerate import Accelerator
 from sar2eo.compute.cluster import available_cores
 from sar2eo.datasets import Augmentation, Order, PairsDataset, batches, collate, open_dataset
 from sar2eo.errors import PairsError, TrainingWarning
-from sar2eo.settings import DataSettings, LoopSettings, MatcherRecipe, TrainRecipe, VaeRecipe
-from sar2eo.training.loop import Outcome, Progress, identity_of, run_loop
+from sar2eo.settings import (
+    DataSettings,
+    LoopSettings,
+    MatcherRecipe,
+    TrainRecipe,
+    VaeRecipe,
+    replace_settings,
+)
+from sar2eo.training.loop import Outcome, Progress, describe_run, run_loop
 from sar2eo.training.run_folder import RunFolder
 from sar2eo.training.task import Batch, Task
 
 __all__ = [
     "Preparation",
-    "ShareOrder",
-    "checked_identity",
-    "chosen_data",
+    "build_recipe",
+    "check_identity",
     "open_held_out",
     "training_batches",
     "validation_batches",
 ]
 
+Recipe = TypeVar("Recipe")
 TaskKind = TypeVar("TaskKind", bound=Task)
+
+_VALIDATION_PAIRS, _VALIDATION_BATCH = 32, 4
+_MAX_LOADERS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Preparation(Generic[TaskKind]):
-    """A training run before its first step; all that can be checked has been.
+    """A training run that passed all checks and has not begun.
 
     Parameters
     ----------
     task : Task
+        Networks and losses.
     accelerator : Accelerator
-    pairs : PairsDataset
-        Of the training split.
-    held_out : PairsDataset or None
-        Of the validation split.
+        Device, precision and processes.
+    pairs, held_out : PairsDataset
+        Training and validation split; `held_out` is None for a run without validation.
     batches : callable
-        From a step to another, to the batches between.
+        ``batches(start, stop)`` loads this process's batches of steps `start` to before `stop`.
     identity : dict
-        What the run depends on.
+        Settings, data and base with their fingerprints, as JSON values.
     """
 
     task: TaskKind
@@ -58,7 +68,7 @@ class Preparation(Generic[TaskKind]):
     identity: dict[str, Any]
 
     def run(self, settings: LoopSettings, out: str, progress: Progress | None) -> Outcome:
-        """Train, or go on with it; see `sar2eo.training.loop.run_loop`."""
+        """Train, or resume; see `sar2eo.training.loop.run_loop`."""
         held_out = self.held_out
         return run_loop(
             self.task,
@@ -72,12 +82,39 @@ class Preparation(Generic[TaskKind]):
         )
 
 
+def build_recipe(
+    kind: Callable[..., Recipe],
+    data: DataSettings | str | Path,
+    settings: LoopSettings,
+    changes: dict[str, Any],
+    **paths: str | Path | None,
+) -> Recipe:
+    """Build a recipe from the arguments of a Python call.
+
+    Parameters
+    ----------
+    kind : type
+        `TrainRecipe`, `VaeRecipe` or `MatcherRecipe`.
+    data : DataSettings, str or Path
+        A path is a folder of `sar2eo.build_pairs`.
+    settings, changes
+        Settings, and the fields that replace theirs.
+    **paths
+        Further fields of the recipe.
+    """
+    return kind(
+        data=data if isinstance(data, DataSettings) else DataSettings(pairs=str(data)),
+        settings=replace_settings(settings, changes),
+        **{name: None if path is None else str(path) for name, path in paths.items()},
+    )
+
+
 def open_held_out(
     data: DataSettings, augmentation: Augmentation, training: PairsDataset
 ) -> PairsDataset | None:
-    """Open the validation pairs, with the channels of the training pairs.
+    """Open the validation pairs with the channels of the training pairs.
 
-    None, with a warning, where there are none, or they lack a polarisation of the training pairs.
+    None, with a warning, if there are no such pairs or they lack a polarisation of the training pairs.
     """
     try:
         held_out = open_dataset(data, "val", augmentation=augmentation)
@@ -89,87 +126,54 @@ def open_held_out(
     except PairsError as error:
         warnings.warn(f"trains without validation: {error}", TrainingWarning, stacklevel=2)
         return None
-    return held_out.seen_by(training)
+    return held_out.with_channels_of(training)
 
 
-def checked_identity(
+def check_identity(
     recipe: TrainRecipe | VaeRecipe | MatcherRecipe,
     accelerator: Accelerator,
     pairs: PairsDataset,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return what a run depends on, which must be what its folder was begun with.
+    """Return what a run depends on, after checking it against the run in the recipe's folder.
 
     Parameters
     ----------
-    recipe : TrainRecipe, VaeRecipe or MatcherRecipe
-    accelerator : Accelerator
-    pairs : PairsDataset
-        Of the training split.
+    recipe, accelerator, pairs
+        Settings and folder, number of processes, and the training split.
     **more
         Base or VAE, with their fingerprints.
-
-    Raises
-    ------
-    TrainingError
-        As of `RunFolder.check`.
     """
     data = {"split_by": recipe.data.split_by, "pairs": len(pairs), "sha256": pairs.fingerprint()}
-    identity = identity_of(recipe.settings, accelerator, data=data, **more)
+    identity = describe_run(recipe.settings, accelerator, data=data, **more)
     RunFolder(Path(recipe.out)).check(identity)
     return identity
-
-
-def chosen_data(data: DataSettings | str | Path) -> DataSettings:
-    """Return which pairs; a path is a folder of `sar2eo.build_pairs`."""
-    return data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
-
-
-_VALIDATION_PAIRS, _VALIDATION_BATCH = 32, 4
-_LOADERS_AT_MOST = 8
-
-
-@dataclass(frozen=True)
-class ShareOrder(Order):
-    """One process's share of an order: batches in turn.
-
-    Parameters
-    ----------
-    process, processes : int
-    """
-
-    process: int = 0
-    processes: int = 1
-
-    def indices(self, step: int) -> list[tuple[int, int]]:
-        """Return the pass and index of each pair of this process's batch of that number."""
-        return super().indices(step * self.processes + self.process)
 
 
 def training_batches(
     samples: Any, settings: LoopSettings, accelerator: Accelerator
 ) -> Callable[[int, int], Iterable[Batch]]:
-    """Return what `run_loop` takes batches from: this process's, several for a step if they accumulate.
+    """Return the batch loader of `run_loop`: this process's batches, ``settings.accumulate`` for each step.
 
     Parameters
     ----------
-    samples
-        A data set of pairs, or a cache of their latents.
-    settings : LoopSettings
-    accelerator : Accelerator
+    samples : PairsDataset or CachedLatents
+        The training split.
+    settings, accelerator
+        Batch size, seed and accumulation; processes and device.
     """
-    order = ShareOrder(
+    order = Order(
         len(samples), settings.batch, settings.seed, accelerator.process_index, accelerator.num_processes
     )
     cores = available_cores() // accelerator.num_processes
-    # On a CPU the network has use for every core.
-    workers = 0 if accelerator.device.type == "cpu" else min(_LOADERS_AT_MOST, max(1, cores - 1))
+    # On a CPU the network needs every core.
+    workers = 0 if accelerator.device.type == "cpu" else min(_MAX_LOADERS, max(1, cores - 1))
     many, pin = settings.accumulate, accelerator.device.type == "cuda"
     return lambda start, stop: batches(samples, order, start * many, stop * many, workers, pin=pin)
 
 
 def validation_batches(pairs: PairsDataset) -> Iterator[Batch]:
-    """Load a few pairs, spread over the data set, the same every time."""
+    """Load up to 32 pairs, spread evenly over the data set, the same every time."""
     step = max(1, math.ceil(len(pairs) / _VALIDATION_PAIRS))
     chosen = range(0, len(pairs), step)
     for first in range(0, len(chosen), _VALIDATION_BATCH):

@@ -1,4 +1,4 @@
-"""Fine-tuning of the U-Net (C-DiffSET, section 3.3): the frozen VAE, its latents, the losses, the card."""
+"""Fine-tuning task of the U-Net (C-DiffSET, section 3.3): latents, losses, validation, LoRA adapters."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sar2eo.model.weights import create_empty
 from sar2eo.settings import TrainSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
 
-__all__ = ["UNetTask", "add_adapters", "plain_unet"]
+__all__ = ["UNetTask", "add_adapters", "merge_adapters"]
 
 VALIDATION_TIMESTEPS = (50, 250, 500, 750, 950)
 _SAMPLED_PAIRS, _SAMPLED_STEPS = 4, 10
-_ENCODED_AT_ONCE = 4  # images; the encoder in float32 is what takes most memory
+_ENCODED_AT_ONCE = 4  # images; the float32 encoder needs the most memory
 _WEIGHTINGS = {"c-diff": "none", "c-diff-timestep": "timestep"}
 
 
@@ -39,17 +39,12 @@ class UNetTask:
     ----------
     checkpoint : Checkpoint
         The base, in float32, on the CPU.
-    card : TranslatorCard
-        Of the result; it says what is predicted.
+    card : Card
+        Card of the result; its prediction type is the training target.
     settings : TrainSettings
+        Loss, dropout, adapters, seed.
     device : torch.device
-
-    Raises
-    ------
-    SettingsError
-        If the crop does not suit the networks, or adapters have nothing to adapt.
-    CheckpointError
-        If the noise schedule does not suit what is predicted.
+        Where networks are trained.
     """
 
     def __init__(
@@ -82,13 +77,7 @@ class UNetTask:
         return self._vae
 
     def check_shape(self, shape: tuple[int, int]) -> None:
-        """Refuse images whose sides the networks cannot take.
-
-        Raises
-        ------
-        SettingsError
-            Naming what sides must be multiples of.
-        """
+        """Refuse images whose rows or columns are no multiples of what the networks need."""
         if any(side % self._multiple for side in shape):
             raise SettingsError(
                 f"images of {shape[0]} x {shape[1]} pixels: with this base the sides must be multiples of "
@@ -100,21 +89,21 @@ class UNetTask:
         return True
 
     def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
-        """Return the loss of one batch at timesteps drawn from all 1000 alike (C-DiffSET, Eq. 1 to 3)."""
-        sar, eo, valid = self._latents(batch)
+        """Return the loss of one batch at timesteps drawn uniformly from all 1000 (C-DiffSET, Eq. 1 to 3)."""
+        sar, eo, valid = self._encode(batch)
         drawn = torch.randn(eo.shape, generator=generator)
         chosen = torch.randint(TRAIN_TIMESTEPS, (len(eo),), generator=generator)
         if self._settings.dropout:
-            # It draws from the global generators, which a resumed run must find as they would have been.
+            # Dropout draws from the global generators, so a resumed run must seed them the same way.
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         noise, timesteps = (values.to(self._device, non_blocking=True) for values in (drawn, chosen))
-        loss, error, variance = self._losses(sar, eo, valid, noise, timesteps)
+        loss, error, variance = self._compute_losses(sar, eo, valid, noise, timesteps)
         return loss, {"squared_error": error, "variance": variance}
 
-    def _losses(
+    def _compute_losses(
         self, sar: Tensor, eo: Tensor, valid: Tensor, noise: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, the squared error and the mean variance, the latter two without gradient."""
+        """Return the loss; and, without gradient, the squared error and the mean variance."""
         alpha_bar = self._alpha_bars[timesteps]
         noisy = add_noise(eo, noise, alpha_bar)  # [B, C, h, w]
         target = compute_target(eo, noise, alpha_bar, self.card.prediction_type)
@@ -127,17 +116,17 @@ class UNetTask:
         return c_diff_loss(prediction, raw, target, alpha_bar, weighting, valid), error, variance
 
     def _predict(self, sar: Tensor, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """Return prediction and raw variance by the U-Net of `phases`, which the loop prepared."""
+        """Return prediction and raw variance of the U-Net in `phases`, which the loop prepared."""
         prepared: Any = self.phases["unet"]
         return dataclasses.replace(self._checkpoint, unet=prepared).predict(sar, noisy, timestep)
 
-    def encoded(self, batch: Batch) -> Batch:
-        """Return a batch as a cache of latents would have it."""
-        return dict(zip(("sar_latents", "eo_latents", "valid_latents"), self._latents(batch), strict=True))
+    def encode_batch(self, batch: Batch) -> Batch:
+        """Encode a batch into the form that `sar2eo.datasets.CachedLatents` returns."""
+        return dict(zip(("sar_latents", "eo_latents", "valid_latents"), self._encode(batch), strict=True))
 
     @torch.no_grad()
-    def _latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return SAR and EO latents and their validity, from a cache's batch or by the frozen VAE."""
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return SAR and EO latents (B, C, h, w) and validity (B, 1, h, w), cached or by the frozen VAE."""
         if "eo_latents" in batch:
             return batch["sar_latents"].float(), batch["eo_latents"].float(), batch["valid_latents"].float()
         sar, eo = (
@@ -147,39 +136,35 @@ class UNetTask:
         return sar, eo, pool_validity(batch["valid"], self.factor)
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Measure the loss at fixed timesteps and noise over all pairs, and PSNR of the first few.
-
-        ``score`` is the loss.
-        """
+        """Compute the loss at fixed timesteps and noise, as ``score``, and the PSNR in dB of four pairs."""
         sums: dict[str, float] = {}
         weight = 0
         sampled: list[Tensor] = []
         for number, batch in enumerate(batches):
-            sar, eo, valid = self._latents(batch)
+            sar, eo, valid = self._encode(batch)
             for timestep in VALIDATION_TIMESTEPS:
                 noise = self._noise(eo.shape, number * TRAIN_TIMESTEPS + timestep)
                 steps = torch.full((len(eo),), timestep, device=self._device)
-                loss, error, variance = self._losses(sar, eo, valid, noise, steps)
+                loss, error, variance = self._compute_losses(sar, eo, valid, noise, steps)
                 share = len(eo) / len(VALIDATION_TIMESTEPS)
                 for name, value in {"score": loss, "squared_error": error, "variance": variance}.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * share
             weight += len(eo)
             room = _SAMPLED_PAIRS - sum(len(found) for found in sampled)
             if room > 0:
-                sampled.append(_psnr(*self._sampled(batch, room)[:3]))
+                sampled.append(_compute_psnr(*self._translate(batch, room)[:3]))
         metrics = {name: value / weight for name, value in sums.items()}
         return metrics | {"psnr": float(torch.cat(sampled).mean())}
 
     def picture(self, batch: Batch) -> Tensor:
-        """Draw SAR | prediction | EO | confidence of the first few pairs."""
-        predicted, eo, valid, variance = self._sampled(batch, _SAMPLED_PAIRS)
+        """Draw SAR | prediction | EO | confidence of the first four pairs."""
+        predicted, eo, valid, variance = self._translate(batch, _SAMPLED_PAIRS)
         return contact_sheet(batch["sar"][: len(eo)], predicted, eo, variance, valid)
 
-    def _sampled(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Translate a few pairs; return predicted and true images, validity, and the variance."""
+    def _translate(self, batch: Batch, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Translate the first pairs; return predicted and true images in [-1, 1], validity, variance."""
         few = {key: value[:count] for key, value in batch.items() if key in ("sar", "eo", "valid")}
-        sar, eo, _ = self._latents(few)
-
+        sar, eo, _ = self._encode(few)
         latents, variance = sample(
             partial(self._predict, sar),
             self._noise(eo.shape, 0),
@@ -199,15 +184,15 @@ class UNetTask:
         return create_scheduler("ddim", self.card.spacing, self.card.prediction_type, self._schedule)
 
     def export(self, out: Path, facts: dict[str, Any]) -> Path:
-        """Write a checkpoint folder, adapters merged, its card with the metrics of the last validation."""
+        """Write a checkpoint folder with merged adapters; its card has the last validation's metrics."""
         metrics = {f"validation_{name}": value for name, value in facts["metrics"].items()}
         card = dataclasses.replace(self.card, metrics=metrics)
-        unet = plain_unet(self._unet)
+        unet = merge_adapters(self._unet)
         return save_checkpoint(dataclasses.replace(self._checkpoint, unet=unet, card=card), out)
 
 
-def _psnr(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Return the PSNR of each pair that has valid pixels, over these, of images in [-1, 1]."""
+def _compute_psnr(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Return the PSNR in dB over the valid pixels of each pair that has some, of images in [-1, 1]."""
     error = (((predicted - truth) / 2).square() * valid).sum(dim=(1, 2, 3))
     count = valid.sum(dim=(1, 2, 3)) * truth.shape[1]
     mean = error[count > 0] / count[count > 0]
@@ -215,24 +200,20 @@ def _psnr(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 _TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-_WHOLE = ("conv_in", "conv_out")  # they hold what the base lacks: the SAR's channels and the variance
+_TRAINED_WHOLE = ("conv_in", "conv_out")  # new channels that the base lacks: SAR input and variance
 
 
 def add_adapters(unet: UNet2DConditionModel, rank: int, seed: int) -> None:
-    """Freeze a U-Net but for adapters of its attention, and its first and last convolution, in place.
+    """Add LoRA adapters to a U-Net's attention in place; only they and its outer convolutions are trained.
 
     Parameters
     ----------
     unet : UNet2DConditionModel
+        Refused if it has no attention.
     rank : int
-        Of the adapters; they are scaled by 1, and start without effect.
+        Rank of the adapters; their scale is 1, and they start without effect.
     seed : int
-        Of their first values.
-
-    Raises
-    ------
-    SettingsError
-        If it has no attention to adapt.
+        Seed of their initial values.
     """
     names = {name for name, module in unet.named_modules() if isinstance(module, nn.Linear)}
     if not any(name.endswith(tuple(_TARGETS)) for name in names):
@@ -241,11 +222,11 @@ def add_adapters(unet: UNet2DConditionModel, rank: int, seed: int) -> None:
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=_TARGETS), unet)
     for name, parameter in unet.named_parameters():
-        parameter.requires_grad_("lora_" in name or name.startswith(_WHOLE))
+        parameter.requires_grad_("lora_" in name or name.startswith(_TRAINED_WHOLE))
 
 
-def plain_unet(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a U-Net of its own with the same weights on the CPU, adapters merged into them."""
+def merge_adapters(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return a copy of a U-Net on the CPU with its adapters merged into the weights."""
     weights = {
         name.replace(".base_layer.", "."): tensor.detach().cpu().clone()
         for name, tensor in unet.state_dict().items()

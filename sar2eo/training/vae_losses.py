@@ -1,4 +1,4 @@
-"""Losses of a VAE's reconstruction, over valid pixels alone, and the divergence of its latents."""
+"""Losses of a VAE over valid pixels: reconstruction, texture, divergence, discriminator; their metrics."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = [
     "PatchDiscriminator",
     "Tally",
     "absolute_error",
-    "balanced",
+    "balance_errors",
     "discriminator_loss",
     "divergence",
     "generator_loss",
     "gradient_error",
-    "only_where_valid",
+    "replace_invalid",
     "squared_error",
     "texture_error",
     "weighted_mean",
@@ -33,24 +33,18 @@ __all__ = [
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean of values, weighted; 0 where no weight is left.
-
-    Parameters
-    ----------
-    values : Tensor, shape (B, C, H, W)
-    weight : Tensor, shape (B, 1, H, W)
-        Not negative.
-    """
+    """Return the weighted mean of `values` (B, C, H, W) by weights >= 0 (B, 1, H, W); 0 if all are 0."""
     total = weight.sum() * values.shape[1]
     return (values * weight).sum() / total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 def absolute_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute error over valid pixels.
+    """Mean absolute error of images (B, C, H, W) over valid pixels.
 
     Parameters
     ----------
     prediction, truth : Tensor, shape (B, C, H, W)
+        In [-1, 1].
     valid : Tensor, shape (B, 1, H, W)
         1 where pixels count, else 0.
     """
@@ -63,38 +57,38 @@ def squared_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def gradient_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute error of the image's gradient, along rows and columns, between valid neighbours.
+    """Mean absolute error of the image gradient along rows and columns, between valid neighbours.
 
-    It weighs detail against tone: the spectrum of a difference of neighbours rises with frequency.
-    Parameters as in `absolute_error`.
+    It stresses detail over tone, since differences of neighbours amplify high frequencies. Parameters as in
+    `absolute_error`.
     """
     error = prediction - truth
     parts = [
-        weighted_mean(error.diff(dim=dim).abs(), _both(valid, dim))
+        weighted_mean(error.diff(dim=dim).abs(), _valid_neighbours(valid, dim))
         for dim in (-2, -1)
         if error.shape[dim] > 1
     ]
     return torch.stack(parts).sum() if parts else error.new_zeros(())
 
 
-def _both(valid: Tensor, dim: int) -> Tensor:
-    """Return where a pixel and its next neighbour are valid."""
+def _valid_neighbours(valid: Tensor, dim: int) -> Tensor:
+    """Return where a pixel and its next neighbour along an axis are both valid."""
     length = valid.shape[dim] - 1
     return valid.narrow(dim, 0, length) * valid.narrow(dim, 1, length)
 
 
-def balanced(errors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Return the mean of errors whose gradients count relative to the size of each.
+def balance_errors(errors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Return the mean of errors, with each gradient divided by the size of its error.
 
-    As the sum of their logarithms would have it, on the scale of the mean: the speckle of SAR images,
-    which no latent can hold, would otherwise leave little of the gradient to the EO images.
+    These are the gradients of the sum of logarithms, on the scale of the mean. Otherwise the speckle of SAR
+    images, which no latent can hold, would dominate the gradient over the EO images.
 
     Parameters
     ----------
     errors : sequence of Tensor
-        Scalars, not negative, one for each kind of image.
+        Scalars >= 0, one for each kind of image.
     shares : sequence of float
-        Of the gradient, for each; positive, of any sum.
+        Positive weight of each gradient; only their ratios matter.
     """
     sizes = torch.stack([error.detach() for error in errors])
     parts = torch.tensor(shares, dtype=sizes.dtype, device=sizes.device)
@@ -105,17 +99,17 @@ def balanced(errors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 def divergence(mean: Tensor, log_variance: Tensor, valid: Tensor, bands: int) -> Tensor:
     """Kullback-Leibler divergence of the latents from a standard normal, in nats per value of the image.
 
-    Divided by image values, not by latents, it weighs against a mean error over pixels as in
-    Kingma and Welling (https://arxiv.org/abs/1312.6114, appendix B), whatever the factor and channels.
+    Divided by the number of image values, not of latents, it balances against a mean error over pixels as in
+    Kingma and Welling (https://arxiv.org/abs/1312.6114, appendix B), for any factor and number of channels.
 
     Parameters
     ----------
     mean, log_variance : Tensor, shape (B, C, h, w)
-        Of the latents' distribution.
+        Mean and log variance of the latents' distribution.
     valid : Tensor, shape (B, 1, H, W)
         1 where pixels count, else 0; a latent counts with all of its pixels or not at all.
     bands : int
-        Of the images.
+        Number of bands of the images.
     """
     factor = valid.shape[-1] // mean.shape[-1]
     whole = pool_validity(valid, factor)  # [B, 1, h, w]
@@ -124,25 +118,25 @@ def divergence(mean: Tensor, log_variance: Tensor, valid: Tensor, bands: int) ->
 
 
 BLOCK = 32
-"""Side of the blocks that texture is measured in, in pixels."""
+"""Side of the blocks of `texture_error`, in pixels."""
 
-_RINGS = 16  # to a cycle per pixel; wavelengths of a ring and more are tone, which other losses see
+_RINGS = 16  # per cycle/pixel; the first one (wavelengths above 16 pixels) is tone, left to other losses
 _DIRECTIONS = 4
 _GREY_AND_COLOURS = (
     (3**-0.5, 3**-0.5, 3**-0.5),
     (2**-0.5, 0.0, -(2**-0.5)),
     (6**-0.5, -2 * 6**-0.5, 6**-0.5),
 )
-_GRAIN = 0.01  # a deviation of a little more than one level of 256: nobody sees less
+_GRAIN = 0.01  # standard deviation, a little more than one level of 256; less is invisible
 
 
 def texture_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute difference of log power, over places, wavelengths, directions and colours.
+    """Mean absolute difference of log power over blocks, wavelengths, directions and colours.
 
-    Detail that latents do not hold is drawn as its mean by a squared error, and that is flat. This asks for
-    as much of it as the truth has there (of wavelengths below 16 pixels), wherever its ridges lie: the
-    spectral loss of https://arxiv.org/abs/2003.01826 (section 3.2), but by blocks, for water is to stay plain
-    beside a city, and by direction and colour, for otherwise grey checks of two pixels pass for any texture.
+    A squared error draws detail that latents do not hold as its mean, which is flat. This loss asks for as
+    much detail as the truth has in a block (at wavelengths below 16 pixels), at any phase: the spectral loss
+    of https://arxiv.org/abs/2003.01826 (section 3.2), but by blocks, so that water stays plain beside a city,
+    and by direction and colour, as otherwise grey checks of two pixels would pass for any texture.
 
     Parameters
     ----------
@@ -164,7 +158,7 @@ def texture_error(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def _powers(images: Tensor) -> Tensor:
-    """Return the periodograms of blocks, shape (B, 3, rows, cols, frequencies); of noise, its variance."""
+    """Return periodograms of blocks, (B, 3, rows, cols, frequencies); white noise gives its variance."""
     colours = torch.tensor(_GREY_AND_COLOURS, device=images.device)
     parts = torch.einsum("oc,bchw->bohw", colours, images)
     blocks = parts.unfold(2, BLOCK, BLOCK // 2).unfold(3, BLOCK, BLOCK // 2)
@@ -178,7 +172,7 @@ def _powers(images: Tensor) -> Tensor:
 
 @cache
 def _groups() -> Tensor:
-    """Return what averages frequencies to rings in four directions, shape (frequencies, groups)."""
+    """Return the matrix that averages frequencies in rings and four directions, (frequencies, groups)."""
     down, across = torch.fft.fftfreq(BLOCK)[:, None], torch.fft.rfftfreq(BLOCK)
     ring = (torch.hypot(down, across) * _RINGS).floor().long()
     direction = (torch.atan2(down, across) / math.pi * _DIRECTIONS + 0.5).floor().long() % _DIRECTIONS
@@ -193,11 +187,11 @@ _GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches of 24 pixels: above 0 real, below 0 reconstructed.
+    """Scores patches of 24 pixels: above 0 real, below 0 reconstructed.
 
-    Group normalisation, for images of one batch are not to know each other; patches far smaller than an
-    image, for it is texture that a reconstruction lacks; and a first look at full resolution, for without
-    one the checks that an upsampling decoder draws pass for texture.
+    Group normalisation keeps images of a batch independent. Patches are far smaller than images, since
+    reconstructions lack texture. The first layer works at full resolution, as otherwise the checks drawn by
+    an upsampling decoder would pass for texture.
     """
 
     def __init__(self) -> None:
@@ -218,8 +212,8 @@ class PatchDiscriminator(nn.Module):
         return scores
 
 
-def only_where_valid(reconstruction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Return the reconstruction with the truth in its invalid pixels, so that they tell nothing."""
+def replace_invalid(reconstruction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Replace the invalid pixels of a reconstruction by the truth, so that they reveal nothing."""
     return torch.where(valid > 0, reconstruction, truth)
 
 
@@ -231,23 +225,23 @@ def discriminator_loss(real: Tensor, fake: Tensor, valid: Tensor) -> Tensor:
     real, fake : Tensor, shape (B, 1, h, w)
         Scores of true and of reconstructed images.
     valid : Tensor, shape (B, 1, H, W)
-        Of the images; a score weighs as much as its place has valid pixels.
+        Validity of the images; each score is weighted by the share of valid pixels at its place.
     """
-    weight = _at(valid, real)
+    weight = _resize(valid, real)
     return 0.5 * weighted_mean(functional.relu(1 - real) + functional.relu(1 + fake), weight)
 
 
 def generator_loss(fake: Tensor, valid: Tensor) -> Tensor:
     """Hinge loss of the reconstruction: minus its mean score; parameters as in `discriminator_loss`."""
-    return -weighted_mean(fake, _at(valid, fake))
+    return -weighted_mean(fake, _resize(valid, fake))
 
 
-def _at(valid: Tensor, scores: Tensor) -> Tensor:
+def _resize(valid: Tensor, scores: Tensor) -> Tensor:
     size = (scores.shape[-2], scores.shape[-1])
     return functional.interpolate(valid, size=size, mode="area")
 
 
-_LEAST_DEVIATION = 1e-3  # of a latent channel that holds nothing, which would be divided by 0
+_LEAST_DEVIATION = 1e-3  # avoids a division by 0 for a constant latent channel
 
 
 class Tally:
@@ -266,17 +260,17 @@ class Tally:
             self._powers = found if self._powers is None else self._powers + found
 
     def metrics(self) -> dict[str, float]:
-        """Return PSNR in dB, and power over the truth's per octave, the finest first."""
+        """Return PSNR in dB, and the ratio of power to the truth's per octave, the finest first."""
         octaves = {f"power_{index}": ratio for index, ratio in enumerate(self._ratios())}
         return {"psnr": self.psnr(), **octaves}
 
     def psnr(self) -> float:
-        """Return the PSNR in dB of all valid pixels together."""
+        """Return the PSNR in dB over all valid pixels."""
         mean = self._squared / max(self._count, 1.0)
-        return 10 * math.log10(4 / max(mean, 1e-12))  # images span 2
+        return 10 * math.log10(4 / max(mean, 1e-12))  # images span 2: peak squared is 4
 
     def worst_octave_db(self) -> float:
-        """Return how far the power of the worst octave is from the truth's, in dB."""
+        """Return the largest deviation of an octave's power from the truth's, in dB."""
         return max((abs(10 * math.log10(max(ratio, 1e-12))) for ratio in self._ratios()), default=0.0)
 
     def _ratios(self) -> list[float]:
@@ -297,7 +291,7 @@ class Moments:
         self.count += len(exact)
         self.sums += torch.stack([exact.sum(0), exact.square().sum(0)])
 
-    def described(self) -> dict[str, list[float]]:
+    def summarise(self) -> dict[str, list[float]]:
         """Return mean and standard deviation of each channel."""
         mean, square = self.sums / max(self.count, 1)
         deviation = (square - mean.square()).clamp_min(_LEAST_DEVIATION**2).sqrt()

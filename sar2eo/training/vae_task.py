@@ -1,4 +1,4 @@
-"""Training of a VAE on the EO and SAR images of pairs: a `sar2eo.training.task.Task`."""
+"""Training task of a VAE on the EO and SAR images of pairs: losses, validation, statistics of latents."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from sar2eo.training.vae_losses import (
     PatchDiscriminator,
     Tally,
     absolute_error,
-    balanced,
+    balance_errors,
     discriminator_loss,
     divergence,
     generator_loss,
     gradient_error,
-    only_where_valid,
+    replace_invalid,
     squared_error,
     texture_error,
 )
@@ -37,7 +37,7 @@ from sar2eo.training.vae_losses import (
 __all__ = ["NOTES", "VaeNetwork", "VaeTask"]
 
 NOTES = "vae.json"
-"""Beside the exported folder ``vae/``: figures, and how the VAE came about."""
+"""File beside the exported folder ``vae/``: metrics and statistics of the latents."""
 
 _KINDS = {"both": ("eo", "sar"), "eo": ("eo",), "sar": ("sar",)}
 _FIRST_LOG_VARIANCE = _LOG_VARIANCE = -6.0  # a deviation of 0.05
@@ -46,12 +46,12 @@ _PICTURED = 4
 
 
 class VaeNetwork(nn.Module):
-    """A VAE whose forward pass is all that its losses need, for accelerate wraps forward passes only.
+    """A VAE whose forward pass returns all that its losses need: accelerate wraps forward passes only.
 
     Parameters
     ----------
     vae : AutoencoderKL or AutoencoderDC
-        The latter has no posterior of its own; one as wide everywhere is taken for it.
+        An AutoencoderDC has no posterior; a fixed log variance is used for it.
     """
 
     def __init__(self, vae: Vae) -> None:
@@ -84,28 +84,24 @@ class VaeNetwork(nn.Module):
 
 
 class VaeTask:
-    """Reconstruction, divergence and, for the last steps, a patch discriminator.
+    """Trains a VAE by reconstruction, divergence and, for the last steps, a patch discriminator.
 
-    The errors of EO and of SAR images are balanced (see `sar2eo.training.vae_losses.balanced`). The
-    discriminator judges EO images only, where there are any: nobody decodes a SAR image, and its speckle
-    is too easy to tell.
+    The errors of EO and SAR images are balanced (see `sar2eo.training.vae_losses.balance_errors`). The
+    discriminator judges EO images only, if there are any: SAR images are never decoded in use, and their
+    speckle is too easy to recognise.
 
-    The score of a validation is minus the PSNR of the EO images (of the SAR images where only those are
-    trained on), plus how far the worst octave of their power spectrum is from the truth's, both in dB:
-    blur buys PSNR and pays for it in the finest octave.
+    The validation score is minus the PSNR of the EO images (of the SAR images in a run without EO), plus the
+    deviation of the worst octave of their power spectrum from the truth's, both in dB: blur raises PSNR and
+    lowers the power of the finest octave.
 
     Parameters
     ----------
     settings : VaeSettings
+        Architecture, weights of the losses, seed.
     samples : callable
-        Returns batches of training images on which latents are measured, the same every time.
+        Returns batches of training images for the statistics of latents, the same every time.
     base : AutoencoderKL, AutoencoderDC or None
-        To go on from, instead of a new one.
-
-    Raises
-    ------
-    SettingsError
-        If the base is of another kind.
+        VAE to continue from, instead of a new one.
     """
 
     averaged: tuple[str, ...] = ("vae",)
@@ -117,10 +113,10 @@ class VaeTask:
         self._kinds = _KINDS[settings.images]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.vae = _created(settings) if base is None else _gone_on(base, settings)
+            self.vae = _create_vae(settings) if base is None else _prepare_base(base, settings)
             discriminator = PatchDiscriminator()
         if isinstance(self.vae, AutoencoderDC):
-            self.vae.to(memory_format=torch.channels_last)  # its normalisation is over the channels
+            self.vae.to(memory_format=torch.channels_last)  # it normalises over the channels
         facts = read_vae_facts({**self.vae.config, "_class_name": type(self.vae).__name__})
         self.factor, self._channels = facts.factor, facts.latent_channels
         self.phases: dict[str, nn.Module] = {"vae": VaeNetwork(self.vae)}
@@ -130,16 +126,10 @@ class VaeTask:
         self._last: tuple[Batch, Tensor] | None = None
 
     def check_shape(self, shape: tuple[int, int]) -> None:
-        """Refuse images whose sides, rows and columns, are no multiples of the factor, or too small.
-
-        Raises
-        ------
-        SettingsError
-            If they are.
-        """
+        """Refuse images whose rows or columns are no multiples of the factor, or too few for texture."""
         if any(side % self.factor for side in shape):
             raise SettingsError(
-                f"images of {shape[0]} x {shape[1]} pixels: the VAE is of factor {self.factor}, so sides "
+                f"images of {shape[0]} x {shape[1]} pixels: the VAE's factor is {self.factor}, so sides "
                 "must be multiples of it; choose another crop"
             )
         if self._settings.texture and min(shape) < BLOCK:
@@ -149,12 +139,12 @@ class VaeTask:
             )
 
     def active(self, phase: str, step: int) -> bool:
-        """Whether a phase is trained: the VAE always, the discriminator from its share of steps on."""
+        """Return whether a phase is trained: the VAE always, the discriminator in the last steps."""
         return phase == "vae" or step >= self._adversary_from
 
     def loss(self, phase: str, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Facts]:
         """Return the loss of the VAE or of the discriminator; see `sar2eo.training.task.Task`."""
-        images, valid = self._images(batch)
+        images, valid = self._stack_images(batch)
         if phase == "discriminator":
             return self._discriminator_loss(batch, images, generator)
         settings = self._settings
@@ -172,26 +162,26 @@ class VaeTask:
                 errors[-1] = errors[-1] + settings.texture * texture
                 facts[f"{kind}_texture"] = texture.detach()
         shares = [settings.sar if kind == "sar" else 1.0 for kind in self._kinds]
-        error, kl = balanced(errors, shares), divergence(mean, log_variance, valid, images.shape[1])
+        error, kl = balance_errors(errors, shares), divergence(mean, log_variance, valid, images.shape[1])
         total = error + settings.kl * kl
         posterior_std = (0.5 * log_variance.detach()).exp().mean()
         facts |= {"kl": kl.detach(), "posterior_std": posterior_std}
         if "discriminator" in self.phases and self.active("discriminator", step):
-            shown = self._judged(batch, reconstruction)
-            adversarial = generator_loss(self.phases["discriminator"](shown).float(), batch["valid"])
+            fake = self._select_judged(batch, reconstruction)
+            adversarial = generator_loss(self.phases["discriminator"](fake).float(), batch["valid"])
             total = total + settings.adversarial * adversarial
             facts |= {"adversarial": adversarial.detach()}
-            self._last = (batch, shown.detach())
+            self._last = (batch, fake.detach())
         return total, facts
 
     def _discriminator_loss(
         self, batch: Batch, images: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Facts]:
         if self._last is not None and self._last[0] is batch:
-            fake = self._last[1]  # of the VAE's own turn at this batch, which saves a pass through it
+            fake = self._last[1]  # computed by the VAE's phase of this step
         else:
             with torch.no_grad():
-                fake = self._judged(batch, self._reconstruct(images, generator)[0])
+                fake = self._select_judged(batch, self._reconstruct(images, generator)[0])
         self._last = None
         discriminator = self.phases["discriminator"]
         real_scores = discriminator(batch[self._kinds[0]]).float()
@@ -199,10 +189,10 @@ class VaeTask:
         facts = {"real": real_scores.detach().mean(), "fake": fake_scores.detach().mean()}
         return discriminator_loss(real_scores, fake_scores, batch["valid"]), facts
 
-    def _judged(self, batch: Batch, reconstruction: Tensor) -> Tensor:
-        """Return the reconstructions that the adversary sees, shape (B, 3, H, W): those of one kind."""
+    def _select_judged(self, batch: Batch, reconstruction: Tensor) -> Tensor:
+        """Return the reconstructions of one kind that the discriminator judges, shape (B, 3, H, W)."""
         truth = batch[self._kinds[0]]
-        return only_where_valid(reconstruction[: len(truth)], truth, batch["valid"])
+        return replace_invalid(reconstruction[: len(truth)], truth, batch["valid"])
 
     def _reconstruct(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         size = [side // self.factor for side in images.shape[-2:]]
@@ -211,27 +201,27 @@ class VaeTask:
         found: tuple[Tensor, Tensor, Tensor] = self.phases["vae"](images, noise)
         return found
 
-    def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _stack_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return all images of a batch, shape (B, 3, H, W), and their validity, (B, 1, H, W)."""
         images = torch.cat([batch[kind] for kind in self._kinds])
         return images, batch["valid"].repeat(len(self._kinds), 1, 1, 1)
 
-    def _decoded(self, images: Tensor) -> Tensor:
-        """Reconstruct as use does: posterior mean, in float32, clipped."""
+    def _decode_mean(self, images: Tensor) -> Tensor:
+        """Reconstruct as in use: from the posterior mean, in float32, clipped to [-1, 1]."""
         decoded: Tensor = self.vae.decode(encode_raw(self.vae, images)).sample
         return decoded.clamp(-1, 1)
 
     @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Measure reconstruction: PSNR in dB and power over the truth's per octave, EO and SAR apart.
+        """Compute PSNR in dB and the ratio of power to the truth's per octave, for EO and SAR.
 
-        ``eo_power_0`` is of wavelengths below 4 pixels, every further octave twice as long (see
+        ``eo_power_0`` covers wavelengths below 4 pixels, each further octave doubles them (see
         `sar2eo.evaluation.metrics`). Errors are pooled over all pixels.
         """
         tallies = {kind: Tally() for kind in self._kinds}
         for batch in batches:
             for kind, tally in tallies.items():
-                tally.add(self._decoded(batch[kind]), batch[kind], batch["valid"])
+                tally.add(self._decode_mean(batch[kind]), batch[kind], batch["valid"])
         metrics: dict[str, float] = {}
         for kind, tally in tallies.items():
             metrics |= {f"{kind}_{name}": value for name, value in tally.metrics().items()}
@@ -240,21 +230,21 @@ class VaeTask:
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> Tensor:
-        """Draw up to four pairs, one a row: truth and reconstruction of the EO image, then of the SAR."""
+        """Draw up to four pairs, one a row: truth and reconstruction of the EO, then of the SAR image."""
         columns = []
         for kind in self._kinds:
             truth = batch[kind][:_PICTURED]
-            columns += [truth, self._decoded(truth)]
+            columns += [truth, self._decode_mean(truth)]
         rows = torch.cat([torch.cat(list(column), dim=-2) for column in columns], dim=-1)
         return ((rows + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
     def export(self, out: Path, facts: dict[str, Any]) -> Path:
-        """Write ``vae/`` in diffusers' layout, its latents measured, and ``vae.json`` with the figures.
+        """Write ``vae/`` in diffusers' layout, with statistics of its latents, and ``vae.json`` with metrics.
 
-        The mean and standard deviation of each latent channel of EO images (of SAR images, where only
-        those are trained on) go into the configuration, by which `sar2eo.model.network.encode_images` scales
-        latents: it is EO latents that are noised and denoised, and SAR latents differ in both. What is
-        scaled already stays so where the encoder is kept.
+        The mean and standard deviation of each latent channel of EO images (of SAR images in a run without
+        EO) go into the configuration, by which `sar2eo.model.network.encode_images` scales latents: it is EO
+        latents that are noised and denoised, and SAR latents have other statistics. A frozen encoder keeps
+        its scaling.
         """
         measured = self._measure_latents()
         mean, std = (measured[self._kinds[0]][name] for name in ("mean", "std"))
@@ -272,7 +262,7 @@ class VaeTask:
 
     @torch.no_grad()
     def _measure_latents(self) -> dict[str, dict[str, list[float]]]:
-        """Measure mean and deviation of each channel over whole valid latents, by kind."""
+        """Compute mean and standard deviation of each channel over wholly valid latents, by kind of image."""
         tallies = {kind: Moments(self._channels) for kind in self._kinds}
         device = self.vae.decoder.conv_out.weight.device
         for batch in self._samples():
@@ -280,22 +270,23 @@ class VaeTask:
             for kind, tally in tallies.items():
                 latents = encode_raw(self.vae, batch[kind].to(device))
                 tally.add(latents.movedim(1, -1)[whole])
-        return {name: tally.described() for name, tally in tallies.items()}
+        return {name: tally.summarise() for name, tally in tallies.items()}
 
 
-def _created(settings: VaeSettings) -> Vae:
+def _create_vae(settings: VaeSettings) -> Vae:
     vae = create_autoencoder(
         settings.latent_channels, settings.widths, settings.layers, settings.architecture
     )
     if isinstance(vae, AutoencoderKL):
-        _quieten(vae)
+        _narrow_posterior(vae)
     return vae
 
 
-def _gone_on(base: Vae, settings: VaeSettings) -> Vae:
+def _prepare_base(base: Vae, settings: VaeSettings) -> Vae:
+    """Return the base, with a frozen encoder if only the decoder is trained."""
     if isinstance(base, AutoencoderTiny):
         raise SettingsError(
-            "base: an AutoencoderTiny is not trained here; give an AutoencoderKL or AutoencoderDC"
+            "base: an AutoencoderTiny cannot be trained; give an AutoencoderKL or AutoencoderDC"
         )
     if settings.decoder_only:
         for name, parameter in base.named_parameters():
@@ -303,8 +294,8 @@ def _gone_on(base: Vae, settings: VaeSettings) -> Vae:
     return base
 
 
-def _quieten(vae: AutoencoderKL) -> None:
-    """Let the posterior start narrow: at its usual width of 1 the first thousand steps drown in noise."""
+def _narrow_posterior(vae: AutoencoderKL) -> None:
+    """Start with a narrow posterior: at its usual width of 1, noise dominates the first thousand steps."""
     channels = vae.config.latent_channels
     with torch.no_grad():
         vae.quant_conv.weight[channels:] *= _FIRST_SPREAD

@@ -8,7 +8,7 @@ from measuring import Baseline
 from support.dataset_fixtures import built_pairs
 
 from sar2eo.datasets import Augmentation, build_latent_cache, open_dataset
-from sar2eo.datasets.pairs import _Held
+from sar2eo.datasets.pairs import _PairCache
 from sar2eo.model.network import create_vae
 from sar2eo.settings import DataSettings
 
@@ -29,8 +29,8 @@ def milliseconds(pairs):
 
 def test_samples(compare, tmp_path):
     held = opened(tmp_path, PAIRS)
-    dataset = held.augmented(held.augmentation)
-    dataset._held = _Held(bound=0)
+    dataset = held.with_augmentation(held.augmentation)
+    dataset._cache = _PairCache(limit=0)
     everything = range(PAIRS)
     assert all(held[i]["sar"].shape == (3, SIDE, SIDE) for i in everything)
 

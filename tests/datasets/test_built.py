@@ -18,7 +18,7 @@ from support.dataset_fixtures import built_pairs, changed_index, landscape
 
 from sar2eo.datasets import Augmentation, Order, batches, collate, open_dataset
 from sar2eo.datasets.augmentation import orient
-from sar2eo.datasets.pairs import _Held
+from sar2eo.datasets.pairs import _PairCache
 from sar2eo.errors import PairsError, SettingsError, TrainingWarning
 from sar2eo.model.card import TranslatorCard
 from sar2eo.settings import DataSettings, TrainSettings
@@ -174,8 +174,7 @@ def test_gain_comes_before_clipping(folder):
 def test_epochs(folder):
     dataset = opened(folder, crop=16, seed=1)
     first = dataset[2]["eo"]
-    dataset.set_epoch(1)
-    assert not torch.equal(dataset[2]["eo"], first)
+    assert not torch.equal(dataset.sample(2, 1)["eo"], first)
     torch.testing.assert_close(dataset.sample(2, 0)["eo"], first)
     assert dataset[-1]["index"] == 5
     with pytest.raises(IndexError, match="there are 6"):
@@ -195,13 +194,13 @@ def test_chips_of_two_sizes_give_one_shape(tmp_path):
 def test_memory_is_bounded_and_changes_nothing(folder):
     dataset, other = opened(folder), opened(folder)
     one = dataset._pair(0).nbytes
-    dataset._held = _Held(bound=2 * one)
+    dataset._cache = _PairCache(limit=2 * one)
     for _ in range(2):
         for index in range(6):
             torch.testing.assert_close(dataset[index]["sar"], other[index]["sar"])
-    assert len(dataset._held.pairs) == 2
-    assert dataset._held.taken == 2 * one
-    assert not pickle.loads(pickle.dumps(dataset))._held.pairs  # noqa: S301  (what workers get)
+    assert len(dataset._cache.pairs) == 2
+    assert dataset._cache.used == 2 * one
+    assert not pickle.loads(pickle.dumps(dataset))._cache.pairs  # noqa: S301  (what workers get)
 
 
 def test_a_calibration_that_is_not_known_is_none(tmp_path):
@@ -325,7 +324,7 @@ def test_description_and_fingerprint(folder, tmp_path):
     (tmp_path / "chips" / "pair-0010_eo.tif").unlink()
     with pytest.raises(PairsError, match=r"pair-0010_eo\.tif: cannot be read"):
         other.fingerprint()
-    with pytest.raises(PairsError, match=r"pair-0010_eo\.tif: not there, like 1 of 6 chips of test"):
+    with pytest.raises(PairsError, match=r"pair-0010_eo\.tif does not exist, like 1 of 6 chips of test"):
         opened(tmp_path, "test")
 
 
@@ -390,7 +389,7 @@ def test_strangers_are_of_other_places_from_half_of_the_pairs_further_on(tmp_pat
     table.to_parquet(index)
     pairs = opened(tmp_path)
     assert pairs.strangers(1) == [0, 2, 3]
-    assert pairs.meeting(1).nonzero()[0].tolist() == [1, 4, 5]
+    assert pairs.overlapping(1).nonzero()[0].tolist() == [1, 4, 5]
     assert pairs.has_strangers
     # Nor is it across the border of a block, where chips overlap.
     table["block"] = ["a", "b", "c", "a", "d", "e"]
@@ -408,11 +407,10 @@ def test_strangers_are_of_other_places_from_half_of_the_pairs_further_on(tmp_pat
 def test_a_model_sees_its_own_channels(tmp_path):
     plain = opened(built_pairs(tmp_path, polarisations=("VH", "VV"), holes=False))
     cross = plain[1]["sar"][1]
-    seen = plain.seen_by(TranslatorCard(name="of VH", polarisations=("VH",)))[1]["sar"]
+    seen = plain.with_channels_of(TranslatorCard(name="of VH", polarisations=("VH",)))[1]["sar"]
     assert all(torch.equal(channel, cross) for channel in seen)
-    assert torch.equal(
-        plain.seen_by(TranslatorCard(name="of HH", polarisations=("HH",)))[1]["sar"], plain[1]["sar"]
-    )
+    unchanged = plain.with_channels_of(TranslatorCard(name="of HH", polarisations=("HH",)))
+    assert torch.equal(unchanged[1]["sar"], plain[1]["sar"])
 
 
 def test_validation_pairs_are_seen_as_the_training_pairs_are(tmp_path):

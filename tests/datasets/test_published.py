@@ -12,7 +12,7 @@ from PIL import Image
 from support.dataset_fixtures import qxs, sar2opt, spacenet6
 
 from sar2eo.datasets import Augmentation, open_dataset
-from sar2eo.datasets.published import PUBLISHED, drawn_split, hold_out
+from sar2eo.datasets.published import PUBLISHED, draw_split, hold_out_validation
 from sar2eo.errors import PairsError
 from sar2eo.settings import DataSettings
 
@@ -42,7 +42,7 @@ def test_splits_are_disjoint_and_whole(roots, name):
 
 def test_a_fifth_is_drawn_as_the_release_draws_it():
     names = [f"opt_256_oc_0.2/{number}.png" for number in range(1, 20_001)]
-    split = drawn_split(reversed(names))
+    split = draw_split(reversed(names))
     assert (len(split["train"]), len(split["test"])) == (16_001, 3999)  # as the published lists
     random.seed(2025)
     assert split["test"] == sorted(random.sample(sorted(names), 3999))
@@ -59,10 +59,10 @@ def test_published_lists_come_first(tmp_path):
     assert sorted(ids["train"] + ids["val"]) == ["1", "2", "5"]
     assert "by the lists in its folder" in opened("qxs", root).describe()
     (root / "train_eo_list_080.txt").write_text("opt_256_oc_0.2/3.png\n")
-    with pytest.raises(PairsError, match=r"share 1 images, opt_256_oc_0\.2/3\.png"):
+    with pytest.raises(PairsError, match=r"share 1 images, such as opt_256_oc_0\.2/3\.png"):
         opened("qxs", root)
     (root / "train_eo_list_080.txt").write_text("opt_256_oc_0.2/9.png\n")
-    with pytest.raises(PairsError, match=r"9\.png for one: is the folder complete"):
+    with pytest.raises(PairsError, match=r"9\.png: is the folder complete"):
         opened("qxs", root)
     (root / "train_eo_list_080.txt").unlink()
     with pytest.raises(PairsError, match=r"one train_eo_list.*and one test_eo_list"):
@@ -72,15 +72,15 @@ def test_published_lists_come_first(tmp_path):
 def test_held_out_groups_stay_together():
     counts = {"a": 3, "b": 60, "c": 4, "d": 33}
     names = [f"{scene}_{tile}" for scene, count in counts.items() for tile in range(count)]
-    split = hold_out(names, lambda name: name[0])
+    split = hold_out_validation(names, lambda name: name[0])
     assert sorted(split["train"] + split["val"]) == sorted(names)
     held = {name[0] for name in split["val"]}
     assert not held & {name[0] for name in split["train"]}
     assert 1 <= len(split["val"]) <= 5
-    assert hold_out(names[:1], str) == {"train": ["a_0"], "val": []}
-    assert len(hold_out(names, str)["val"]) == 5
+    assert hold_out_validation(names[:1], str) == {"train": ["a_0"], "val": []}
+    assert len(hold_out_validation(names, str)["val"]) == 5
     # All groups are larger than a twentieth: the smallest.
-    assert {name[0] for name in hold_out(names[3:], lambda name: name[0])["val"]} == {"c"}
+    assert {name[0] for name in hold_out_validation(names[3:], lambda name: name[0])["val"]} == {"c"}
 
 
 def test_qxs_sample(roots):
@@ -123,7 +123,7 @@ def test_spacenet_sample_is_stretched_as_in_the_release(roots):
     stretched = (np.clip(inside, low, high) - low) / (high - low) * 2 - 1
     expected = np.stack([stretched[0], (stretched[1] + stretched[2]) / 2, stretched[3]])
     np.testing.assert_allclose(sample["sar"][:, :, 6:], expected, atol=2e-5)
-    dataset._held.pairs.clear()
+    dataset._cache.pairs.clear()
     assert torch.equal(dataset[0]["sar"], sample["sar"])  # read again
     assert (sample["valid"][0, :, :6] == 0).all()
     assert (sample["valid"][0, :, 6:] == 1).all()

@@ -22,7 +22,7 @@ from support.training_fixtures import ToyTask, toy_batches, toy_settings, toy_va
 from torch import nn
 
 from sar2eo.errors import OutputError, PairsError, SettingsError, TrainingError, TrainingWarning
-from sar2eo.training.loop import Outcome, _Run, create_accelerator, identity_of, run_loop
+from sar2eo.training.loop import Outcome, _Run, create_accelerator, describe_run, run_loop
 from sar2eo.training.phase import Phase, learning_rate
 from sar2eo.training.run_folder import RunFolder, State, States, record
 from sar2eo.training.task import Batch
@@ -45,7 +45,7 @@ def go(out: Path, *, task: ToyTask | None = None, stop_after: int | None = None,
         batches=toy_batches(settings.accumulate),
         validation=toy_validation,
         out=out,
-        identity=identity_of(settings, accelerator, data="points"),
+        identity=describe_run(settings, accelerator, data="points"),
         progress=watch,
     )
 
@@ -174,12 +174,12 @@ def test_a_constant_rate_can_be_extended_and_ends_as_if_it_had_been_longer(tmp_p
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(TrainingError, match="something else than a run"):
+    with pytest.raises(TrainingError, match="other files than a run's"):
         go(tmp_path)
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run").locked(), pytest.raises(OutputError, match="another run is writing"):
+    with RunFolder(tmp_path / "run").lock(), pytest.raises(OutputError, match="another run is writing"):
         go(tmp_path / "run")
 
 
@@ -208,7 +208,7 @@ def test_a_signal_on_the_last_step_stops_what_follows(tmp_path: Path) -> None:
             batches=toy_batches(1),
             validation=toy_validation,
             out=tmp_path / "run",
-            identity=identity_of(settings, accelerator, data="points"),
+            identity=describe_run(settings, accelerator, data="points"),
             progress=interrupt,
         )
     assert (tmp_path / "run/final").is_dir()  # nothing of it is lost
@@ -232,7 +232,7 @@ def test_a_read_that_fails_loses_no_step(tmp_path: Path) -> None:
             batches=lambda start, stop: failing(start, steps),
             validation=None,
             out=out,
-            identity=identity_of(settings, accelerator, data="points"),
+            identity=describe_run(settings, accelerator, data="points"),
         )
 
     with pytest.raises(PairsError, match="stale"):
@@ -256,7 +256,7 @@ def test_a_broken_newest_state_is_passed_over(tmp_path: Path, broken: str) -> No
         content = bytearray((newest / broken).read_bytes())
         content[-3] ^= 1
         (newest / broken).write_bytes(content if broken != "state.json" else content[:-20])
-    with pytest.warns(TrainingWarning, match="step-000004 is passed over"):
+    with pytest.warns(TrainingWarning, match="step-000004 is skipped"):
         outcome = go(tmp_path / "cut")
     assert outcome.begun_at == 2
     assert_same(tensors(tmp_path / "cut", 6), tensors(tmp_path / "whole", 6))
@@ -453,7 +453,7 @@ def test_what_comes_before_the_first_step_can_be_stopped_at_once(
         return toy_batches()(start, stop)
 
     before = signal.getsignal(number)
-    identity = identity_of(settings, accelerator)
+    identity = describe_run(settings, accelerator)
     run_loop(
         ToyTask(), accelerator, settings=settings, batches=cached, validation=None,
         out=tmp_path / "run", identity=identity,
@@ -501,7 +501,7 @@ def test_results_are_on_disk_before_they_have_their_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
-    monkeypatch.setattr("sar2eo.training.run_folder.sync_file", lambda path: synced.append(path.name))
+    monkeypatch.setattr("sar2eo.store.atomic.sync_file", lambda path: synced.append(path.name))
 
     def export(path: Path) -> Path:
         (path / "vae").mkdir(parents=True)

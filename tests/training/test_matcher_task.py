@@ -95,18 +95,18 @@ def test_some_templates_are_shown_with_another_pairs_search_image(folder: Path, 
     task, _ = prepared_task(folder, tmp_path / "run", negatives=0.5)
     assert not task._apart(0, 0)  # as the pairs themselves know
     task._apart = operator.ne
-    shown, searched = task._shown([7, 8, 9, 5])
+    shown, searched = task._choose_searches([7, 8, 9, 5])
     assert shown.tolist() == [0, 1, 2, 3, 0, 1]
     assert searched.tolist() == [0, 1, 2, 3, 1, 2]
     # One and the same pair twice, where two passes meet, is no negative.
-    shown, searched = task._shown([7, 7, 9, 5])
+    shown, searched = task._choose_searches([7, 7, 9, 5])
     assert list(zip(shown.tolist(), searched.tolist(), strict=True))[4:] == [(0, 2), (1, 2)]
     # Nor is the same ground on another date.
     task._apart = lambda one, other: {one, other} == {5, 9}
-    shown, searched = task._shown([7, 8, 9, 5])
+    shown, searched = task._choose_searches([7, 8, 9, 5])
     assert list(zip(shown.tolist(), searched.tolist(), strict=True))[4:] == [(2, 3), (3, 2)]
     none, _ = prepared_task(folder, tmp_path / "run", negatives=0.0)
-    assert none._shown([1, 2])[0].tolist() == [0, 1]
+    assert none._choose_searches([1, 2])[0].tolist() == [0, 1]
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(folder: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_most_templates_are_noised_as_in_sampling(folder: Path, tmp_path: Path) 
     given = optical, torch.zeros(60, 4, 16, 16), torch.ones(60, 1, 16, 16)
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     task, _ = prepared_task(folder, tmp_path / "run", truth=0.25)
-    noisy, timesteps, sampled = task._noised(clean, given, torch.Generator().manual_seed(3))
+    noisy, timesteps, sampled = task._add_noise(clean, given, torch.Generator().manual_seed(3))
     assert 0.6 * count < int(sampled.sum()) < 0.9 * count
     signal = task._bars[timesteps].sqrt()[:, None, None, None]
     source = (noisy - (1 - signal**2).sqrt() * drawn) / signal
@@ -172,7 +172,7 @@ def test_most_templates_are_noised_as_in_sampling(folder: Path, tmp_path: Path) 
         guess = network(drawn[own], *(part[own] for part in given), last)[0].clean
     assert torch.allclose(source[own], guess, atol=2e-2)
     alone, _ = prepared_task(folder, tmp_path / "run", truth=1.0)
-    assert not alone._noised(clean, given, torch.Generator().manual_seed(3))[2].any()
+    assert not alone._add_noise(clean, given, torch.Generator().manual_seed(3))[2].any()
 
 
 def test_a_batch_is_learnt_by_heart(folder: Path, tmp_path: Path) -> None:

@@ -16,18 +16,17 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from support.training_fixtures import ToyTask, toy_batches, toy_settings, toy_validation
-from sar2eo.training.setup import ShareOrder
-from sar2eo.training.loop import create_accelerator
-from sar2eo.training.loop import identity_of, run_loop
+from sar2eo.datasets import Order
+from sar2eo.training.loop import create_accelerator, describe_run, run_loop
 
 settings = toy_settings()
 accelerator = create_accelerator(settings)
 out = Path(sys.argv[1])
 outcome = run_loop(
     ToyTask(), accelerator, settings=settings, batches=toy_batches(), validation=toy_validation, out=out,
-    identity=identity_of(settings, accelerator),
+    identity=describe_run(settings, accelerator),
 )
-order = ShareOrder(5, 2, 1, accelerator.process_index, accelerator.num_processes)
+order = Order(5, 2, 1, accelerator.process_index, accelerator.num_processes)
 facts = {"indices": [order.indices(step) for step in range(2)], "begun_at": outcome.begun_at}
 (out.parent / f"process-{accelerator.process_index}.json").write_text(json.dumps(facts))
 """

@@ -29,7 +29,7 @@ from sar2eo.training.loop import create_accelerator
 from sar2eo.training.phase import Phase
 from sar2eo.training.task import Batch, contact_sheet
 from sar2eo.training.unet_run import train
-from sar2eo.training.unet_task import UNetTask, add_adapters, plain_unet
+from sar2eo.training.unet_task import UNetTask, add_adapters, merge_adapters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -120,7 +120,7 @@ def test_squared_error_leaves_the_fifth_channel_alone(base: Path) -> None:
 @pytest.mark.parametrize("loss", ["c-diff", "c-diff-timestep", "l2"])
 def test_what_is_not_valid_counts_in_no_loss(base: Path, loss: str) -> None:
     task, batch = task_of(base, loss=loss), dict(some_batch())
-    batch |= task.encoded(batch)
+    batch |= task.encode_batch(batch)
     batch["valid_latents"] = torch.ones_like(batch["valid_latents"])
     batch["valid_latents"][:, :, :4] = 0
     spoilt = dict(batch)
@@ -144,7 +144,7 @@ def test_latents_are_valid_where_every_pixel_is(base: Path) -> None:
     batch = dict(some_batch())
     batch["valid"] = torch.ones(2, 1, 32, 32)
     batch["valid"][0, 0, 5, 9] = 0
-    found = task_of(base).encoded(batch)["valid_latents"]
+    found = task_of(base).encode_batch(batch)["valid_latents"]
     expected = torch.ones(2, 1, 8, 8)
     expected[0, 0, 1, 2] = 0
     assert torch.equal(found, expected)
@@ -268,7 +268,7 @@ def test_a_base_of_other_polarisations_is_told_and_an_untrained_one_is_not(
     card = json.loads((first / "sar2eo.json").read_text())
     card |= {"polarisations": ["VV", "VH"], "channels": [["VV"], ["VH"], ["VV", "VH"]]}
     (first / "sar2eo.json").write_text(json.dumps(card))
-    with pytest.warns(TrainingWarning, match=r"base was trained on VV, VH, VV\+VH, and goes on with"):
+    with pytest.warns(TrainingWarning, match=r"base was trained on VV, VH, VV\+VH, these pairs have"):
         train(str(pairs), first, tmp_path / "second", **changes)
 
 
@@ -299,7 +299,7 @@ def test_adapters_start_without_effect_and_are_merged_for_use(tmp_path: Path) ->
             if "lora_" in name:
                 parameter += 0.1
         adapted = unet(*inputs, encoder_hidden_states=prompt, return_dict=False)[0]
-        merged = plain_unet(unet).eval()
+        merged = merge_adapters(unet).eval()
         assert merged.state_dict().keys() == plain.unet.state_dict().keys()
         assert not torch.allclose(adapted, expected, atol=1e-4)
         assert torch.allclose(

@@ -19,12 +19,12 @@ from sar2eo.settings import DataSettings, VaeRecipe, VaeSettings
 from sar2eo.training.vae_losses import (
     PatchDiscriminator,
     absolute_error,
-    balanced,
+    balance_errors,
     discriminator_loss,
     divergence,
     generator_loss,
     gradient_error,
-    only_where_valid,
+    replace_invalid,
     squared_error,
 )
 from sar2eo.training.vae_task import NOTES, VaeTask
@@ -104,18 +104,18 @@ def test_squared_error_counts_valid_pixels_alone() -> None:
 
 def test_balanced_errors_have_their_mean_and_the_gradient_of_their_logarithms() -> None:
     errors = torch.tensor([0.1, 0.4], requires_grad=True)
-    loss = balanced(list(errors), (1, 1))
+    loss = balance_errors(list(errors), (1, 1))
     assert loss.item() == pytest.approx(0.25)
     loss.backward()
     # Their mean, 0.25, times that of d log(e) = 1 / e: the same pull in proportion.
     torch.testing.assert_close(errors.grad, torch.tensor([0.25 / 0.1, 0.25 / 0.4]) / 2)
     perfect = torch.zeros(2, requires_grad=True)
-    assert balanced(list(perfect), (1, 1)).item() == 0
+    assert balance_errors(list(perfect), (1, 1)).item() == 0
 
 
 def test_shares_divide_the_gradient() -> None:
     errors = torch.tensor([0.1, 0.4], requires_grad=True)
-    balanced(list(errors), (3, 1)).backward()
+    balance_errors(list(errors), (3, 1)).backward()
     torch.testing.assert_close(errors.grad, torch.tensor([0.75 * 0.25 / 0.1, 0.25 * 0.25 / 0.4]))
 
 
@@ -145,7 +145,7 @@ def test_a_patch_sees_24_pixels_and_invalid_ones_tell_nothing() -> None:
     truth, reconstruction = torch.rand(2, 1, 3, 8, 8)
     valid = torch.ones(1, 1, 8, 8)
     valid[..., :3] = 0
-    shown = only_where_valid(reconstruction, truth, valid)
+    shown = replace_invalid(reconstruction, truth, valid)
     assert torch.equal(shown[..., :3], truth[..., :3])
     assert torch.equal(shown[..., 3:], reconstruction[..., 3:])
 
@@ -245,13 +245,13 @@ def test_validation_measures_psnr_and_octaves(monkeypatch: pytest.MonkeyPatch) -
     for kind, error in {"eo": 0.02, "sar": 0.2}.items():
         # In the hole anything may be.
         off = torch.where(batch["valid"] > 0, error, 0.5)
-        monkeypatch.setattr(task, "_decoded", lambda images, off=off: images + off)
+        monkeypatch.setattr(task, "_decode_mean", lambda images, off=off: images + off)
         metrics = task.validate([batch])
         assert metrics[f"{kind}_psnr"] == pytest.approx(-20 * np.log10(error / 2), abs=1e-3)
     powers = [metrics[f"eo_power_{index}"] for index in range(4)]
     np.testing.assert_allclose(powers, 1, atol=1e-3)  # a constant has no spectrum
     assert metrics["score"] == pytest.approx(-metrics["eo_psnr"], abs=0.01)
-    monkeypatch.setattr(task, "_decoded", lambda images: images / 2)
+    monkeypatch.setattr(task, "_decode_mean", lambda images: images / 2)
     metrics = task.validate([batch, batch])
     np.testing.assert_allclose([metrics[f"sar_power_{index}"] for index in range(4)], 0.25, rtol=1e-5)
     assert metrics["score"] == pytest.approx(20 * np.log10(2) - metrics["eo_psnr"], abs=1e-3)
@@ -259,7 +259,7 @@ def test_validation_measures_psnr_and_octaves(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_picture_shows_truth_beside_reconstruction(monkeypatch: pytest.MonkeyPatch) -> None:
     task, batch = task_of(), batch_of(count=6)
-    monkeypatch.setattr(task, "_decoded", lambda images: -images)
+    monkeypatch.setattr(task, "_decode_mean", lambda images: -images)
     picture = task.picture(batch)
     assert picture.dtype == torch.uint8
     assert picture.shape == (3, 4 * 32, 4 * 32)
@@ -280,7 +280,7 @@ def test_exported_latents_have_mean_0_and_deviation_1(tmp_path: Path, architectu
         latents = encode_images(vae, batch["eo"])
         torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
         torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(2), atol=1e-3, rtol=0)
-        torch.testing.assert_close(decode_latents(vae, latents).clamp(-1, 1), task._decoded(batch["eo"]))
+        torch.testing.assert_close(decode_latents(vae, latents).clamp(-1, 1), task._decode_mean(batch["eo"]))
     notes = json.loads((out / NOTES).read_text())
     assert (notes["steps"], notes["metrics"], notes["factor"]) == (3, {"eo_psnr": 30.0}, 2)
     assert notes["parameters"] == sum(p.numel() for p in vae.parameters())
@@ -339,7 +339,7 @@ def test_a_vae_that_goes_on_measures_its_latents_anew(tmp_path: Path) -> None:
 def test_what_a_base_cannot_be_is_refused() -> None:
     blocks = {"num_encoder_blocks": (1,), "num_decoder_blocks": (1,)}
     tiny = AutoencoderTiny(encoder_block_out_channels=(8,), decoder_block_out_channels=(8,), **blocks)
-    with pytest.raises(SettingsError, match="AutoencoderTiny is not trained here"):
+    with pytest.raises(SettingsError, match="AutoencoderTiny cannot be trained"):
         task_of(base=tiny)
     with pytest.raises(SettingsError, match="decoder_only: goes with a base"):
         VaeRecipe(data=DataSettings(pairs="pairs"), out="out", settings=VaeSettings(decoder_only=True))
