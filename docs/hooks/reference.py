@@ -14,6 +14,7 @@ The pictures of ``examples/`` and ``experiments/`` are added to the site below `
 from __future__ import annotations
 
 import dataclasses
+import html
 import inspect
 import json
 import logging
@@ -75,8 +76,14 @@ def _walk(
 
 
 def _command(command: click.Command, context: click.Context) -> str:
-    records = [param.get_help_record(context) for param in command.get_params(context)]
-    rows = [f"| `{_cell(flags)}` | {_cell(_prose(text))} |" for flags, text in filter(None, records)]
+    groups: dict[str, list[str]] = {}
+    for param in command.get_params(context):
+        if record := param.get_help_record(context):
+            row = f"| {_code(record[0])} | {_cell(_prose(record[1]))} |"
+            groups.setdefault(getattr(param, "group", "Run"), []).append(row)
+    rows = []
+    for group in sorted(groups, key=lambda name: name == "Run"):  # the order of --help
+        rows += [f"| **{group}** | |", *groups[group]]
     usage = " ".join(command.collect_usage_pieces(context))
     parts = [
         f"## {context.command_path}",
@@ -198,6 +205,11 @@ def _prose(text: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: str) -> str:
+    """Mark text as code: in a table, a code span would show the backslash before each bar."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
 
 
 def _anchor(name: str) -> str:
