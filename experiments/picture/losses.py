@@ -73,9 +73,7 @@ def picture_loss(p, t, power=(0.4, 0.5, 0.6, 0.6, 0.6, 0.6)):
     mix = p.new_tensor([[0.299, 0.587, 0.114], [0.7, -0.5, -0.2], [-0.3, -0.4, 0.7]])
     cos = amount = 0.0
     half_p, half_t = F.avg_pool2d(p, 2), F.avg_pool2d(t, 2)
-    fine_p, fine_t = (
-        grey(a) - F.interpolate(grey(h), scale_factor=2) for a, h in ((p, half_p), (t, half_t))
-    )
+    fine_p, fine_t = (grey(a) - F.interpolate(grey(h), scale_factor=2) for a, h in ((p, half_p), (t, half_t)))
     bp, _ = octaves(torch.einsum("ij,njhw->nihw", mix, half_p), 5)
     bt, _ = octaves(torch.einsum("ij,njhw->nihw", mix, half_t), 5)
     for k, (a, b) in enumerate(zip([fine_p, *bp], [fine_t, *bt], strict=True)):

@@ -1,8 +1,9 @@
 """Align the pairs and lay them out for training: ``prepare.py --data ../shared/data --out DIR``.
 
-For each shared scene: local shifts by correlation of gradient orientations, a smooth surface through them,
-and the optical image resampled onto the radar's grid (the radar keeps its own speckle). For the chips: one
-shift per place and role. Everything stays uint8.
+For each shared scene: local shifts by correlation of gradient orientations,
+from wide to narrow windows, for the radar is not corrected for terrain and its columns follow the height of
+the ground by several pixels within a kilometre; then the optical image is resampled onto the radar's grid
+(the radar keeps its own speckle). For the chips: one shift per place and role. Everything stays uint8.
 """
 
 import argparse
@@ -14,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from PIL import Image
-from scipy import fft, ndimage
+from scipy import fft, ndimage, spatial
 
 SCENES = ("la_west", "la_east", "san_antonio_west")
-RANGE = 9
+RANGE = 14
 WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -72,6 +73,44 @@ def smooth(centres, values, weights, at, reach=450.0):
     return k @ values / k.sum(1, keepdims=True)
 
 
+def shifts(centres, surfaces, reaches=(900, 500, 300, 200, 140, 100)):
+    """Return each window's shift: surfaces pooled over ever nearer neighbours, about what wider found."""
+    field = np.zeros((len(centres), 2))
+    tree = spatial.cKDTree(centres)
+    for reach in reaches:
+        some = min(6, RANGE - 1) if reach > 800 else 4
+        grid = np.arange(-some, some + 1)
+        relative = np.stack(
+            [
+                ndimage.map_coordinates(
+                    c,
+                    np.meshgrid(grid + f[0] + RANGE, grid + f[1] + RANGE, indexing="ij"),
+                    order=1,
+                    mode="nearest",
+                )
+                for c, f in zip(surfaces, field, strict=True)
+            ]
+        )
+        # A step from what wider windows found costs, in rows (the orbit) more than in columns (the ground).
+        cost = 0.10 * grid[:, None] ** 2 + 0.03 * grid[None] ** 2
+        step = np.zeros_like(field)
+        for i, near in enumerate(tree.query_ball_point(centres, 2.2 * reach)):
+            w = np.exp(-((centres[near] - centres[i]) ** 2).sum(1) / (2 * reach**2))
+            c = np.tensordot(w, relative[near], 1) / w.sum()
+            c = (c - np.median(c)) / (c.std() + 1e-9) - (0 if reach > 800 else cost)
+            i0, j0 = np.unravel_index(c.argmax(), c.shape)
+            for k, (at, line) in enumerate(((i0, c[:, j0]), (j0, c[i0]))):
+                d = 0.0
+                if 0 < at < len(line) - 1:
+                    l0, l1, l2 = line[at - 1 : at + 2]
+                    d = 0.5 * (l0 - l2) / min(l0 - 2 * l1 + l2, -1e-6)
+                step[i, k] = grid[at] + np.clip(d, -0.5, 0.5)
+        field += smooth(centres, step, np.ones(len(step)), centres, 0.7 * reach)
+        print("  reach", reach, "mean step", np.abs(step).mean(0).round(2), "range", field.min(0).round(1),
+              field.max(0).round(1), flush=True)  # fmt: skip
+    return field
+
+
 def scene(folder, name, out):
     """Align one scene; return what was fitted."""
     with rasterio.open(folder / f"{name}_sar.tif") as d:
@@ -80,7 +119,7 @@ def scene(folder, name, out):
     with rasterio.open(folder / f"{name}_eo.tif") as d:
         eo = d.read([1, 2, 3])
         mask &= d.dataset_mask() > 0
-    size, step = 512, 256
+    size, step = 256, 128
     height, width = mask.shape
     centres, surfaces = [], []
     for y in range(0, height - size + 1, step):
@@ -91,30 +130,24 @@ def scene(folder, name, out):
             e = (eo[:, y : y + size, x : x + size] * WEIGHTS[:, None, None]).sum(0)
             centres.append((y + size / 2, x + size / 2))
             surfaces.append(surface(r, e))
-    centres, surfaces = np.array(centres), np.array(surfaces)
-    # Weak peaks gain from their neighbours, which drift by less than a pixel.
-    near = np.exp(-((centres[:, None] - centres[None]) ** 2).sum(-1) / (2 * 512**2))
-    pooled = np.tensordot(near, surfaces, 1) / near.sum(1)[:, None, None]
-    peaks = np.array([peak(c) for c in pooled])
-    w = np.clip(peaks[:, 2] - 1, 0.02, 2) * (np.abs(peaks[:, :2]).max(1) < RANGE - 1)
-    w += 1e-6
-    trust = w.copy()
-    for _ in range(10):
-        fitted = smooth(centres, peaks[:, :2], w, centres)
-        residual = np.abs(peaks[:, :2] - fitted).max(1)
-        w = trust / (1 + residual**2)
-    np.savez(out / f"{name}_shifts.npz", centres=centres, peaks=peaks, fitted=fitted, w=w)
-    print(name, len(centres), "windows; shift", fitted.min(0).round(1), fitted.max(0).round(1), "median residual",
-          np.median(residual).round(2), "90 %", np.percentile(residual, 90).round(2), flush=True)  # fmt: skip
+    centres, surfaces = np.array(centres), np.array(surfaces, np.float32)
+    np.savez(out / f"{name}_surfaces.npz", centres=centres, surfaces=surfaces)
+    field = shifts(centres, surfaces)
+    residual = np.abs(field - smooth(centres, field, np.ones(len(field)), centres, 300)).max(1)
+    np.savez(out / f"{name}_shifts.npz", centres=centres, field=field)
+    low, high = field.min(0).round(1), field.max(0).round(1)
+    print(
+        name, len(centres), "windows; shift", low, high, "rough by", np.median(residual).round(2), flush=True
+    )
     warped = np.zeros_like(eo)
     for y in range(0, height, 512):
         for x in range(0, width, 512):
             if not mask[y : y + 512, x : x + 512].any():
                 continue
             yy, xx = np.mgrid[y : min(y + 512, height), x : min(x + 512, width)].astype(np.float64)
-            knots = np.array([[i, j] for i in (y, y + 256, y + 512) for j in (x, x + 256, x + 512)], float)
-            t = smooth(centres, peaks[:, :2], w, knots).reshape(3, 3, 2)
-            at = [(yy - y) / 256, (xx - x) / 256]
+            knots = np.array([[i, j] for i in range(y, y + 513, 64) for j in range(x, x + 513, 64)], float)
+            t = smooth(centres, field, np.ones(len(field)), knots, 90).reshape(9, 9, 2)
+            at = [(yy - y) / 64, (xx - x) / 64]
             t = np.stack([ndimage.map_coordinates(t[..., k], at, order=1) for k in (0, 1)], -1)
             # The radar shifted by t lies on the optical image, so radar pixel p shows optical pixel p + t.
             ys, xs = yy + t[..., 0], xx + t[..., 1]
@@ -131,8 +164,7 @@ def scene(folder, name, out):
     np.save(out / f"{name}_sar.npy", sar)
     np.save(out / f"{name}_eo.npy", warped)
     np.save(out / f"{name}_mask.npy", grown & (sar > 0))
-    return {"shift": [fitted.min(0).tolist(), fitted.max(0).tolist()], "median_residual": float(np.median(residual)),
-            "windows": len(centres)}  # fmt: skip
+    return {"shift": [low.tolist(), high.tolist()], "windows": len(centres)}
 
 
 def chips(folder, out):

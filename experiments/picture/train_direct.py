@@ -14,10 +14,10 @@ from picture_data import Crops, Pictures
 from safetensors.torch import save_file
 
 
-def keep(run, net, average, optimiser, step, seconds):
+def keep(run, net, average, optimiser, step, seconds, seen):
     """Write the state atomically."""
     state = {"net": net.state_dict(), "average": average, "optimiser": optimiser.state_dict(), "step": step,
-             "seconds": seconds}  # fmt: skip
+             "seconds": seconds, "seen": seen}  # fmt: skip
     torch.save(state, run / "state.tmp")
     (run / "state.tmp").replace(run / "state.pt")
     save_file({k: v.contiguous().clone() for k, v in average.items()}, run / "average.tmp")
@@ -71,12 +71,12 @@ def main():
     net = Direct().to(memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in net.state_dict().items()}
     optimiser = torch.optim.AdamW(net.parameters(), o.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    step, seconds = 0, 0.0
+    step, seconds, seen = 0, 0.0, 0
     if (o.run / "state.pt").exists():
         s = torch.load(o.run / "state.pt", weights_only=True)
         net.load_state_dict(s["net"])
         optimiser.load_state_dict(s["optimiser"])
-        average, step, seconds = s["average"], s["step"], s["seconds"]
+        average, step, seconds, seen = s["average"], s["step"], s["seconds"], s.get("seen", 8 * s["step"])
     pictures = Pictures(o.prepared)
     crops = Crops(pictures, seed=1000 + step)
     tiles = {}
@@ -112,6 +112,7 @@ def main():
         if torch.isfinite(norm):
             optimiser.step()
         step += 1
+        seen += o.batch
         decay = min(0.999, (1 + step) / (10 + step))
         for k, v in net.state_dict().items():
             average[k].lerp_(v, 1 - decay)
@@ -122,13 +123,13 @@ def main():
         end |= bool(o.cool) and now - begun > o.cool * 60
         end |= bool(o.steps) and step - first >= o.steps
         if step % 50 == 0:
-            line = {"step": step, "samples": step * o.batch, "minutes": round(seconds / 60, 1), "rate": round(rate, 6),
-                    **{k: round(v / 50, 4) for k, v in total.items()}}  # fmt: skip
+            line = {"step": step, "samples": seen, "minutes": round(seconds / 60, 1), "rate": round(rate, 6)}
+            line |= {k: round(v / 50, 4) for k, v in total.items()}
             total = {}
             log.write(json.dumps(line) + "\n")
             log.flush()
         if now - kept > 180 or end:
-            keep(o.run, net, average, optimiser, step, seconds)
+            keep(o.run, net, average, optimiser, step, seconds, seen)
             kept = now
         if now - checked > 480 or end:
             checked = now
