@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from direct_network import SOURCES, Direct, features
 from losses import grey, octaves, picture_loss
+from muon import Both
 from picture_data import Crops, Pictures
 from safetensors.torch import save_file
 
@@ -70,12 +71,13 @@ def main():
     torch.manual_seed(1)
     net = Direct().to(memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in net.state_dict().items()}
-    optimiser = torch.optim.AdamW(net.parameters(), o.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = Both(net, o.rate)
     step, seconds, seen = 0, 0.0, 0
     if (o.run / "state.pt").exists():
         s = torch.load(o.run / "state.pt", weights_only=True)
         net.load_state_dict(s["net"])
-        optimiser.load_state_dict(s["optimiser"])
+        if "muon" in s["optimiser"]:
+            optimiser.load_state_dict(s["optimiser"])
         average, step, seconds, seen = s["average"], s["step"], s["seconds"], s.get("seen", 8 * s["step"])
     pictures = Pictures(o.prepared)
     crops = Crops(pictures, seed=1000 + step)
@@ -95,8 +97,7 @@ def main():
         rate = o.rate * min(1, (step + 1) / 200)
         if o.cool:
             rate *= max(0.0, 1 - (now - begun) / 60 / o.cool)
-        for g in optimiser.param_groups:
-            g["lr"] = rate
+        optimiser.rate(rate)
         db, eo, flag, source = crops.batch(o.batch)
         x = features(torch.from_numpy(db)[:, None], torch.from_numpy(flag)).to(
             memory_format=torch.channels_last
