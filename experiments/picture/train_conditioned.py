@@ -17,6 +17,7 @@ import torch
 from conditioned import LATENT, Conditioned, alphas_bar, c_diff_loss, load_direct, sample
 from direct_network import features
 from losses import grey, octaves
+from muon import Both
 from picture_data import Crops, Pictures
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -117,7 +118,7 @@ def main():
     p.add_argument("--bundled", type=Path, required=True, help="a checkpoint folder, for its VAE")
     p.add_argument("--run", type=Path, required=True)
     p.add_argument("--until", default="")
-    p.add_argument("--batch", type=int, default=12)
+    p.add_argument("--batch", type=int, default=10)
     p.add_argument("--fresh", type=int, default=1, help="new crops a step")
     p.add_argument("--ring", type=int, default=3000)
     p.add_argument("--rate", type=float, default=4e-4)
@@ -132,7 +133,7 @@ def main():
     torch.manual_seed(2)
     model = Conditioned().to(memory_format=torch.channels_last)
     average = {k: v.clone() for k, v in model.state_dict().items()}
-    optimiser = torch.optim.AdamW(model.parameters(), o.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = Both(model, o.rate, ("unet.conv_in", "unet.conv_out", "adapter.out"))
     step, seconds = 0, 0.0
     if (o.run / "state.pt").exists():
         s = torch.load(o.run / "state.pt", weights_only=True)
@@ -159,8 +160,7 @@ def main():
     while True:
         now = time.time()
         rate = o.rate * min(1, (step + 1) / 200)
-        for g in optimiser.param_groups:
-            g["lr"] = rate
+        optimiser.rate(rate)
         ring.put(*encode(net, vae, crops, o.fresh))
         trunk, direct, eo = ring.draw(rng, o.batch)
         n = len(eo)
