@@ -1,4 +1,4 @@
-"""The conditioned model for ``measure.py``: ``conditioned:RUN[,start[,steps[,temperature]]]``."""
+"""The conditioned model for ``measure.py``: ``conditioned:RUN[,start[,steps[,trust[,temperature]]]]``."""
 
 import os
 from pathlib import Path
@@ -20,15 +20,14 @@ class Diffusion:
     Parameters
     ----------
     words : str
-        The run's folder, where sampling starts, steps, temperature.
+        The run's folder, where sampling starts, steps, trust, temperature.
     """
 
     def __init__(self, words):
         run, *numbers = words.split(",")
-        self.start, self.steps = (int(n) for n in (*numbers[:2], 500, 3)[:2]) if numbers else (500, 3)
-        if len(numbers) == 1:
-            self.steps = 3
-        self.temperature = float(numbers[2]) if len(numbers) > 2 else 1.0
+        given = [float(n) for n in numbers]
+        start, steps, trust, temperature = given + [500, 3, 1, 1][len(given) :]
+        self.settings = int(start), int(steps), trust, temperature
         self.net = load_direct(Path(run) / "direct.safetensors")
         self.model = Conditioned().to(memory_format=torch.channels_last).eval()
         self.model.load_state_dict(load_file(Path(run) / "average.safetensors"))
@@ -48,7 +47,7 @@ class Diffusion:
                 noise = torch.from_numpy(scene_noise(seed, rows, columns, LATENT, 0))[None]
                 with torch.autocast("cpu", torch.bfloat16):
                     trunk = self.net.trunk(x.contiguous(memory_format=torch.channels_last))
-                    z = sample(self.model, trunk, noise, self.start, self.steps, None, self.temperature)
+                    z = sample(self.model, trunk, noise, *self.settings)
                 y = (decode_latents(self.vae, z.float()).clamp(-1, 1) + 1) / 2
                 y = self.net.restretch(y, torch.tensor([SOURCES.index(source)]))
                 out[:, i : i + step, j : j + step] = (y[0].clamp(0, 1) * 255).round().byte().numpy()

@@ -80,6 +80,7 @@ def picture_loss(p, t, power=(0.8, 0.8, 0.4, 0.5, 0.5, 0.5)):
     parts = {}
     parts["l1"] = (p - t).abs().mean()
     parts["colour"] = (F.avg_pool2d(p, 8) - F.avg_pool2d(t, 8)).abs().mean()
+    parts["level"] = ((F.avg_pool2d(p, 32) - F.avg_pool2d(t, 32)) ** 2).mean()
     # Luminance and two colour differences, so that correlation in colour counts as well.
     mix = p.new_tensor([[0.299, 0.587, 0.114], [0.7, -0.5, -0.2], [-0.3, -0.4, 0.7]])
     cos = amount = 0.0
@@ -104,6 +105,6 @@ def picture_loss(p, t, power=(0.8, 0.8, 0.4, 0.5, 0.5, 0.5)):
         structure = structure + (1 - likeness(orientation(gp, *widths), orientation(gt, *widths))).mean()
         gp, gt = F.avg_pool2d(gp, 2), F.avg_pool2d(gt, 2)
     parts["structure"] = structure
-    total = (1 * parts["l1"] + 6 * parts["colour"] + 0.5 * parts["cos"] + 0.1 * parts["amount"]
-             + 1.5 * parts["structure"])  # fmt: skip
+    weights = {"l1": 1.0, "colour": 10.0, "level": 20.0, "cos": 0.5, "amount": 0.1, "structure": 1.5}
+    total = sum(w * parts[k] for k, w in weights.items())
     return total, parts

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from conditioned import LATENT, Conditioned, alphas_bar, c_diff_loss, load_direct, sample
 from direct_network import features
-from losses import grey, octaves
+from losses import gaussian, grey, octaves
 from muon import Both
 from picture_data import Crops, Pictures
 from safetensors.torch import save_file
@@ -48,24 +48,26 @@ class Ring:
         self.trunk = np.zeros((size, 64, 2 * side, 2 * side), np.float16)
         self.direct = np.zeros((size, LATENT, side, side), np.float16)
         self.eo = np.zeros((size, LATENT, side, side), np.float16)
+        self.plain = np.zeros((size, LATENT, side, side), np.float16)
         self.size, self.count = size, 0
 
-    def put(self, trunk, direct, eo):
+    def put(self, *new):
         """Put crops in, over the oldest."""
-        for parts in zip(trunk, direct, eo, strict=True):
+        for parts in zip(*new, strict=True):
             i = self.count % self.size
-            self.trunk[i], self.direct[i], self.eo[i] = (p.float().numpy() for p in parts)
+            for array, p in zip((self.trunk, self.direct, self.eo, self.plain), parts, strict=True):
+                array[i] = p.float().numpy()
             self.count += 1
 
     def draw(self, rng, n):
         """Return a batch."""
         k = rng.integers(min(self.count, self.size), size=n)
-        return (torch.from_numpy(a[k]).float() for a in (self.trunk, self.direct, self.eo))
+        return (torch.from_numpy(a[k]).float() for a in (self.trunk, self.direct, self.eo, self.plain))
 
 
 @torch.no_grad()
 def encode(net, vae, crops, n):
-    """Return (trunk, direct latents, EO latents) of new crops, the optical images in the scenes' stretch."""
+    """Return (trunk, direct latents, EO latents, EO latents without texture) of new crops."""
     db, eo, flag, source = crops.batch(n)
     x = features(torch.from_numpy(db)[:, None], torch.from_numpy(flag)).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
@@ -75,8 +77,9 @@ def encode(net, vae, crops, n):
     bias = torch.cat([torch.zeros(1, 3), net.bias])[source][:, :, None, None]
     truth = ((torch.from_numpy(eo).float() / 255 - bias) / gain).clamp(0, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        z = encode_images(vae, torch.cat([image.clamp(0, 1), truth]) * 2 - 1).float()
-    return trunk, z[:n], z[n:]
+        plain = gaussian(F.pad(truth, (6, 6, 6, 6), mode="replicate"), 2.0)
+        z = encode_images(vae, torch.cat([image.clamp(0, 1), truth, plain]) * 2 - 1).float()
+    return trunk, *z.split(n)
 
 
 @torch.no_grad()
@@ -138,7 +141,8 @@ def main():
     if (o.run / "state.pt").exists():
         s = torch.load(o.run / "state.pt", weights_only=True)
         model.load_state_dict(s["net"])
-        optimiser.load_state_dict(s["optimiser"])
+        if "optimiser" in s:
+            optimiser.load_state_dict(s["optimiser"])
         average, step, seconds = s["average"], s["step"], s["seconds"]
     pictures = Pictures(o.prepared)
     crops = Crops(pictures, size=256, seed=2000 + step)
@@ -162,7 +166,7 @@ def main():
         rate = o.rate * min(1, (step + 1) / 200)
         optimiser.rate(rate)
         ring.put(*encode(net, vae, crops, o.fresh))
-        trunk, direct, eo = ring.draw(rng, o.batch)
+        trunk, direct, eo, plain = ring.draw(rng, o.batch)
         n = len(eo)
         high = torch.rand(n) < 0.5
         t = torch.where(high, torch.randint(400, 1000, (n,)), torch.randint(0, 1000, (n,)))
@@ -174,14 +178,19 @@ def main():
             sar, guess = model.adapter(trunk.contiguous(memory_format=torch.channels_last))
             # The direct latents are better on training ground than on new ground: noise takes that off.
             blur = torch.rand(n, 1, 1, 1) * 0.4 * (torch.rand(n, 1, 1, 1) < 0.5)
-            given = guess.detach() + blur * torch.randn_like(guess)
-            v, variance = model.denoise(sar, given, noisy, t)
+            trust = torch.rand(n) * (torch.rand(n) < 0.7)
+            guide = torch.lerp(guess.detach(), plain, trust.view(-1, 1, 1, 1))
+            guide = guide + blur * torch.randn_like(guess)
+            v, variance = model.denoise(sar, guide, trust, noisy, t)
         parts = {
             "cdiff": c_diff_loss(v, variance, target, a),
             "mse": ((v.detach() - target) ** 2).mean(),
             "mse_high": ((v.detach() - target) ** 2)[t > 700].mean()
             if (t > 700).any()
             else torch.tensor(1.0),
+            "mse_known": ((v.detach() - target) ** 2)[trust == 0].mean()
+            if (trust == 0).any()
+            else torch.tensor(0.9),
             "direct": F.smooth_l1_loss(guess, direct),
         }
         loss = parts["cdiff"] + parts["direct"]
@@ -208,7 +217,7 @@ def main():
         if now - kept > 180 or end:
             keep(o.run, model, average, optimiser, step, seconds)
             kept = now
-        if now - checked > 900 or end:
+        if now - checked > 1200 or end:
             checked = now
             other = Conditioned().to(memory_format=torch.channels_last).eval()
             other.load_state_dict(average)
