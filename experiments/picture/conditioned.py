@@ -1,8 +1,8 @@
 """C-DiffSET with a condition of its own: the direct network's trunk as SAR encoder, its picture as start.
 
-The U-Net's input is [SAR latents (16) | guide (6) | trust (1) | noisy EO latents (6)] at factor 8, its
-output v and one channel of variance. Sampling starts not from noise alone but from the direct latents with noise of a
-timestep below 1000: what the radar decides stays, what it leaves open is drawn.
+The U-Net's input is [SAR latents (16) | guide (6) | trust (1) | noisy EO latents (6)] at factor 8, its output
+v and one channel of variance. Sampling starts not from noise alone but from the direct latents with noise of
+a timestep below 1000: what the radar decides stays, what it leaves open is drawn.
 
 The guide is the direct latents. They are right by little (a correlation of 0.2 to 0.5), so a network that is
 honest about it draws another picture for each noise. Therefore in training a share of the guide is that of
