@@ -8,7 +8,6 @@ import torch
 from conditioned import LATENT, Conditioned, load_direct, sample
 from direct_network import SOURCES, features
 from safetensors.torch import load_file
-
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.network import decode_latents
 from sar2eo.noise import scene_noise

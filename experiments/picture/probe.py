@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from measure import cut, grey
 from picture_data import Pictures, decibels
-
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.network import encode_images
 

@@ -13,7 +13,6 @@ from direct_network import features
 from measure import figures, tile_record
 from picture_data import Pictures
 from safetensors.torch import load_file
-
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.network import decode_latents
 

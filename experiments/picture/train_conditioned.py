@@ -20,10 +20,9 @@ from losses import gaussian, grey, octaves
 from muon import Both
 from picture_data import Crops, Pictures
 from safetensors.torch import save_file
-from torch.nn import functional as F
-
 from sar2eo.checkpoint import load_checkpoint
 from sar2eo.network import decode_latents, encode_images
+from torch.nn import functional as F
 
 
 def keep(run, net, average, optimiser, step, seconds):
