@@ -1,5 +1,6 @@
 """The lazy result: identity through the whole path, regions, slices, and what is refused."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sar2eo.geo.radiometry import fill_invalid
 from sar2eo.model.loading import IdentityTranslator
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes import lazy_array
+from sar2eo.settings import TranslateSettings
 from sar2eo.translation import dataset
 from sar2eo.translation.dataset import count_tiles
 
@@ -384,3 +386,33 @@ def test_a_result_is_selected_by_coordinates(scene_file: Path) -> None:
     eo = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", tile=128, overlap=16, scaling=(255.0,))
     part = eo.eo.sel(x=slice(501_000, 502_000), y=slice(3_999_000, 3_998_000))
     np.testing.assert_array_equal(part.values, eo.eo.values[:, 100:200, 100:200])
+
+
+CHANGES_NO_PIXEL = ("device", "force", "revision")
+"""Device and revision count by what they resolve to, which the fingerprint of the model holds."""
+
+
+def test_every_setting_that_changes_pixels_changes_the_names_of_the_result() -> None:
+    other = {
+        "tile": 256,
+        "overlap": 128,
+        "steps": 3,
+        "sampler": "ddim",
+        "seed": 1,
+        "samples": 2,
+        "scaling": (100.0,),
+        "dtype": "float16",
+        "batch": 3,
+        "compile": True,
+        "threads": 3,
+    }
+    assert {*other, *CHANGES_NO_PIXEL} == {field.name for field in dataclasses.fields(TranslateSettings)}
+    scene = scene_array(amplitude((600, 600), 1), ("VH",)).chunk(y=256, x=256)
+    options = {"device": "cpu", "dtype": "float32"}
+
+    def name(**changes: object) -> str:
+        return str(sar2eo.translate(scene, **(options | changes)).eo.data.name)
+
+    names = {key: name(**{key: value}) for key, value in other.items()}
+    assert len({name(), *names.values()}) == 1 + len(names)
+    assert name(force=True) == name()
