@@ -58,7 +58,7 @@ def cli() -> None:
     """Translate georeferenced SAR scenes into EO images.
 
     \b
-    sar2eo translate scene.tif --out eo.tif --model checkpoint/
+    sar2eo translate scene.tif --out eo.tif
     sar2eo info scene.tif
     """  # noqa: D301  (click's mark for lines that stay as they are)
 

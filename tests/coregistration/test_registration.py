@@ -268,10 +268,10 @@ def test_scenes_of_one_kind_and_other_slips_are_refused(scenes, tmp_path):
         coregister(turned, scenes["sar"], out)
     for flags, words in (
         (["--model", "x"], "goes with method dcdm"),
-        (["--grid", "8"], "grid=8"),
-        (["--tolerance", "0"], "tolerance=0"),
-        (["--eo-range", "3,1"], "eo_range"),
-        (["--radius", "1"], "radius=1"),
+        (["--grid", "8"], "--grid 8: must be at least 32"),
+        (["--tolerance", "0"], "--tolerance 0"),
+        (["--eo-range", "3,1"], "--eo-range"),
+        (["--radius", "1"], "--radius 1"),
     ):
         done = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", out, *flags)
         assert done.exit_code == 2, done.output

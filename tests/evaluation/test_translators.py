@@ -362,7 +362,7 @@ def test_the_command_line(pairs: Path, tmp_path: Path) -> None:
         "release",
     )
     assert done.exit_code == 0, done.output
-    assert f"{out}: 2 pairs: model " in done.stdout
+    assert f"{out}: PSNR over 2 pairs: model " in done.stdout
     found = read(out)
     assert list(found["methods"]) == ["model", "identity", "sar-grey"]
     assert found["settings"]["metrics"] == ["psnr", "scc"]

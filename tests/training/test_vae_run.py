@@ -129,7 +129,7 @@ def test_images_that_are_no_multiple_of_the_factor_are_cropped_to_one(tmp_path: 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with pytest.raises(SettingsError, match="30 x 30 pixels: the VAE is of factor 4"):
+    with pytest.raises(SettingsError, match="30 x 30 pixels: the VAE's factor is 4"):
         train_vae(pairs, out, **QUICK | {"crop": 30})
     with pytest.raises(SettingsError, match="unknown width; known are"):
         train_vae(DataSettings(pairs=str(pairs)), out, VaeSettings(), width=3)
