@@ -40,8 +40,8 @@ class NameRule:
     ----------
     pattern : str
         Regular expression, searched in a name whatever its case. These groups are read: ``unit``, ``date``
-        (20201107) with ``time`` (135241), and ``quantity``. Without ``date``, the first 20201107T135241 in
-        the name is the start of the acquisition.
+        (20201107, or 201107 of this century) with ``time`` (135241), and ``quantity``. Without ``date``, the
+        first 20201107T135241 in the name is the start of the acquisition.
     platform : str or None
         Such as ``Sentinel-1{unit}``. A rule without one says nothing of the acquisition.
     calibration : str or None
@@ -79,6 +79,11 @@ NAME_RULES = (
         r"_RTC\d\d_[A-Z]_[gs](?P<quantity>[pad])[uw][nf][ec][dm]_",
         calibration="rtc",
         quantities={"p": "intensity", "a": "amplitude", "d": "db"},
+    ),
+    # NovaSAR-1 products, ``NovaSAR_01_12345_slc_11_221015_091530_HH_1``: the year has two digits.
+    NameRule(
+        r"(?<![A-Za-z0-9])NovaSAR_0?(?P<unit>\d+)_.*_(?P<date>\d{6})_(?P<time>\d{6})(?!\d)",
+        platform="NovaSAR-{unit}",
     ),
     # Sentinel-2 products: https://sentiwiki.copernicus.eu/web/s2-products (naming convention).
     NameRule(
@@ -230,7 +235,10 @@ def _read_acquisition(names: Sequence[str], optical: bool = False) -> Facts:
         if match:
             groups = match.groupdict()
             stamp = _TIMESTAMP.search(match.string)
-            text = f"{groups['date']}T{groups['time']}" if "date" in groups else stamp and stamp[1].upper()
+            text = stamp and stamp[1].upper()
+            if "date" in groups:
+                century = "20" if len(groups["date"]) == 6 else ""
+                text = f"{century}{groups['date']}T{groups['time']}"
             platform = rule.platform.format(unit=groups.get("unit", "").upper())
             return Facts(datetime=iso_datetime_or_none(text), platform=platform)
     return Facts()

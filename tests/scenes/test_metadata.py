@@ -2,7 +2,14 @@
 
 import pytest
 
-from sar2eo.scenes.metadata import Facts, iso_datetime, read_facts, read_optical_facts, zero_is_nodata
+from sar2eo.scenes.metadata import (
+    Facts,
+    iso_datetime,
+    polarisation_names,
+    read_facts,
+    read_optical_facts,
+    zero_is_nodata,
+)
 
 NOVEMBER = "2020-11-07T13:52:41Z"
 
@@ -18,12 +25,19 @@ NOVEMBER = "2020-11-07T13:52:41Z"
         ("S1C_vv_20201107T135241.tif", ("Sentinel-1C", NOVEMBER)),
         ("S1A_OPER_AUX_POEORB_OPOD_20201127T121442.tif", (None, None)),
         ("S2A_MSIL2A_20201107T135241_N0214_R067_T32TQM_20201107T170000.tif", (None, None)),
+        ("NovaSAR_01_12345_slc_11_221015_091530_HH_1.tif", ("NovaSAR-1", "2022-10-15T09:15:30Z")),
+        ("novasar_01_12345_slc_11_221315_091530_hh_1.tif", ("NovaSAR-1", None)),  # no month 13
         ("vv_20201107T135241.tif", (None, None)),
     ],
 )
 def test_names_of_sar_products(name: str, expected: tuple[str | None, str | None]) -> None:
     found = read_facts(name, {})
     assert (found.platform, found.datetime) == expected
+
+
+def test_names_of_novasar_products_say_the_polarisation() -> None:
+    name = "NovaSAR_01_12345_slc_11_221015_091530_HH_1.tif"
+    assert polarisation_names([None], [{}], {}, name) == (("HH",), False)
 
 
 def test_names_of_terrain_corrected_products_say_what_the_values_are() -> None:
