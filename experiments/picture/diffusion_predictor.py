@@ -8,9 +8,10 @@ import torch
 from conditioned import LATENT, Conditioned, load_direct, sample
 from direct_network import SOURCES, features
 from safetensors.torch import load_file
-from sar2eo.checkpoint import load_checkpoint
-from sar2eo.network import decode_latents
-from sar2eo.noise import scene_noise
+
+from sar2eo.model.checkpoint import load_checkpoint
+from sar2eo.model.network import decode_latents
+from sar2eo.model.noise import draw_scene_noise
 
 
 class Diffusion:
@@ -43,7 +44,7 @@ class Diffusion:
                     torch.from_numpy(db[None, None, i : i + step, j : j + step]), torch.tensor([flag])
                 )
                 rows, columns = (range(k // 8, (k + step) // 8) for k in (i, j))
-                noise = torch.from_numpy(scene_noise(seed, rows, columns, LATENT, 0))[None]
+                noise = torch.from_numpy(draw_scene_noise(seed, rows, columns, LATENT, 0))[None]
                 with torch.autocast("cpu", torch.bfloat16):
                     trunk = self.net.trunk(x.contiguous(memory_format=torch.channels_last))
                     z = sample(self.model, trunk, noise, *self.settings)

@@ -95,14 +95,17 @@ class Bundled:
     """The bundled model at its default."""
 
     def __init__(self, samples=1):
-        from sar2eo.models import resolve_model
+        from sar2eo.model.loading import load_translator
+        from sar2eo.model.spec import resolve_model
 
-        self.resolve, self.samples, self.seed, self.model = resolve_model, samples, None, None
+        self.load, self.resolve = load_translator, resolve_model
+        self.samples, self.seed, self.model = samples, None, None
 
     def __call__(self, db, raw, source, flag, seed):
         """Return [3, H, W] bytes."""
         if seed != self.seed:
-            self.model = self.resolve("bundled", seed=seed, samples=self.samples, batch=1, threads=1).load()
+            spec = self.resolve("bundled", seed=seed, samples=self.samples, batch=1, threads=1)
+            self.model = self.load(spec)
             self.seed = seed
         a = np.where(source == "scenes", raw / 255.0, 10 ** (db / 20))
         if source != "scenes":

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from measure import cut, grey
 from picture_data import Pictures, decibels
-from sar2eo.checkpoint import load_checkpoint
-from sar2eo.network import encode_images
+
+from sar2eo.model.checkpoint import load_checkpoint
+from sar2eo.model.network import encode_images
 
 
 def neighbours(f, k=2):

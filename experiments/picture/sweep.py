@@ -13,8 +13,9 @@ from direct_network import features
 from measure import figures, tile_record
 from picture_data import Pictures
 from safetensors.torch import load_file
-from sar2eo.checkpoint import load_checkpoint
-from sar2eo.network import decode_latents
+
+from sar2eo.model.checkpoint import load_checkpoint
+from sar2eo.model.network import decode_latents
 
 
 @torch.no_grad()

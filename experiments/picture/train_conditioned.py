@@ -20,9 +20,10 @@ from losses import gaussian, grey, octaves
 from muon import Both
 from picture_data import Crops, Pictures
 from safetensors.torch import save_file
-from sar2eo.checkpoint import load_checkpoint
-from sar2eo.network import decode_latents, encode_images
 from torch.nn import functional as F
+
+from sar2eo.model.checkpoint import load_checkpoint
+from sar2eo.model.network import decode_latents, encode_images
 
 
 def keep(run, net, average, optimiser, step, seconds):
