@@ -76,6 +76,7 @@ def test_recipes_run_dry(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # test_pixels_unchanged runs every command in the normal run
 def test_every_stage_runs_by_itself_in_smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     smoke = str(ROOT / "pipelines/smoke.toml")
