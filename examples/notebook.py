@@ -22,7 +22,7 @@ print(scene.attrs["quantity"], scene.attrs["polarisations"], scene.sar2eo.grid.c
 
 # %%
 eo = scene.sar2eo.translate("identity", tile=128, overlap=16)
-corner = eo.eo.isel(y=slice(0, 100), x=slice(100, 200)).compute()  # runs the windows it needs, no more
+corner = eo.eo.isel(y=slice(0, 100), x=slice(100, 200)).compute()  # runs only the tiles it needs
 print(corner.shape, corner.dtype)
 
 # %% [markdown]

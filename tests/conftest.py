@@ -23,6 +23,17 @@ def real_data() -> Path:
     return REAL_DATA
 
 
+@pytest.fixture(scope="module")
+def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scene of 400 x 500 pixels with a hole."""
+    import numpy as np
+    from support.scenes import amplitude, write_scene
+
+    valid = np.ones((400, 500), bool)
+    valid[:150, 300:] = False
+    return write_scene(tmp_path_factory.mktemp("scenes") / "scene.tif", amplitude((400, 500), 5), valid)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread for torch: two would wait for each other, on networks this small."""

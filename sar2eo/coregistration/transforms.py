@@ -63,7 +63,7 @@ class LinearTransform:
 
 @dataclass(frozen=True, eq=False)
 class FieldTransform:
-    """A smooth field of shifts; beyond what was measured, that of its edge."""
+    """A smooth field of shifts; places outside the measured area take the shift at its edge."""
 
     drift: SceneDrift
 

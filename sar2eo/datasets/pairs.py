@@ -144,7 +144,7 @@ class PairsDataset(Samples):
         return self.ids
 
     def overlapping(self, index: int) -> npt.NDArray[np.bool_]:
-        """Return which pairs are known to overlap one on the ground, shape (pairs,)."""
+        """Return which pairs are known to overlap pair `index` on the ground, bool, shape (pairs,)."""
         return np.zeros(len(self), bool)
 
     def strangers(self, index: int) -> list[int]:

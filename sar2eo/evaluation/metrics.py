@@ -209,7 +209,7 @@ class OctavePowers:
 
     @property
     def coherence(self) -> FloatArray:
-        """Correlation of both images' parts in the octave, -1 to 1; NaN where one has none."""
+        """Correlation of the two images by octave, -1 to 1; NaN if one has no power there."""
         return _quotient(self.cross, np.sqrt(self.prediction * self.truth))
 
 

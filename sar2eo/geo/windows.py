@@ -138,7 +138,7 @@ class Lattice:
 
     def __getitem__(self, index: int) -> Window:
         if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
+            raise IndexError(f"tile {index} of {len(self)}")
         i, j = divmod(index, len(self.cols))
         return Window(self.rows[i], self.cols[j], self.tile, self.tile)
 

@@ -260,7 +260,7 @@ def _notes(hint: Any) -> Iterator[Any]:
 
 
 def arms(hint: Any) -> tuple[Any, ...]:
-    """Return the types that a value may have, without its notes; of no union, one."""
+    """Return the member types of a union, or the type itself; notes of `Annotated` are left out."""
     if get_origin(hint) is Annotated:
         return arms(get_args(hint)[0])
     return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)

@@ -13,24 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from click.testing import CliRunner, Result
+from support.command_line import SMALL, run
 from support.scenes import amplitude, write_scene
 
-from sar2eo.cli import cli
 from sar2eo.errors import FitWarning
-
-SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
-
-
-@pytest.fixture(scope="module")
-def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    valid = np.ones((400, 500), bool)
-    valid[:150, 300:] = False
-    return write_scene(tmp_path_factory.mktemp("scenes") / "scene.tif", amplitude((400, 500), 5), valid)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def read(path: Path) -> np.ndarray:

@@ -6,20 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from support.command_line import SMALL
 from support.scenes import amplitude, write_scene
 
 from sar2eo.cli import cli, output, translate
-
-SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
-
-
-@pytest.fixture(scope="module")
-def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    valid = np.ones((400, 500), bool)
-    valid[:150, 300:] = False
-    return write_scene(tmp_path_factory.mktemp("scenes") / "scene.tif", amplitude((400, 500), 5), valid)
 
 
 class Terminal(io.StringIO):

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from support.command_line import run
 from support.dataset_fixtures import built_pairs
 from support.evaluation_fixtures import simulated_pairs
 
 import sar2eo
-from sar2eo.cli import cli
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.model_probe import ModelImages, Probe
@@ -336,10 +335,6 @@ def test_a_plan_checks_and_counts(checkpoint: Path, pairs: Path, tmp_path: Path)
     assert plan["pairs"] == 4
     assert plan["images_to_draw"] == 4 * 2 + 4 * 2
     assert not list(tmp_path.iterdir())
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def test_the_command_line(pairs: Path, tmp_path: Path) -> None:

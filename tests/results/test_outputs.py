@@ -11,15 +11,14 @@ import pystac
 import pytest
 import rasterio
 import rasterio.shutil
-from click.testing import CliRunner, Result
 from rasterio.io import MemoryFile
+from support.command_line import run
 from support.scene_fixtures import speckle, write_raster
 from support.scenes import CRS, TRANSFORM, amplitude, write_scene
 from support.servers import Fault, closed_port, serving, storing
 from support.stac_items import TIFF, write_item
 
 import sar2eo
-from sar2eo.cli import cli
 from sar2eo.errors import OutputError, SceneError, SettingsError
 from sar2eo.results import outputs
 from sar2eo.results.outputs import Destination, Outputs
@@ -61,10 +60,6 @@ def work(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prefix(work: Path) -> str:
     """Where the results of a test go."""
     return f"s3://results/{work.name}/"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def pixels(client: Any, url: str) -> np.ndarray:

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from click.testing import CliRunner, Result
+from support.command_line import run
 from support.scene_fixtures import speckle, write_raster
 from support.servers import PROXIES, Fault, RangeServer, Request, closed_port, serving
 from support.stac_items import TIFF, write_item
 
-from sar2eo.cli import cli
 from sar2eo.errors import SceneError
 from sar2eo.geo.windows import Window
 from sar2eo.scenes import find_reader, gdal, open_scene
@@ -39,10 +38,6 @@ def server(tmp_path: Path):
     folder.mkdir()
     with serving(folder) as server:
         yield server
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def read(path: Path) -> np.ndarray:

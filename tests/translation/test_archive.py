@@ -16,10 +16,9 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
-from click.testing import CliRunner, Result
+from support.command_line import SMALL, run
 from support.scenes import amplitude, write_scene
 
-from sar2eo.cli import cli
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
 from sar2eo.model import loading
 from sar2eo.model.spec import resolve_model
@@ -34,7 +33,6 @@ from sar2eo.translation.plan import Entry, find_target, plan
 from sar2eo.translation.region import Region
 
 SETTINGS = TranslateSettings(tile=128, overlap=16, scaling=(255.0,))
-SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
 IDENTITY = resolve_model("identity")
 
 
@@ -58,10 +56,6 @@ def out(tmp_path: Path) -> Path:
 def recipe(*scenes: object, out: Path, **values: object) -> TranslateRecipe:
     table = {"model": "identity", "settings": SETTINGS, **values}
     return TranslateRecipe(scenes=tuple(map(str, scenes)), out=str(out), **table)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def statuses(entries: list[Entry]) -> list[str]:

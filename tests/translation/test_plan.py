@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from click.testing import CliRunner, Result
+from support.command_line import SMALL, run
 from support.scenes import amplitude, scene_array, write_scene
 
 import sar2eo
-from sar2eo.cli import cli
 from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.spec import resolve_model
@@ -27,18 +26,6 @@ from sar2eo.translation.plan import estimate, find_target, plan, read_name_field
 from sar2eo.translation.region import clip_to
 
 OPTIONS = {"tile": 128, "overlap": 16, "scaling": (255.0,)}
-SMALL = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "255")
-
-
-@pytest.fixture(scope="module")
-def scene_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    valid = np.ones((400, 500), bool)
-    valid[:150, 300:] = False
-    return write_scene(tmp_path_factory.mktemp("scenes") / "scene.tif", amplitude((400, 500), 5), valid)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def test_bands_keep_their_names_when_selected_or_reordered() -> None:

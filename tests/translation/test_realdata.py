@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from click.testing import CliRunner, Result
 from rio_cogeo.cogeo import cog_validate
+from support.command_line import run
 
 import sar2eo
-from sar2eo.cli import cli
 
 pytestmark = pytest.mark.realdata
 
@@ -33,10 +32,6 @@ ODD = [
     ("s2rgb_637U_59R_1_3.tif", (), 1, ("optical",), None),
     ("worldview_rgb_of_capella.tif", (), 1, ("optical",), None),
 ]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def test_the_table_has_every_odd_file(real_data: Path) -> None:
