@@ -26,7 +26,7 @@ from sar2eo.errors import (
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, sample_windows
 from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import make_lazy_scene
-from sar2eo.scenes.metadata import Facts, iso_datetime
+from sar2eo.scenes.metadata import Facts, iso_datetime, settle_time
 from sar2eo.scenes.placement import place_on_grid
 from sar2eo.scenes.raster import Band, OpenedSource, Raster, RasterReader, open_raster, with_nodata
 from sar2eo.scenes.reader import FloatArray, SceneReader
@@ -120,6 +120,8 @@ def open_scene(
     parsed = parse_source(source)
     if isinstance(parsed, str):
         opened = _open_path(_absolute(parsed), names, nodata, calibrate)
+    elif not parsed.keys() <= set(POLARISATIONS):
+        raise SceneError(f"{source}: the files of an optical scene, where a SAR scene is due")
     else:
         _refuse_calibrate(calibrate)
         files: dict[tuple[str, ...], str] = {(name,): _absolute(file) for name, file in parsed.items()}
@@ -220,7 +222,7 @@ def _join_rasters(parts: list[tuple[Raster, tuple[Band, ...], tuple[str, ...]]],
 
 def _complete_facts(opened: OpenedSource, given: Facts) -> Facts:
     """Combine what the caller and the source say, and determine the quantity."""
-    facts = given.over(opened.facts)
+    facts = settle_time(given.over(opened.facts), opened.label)
     if opened.kind == "complex" and given.quantity not in (None, "amplitude"):
         raise RadiometryError(f"{opened.label}: complex samples are read as amplitude, not {given.quantity}")
     if given.quantity is None and opened.kind != "calibrated":
