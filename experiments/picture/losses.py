@@ -66,7 +66,7 @@ def cosine(p, t):
     return pt / torch.sqrt((pp + 1e-5 * n) * (tt + 1e-5 * n)), pp / n, tt / n
 
 
-def picture_loss(p, t, power=(0.8, 0.8, 0.4, 0.5, 0.5, 0.5)):
+def picture_loss(p, t, power=(0.5, 0.8, 0.4, 0.4, 0.4, 0.4)):
     """Return the loss and its parts.
 
     Parameters
