@@ -269,8 +269,12 @@ class Facts:
 
 
 def polarisation_words(text: str) -> list[str]:
-    """Return the polarisations that stand between delimiters in a text, each once, in order."""
-    return list(dict.fromkeys(w.upper() for w in _words(text) if w.upper() in POLARISATIONS))
+    """Return the polarisations that stand between delimiters in a text, each once, in order.
+
+    ``HHHH``, the power of HH in covariances, counts as HH.
+    """
+    found = (word[:2] if word[:2] == word[2:] else word for word in map(str.upper, _words(text)))
+    return list(dict.fromkeys(word for word in found if word in POLARISATIONS))
 
 
 def polarisation_names(

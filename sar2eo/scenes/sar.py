@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from sar2eo.errors import (
+    PairsError,
     PolarisationError,
     RadiometryError,
     RadiometryWarning,
@@ -24,6 +25,7 @@ from sar2eo.errors import (
     SettingsError,
 )
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, sample_windows
+from sar2eo.scenes.containers import read_container
 from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import make_lazy_scene
 from sar2eo.scenes.metadata import Facts, iso_datetime, settle_time
@@ -31,6 +33,7 @@ from sar2eo.scenes.placement import place_on_grid
 from sar2eo.scenes.raster import Band, OpenedSource, Raster, RasterReader, open_raster, with_nodata
 from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
+from sar2eo.scenes.sources import expand_sources, holds_scenes
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 
 __all__ = ["open_scene"]
@@ -118,6 +121,8 @@ def open_scene(
             f"calibrate={calibrate}: makes {calibrate} amplitude, leave out quantity and calibration"
         )
     parsed = parse_source(source)
+    if isinstance(parsed, str) and holds_scenes(Path(parsed)):
+        parsed = parse_source(_find_inside(parsed))
     if isinstance(parsed, str):
         opened = _open_path(_absolute(parsed), names, nodata, calibrate)
     elif not parsed.keys() <= set(POLARISATIONS):
@@ -165,8 +170,9 @@ def _open_path(
             return open_sentinel1(Path(path), polarisations=names, calibrate=calibrate)
     _refuse_calibrate(calibrate)
     label = display_name(source)
-    if is_stac(source):
-        item = read_sar_assets(source)
+    container = None if path.startswith("/vsi") else read_container(Path(path))
+    if container is not None or is_stac(source):
+        item = container or read_sar_assets(source)
         found = _open_files(select_assets(item.files, names, source), names, nodata, item)
         return replace(found, facts=item.facts.over(found.facts), label=label)
     raster = open_raster(path, names=len(names or ()), nodata=nodata)
@@ -236,12 +242,24 @@ def _complete_facts(opened: OpenedSource, given: Facts) -> Facts:
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
     check_readable(str(path))
-    if path.is_dir() and not is_sentinel1(path):
-        raise SceneError(f"{path}: a folder, and not a Sentinel-1 .SAFE: name the raster in it")
     if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:
         raise SceneError(f"{path}: a Sentinel-1 annotation, which holds no pixels: give the .SAFE folder")
     if not path.exists() and not _GDAL_PREFIX.match(str(path)):
         raise SceneError(f"{path}: no such file")
+
+
+def _find_inside(path: str) -> str:
+    """Return the one scene in a folder or a zip."""
+    try:
+        found = expand_sources([path], "sar")
+    except PairsError as error:
+        names = sorted(each.name for each in Path(path).iterdir()) if Path(path).is_dir() else []
+        inside = ", ".join(names[:6]) or "nothing that can be read"
+        raise SceneError(f"{path}: no SAR scene in it, but {inside}: name the raster") from error
+    if len(found) > 1:
+        names = [Path(each.href).name for each in found]
+        raise SceneError(f"{path}: holds {len(found)} scenes, name one: {', '.join(names[:6])}")
+    return found[0].href
 
 
 def _refuse_calibrate(calibrate: str | None) -> None:

@@ -102,10 +102,8 @@ def _expand(text: str, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator
     local = _file(text)
     if isinstance(parse_source(text), dict) or is_remote(gdal_path(text)):
         yield from [_of_item(text, role)] if is_stac(text) else [Source(text)]
-    elif local.is_dir() and not _is_product(local):
-        yield from _in_folder(local, role, eo_bands)
-    elif is_archive(local) and not _is_product(local):
-        yield from _join(_in_archive(local), role, eo_bands)
+    elif holds_scenes(local):
+        yield from _inside(local, role, eo_bands)
     elif local.exists():
         yield from _in_file(text, local, role)
     elif glob.has_magic(text):
@@ -126,41 +124,39 @@ def expand_glob(text: str) -> list[str]:
     return [path for path in found if not _is_sidecar(Path(path))]
 
 
-def _in_folder(folder: Path, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
+def _inside(path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
+    """List the scenes in a folder or a zip."""
+    if path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in sorted(archive.namelist()) if _is_raster(Path(name))]
+        return _join([f"/vsizip/{{{path.resolve()}}}/{name}" for name in names], role, eo_bands)
+    names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
     rasters, others = [], []
-    listed = sorted(
-        path for path in folder.iterdir() if not path.name.startswith(".") and not _is_sidecar(path)
-    )
-    names = {path.name for path in listed}
-    for path in listed:
-        # What lies beside measurements only belongs to them; and what was unpacked lies there twice.
-        if ("measurement" in names and path.name != "measurement" and path.is_dir()) or path.stem in names - {
-            path.name
-        }:
+    for each in (path / name for name in names):
+        # What lies beside measurements only belongs to them, and a zip that was unpacked lies there twice.
+        belongs = "measurement" in names and each.name != "measurement" and each.is_dir()
+        if belongs or _is_sidecar(each) or (each.suffix.lower() == ".zip" and each.stem in names):
             continue
-        if path.suffix.lower() in _RASTERS and path.is_file():
-            rasters.append(str(path))
-        elif _is_product(path):
-            others += [Source(str(path))] if is_sentinel2(path) == (role == "eo") else []
-        elif path.is_dir() and path.with_suffix(".dim").name not in names:
-            others += _in_folder(path, role, eo_bands)
-        elif is_archive(path):
-            others += _join(_in_archive(path), role, eo_bands)
-        elif path.suffix.lower() == ".dim" and role == "sar":
-            others.append(Source(str(path)))
-    found = [*_join(rasters, role, eo_bands), *others]
-    yield from sorted(found, key=lambda source: source.href.partition("=")[2] or source.href)
+        if _is_product(each):
+            others += [Source(str(each))] if is_sentinel2(each) == (role == "eo") else []
+        elif holds_scenes(each):
+            others += _inside(each, role, eo_bands)
+        elif _is_raster(each):
+            rasters.append(str(each))
+        elif each.suffix.lower() in (".dim", ".zarr") and role == "sar":
+            others.append(Source(str(each)))
+    # By the name of the first file, where there are several.
+    return sorted([*_join(rasters, role, eo_bands), *others], key=lambda s: re.sub(r"^\w+=", "", s.href))
 
 
-def is_archive(path: Path) -> bool:
-    """Whether a path is a zip."""
-    return path.suffix.lower() == ".zip" and zipfile.is_zipfile(path)
+def _is_raster(path: Path) -> bool:
+    return path.suffix.lower() in _RASTERS and not _is_sidecar(path)
 
 
-def _in_archive(path: Path) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in sorted(archive.namelist()) if Path(name).suffix.lower() in _RASTERS]
-    return [f"/vsizip/{{{path.resolve()}}}/{name}" for name in names if not _is_sidecar(Path(name))]
+def holds_scenes(path: Path) -> bool:
+    """Whether a path is a folder or a zip of any files, and not of one product."""
+    folder = path.is_dir() and path.suffix.lower() != ".zarr" and not path.with_suffix(".dim").is_file()
+    return (folder or (path.suffix.lower() == ".zip" and zipfile.is_zipfile(path))) and not _is_product(path)
 
 
 def _join(paths: list[str], role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
