@@ -64,6 +64,7 @@ class SceneSettings(Settings):
         Literal["beta0", "sigma0", "gamma0"] | None,
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
     ] = None
+    asset: Annotated[str | None, "Asset to take of a STAC item.", Flag(metavar="KEY")] = None
     nodata: Annotated[float | None, "Value that means no data, instead of the file's own."] = None
     crs: Annotated[str | None, "CRS to warp to; 'source' keeps a geographic grid."] = None
     resolution: Annotated[float | None, "Pixel size to warp to, in units of the CRS."] = None
