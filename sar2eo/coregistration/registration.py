@@ -119,7 +119,7 @@ def coregister(
     """
     started = time.perf_counter()
     settings = replace_settings(settings or CoregisterSettings(), changes)
-    scene = scene or SceneSettings()
+    scene = dataclasses.replace(scene or SceneSettings(), force=settings.force)
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, report_path = Path(out), None if report is None else Path(report)

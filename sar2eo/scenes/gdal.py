@@ -240,9 +240,10 @@ def _surplus() -> list[Any]:
     """Take the handles used longest ago out of the idle ones, down to the limit."""
     taken = []
     while sum(map(len, _idle.values())) > IDLE_LIMIT:
-        oldest = next(iter(_idle))
-        taken.append(_idle[oldest].pop(0))
-        if not _idle[oldest]:
+        oldest, handles = next(iter(_idle.items()))
+        taken += handles[:1]
+        del handles[:1]
+        if not handles:  # perhaps before: its only handle is in use
             del _idle[oldest]
     return taken
 

@@ -7,10 +7,13 @@ said stays None.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from typing import Any
 
 from sar2eo.errors import SettingsError
 from sar2eo.geo.radiometry import POLARISATIONS
@@ -19,10 +22,14 @@ __all__ = [
     "NAME_RULES",
     "Facts",
     "NameRule",
+    "band_polarisations",
+    "compact_polarisations",
+    "is_layer",
     "iso_datetime",
     "iso_datetime_or_none",
     "platform_name",
     "polarisation_names",
+    "polarisation_tag",
     "polarisation_words",
     "read_facts",
     "read_optical_facts",
@@ -104,6 +111,7 @@ _QUANTITY_WORDS = {
     "db": "db",
     "decibel": "db",
     "decibels": "db",
+    "logarithmic": "db",
     "amplitude": "amplitude",
     "amp": "amplitude",
     "intensity": "intensity",
@@ -114,17 +122,33 @@ _DECIBEL = {"db", "decibel", "decibels"}
 _CALIBRATION_WORDS = {
     "rtc": "rtc",
     "s1rtc": "rtc",
+    "nrb": "rtc",
     "beta0": "beta0",
     "sigma0": "sigma0",
     "gamma0": "gamma0",
     "uncalibrated": "none",
 }
-_QUANTITY_TAGS = ("quantity", "units", "unit")
-_CALIBRATION_TAGS = ("calibration", "radiometry", "radiometric_calibration", "product_type")
-_PLATFORM_TAGS = ("platform", "mission", "satellite", "sensor", "spacecraft")
-_ORBIT_TAGS = ("orbit_direction", "orbit_state", "sat:orbit_state", "pass")
+# Tags by the ends of their names, in lower case and with "_" between words, the best first: Capella's
+# ``collect_state_direction``, SNAP's ``PASS``, OPERA's ``..._BACKSCATTER_EXPRESSION_CONVENTION``.
+_QUANTITY_TAGS = ("quantity", "units?", "(expression|measurement|backscatter)_convention")
+_CALIBRATION_TAGS = ("calibration", "radiometry", "(measurement|product)_type", "normali[sz]ation_convention")
+_PLATFORM_TAGS = ("platform", "mission(_id)?", "satellite(_(id|identifier|name))?", "sensor", "spacecraft")
+_ORBIT_TAGS = ("direction", "orbit_state", "pass")
+_TIME_TAGS = (
+    *("acquisition_(datetime|(start_)?(time|date))", "^datetime"),
+    *("(?<!processing_)start_(date)?time(stamp)?", "start_at_utc", "first_line_time", "sensing_start"),
+)
+_POLARISATION_TAGS = ("(?<!transmit_)(?<!receive_)polari[sz]ations?(_list)?", "polarimetric_interp")
 _ORBITS = {"a": "ascending", "ascending": "ascending", "d": "descending", "descending": "descending"}
-_TIME_TAGS = ("acquisition_datetime", "acquisition_time", "acquisition_date", "datetime", "start_time")
+_JSON_TAG = 1 << 20  # characters of JSON in a tag, at most
+
+# What stands beside radar in products: anywhere in a name, among its last two words, or, of what may mean
+# something else, as its last.
+_LAYERS = {"incidence", "lia", "layover", "coherence", "anf"}
+_LAST_LAYERS = {"dem", "dsm", "dtm", "elevation", "angle", "ratio", "coh", "ls", "inc"}
+_PERHAPS_LAYERS = {"area", "mask", "map", "rgb", "height", "slope", "looks", "noise", "quality", "lat", "lon"}
+# Compact polarimetry: transmitted circularly (right, left, or either hand), received linearly.
+_COMPACT = {"RH", "RV", "CH", "CV", "LH", "LV"}
 
 
 @dataclass(frozen=True)
@@ -149,6 +173,16 @@ def polarisation_words(text: str) -> list[str]:
     return list(dict.fromkeys(w.upper() for w in _words(text) if w.upper() in POLARISATIONS))
 
 
+def polarisation_tag(tags: Mapping[str, str]) -> str:
+    """Return the text of the tag that names polarisations, empty for none."""
+    return _find(tags, _POLARISATION_TAGS)
+
+
+def band_polarisations(description: str | None, tags: Mapping[str, str]) -> list[str]:
+    """Return the polarisations that the description and the tags of a band name."""
+    return polarisation_words(f"{description or ''} {polarisation_tag(tags)}")
+
+
 def polarisation_names(
     descriptions: Sequence[str | None],
     band_tags: Sequence[Mapping[str, str]],
@@ -161,18 +195,43 @@ def polarisation_names(
     (otherwise the file names them, in the order of the bands).
     """
     count = len(descriptions)
-    of_bands = [
-        polarisation_words(" ".join([description or "", _tag(tag, ("polarization", "polarisation")) or ""]))
-        for description, tag in zip(descriptions, band_tags, strict=True)
-    ]
+    of_bands = [band_polarisations(*each) for each in zip(descriptions, band_tags, strict=True)]
     if all(len(found) == 1 for found in of_bands) and len({found[0] for found in of_bands}) == count:
         return tuple(found[0] for found in of_bands), True
-    keys = ("polarization", "polarisation", "polarizations", "polarisations", "sar:polarizations")
-    for text in (_tag(tags, keys) or "", file_name):
+    # One letter for each way, of Capella: "H" and "H".
+    ways = "".join(_find(tags, (f"{way}_polari[sz]ation",)) for way in ("transmit", "receive"))
+    single = re.search(r"_1S(S[HV])_", file_name)  # a Sentinel-1 product of one polarisation
+    for text in (polarisation_tag(tags), ways, file_name, single[1][1] * 2 if single else ""):
         found = polarisation_words(text)
         if len(found) == count:
             return tuple(found), False
     return None, False
+
+
+def compact_polarisations(texts: Iterable[str | None]) -> list[str]:
+    """Return compact polarimetry that texts name: two of one kind, or one at the end of a text."""
+    found: list[str] = []
+    for text in texts:
+        words = [word.upper() for word in _words(text or "")]
+        named = [word for word in words if word in _COMPACT]
+        kinds = [word[0] for word in named]
+        if any(kinds.count(kind) > 1 for kind in kinds) or (named and words[-1] in _COMPACT):
+            found += named
+    return list(dict.fromkeys(found))
+
+
+def is_layer(name: str | None, beside: Iterable[str] = ()) -> bool:
+    """Whether a band or file is named as what stands beside radar: DEM, angle, area, mask, ratio, coherence.
+
+    Of a file, `name` has no suffix. Words that may mean something else (``study_area``) count after a
+    polarisation, or where one of `beside`, the names of other files of its folder, has one.
+    """
+    words = _words(name or "")
+    at = [number for number, word in enumerate(words) if word.upper() in POLARISATIONS]
+    last = words[at[-1] + 1 if at else 0 :][-2:]
+    if _LAYERS & set(words) or _LAST_LAYERS & set(last):
+        return True
+    return bool(_PERHAPS_LAYERS & set(last[-1:])) and (bool(at) or any(map(polarisation_words, beside)))
 
 
 def read_facts(
@@ -186,26 +245,32 @@ def read_facts(
     A product's name, as the file's own or in a tag, goes before TIFFTAG_DATETIME, which is often the time at
     which the file was written. `descriptions` and `units` are those of the bands.
     """
+    tags = _flatten(tags)
     words = _words(file_name)
     if not _CALIBRATION_WORDS.keys() & set(words):
         words = [word for word in words if word != "power"]  # a plant's, or a line's
     words += [word for description in descriptions for word in _words(description or "")]
-    calibration = _first(_words(_tag(tags, _CALIBRATION_TAGS) or "") + words, _CALIBRATION_WORDS)
+    referred = _calibration_words(_find(tags, _CALIBRATION_TAGS, most=9))
     quantity = _first(_words(" ".join(u or "" for u in units)), _QUANTITY_WORDS)
-    quantity = quantity or _first(_words(_tag(tags, _QUANTITY_TAGS) or ""), _QUANTITY_WORDS)
+    quantity = quantity or _first(_words(_find(tags, _QUANTITY_TAGS, most=9)), _QUANTITY_WORDS)
     # ``Intensity_VV_db``: how the numbers are written, after what they are of.
     quantity = quantity or ("db" if _DECIBEL & set(words) else _first(words, _QUANTITY_WORDS))
     said = Facts(
         quantity=quantity,
-        calibration=calibration,
-        datetime=iso_datetime_or_none(_tag(tags, _TIME_TAGS))
-        or iso_datetime_or_none(_tag(tags, ("tifftag_datetime",))),
-        platform=platform_name(_tag(tags, _PLATFORM_TAGS)),
-        orbit_direction=_ORBITS.get((_tag(tags, _ORBIT_TAGS) or "").strip().lower()),
+        calibration="rtc" if "rtc" in referred else _first(referred + words, _CALIBRATION_WORDS),
+        datetime=iso_datetime_or_none(_find(tags, _TIME_TAGS))
+        or iso_datetime_or_none(tags.get("tifftag_datetime")),
+        platform=platform_name(_find(tags, _PLATFORM_TAGS) or None),
+        orbit_direction=_first(_words(_find(tags, _ORBIT_TAGS, most=9)), _ORBITS),
     )
     # Only the file's own name says what the values are: a tag may name what the file was made from.
     found = _read_values(file_name).over(_read_acquisition([file_name, *tags.values()])).over(said)
     return Facts(terrain_corrected=True).over(found) if found.calibration == "rtc" else found
+
+
+def _calibration_words(text: str) -> list[str]:
+    """Return words in lower case, with ``sigma nought``, ``sigmaNaught`` and ``Sigma-0`` as ``sigma0``."""
+    return _words(re.sub(r"(sigma|beta|gamma)[\W_]*(nought|naught|zero|0)", r"\g<1>0", text, flags=re.I))
 
 
 def read_optical_facts(file_name: str, tags: Mapping[str, str]) -> Facts:
@@ -247,7 +312,7 @@ def _read_acquisition(names: Sequence[str], optical: bool = False) -> Facts:
 def zero_is_nodata(file_name: str, tags: Mapping[str, str], optical: bool = False) -> bool:
     """Whether 0 means nodata, by a file's name or tags that describe a Sentinel-1 GRD measurement."""
     rules = (rule for rule in NAME_RULES if rule.zero_is_nodata and rule.optical == optical)
-    described = not optical and _GRD_DESCRIPTION.match(_tag(tags, ("tifftag_imagedescription",)) or "")
+    described = not optical and _GRD_DESCRIPTION.match(_find(tags, ("tifftag_imagedescription",)))
     return bool(described) or any(rule.search(file_name) for rule in rules)
 
 
@@ -301,9 +366,31 @@ def _words(text: str) -> list[str]:
     return [word.lower() for word in re.split(r"[^A-Za-z0-9]+", text) if word]
 
 
-def _tag(tags: Mapping[str, str], names: Sequence[str]) -> str | None:
-    lower = {key.lower(): str(value) for key, value in tags.items()}
-    return next((lower[name] for name in names if lower.get(name)), None)
+def _flatten(tags: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return tags by plain names (``startAtUTC`` as ``start_at_utc``), and those of JSON in their values."""
+    found: dict[str, str] = {}
+    for key, value in tags.items():
+        name = prefix + re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", key).lower()
+        inner = value if isinstance(value, dict) else None
+        with suppress(ValueError, RecursionError):
+            if isinstance(value, str) and value.startswith("{") and len(value) < _JSON_TAG:
+                inner = json.loads(value)
+            if inner is not None:
+                found = _flatten(inner, f"{name}_") | found
+        found.setdefault(name, "" if inner is not None else str(value))
+    return found
+
+
+def _find(tags: Mapping[str, str], ends: Sequence[str], most: int = 1) -> str:
+    """Return the values of tags whose names end in a pattern, the best first; by default the first alone."""
+    flat = _flatten(tags)
+    names = [
+        name
+        for end in ends
+        for name in sorted(flat, key=len)
+        if flat[name] and re.search(rf"(?:^|_)(?:{end})$", name)
+    ]
+    return " ".join(flat[name] for name in names[:most])
 
 
 def _first(words: Iterable[str], meaning: Mapping[str, str]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Flag, Names, Recipe, Settings, quote_name
+from sar2eo.settings.schema import Flag, Names, Recipe, Settings, Without, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -64,11 +64,19 @@ class SceneSettings(Settings):
         Literal["beta0", "sigma0", "gamma0"] | None,
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
     ] = None
-    nodata: Annotated[float | None, "Value that means no data, instead of the file's own."] = None
+    bands: Annotated[
+        tuple[int, ...] | None, "Bands of the file to take, by number from 1.", Flag("--band", "N,...")
+    ] = None
+    nodata: Annotated[
+        float | Literal["none"] | None,
+        "Value that means no data, instead of the file's own; none: undeclared fill is no such value.",
+        Flag(metavar="VALUE|none"),
+    ] = None
     crs: Annotated[str | None, "CRS to warp to; 'source' keeps a geographic grid."] = None
     resolution: Annotated[float | None, "Pixel size to warp to, in units of the CRS."] = None
     datetime: Annotated[IsoTime | None, "Acquisition time, where the file does not say."] = None
     allow_ungeoreferenced: Annotated[bool, "Take an image without a georeference."] = False
+    force: Annotated[bool, "Go on where values contradict what is said of them."] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +127,11 @@ class TranslateSettings(Settings):
     compile: Annotated[bool, "Compile the U-Net: slower to start, at first by minutes.", RUN] = False
     threads: Threads = None
     revision: Revision = None
-    force: Annotated[bool, "Go on where scene and model, or result and free disk space, do not fit.", RUN] = (
-        False
-    )
+    force: Annotated[
+        bool,
+        "Go on where scene and model, values and what is said of them, or result and disk space do not fit.",
+        RUN,
+    ] = False
 
     def _check(self) -> None:
         for name, value in self.scaling.items() if isinstance(self.scaling, dict) else ():
@@ -147,7 +157,7 @@ class TranslateRecipe(Recipe):
         "Checkpoint; 'bundled' is the package's own for VH of Sentinel-1 at 10 m, 'identity' is for tests.",
         MODEL,
     ] = "bundled"
-    scene: SceneSettings = field(default_factory=SceneSettings)
+    scene: Annotated[SceneSettings, Without("force")] = field(default_factory=SceneSettings)
     region: RegionSettings = field(default_factory=RegionSettings)
     settings: TranslateSettings = field(default_factory=TranslateSettings)
     compress: Annotated[Compression, "Compression of the EO image; jpeg and webp lose detail."] = "deflate"
