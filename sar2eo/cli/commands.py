@@ -37,8 +37,6 @@ from sar2eo.settings import (
 )
 from sar2eo.settings.schema import quote_name
 
-__all__ = ["COMMANDS", "TABLES", "CommandGroup", "Entry", "Stage", "read_stages", "run"]
-
 
 class Entry(NamedTuple):
     """A command.

@@ -10,8 +10,6 @@ import click
 from sar2eo.cli.output import allow_resuming, format_table, say, show_stages
 from sar2eo.settings import EvaluateRecipe, MatchEvaluationRecipe
 
-__all__ = ["evaluate", "evaluate_matcher"]
-
 
 def evaluate(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
     """Judge a model on pairs, against baselines and bounds.

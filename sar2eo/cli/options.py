@@ -18,8 +18,6 @@ from sar2eo.settings import Recipe, Settings, apply_overrides, from_table, read_
 from sar2eo.settings.schema import Setting, arms, describe_type, settings_of
 from sar2eo.settings.vocabulary import RUN
 
-__all__ = ["SettingType", "SettingsCommand"]
-
 
 class _Option(click.Option):
     """An option that stands under a heading of ``--help``."""

@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["add", "reset", "snapshot", "timed"]
-
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
 

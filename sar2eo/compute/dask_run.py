@@ -24,18 +24,6 @@ from dask.core import get_dependencies
 from sar2eo.compute import counters
 from sar2eo.errors import ClusterError, Sar2eoWarning
 
-__all__ = [
-    "Progress",
-    "WorkerLostError",
-    "active_client",
-    "collect_telemetry",
-    "compute_keys",
-    "pace",
-    "peak_rss_bytes",
-    "report_progress",
-    "reset_telemetry",
-]
-
 Progress = Callable[[Mapping[str, float]], None]
 
 _PROGRESS_SECONDS = 1.0

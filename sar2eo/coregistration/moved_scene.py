@@ -33,17 +33,6 @@ from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.scenes.warp import LOBES, WarpedReader, from_amplitude, lanczos_taps, read_padded, split_in_half
 
-__all__ = [
-    "Layout",
-    "MovedMapping",
-    "MovedReader",
-    "lanczos_at",
-    "map_moved",
-    "needed_bytes",
-    "read_layout",
-    "write_moved",
-]
-
 Array = npt.NDArray[np.float64]
 
 _SOURCE_PIXELS = 1 << 21

@@ -31,16 +31,6 @@ from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings
 from sar2eo.store.task_results import TaskResults
 
-__all__ = [
-    "Finder",
-    "create_finder",
-    "draw_ties",
-    "encode_geojson",
-    "list_ties",
-    "measure_ties",
-    "versions",
-]
-
 FloatArray = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
 

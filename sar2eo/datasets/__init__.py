@@ -13,19 +13,6 @@ from sar2eo.datasets.published import PUBLISHED
 from sar2eo.errors import SettingsError
 from sar2eo.settings import DataSettings
 
-__all__ = [
-    "SPLITS",
-    "Augmentation",
-    "Batch",
-    "CachedLatents",
-    "Order",
-    "PairsDataset",
-    "batches",
-    "build_latent_cache",
-    "collate",
-    "open_dataset",
-]
-
 SPLITS = ("train", "val", "test")
 
 

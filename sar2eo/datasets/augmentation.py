@@ -15,8 +15,6 @@ import numpy.typing as npt
 from sar2eo.datasets.loading import Purpose, permutation, uniform
 from sar2eo.errors import SettingsError
 
-__all__ = ["ORIENTATIONS", "Augmentation", "Place", "orient"]
-
 ORIENTATIONS = 8
 """Orientations of a square: quarter turns of the image and of its mirror image."""
 

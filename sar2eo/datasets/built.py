@@ -15,8 +15,6 @@ from sar2eo.datasets.pairs import Pair, PairsDataset, read_raster
 from sar2eo.errors import PairsError
 from sar2eo.geo.grid import Grid
 
-__all__ = ["BuiltPairs"]
-
 _COLUMNS = (
     *("id", "split", "sar_chip", "eo_chip", "height", "width", "crs", "transform", "sar_href"),
     *("quantity", "calibration", "polarisations", "scaling"),

@@ -26,8 +26,6 @@ from sar2eo.errors import PairsError, SettingsError
 from sar2eo.model.network import pool_validity
 from sar2eo.store.atomic import write_file, write_json
 
-__all__ = ["CachedLatents", "build_latent_cache"]
-
 _MANIFEST = "latents.json"
 _VERSION = 2
 _SHARD_BYTES = 2**26

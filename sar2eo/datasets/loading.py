@@ -20,8 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from sar2eo.errors import PairsError, Sar2eoError, SettingsError
 
-__all__ = ["Batch", "Order", "Purpose", "Samples", "batches", "collate", "permutation", "uniform"]
-
 Batch = dict[str, Any]
 """Tensors with a leading axis of images, and lists of everything else."""
 

@@ -22,8 +22,6 @@ from sar2eo.errors import PairsError
 from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
 from sar2eo.model.card import ModelCard
 
-__all__ = ["Pair", "PairsDataset", "read_picture", "read_raster"]
-
 _CACHE_BYTES = 512 * 2**20
 _SAMPLED_FILES, _SAMPLED_BYTES = 32, 65536
 

@@ -24,17 +24,6 @@ from sar2eo.geo.chip_lattice import corners_lonlat
 from sar2eo.pairs.splits import assign
 from sar2eo.settings import PairsSettings
 
-__all__ = [
-    "PUBLISHED",
-    "PublishedPairs",
-    "QxsSaropt",
-    "Sar2Opt",
-    "SpaceNet6",
-    "draw_split",
-    "hold_out_validation",
-    "read_split",
-]
-
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 _BYTE = 255.0  # largest value of an 8-bit picture
 _SEED = 2025

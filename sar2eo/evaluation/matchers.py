@@ -26,14 +26,6 @@ from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_mult
 from sar2eo.matching.structure import StructuralAligner, match
 from sar2eo.settings import DataSettings, MatchEvaluationSettings
 
-__all__ = [
-    "REPORT",
-    "bootstrap_error_ratio",
-    "evaluate_matcher",
-    "figures",
-    "format_match_report",
-]
-
 DCDM = "dcdm"
 RIGHT_PX, NEARER_PX = 5.0, 2.0
 

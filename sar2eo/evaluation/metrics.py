@@ -23,21 +23,6 @@ from torchmetrics.functional.image.scc import _scc_per_channel_compute
 
 from sar2eo.settings.vocabulary import Metric
 
-__all__ = [
-    "BLOCK_PX",
-    "OctavePowers",
-    "average_blocks",
-    "colour_difference",
-    "count_octaves",
-    "image_metrics",
-    "psnr",
-    "scc",
-    "ssim",
-    "sum_octave_powers",
-    "sum_squared_errors",
-    "to_unit",
-]
-
 FloatArray = npt.NDArray[np.float64]
 
 BLOCK_PX = 8

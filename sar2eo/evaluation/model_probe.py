@@ -19,8 +19,6 @@ from sar2eo.model.network import decode_latents, encode_images, to_variance
 from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec
 
-__all__ = ["Drawn", "ModelImages", "Probe", "TruthPrediction", "pad_to_multiple"]
-
 
 class TruthPrediction(NamedTuple):
     """Prediction from the noised truth, at latent resolution, shape (B, h, w).

@@ -22,8 +22,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["Fid", "Lpips", "create_alexnet", "open_inception", "open_lpips"]
-
 _TAPS = (1, 4, 7, 9, 11)  # the ReLUs of AlexNet whose outputs are compared
 _LPIPS_LEAST_PX = 32  # below, AlexNet's pooling has nothing left
 

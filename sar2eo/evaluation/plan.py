@@ -22,16 +22,6 @@ from sar2eo.model.card import ModelCard
 from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.settings import DataSettings, EvaluateSettings
 
-__all__ = [
-    "MODEL",
-    "SWEPT_PAIRS",
-    "EvaluationPlan",
-    "adapt_pairs",
-    "collect_model_facts",
-    "plan_translators",
-    "spread_evenly",
-]
-
 MODEL = "model"
 """Name of the evaluated model's own figures."""
 

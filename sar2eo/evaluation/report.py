@@ -19,19 +19,6 @@ from sar2eo.errors import OutputError
 from sar2eo.evaluation.metrics import BLOCK_PX
 from sar2eo.store.atomic import atomic_folder, json_values
 
-__all__ = [
-    "REPORT",
-    "EvaluationPictures",
-    "PictureCase",
-    "ReportKind",
-    "colour_limits",
-    "draw_pictures",
-    "enlarge",
-    "format_report",
-    "format_table",
-    "write_report",
-]
-
 
 @dataclass(frozen=True)
 class ReportKind:

@@ -29,20 +29,6 @@ from sar2eo.evaluation.metrics import (
 from sar2eo.evaluation.perceptual import Fid, Lpips
 from sar2eo.settings.vocabulary import Metric
 
-__all__ = [
-    "BASELINES",
-    "MEAN_COLOUR",
-    "SAR_GREY",
-    "VAE_UPPER_BOUND",
-    "Measures",
-    "ScoreKeeper",
-    "ShuffleControl",
-    "compute_calibration",
-    "compute_mean_colour",
-    "predict_constant",
-    "predict_sar_grey",
-]
-
 _POOLED = ("error", "values", f"error_{BLOCK_PX}px", f"values_{BLOCK_PX}px")
 _SCENE = "sar_href"
 

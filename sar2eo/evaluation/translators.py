@@ -26,8 +26,6 @@ from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal
 from sar2eo.store.task_results import keep_result, read_result
 
-__all__ = ["evaluate", "plan_evaluation", "use_torch_threads"]
-
 SHUFFLED_PAIRS = 128
 """Most pairs of the shuffle control, which are held in memory; spread evenly."""
 

@@ -31,14 +31,6 @@ from sar2eo.model.folder import (
 from sar2eo.model.network import Vae, find_vae_class, latent_multiple, split_prediction
 from sar2eo.model.weights import create_networks, fill, new_model_folder, read_tensors
 
-__all__ = [
-    "Checkpoint",
-    "describe_checkpoint",
-    "load_checkpoint",
-    "save_checkpoint",
-    "verify_checkpoint",
-]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:

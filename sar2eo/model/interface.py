@@ -8,8 +8,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Translation", "Translator"]
-
 
 class Translation(NamedTuple):
     """EO images of a batch of B tiles of T x T pixels.

@@ -14,8 +14,6 @@ from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.interface import Translation, Translator
 from sar2eo.model.spec import ModelSpec
 
-__all__ = ["IdentityTranslator", "load_translator"]
-
 _LOADED: OrderedDict[str, Translator] = OrderedDict()
 _LOADED_AT_MOST = 2
 _LOAD_LOCK = threading.Lock()

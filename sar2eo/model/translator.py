@@ -28,8 +28,6 @@ from sar2eo.model.network import Vae, decode_latents, encode_images
 from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_spacing
 
-__all__ = ["DiffusionTranslator"]
-
 FloatArray = npt.NDArray[np.float32]
 
 _DEVICE_LOCKS: dict[str, threading.Lock] = {}

@@ -24,8 +24,6 @@ from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["align", "measure"]
-
 # Neighbourhoods of a scene pair: enough for a low-order model many times over.
 _MOST = 600
 # Valid share of a neighbourhood, in both images; below, it is not measured.

@@ -44,8 +44,6 @@ from sar2eo.store.task_results import TaskResults
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["build", "build_pairs"]
-
 # Cells of one task: a second of work or so, which a run that is stopped loses.
 _RUN_CELLS = 32
 

@@ -23,8 +23,6 @@ from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.atomic import checksum, write_file
 
-__all__ = ["CellPlan", "ChipPair", "CutRun", "cut_pair", "cut_run", "write_pair"]
-
 BoolArray = npt.NDArray[np.bool_]
 _BLOCK = 512
 

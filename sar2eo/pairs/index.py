@@ -26,19 +26,6 @@ from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.sources import Source
 from sar2eo.store.atomic import checksum, write_file
 
-__all__ = [
-    "COLUMNS",
-    "collect_columns",
-    "compute_corners",
-    "create_chip_tags",
-    "create_index",
-    "drop_duplicates",
-    "list_chip_files",
-    "name_passes",
-    "read_index",
-    "write_index",
-]
-
 COLUMNS = (
     "id", "split", "sar_chip", "eo_chip", "sar_href", "eo_href", "sar_datetime", "eo_datetime", "day_gap",
     "crs", "transform", "row", "col", "height", "width", "valid_share", "cloud_share", "quantity",

@@ -29,8 +29,6 @@ from sar2eo.store.atomic import checksum, refuse, sync_folder
 from sar2eo.store.journal import Journal, differences
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["UnfinishedPairs", "check_target", "read_record"]
-
 _FILES = ("audit.json", "pairs.parquet", "pairs.json")
 _CHIPS = ("sar_chip", "eo_chip")
 _PARTIAL = "chips.partial"

@@ -26,17 +26,6 @@ from sar2eo.scenes.sources import Source, expand_sources
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.store.task_results import TaskResults
 
-__all__ = [
-    "Candidate",
-    "Footprints",
-    "Meeting",
-    "Scenes",
-    "find_candidates",
-    "find_meetings",
-    "open_scenes",
-    "survey",
-]
-
 FORMAT = 1
 """Format of pairs: it rises when the same settings give other chips."""
 

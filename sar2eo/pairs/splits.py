@@ -21,17 +21,6 @@ from scipy.spatial import cKDTree
 
 from sar2eo.settings import PairsSettings
 
-__all__ = [
-    "SPLITS",
-    "Assignment",
-    "Chips",
-    "assign",
-    "choose_split",
-    "find_near",
-    "measure_distance",
-    "name_blocks",
-]
-
 SPLITS = ("train", "val", "test")
 BLOCK_CRS = "EPSG:6933"
 """NSIDC EASE-Grid 2.0 Global: cylindrical, equal-area, in metres."""

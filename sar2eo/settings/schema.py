@@ -31,26 +31,6 @@ from typing import (
 
 from sar2eo.errors import SettingsError
 
-__all__ = [
-    "Bounds",
-    "Flag",
-    "Group",
-    "InvalidSettingsError",
-    "Names",
-    "Recipe",
-    "Setting",
-    "Settings",
-    "Without",
-    "arms",
-    "convert",
-    "describe_bounds",
-    "describe_type",
-    "quote_name",
-    "replace_settings",
-    "settings_of",
-]
-
-
 _RULES: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "multiple": ("a multiple of", lambda value, bound: value % bound == 0),
     "least": ("at least", operator.ge),

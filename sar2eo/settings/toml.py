@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 from sar2eo.errors import SettingsError
 from sar2eo.settings.schema import InvalidSettingsError, Settings, quote_name, settings_of
 
-__all__ = ["apply_overrides", "from_table", "read_recipe"]
-
 Record = TypeVar("Record", bound=Settings)
 
 _LARGEST_BYTES = 1 << 20  # a thousand times what a recipe takes: the name of something else was given

@@ -32,15 +32,6 @@ from sar2eo.settings.vocabulary import (
     Threads,
 )
 
-__all__ = [
-    "SCALED_AS",
-    "InfoSettings",
-    "RegionSettings",
-    "SceneSettings",
-    "TranslateRecipe",
-    "TranslateSettings",
-]
-
 SCALED_AS = ("quantity", "calibration")
 """What a scaling by polarisation may say besides, of the scene it is of."""
 

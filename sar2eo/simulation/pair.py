@@ -22,8 +22,6 @@ from sar2eo.simulation.objects import ObjectKind, ObjectState, PlantedObject, pl
 from sar2eo.simulation.sensors import expected_power, render_eo, speckled_amplitude
 from sar2eo.store.atomic import atomic_file
 
-__all__ = ["SETTINGS_TAG", "SimulatedPair", "make_folder", "simulate_pair", "simulated_before", "write_pair"]
-
 CRS = "EPSG:32611"
 """UTM zone 11 north."""
 

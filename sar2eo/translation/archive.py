@@ -27,8 +27,6 @@ from sar2eo.translation.provenance import FINGERPRINT
 from sar2eo.translation.region import open_region, translate_region
 from sar2eo.translation.writer import ResultWriter, check_dataset
 
-__all__ = ["run", "summarise"]
-
 Report = Callable[[Entry], None]
 
 

@@ -30,7 +30,8 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.card import TranslatorCard
-from sar2eo.model.spec import BUNDLED, ModelSpec, resolve_model
+from sar2eo.model.folder import BUNDLED
+from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.scenes import find_reader, find_window, normalise_array
 from sar2eo.scenes.lazy_array import decode_attributes, encode_attributes
 from sar2eo.settings import TranslateSettings, replace_settings
@@ -43,8 +44,6 @@ from sar2eo.translation.tasks import (
     scale_from_samples,
     translate_batches,
 )
-
-__all__ = ["EO_BANDS", "SAMPLING", "SYNTHETIC", "count_tiles", "find_place", "resolve_spec", "translate"]
 
 EO_BANDS = ("red", "green", "blue")
 SAMPLING = ("steps", "sampler", "spacing", "temperature", "seed", "samples")

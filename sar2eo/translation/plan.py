@@ -23,8 +23,9 @@ from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.folder import BUNDLED
 from sar2eo.model.loading import load_translator
-from sar2eo.model.spec import BUNDLED, IDENTITY, ModelSpec
+from sar2eo.model.spec import IDENTITY, ModelSpec
 from sar2eo.results.cog import estimate_bytes
 from sar2eo.results.outputs import Destination, Outputs, check_tmp
 from sar2eo.results.stac_output import COLLECTION
@@ -39,21 +40,6 @@ from sar2eo.store.s3 import is_object
 from sar2eo.translation.dataset import count_tiles
 from sar2eo.translation.provenance import FINGERPRINT
 from sar2eo.translation.region import Region, open_region, translate_region
-
-__all__ = [
-    "FIELDS",
-    "Entry",
-    "RunTarget",
-    "check_template",
-    "estimate",
-    "estimate_archive",
-    "estimate_disk",
-    "fill_template",
-    "find_shared_paths",
-    "find_target",
-    "plan",
-    "read_name_fields",
-]
 
 # An opened scene takes half a megabyte, mostly coordinates: of a long archive the others are opened again.
 _KEPT_OPEN = 64

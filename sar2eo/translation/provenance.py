@@ -22,15 +22,6 @@ from sar2eo.settings import TranslateRecipe
 from sar2eo.settings.translation import SCALED_AS
 from sar2eo.translation.dataset import SAMPLING, SYNTHETIC
 
-__all__ = [
-    "FINGERPRINT",
-    "build_report",
-    "fingerprint_result",
-    "fingerprint_work",
-    "format_tags",
-    "read_scaling",
-]
-
 FINGERPRINT = "fingerprint"
 """The tag of a COG that holds `fingerprint_result`, as JSON."""
 

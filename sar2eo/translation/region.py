@@ -29,8 +29,6 @@ from sar2eo.settings import RegionSettings, TranslateRecipe
 from sar2eo.translation.dataset import translate
 from sar2eo.translation.provenance import fingerprint_result
 
-__all__ = ["Region", "clip_to", "cut_region", "open_region", "read_area", "translate_region"]
-
 # Blocks of the journal: wide, so that there are few tasks, but not so wide that memory follows the scene.
 _BLOCK = (512, 2048)
 

@@ -33,16 +33,6 @@ from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import SceneReader
 
-__all__ = [
-    "TaskContext",
-    "TileResult",
-    "blend_block",
-    "sample_chunk",
-    "scale_from_reader",
-    "scale_from_samples",
-    "translate_batches",
-]
-
 SCALING_PERCENTILE = 99.0
 _BRIGHTEST = 1e3  # amplitude; 60 dB
 _SAMPLES_PER_CHUNK = 2**18  # of 64 chunks: as many as `sample_percentiles` takes

@@ -43,8 +43,6 @@ from sar2eo.store.journal import BlockWriter, Journal
 from sar2eo.translation.dataset import EO_BANDS, count_tiles, find_place
 from sar2eo.translation.provenance import FINGERPRINT, build_report, fingerprint_work, format_tags
 
-__all__ = ["ResultWriter", "check_dataset", "write_cog"]
-
 _LOSSES_AT_MOST = 3
 
 
