@@ -23,7 +23,7 @@ def evaluate(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
 
     options: dict[str, Any] = dict(vars(recipe))
     if dry_run:
-        click.echo(format_table(translators.plan_evaluation(**options)))
+        click.echo(format_table(translators.plan_evaluation(**options).describe()))
         return
     allow_resuming()
     with show_stages() as progress:

@@ -11,9 +11,8 @@ from sar2eo.datasets.loading import Batch, Order, batches, collate
 from sar2eo.datasets.pairs import PairsDataset
 from sar2eo.datasets.published import PUBLISHED
 from sar2eo.errors import SettingsError
+from sar2eo.geo.splits import SPLITS
 from sar2eo.settings import DataSettings
-
-SPLITS = ("train", "val", "test")
 
 
 def open_dataset(data: DataSettings, split: str, *, augmentation: Augmentation | None = None) -> PairsDataset:

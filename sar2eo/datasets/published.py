@@ -21,7 +21,7 @@ from sar2eo.datasets.loading import Purpose, permutation
 from sar2eo.datasets.pairs import Pair, PairsDataset, read_picture, read_raster
 from sar2eo.errors import PairsError
 from sar2eo.geo.chip_lattice import corners_lonlat
-from sar2eo.pairs.splits import assign
+from sar2eo.geo.splits import assign
 from sar2eo.settings import PairsSettings
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}

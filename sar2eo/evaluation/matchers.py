@@ -19,8 +19,8 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
-from sar2eo.evaluation.plan import adapt_pairs
 from sar2eo.evaluation.report import ReportKind, format_table
+from sar2eo.evaluation.translators import adapt_pairs
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
 from sar2eo.matching.structure import StructuralAligner, match
@@ -44,17 +44,9 @@ class _Trial(NamedTuple):
 
 
 def figures(distances: npt.ArrayLike) -> dict[str, float]:
-    """Summarise distances between shifts found and true, in pixels.
+    """Summarise one or more distances between shifts found and true, in pixels.
 
-    Parameters
-    ----------
-    distances : array_like
-        At least one.
-
-    Returns
-    -------
-    dict of str to float
-        ``cmr_5``, ``cmr_2``, ``rmse_5`` (nan where nothing is correct), ``rmse_all``, ``matches``.
+    Returns ``cmr_5``, ``cmr_2``, ``rmse_5`` (nan where nothing is correct), ``rmse_all`` and ``matches``.
     """
     found = np.asarray(distances, float)
     right = found[found <= RIGHT_PX]
@@ -72,17 +64,8 @@ def bootstrap_error_ratio(
 ) -> dict[str, float]:
     """Return the ratio of two methods' errors, and its 95 % interval by bootstrap over places.
 
-    Parameters
-    ----------
-    wrong, against : array_like of bool
-        Whether each match is wrong, for the same trials.
-    places : sequence of str
-        Place of each trial; trials of one place are drawn together.
-
-    Returns
-    -------
-    dict of str to float
-        ``ratio``, ``low`` and ``high``; nan if the other method makes no error.
+    `wrong` and `against` tell whether each match is wrong, for the same trials; trials of one place are drawn
+    together. ``ratio``, ``low`` and ``high`` are nan if the other method makes no error.
     """
     names, index = np.unique(np.asarray(places), return_inverse=True)
     counts = [

@@ -18,8 +18,15 @@ from sar2eo.settings.pairs import (
     PairsRecipe,
     PairsSettings,
 )
-from sar2eo.settings.schema import InvalidSettingsError, Recipe, Settings, replace_settings
-from sar2eo.settings.toml import apply_overrides, from_table, read_recipe
+from sar2eo.settings.schema import (
+    InvalidSettingsError,
+    Recipe,
+    Settings,
+    apply_overrides,
+    from_table,
+    read_recipe,
+    replace_settings,
+)
 from sar2eo.settings.training import (
     DataSettings,
     EvaluateRecipe,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
+from sar2eo.errors import SettingsError
 from sar2eo.settings.schema import Flag, Names, Recipe, Settings, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
@@ -160,3 +163,31 @@ class InfoSettings(Settings):
     source: Annotated[str, "A raster, a product or a STAC item.", Flag("", "SCENE"), INPUT]
     scene: SceneSettings = field(default_factory=SceneSettings)
     json: Annotated[bool, "Print JSON.", OUTPUT] = False
+
+
+def read_scaling(text: str) -> tuple[float, ...] | dict[str, float | str]:
+    """Read ``--scaling-from``: a number, numbers with commas, or the report of another run.
+
+    Raises
+    ------
+    SettingsError
+        For other text, or the report of many scenes.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        pass
+    try:
+        report = json.loads(Path(text).read_text(encoding="utf-8"))
+        if "scenes" not in report:
+            scaling = report["scaling"]
+            values = zip(scaling["polarisations"], map(float, scaling["p99"]), strict=True)
+            return dict(values) | {name: str(scaling[name]) for name in SCALED_AS if scaling.get(name)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"
+        ) from error
+    raise SettingsError(
+        f"--scaling-from {text}: a report of many scenes or of none, without a scaling; give that of one, "
+        "or values, as in --scaling-from 255"
+    )

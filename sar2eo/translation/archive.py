@@ -23,8 +23,7 @@ from sar2eo.settings import TranslateRecipe
 from sar2eo.store.atomic import hold_folder, write_file, write_json
 from sar2eo.store.journal import Journal
 from sar2eo.translation.plan import Entry, RunTarget, estimate_disk, find_target, plan
-from sar2eo.translation.provenance import FINGERPRINT
-from sar2eo.translation.region import open_region, translate_region
+from sar2eo.translation.region import FINGERPRINT, open_region, translate_region
 from sar2eo.translation.writer import ResultWriter, check_dataset
 
 Report = Callable[[Entry], None]
@@ -233,7 +232,7 @@ class _Pipeline:
             restart=recipe.restart,
             tmp=None if recipe.tmp is None else Path(recipe.tmp),
             force=recipe.settings.force,
-            tags={FINGERPRINT: json.dumps(region.fingerprint, sort_keys=True)},
+            fingerprint=region.fingerprint,
             collection=self.collection,
             opened_in=entry.seconds + time.perf_counter() - started,
         )

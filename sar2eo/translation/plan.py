@@ -38,8 +38,7 @@ from sar2eo.settings import TranslateRecipe
 from sar2eo.store.journal import Journal, differences
 from sar2eo.store.s3 import is_object
 from sar2eo.translation.dataset import count_tiles
-from sar2eo.translation.provenance import FINGERPRINT
-from sar2eo.translation.region import Region, open_region, translate_region
+from sar2eo.translation.region import FINGERPRINT, Region, open_region, translate_region
 
 # An opened scene takes half a megabyte, mostly coordinates: of a long archive the others are opened again.
 _KEPT_OPEN = 64
