@@ -199,17 +199,10 @@ class GroupedCommand(click.Command):
 
 
 class SettingsCommand(GroupedCommand):
-    """The command of a settings class.
+    """The command of a settings class: each setting becomes an option, the function's docstring the help.
 
-    Parameters
-    ----------
-    name : str
-    kind : type
-        Settings class; each of its settings becomes an option.
-    function : callable
-        Takes the settings, and by keyword what `run_options` knows. Its docstring is the help.
-    table : str
-        Name of its table in a recipe; of a `Recipe`, ``--recipe`` and ``--set`` fill it, too.
+    The function takes the settings, and by keyword what `run_options` knows. `table` is the name of its table
+    in a recipe; of a `Recipe`, ``--recipe`` and ``--set`` fill it, too.
     """
 
     def __init__(self, name: str, kind: type[Settings], function: Callable[..., Any], table: str) -> None:
@@ -285,16 +278,9 @@ class SettingsCommand(GroupedCommand):
 
 
 class Entry(NamedTuple):
-    """A command.
+    """A command: what its options are made from, "module:function" in `sar2eo.cli`, and a line of help.
 
-    Parameters
-    ----------
-    settings : type or None
-        What its options are made from; a recipe may have a table of a `Recipe`.
-    function : str
-        Module of `sar2eo.cli` and function that runs it, "" for a group of commands.
-    help : str
-        A line for the overview.
+    A recipe may have a table of a `Recipe`. A group of commands has no function.
     """
 
     settings: type[Settings] | None
@@ -337,13 +323,7 @@ TABLES = {
 
 
 class CommandGroup(click.Group):
-    """Commands of the registry, imported when they are called.
-
-    Parameters
-    ----------
-    prefix : str
-        What the names of its commands begin with in the registry.
-    """
+    """Commands of the registry whose names begin with a prefix, imported when they are called."""
 
     def __init__(self, *args: Any, prefix: str = "", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -384,11 +364,8 @@ class Stage(NamedTuple):
 def read_stages(tables: dict[str, Any]) -> list[Stage]:
     """Read every stage of a recipe before any of them runs.
 
-    Parameters
-    ----------
-    tables : dict
-        The whole file. A command that runs several times is an array of tables, ``[[train]]``, whose runs
-        follow each other where the first one stands.
+    A command that runs several times is an array of tables, ``[[train]]``, whose runs follow each other where
+    the first one stands.
     """
     if not tables:
         raise SettingsError(f"the recipe is empty: it must have tables of {', '.join(TABLES)}")

@@ -55,11 +55,8 @@ class CachedLatents(Samples):
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
         """Return the latents of a pair as augmented in one epoch.
 
-        Returns
-        -------
-        dict
-            "sar_latents" and "eo_latents": tensors of shape (C, h, w); "valid_latents": float32 tensor of
-            shape (1, h, w), 1 where every pixel is valid; "id"; "index".
+        "sar_latents" and "eo_latents" are tensors of shape (C, h, w); "valid_latents" has shape (1, h, w),
+        float32, 1 where every pixel is valid; also "id" and "index".
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index}: there are {len(self)} pairs")

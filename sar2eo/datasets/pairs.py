@@ -32,18 +32,9 @@ FloatArray = npt.NDArray[np.float32]
 class Pair:
     """SAR and EO image as stored in their files.
 
-    Parameters
-    ----------
-    sar : ndarray, shape (polarisation, row, col)
-        Values of the unit `quantity`.
-    eo : ndarray of uint8, shape (3, row, col)
-        Red, green, blue.
-    valid : ndarray of bool, shape (row, col)
-        Where both images are valid.
-    low, high : tuple of float
-        Amplitudes that become -1 and 1, one for each polarisation.
-    quantity : str or None
-        "dn", "amplitude", "intensity" or "db" (see `sar2eo.geo.radiometry`); None: no conversion.
+    `sar` has shape (polarisation, row, col) and values of the unit `quantity` (see `sar2eo.geo.radiometry`;
+    None: no conversion); `eo` has shape (3, row, col). `valid` says where both are. `low` and `high` are the
+    amplitudes that become -1 and 1, one for each polarisation.
     """
 
     sar: npt.NDArray[Any]

@@ -223,8 +223,7 @@ class ShuffleControl:
         self._numbers.append(number)
 
     def summarise(self, protocol: str) -> dict[str, Any] | None:
-        """Return mean PSNR as paired and as shuffled, and the cost, also of blocks; None for too few pairs.
-        """
+        """Return mean PSNR as paired and as shuffled, and the cost, also of blocks; None for no pairs."""
         order = np.random.default_rng(self._seed).permutation(len(self._held)).tolist()
         rows = []
         for place, i in enumerate(order):

@@ -42,27 +42,12 @@ def align(
 ) -> tuple[dict[str, list[CellPlan]], dict[str, Any]]:
     """Align scene pairs: measure local shifts, fit a drift, and plan the shift of every cell.
 
-    Parameters
-    ----------
-    scaling : mapping of int to tuple of float
-        Amplitude that counts as 1, for each polarisation, by the number of the SAR scene.
+    `scaling` is the amplitude that counts as 1, for each polarisation, by the number of the SAR scene.
+    Returns the plans by the label of the scene pair, none where the evidence is too thin to shift by (a
+    `PairsWarning` says so); and how well each alignment is known, as JSON values, None where nothing was
+    measured.
 
-    Returns
-    -------
-    dict of list of CellPlan
-        By the label of the scene pair; empty where the evidence is too thin to shift by.
-    dict
-        How well each alignment is known, as JSON values; None where nothing was measured.
-
-    Raises
-    ------
-    PolarisationError, PairsError
-        If the aligner is made for other scenes.
-
-    Warns
-    -----
-    PairsWarning
-        If the evidence is too thin.
+    Raises `PolarisationError` or `PairsError` if the aligner is made for other scenes.
     """
     if aligner is None:
         return {each.label: [CellPlan(cell) for cell in each.cells] for each in found}, {
@@ -136,17 +121,9 @@ def measure(
 ) -> Displacement | None:
     """Measure the shift of one neighbourhood; None where less than half of it is valid.
 
-    Parameters
-    ----------
-    sar : SarScene
-        Its polarisations are averaged in amplitude, each over its own scaling, unless the aligner wants
-        certain ones.
-    eo : EoScene
-        Its colours are averaged, unless the aligner wants them; clouds do not count.
-    scaling : sequence of float
-        Amplitude that counts as 1, for each polarisation.
-    shift : tuple of float, optional (default: (0, 0))
-        Rows and columns that the SAR is read at: what remains after this shift is measured.
+    Polarisations are averaged in amplitude, each over its own `scaling`, and colours too, unless the aligner
+    wants certain ones; clouds do not count. The SAR is read at `shift` rows and columns: what remains after
+    it is measured.
     """
     window = cell.window(aligner.neighbourhood_px)
     values = to_amplitude(read_shifted(sar.reader, window, *shift, sar.quantity), sar.quantity)

@@ -31,16 +31,9 @@ _BLOCK = 512
 class ChipPair:
     """A SAR and an EO chip on one grid.
 
-    Parameters
-    ----------
-    sar : ndarray, shape (polarisation, row, col)
-        In the scene's stored type; 0 where invalid.
-    sar_valid : ndarray of bool, shape (row, col)
-        Where all polarisations are valid.
-    eo : ndarray of uint8, shape (3, row, col)
-        0 where invalid.
-    cloud_share : float or None
-        Share of cloud among the EO's valid pixels; None if unknown.
+    `sar`, shape (polarisation, row, col), is in the scene's stored type, and 0 where invalid; `eo`, shape (3,
+    row, col), too. `sar_valid` says where all polarisations are valid. `cloud_share` is that of the EO's
+    valid pixels; None if unknown.
     """
 
     sar: npt.NDArray[Any]
@@ -76,19 +69,8 @@ def cut_pair(
 ) -> ChipPair | None:
     """Cut a cell of the SAR scene's lattice out of both scenes; the EO is read onto its pixels.
 
-    Parameters
-    ----------
-    size : int
-        Side in pixels.
-    shift : tuple of float, optional (default: (0, 0))
-        Rows and columns by which the SAR scene shows things farther down and right than the EO.
-    min_valid : float, optional (default: 0)
-        Least share of valid SAR pixels, 0 to 1.
-
-    Returns
-    -------
-    ChipPair or None
-        None where the SAR has too few valid pixels; the EO is not read then.
+    `size` is the side in pixels. `shift` says by how many rows and columns the SAR scene shows things farther
+    down and right than the EO. None where less than `min_valid` of the SAR is valid; the EO is not read then.
     """
     values = read_shifted(sar.reader, cell.window(size), *shift, sar.quantity)
     sar_valid = np.asarray(np.isfinite(values).all(axis=0))
@@ -121,13 +103,6 @@ def write_pair(
 
     They are not flushed to disk one by one, which would take longer than all else: after a crash their
     checksums must be checked.
-
-    Parameters
-    ----------
-    polarisations : sequence of str
-        Names of the SAR's bands.
-    tags : mapping of str to str
-        Written into both files.
     """
     grey = [ColorInterp.gray, *[ColorInterp.undefined] * (len(polarisations) - 1)]
     colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
@@ -173,14 +148,9 @@ def _encode_chip(
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell, and how its SAR chip is shifted.
+    """A cell, and how its SAR chip is shifted: `applied` rows and columns.
 
-    Parameters
-    ----------
-    applied : tuple of float
-        Rows and columns that the SAR window is moved by.
-    rows, cols, score : float or None
-        Shift and score for the index.
+    `rows`, `cols` and `score` are the shift and the score for the index.
     """
 
     cell: Cell
@@ -194,16 +164,8 @@ class CellPlan:
 class CutRun:
     """Chips of one scene pair that one task cuts.
 
-    Parameters
-    ----------
-    label : str
-        Name of the scene pair, which begins the ids of its chips.
-    common : dict
-        Columns of the index that they share.
-    tags : dict of str
-        Written into their files.
-    folder : Path
-        Where their files go.
+    `label` begins the ids of its chips. They share `common` columns of the index, and `tags`; their files go
+    to `folder`.
     """
 
     label: str
@@ -215,13 +177,7 @@ class CutRun:
 
 
 def cut_run(sar: SarScene, eo: EoScene, run: CutRun) -> dict[str, Any]:
-    """Cut, check and write the chips of a task.
-
-    Returns
-    -------
-    dict
-        ``rows`` of the index, and ``refused``: counts of cells by reason.
-    """
+    """Cut, check and write the chips of a task; return ``rows`` of the index and ``refused``, by reason."""
     settings, rows, refused = run.settings, [], Counter[str]()
     for plan in run.plans:
         with counters.timed("cut_seconds"):

@@ -36,15 +36,7 @@ _PARTIAL = "chips.partial"
 
 @dataclass(frozen=True)
 class UnfinishedPairs:
-    """Pairs that are being built; no other run can write to their folder meanwhile.
-
-    Parameters
-    ----------
-    out : Path
-        Folder of pairs.
-    journal : Journal
-        Holds all that is not published yet.
-    """
+    """Pairs that are being built in a folder; its journal holds them, and keeps others out."""
 
     out: Path
     journal: Journal

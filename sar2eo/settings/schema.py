@@ -73,14 +73,8 @@ class Names(str):
 class Flag:
     """How the command line spells a setting, where its name does not say it.
 
-    Parameters
-    ----------
-    name : str or None
-        The flag, "" for a positional argument; None: the setting's name.
-    metavar : str or None
-        Placeholder of the value; a list whose placeholder ends in "..." takes all words up to the next flag.
-    item : callable or None
-        What becomes of each word of a list.
+    The name "" is that of a positional argument. A list whose placeholder, `metavar`, ends in "..." takes all
+    words up to the next flag. `item` changes each word of a list.
     """
 
     name: str | None = None
@@ -103,12 +97,8 @@ class Without(str):
 class InvalidSettingsError(SettingsError):
     """Settings that are not allowed, named in Python's words.
 
-    Parameters
-    ----------
-    template : str
-        Text with ``{name}`` for a setting and its value, ``{name:}`` or ``{table.name:}`` for its name alone.
-    values : dict
-        All values of the settings.
+    In the template ``{name}`` stands for a setting and its value, ``{name:}`` or ``{table.name:}`` for its
+    name.
     """
 
     def __init__(self, template: str, values: dict[str, Any]) -> None:
@@ -171,16 +161,8 @@ Record = TypeVar("Record", bound=Settings)
 class Setting(NamedTuple):
     """A field of a settings class, as it is declared.
 
-    Parameters
-    ----------
-    name, type, default
-        The type still with its bounds; `dataclasses.MISSING` is the default of a field that has to be given.
-    help, group : str
-    flag : Flag
-    names : Names or None
-        Of the items of a list.
-    without : list of str
-        Of a table: settings without a flag.
+    `type` still has its bounds; `dataclasses.MISSING` is the default of a field that has to be given. `names`
+    are those of the items of a list. Settings of a table in `without` have no flag.
     """
 
     name: str
@@ -252,12 +234,8 @@ def arms(hint: Any) -> tuple[Any, ...]:
 def convert(hint: Any, value: Any) -> Any:
     """Check a value by a field's type, and return it as that type.
 
-    Raises
-    ------
-    TypeError
-        For another type; the text goes behind "must be".
-    ValueError
-        For a value out of bounds.
+    Raises `TypeError` for another type, `ValueError` for a value out of bounds; their text goes behind "must
+    be".
     """
     if get_origin(hint) is Annotated:
         inner, *notes = get_args(hint)
@@ -392,16 +370,8 @@ def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
 def from_table(kind: type[Record], table: Any, where: str, flags: Mapping[str, str] | None = None) -> Record:
     """Build settings from a TOML table, strictly.
 
-    Parameters
-    ----------
-    kind : type
-        A settings class.
-    table : dict
-        Plain TOML values.
-    where : str
-        Name of the table, for messages.
-    flags : mapping of str to str, optional
-        Dotted keys that messages name by their flag, as in ``{"train.settings.steps": "--steps"}``.
+    Messages name the table as `where`, and dotted keys in `flags` by their flag, as in
+    ``{"train.settings.steps": "--steps"}``.
     """
     flags = flags or {}
     if not isinstance(table, dict):

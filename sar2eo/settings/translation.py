@@ -166,13 +166,7 @@ class InfoSettings(Settings):
 
 
 def read_scaling(text: str) -> tuple[float, ...] | dict[str, float | str]:
-    """Read ``--scaling-from``: a number, numbers with commas, or the report of another run.
-
-    Raises
-    ------
-    SettingsError
-        For other text, or the report of many scenes.
-    """
+    """Read ``--scaling-from``: a number, numbers with commas, or the report of another run on one scene."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

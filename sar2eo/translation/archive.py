@@ -45,9 +45,6 @@ def run(
 
     Parameters
     ----------
-    recipe : TranslateRecipe
-    spec : ModelSpec
-        Each process loads the model once.
     target : RunTarget, optional
         From `sar2eo.translation.plan.find_target`, if the caller has it.
     planned : callable, optional
@@ -58,12 +55,8 @@ def run(
         Called as by `sar2eo.translation.plan.plan`, then as by `sar2eo.write_cog` with three more counts:
         ``scene``, the number of the scene, ``scenes``, and ``seconds`` since its computing began.
 
-    Raises
-    ------
-    SettingsError, OutputError
-        If nothing can be done as asked, the disk cannot hold it, or another run is filling the folder.
-    ClusterError
-        If the cluster is lost, and with it all further scenes.
+    Raises `SettingsError` or `OutputError` if nothing can be done as asked, the disk cannot hold it, or
+    another run is filling the folder; `ClusterError` if the cluster is lost, and with it all further scenes.
     """
     target = target or find_target(recipe)
     started = time.perf_counter()

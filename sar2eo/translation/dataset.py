@@ -126,13 +126,8 @@ def translate(
 def find_place(scene: xr.DataArray) -> tuple[Grid, Window]:
     """Return the grid of the whole scene, and the window of it that an array covers.
 
-    An array that does not lie on the grid in its attributes (say, a resampled one) is a whole scene
-    of its own.
-
-    Raises
-    ------
-    SceneError
-        If the dims are not (band, y, x), or the coordinates are not evenly spaced.
+    An array that does not lie on the grid in its attributes (say, a resampled one) is a whole scene of its
+    own. Raises `SceneError` if the dims are not (band, y, x), or the coordinates are not evenly spaced.
     """
     if scene.dims != ("band", "y", "x") or min(scene.shape) < 1:
         raise SceneError(f"scene dims={scene.dims}, shape={scene.shape}: must be (band, y, x) and not empty")

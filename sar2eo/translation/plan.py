@@ -46,10 +46,9 @@ _KEPT_OPEN = 64
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where the results of a run go.
+    """Where the results of a run go: a folder, or `single`, the outputs of the only scene.
 
-    `folder` is the local folder of the results, or of their unfinished work if they are uploaded to
-    `destination`. `single` are the outputs of the only scene; without it results are named by templates.
+    `folder` is that of the results, or of their unfinished work if they are uploaded to `destination`.
     """
 
     folder: Path
@@ -61,23 +60,9 @@ class RunTarget:
 class Entry:
     """One scene of a run, from the plan to the summary.
 
-    Parameters
-    ----------
-    source : str
-        Source of the scene, as `sar2eo.open_scene` takes it.
-    outputs : Outputs or None
-        None: the scene failed before its results had names.
-    region : Region or None
-        The opened scene, from the plan until its work begins.
-    grid : Grid or None
-        Grid of the result.
-    status : {"pending", "done", "skipped", "failed"}
-        Skipped: results of the same scene and settings exist.
-    error : Exception or None
-    report : dict or None
-        Report of `sar2eo.write_cog`, once it is done.
-    seconds : float
-        Seconds of work so far.
+    `outputs` are None if it failed before they had names. `region` is the opened scene, from the plan until
+    its work begins, `grid` that of the result. It is skipped where results of the same scene and settings
+    exist. `report` is that of `sar2eo.write_cog`, once it is done; `seconds` are those of work so far.
     """
 
     source: str
@@ -160,26 +145,12 @@ def plan(
 ) -> list[Entry]:
     """Open every scene of a recipe and find out what is to be done; no pixels are read.
 
-    Results of this run that lie among the scenes do not count as scenes.
+    Entries come in the order given, sorted within folders and globs; scenes that cannot be translated have
+    failed. Results of this run that lie among the scenes do not count as scenes. `progress` is called with
+    ``scenes_seen`` and ``scenes``.
 
-    Parameters
-    ----------
-    recipe : TranslateRecipe
-    spec : ModelSpec
-    target : RunTarget
-        From `find_target`.
-    progress : callable, optional
-        Called with ``scenes_seen`` and ``scenes``.
-
-    Returns
-    -------
-    list of Entry
-        In the order given, sorted within folders and globs; scenes that cannot be translated have failed.
-
-    Raises
-    ------
-    SettingsError, OutputError
-        If no scene could be translated as asked: settings, names, the report.
+    Raises `SettingsError` or `OutputError` if no scene could be translated as asked: settings, names, the
+    report.
     """
     settings = recipe.settings
     Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)

@@ -44,25 +44,17 @@ class TaskContext:
 
     Parameters
     ----------
-    lattice : Lattice
-        Tiles of the whole scene.
-    region : Window
-        The translated part, in pixels of the whole scene.
+    lattice, region : Lattice, Window
+        Tiles of the whole scene; the translated part of it, in pixels.
     reader : SceneReader or None
         Reads any window of the whole scene. None: pixels come from the chunks of a Dask array over
         `region`, and nothing outside of it is known.
     row_edges, col_edges : tuple of int
         Chunk borders of that Dask array, in pixels of the whole scene.
-    bands : tuple of int
-        Indices of the scene's bands that the model takes.
-    polarisations : tuple of str
-        Names of these bands.
+    bands, polarisations : tuple
+        Indices of the scene's bands that the model takes, and their names.
     channels : tuple of tuple of str
         Polarisations that are averaged into each of the model's three channels.
-    quantity : str
-        Quantity of the scene's values.
-    spec : ModelSpec
-        The model, by path and options.
     run : int, optional (default: 1)
         Batches per task. Pixels do not depend on it.
     """
@@ -178,15 +170,8 @@ def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray
 def translate_batches(context: TaskContext, divisors: FloatArray, task: int, *read: Any) -> Results:
     """Translate the tiles of a task's batches that have a valid pixel.
 
-    Parameters
-    ----------
-    context : TaskContext
-    divisors : ndarray of float32, shape (polarisation,)
-        Amplitude that becomes 1.
-    task : int
-        Number of the task.
-    *read
-        Row number, column number and pixels of each chunk in turn, if the context has no reader.
+    `divisors` are the amplitudes that become 1, float32, shape (polarisation,). `read` holds row number,
+    column number and pixels of each chunk in turn, if the context has no reader.
     """
     chunks = {(i, j): values for i, j, values in zip(read[::3], read[1::3], read[2::3], strict=True)}
     results: Results = {}
@@ -249,22 +234,10 @@ def _read_chunks(context: TaskContext, window: Window, chunks: Chunks) -> FloatA
 def blend_block(
     context: TaskContext, variable: str, row: int, col: int, height: int, width: int, *batches: Results
 ) -> npt.NDArray[Any]:
-    """Blend one block of one variable from the tiles under it.
+    """Blend one block of one variable from the tiles under it, given by the results of their batches.
 
-    Parameters
-    ----------
-    context : TaskContext
-    variable : {"eo", "valid", "confidence", "spread"}
-    row, col, height, width : int
-        The block, in pixels of the whole scene.
-    *batches : dict
-        Results of all tiles that touch the block.
-
-    Returns
-    -------
-    ndarray
-        eo: uint8, shape (3, height, width), 0 where invalid. valid: bool. confidence: float32, 1 /
-        variance. spread: float32, in levels. The last two are NaN where invalid.
+    The block is in pixels of the whole scene. "eo" is uint8, shape (3, height, width), 0 where invalid;
+    "valid" is bool; "confidence" (1 / variance) and "spread" (in levels) are float32, NaN where invalid.
     """
     block = Window(row, col, height, width)
     lattice = context.lattice

@@ -131,21 +131,10 @@ class ResultWriter:
     """Takes one result from its Dataset to its files: open a journal, compute, publish.
 
     While one result is computed, the next may be opened and the one before published, each in its own thread.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Returned by `sar2eo.translate`, or edited since; checked by `check_dataset`.
-    outputs : Outputs
-        Checked before, and here again under the journal's lock.
-    compress, overwrite, restart, tmp, force
-        As of `write_cog`.
-    fingerprint : dict, optional
-        That of the `Region`, for a tag of the COGs.
-    collection : str, optional
-        Id of the STAC collection that the item belongs to.
-    opened_in : float, optional (default: 0.0)
-        Seconds that it took to open the scene, for the report.
+    The Dataset is checked by `check_dataset`, the outputs before, and here again under the journal's lock.
+    `fingerprint` is that of the `Region`, for a tag of the COGs; `collection` the id of the STAC collection
+    that the item belongs to; `opened_in` the seconds that it took to open the scene. All else is as in
+    `write_cog`.
     """
 
     def __init__(
@@ -205,14 +194,9 @@ class ResultWriter:
     def compute(self, progress: Progress | None = None) -> None:
         """Compute the blocks that are not in the journal yet.
 
-        If a worker is lost (a warning says so), blocks that are not in the journal are started again.
-
-        Raises
-        ------
-        OutputError
-            If blocks cannot be written, or would not fit on the disk.
-        ClusterError
-            If workers die time and again while no block is finished.
+        If a worker is lost (a warning says so), blocks that are not in the journal are started again. Raises
+        `OutputError` if blocks cannot be written, or would not fit on the disk; `ClusterError` if workers die
+        time and again while no block is finished.
         """
         started = time.perf_counter()
         reset_telemetry()
@@ -421,19 +405,8 @@ def build_report(
 ) -> dict[str, Any]:
     """Return the report of a written result, as JSON values.
 
-    Parameters
-    ----------
-    attrs : mapping
-        Attributes of the written Dataset.
-    grid : Grid
-    tiles : int
-        Tiles of the whole result.
-    divisors : ndarray of float32, shape (polarisation,), or None
-        Amplitude that became 1.
-    work : mapping
-        Counters of all processes.
-    seconds : mapping
-        Seconds by phase.
+    `tiles` counts those of the whole result, `work` holds the counters of all processes, `seconds` are by
+    phase.
     """
     counted = {name: int(work.get(f"tiles_{name}", 0)) for name in ("translated", "skipped")}
     kinds = ("load", "read", "model", "blend", "journal")
