@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
@@ -46,29 +46,33 @@ from sar2eo.settings.vocabulary import RUN
 class _Option(click.Option):
     """An option that stands under a heading of ``--help``."""
 
-    def __init__(self, *names: str, group: str = RUN, **options: Any) -> None:
-        super().__init__(list(names), **options)
-        self.group = group
+    group: str = RUN
 
 
 class _Argument(click.Argument):
     """A positional argument that stands among the options of ``--help``."""
 
-    def __init__(self, name: str, *, group: str, help: str, **options: Any) -> None:  # noqa: A002
-        super().__init__([name], required=False, **options)
-        self.group, self.text = group, help
+    group: str
+    text: str
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         return self.make_metavar(ctx), self.text
 
 
 class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no argument
-    """Text to a setting's value; its bounds are checked later, with the other settings."""
+    """A setting on the command line: its flag, and how its text is read; `table` is the one that it is in.
+
+    Bounds are checked later, with the other settings. `several` settings take all words up to the next flag.
+    """
 
     name = "setting"
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, setting: Setting, table: str = "") -> None:
+        self.setting, self.table = setting, table
+        metavar = setting.flag.metavar or ""
+        self.positional, self.several = setting.flag.name == "", metavar.endswith("...")
+        named = setting.flag.name or f"--{setting.name.replace('_', '-')}"
+        self.flag = metavar if self.positional else named
         kinds = [arms(arm)[0] for arm in arms(setting.type)]
         self.kinds = [kind for kind in kinds if kind is not NoneType]
         self.is_list = any(get_origin(kind) is tuple for kind in kinds)
@@ -106,60 +110,38 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases 
             expected += " or auto"
         raise click.BadParameter(f"{value!r} must be {expected}", ctx=ctx, param=param)
 
-
-class _Field(NamedTuple):
-    """A setting that has a flag, and the table it is in, "" for none."""
-
-    table: str
-    setting: Setting
-
-    @property
-    def flag(self) -> str:
-        name, metavar, _ = dataclasses.astuple(self.setting.flag)
-        return str(metavar if name == "" else name or f"--{self.setting.name.replace('_', '-')}")
-
-    @property
-    def several(self) -> bool:
-        """Whether it takes all words up to the next flag."""
-        return (self.setting.flag.metavar or "").endswith("...")
-
     def parameter(self) -> click.Parameter:
         """Make the option or argument that sets it."""
-        name, setting, several = self.setting.name, self.setting, self.several
-        kind = SettingType(setting)
-        texts: dict[str, Any] = {
-            "group": setting.group,
-            "help": setting.help,
+        setting, kinds = self.setting, self.kinds
+        options: dict[str, Any] = {
             "metavar": setting.flag.metavar,
+            "type": click.types.STRING if self.several else self,
         }
-        if setting.flag.name == "":
-            return _Argument(name, type=str if several else kind, nargs=-1 if several else 1, **texts)
-        default = setting.default
+        if self.positional:
+            argument = _Argument([setting.name], required=False, nargs=-1 if self.several else 1, **options)
+            argument.group, argument.text = setting.group, setting.help
+            return argument
+        default, flag, text = setting.default, self.flag, ""
         if default is dataclasses.MISSING:
             default, text = None, "  [required]"
-        elif default in (None, (), False):
-            text = ""
-        else:
+        elif kinds == [bool]:
+            flag += f"/--no-{flag.removeprefix('--')}" if default else ""
+            options = {"is_flag": True}
+        elif default not in (None, ()):
             items = default if isinstance(default, tuple) else (default,)
             words = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
-            text = f"  [default: {(' ' if several else ',').join(words)}]"
-        texts |= {"help": setting.help + text, "default": default}
-        if kind.kinds == [bool]:
-            off = f"/--no-{self.flag.removeprefix('--')}" if default else ""
-            return _Option(self.flag + off, name, is_flag=True, **texts | {"help": setting.help})
-        if get_origin(kind.kinds[0]) is Literal and len(kind.kinds) == 1:
-            return _Option(self.flag, name, type=click.Choice(get_args(kind.kinds[0])), **texts)
-        return _Option(self.flag, name, type=str if several else kind, multiple=several, **texts)
-
-
-def _fields(kind: type[Settings]) -> Iterator[_Field]:
-    """List every setting of a class and of its tables that has a flag."""
-    for setting in settings_of(kind):
-        if setting.table is None:
-            yield _Field("", setting)
-        else:
-            inner = settings_of(setting.table)
-            yield from (_Field(setting.name, each) for each in inner if each.name not in setting.without)
+            text = f"  [default: {(' ' if self.several else ',').join(words)}]"
+        if get_origin(kinds[0]) is Literal and len(kinds) == 1:
+            options["type"] = click.Choice(get_args(kinds[0]))
+        option = _Option(
+            [flag, setting.name],
+            help=setting.help + text,
+            default=default,
+            multiple=self.several,
+            **options,
+        )
+        option.group = setting.group
+        return option
 
 
 _RUN_OPTIONS: dict[str, dict[str, Any]] = {
@@ -169,18 +151,19 @@ _RUN_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    ctx.meta["sar2eo.debug"] = value
-
-
 def run_options(function: Callable[..., Any]) -> list[click.Parameter]:
     """Return the options for the parameters of a function that say how work is run, and --debug."""
     names = [name for name in _RUN_OPTIONS if name in inspect.signature(function).parameters]
+    debug = _Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=lambda ctx, _, value: ctx.meta.update({"sar2eo.debug": value}),
+        help="Show tracebacks.",
+    )
     return [
-        *(_Option(f"--{name.replace('_', '-')}", name, **_RUN_OPTIONS[name]) for name in names),
-        _Option(
-            "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show tracebacks."
-        ),
+        *(_Option([f"--{name.replace('_', '-')}", name], **_RUN_OPTIONS[name]) for name in names),
+        debug,
     ]
 
 
@@ -207,18 +190,25 @@ class SettingsCommand(GroupedCommand):
 
     def __init__(self, name: str, kind: type[Settings], function: Callable[..., Any], table: str) -> None:
         self.kind, self.function, self.table = kind, function, table
-        self.fields = {field.setting.name: field for field in _fields(kind)}
+        self.fields: dict[str, SettingType] = {}
+        for setting in settings_of(kind):
+            table_name, inner = (
+                (setting.name, settings_of(setting.table)) if setting.table else ("", [setting])
+            )
+            for each in inner:
+                if each.name not in setting.without:
+                    self.fields[each.name] = SettingType(each, table_name)
         params = [field.parameter() for field in self.fields.values()]
         if issubclass(kind, Recipe):
             params += [
                 _Option(
-                    *("--recipe", "recipe_file"),
+                    ["--recipe", "recipe_file"],
                     metavar="FILE.toml",
                     type=click.Path(path_type=Path),
                     help=f"Take the table [{table}] of this file; flags come before it.",
                 ),
                 _Option(
-                    *("--set", "overrides"),
+                    ["--set", "overrides"],
                     multiple=True,
                     metavar="KEY=VALUE",
                     help=f"Set a key of the table, as in {table}.out=NAME; flags come before it.",
@@ -241,12 +231,7 @@ class SettingsCommand(GroupedCommand):
         return super().parse_args(ctx, spread)
 
     def run(self, recipe_file: Path | None = None, overrides: tuple[str, ...] = (), **params: Any) -> None:
-        """Build the settings from the recipe's table, overrides and flags, and call the function."""
-        options = {name: params[name] for name in _RUN_OPTIONS if name in params}
-        self.function(self.read_settings(recipe_file, overrides), **options)
-
-    def read_settings(self, recipe_file: Path | None, overrides: tuple[str, ...]) -> Settings:
-        """Build the settings: flags come before overrides, and those before the file."""
+        """Call the function with settings: flags come before overrides, and those before the file's table."""
         where = self.table
         whole = apply_overrides({} if recipe_file is None else read_recipe(recipe_file), overrides)
         table = whole.get(where, {})
@@ -266,15 +251,16 @@ class SettingsCommand(GroupedCommand):
             if setting.table is not None and given.keys() & set(setting.table.alternatives):
                 table[setting.name] = {}
         flags = {}
-        for name, (key, _) in self.fields.items():
-            inner = table.setdefault(key, {}) if key else table
+        for name, field in self.fields.items():
+            inner = table.setdefault(field.table, {}) if field.table else table
             if not isinstance(inner, dict):
                 continue  # from_table refuses it
             if name in given:
                 inner[name] = given[name]
             if name in given or name not in inner:
-                flags[".".join(filter(None, (where, key, name)))] = self.fields[name].flag
-        return from_table(self.kind, table, where, flags)
+                flags[".".join(filter(None, (where, field.table, name)))] = field.flag
+        options = {name: params[name] for name in _RUN_OPTIONS if name in params}
+        self.function(from_table(self.kind, table, where, flags), **options)
 
 
 class Entry(NamedTuple):
