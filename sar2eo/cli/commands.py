@@ -127,7 +127,7 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases 
         elif kinds == [bool]:
             flag += f"/--no-{flag.removeprefix('--')}" if default else ""
             options = {"is_flag": True}
-        elif default not in (None, ()):
+        elif default not in (None, (), False):
             items = default if isinstance(default, tuple) else (default,)
             words = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
             text = f"  [default: {(' ' if self.several else ',').join(words)}]"
