@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import timed
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.card import TranslatorCard
@@ -91,7 +91,7 @@ class DiffusionTranslator:
             If the device's memory does not hold a batch: from then on fewer tiles are translated at once.
         """
         self._check(sar, origins)
-        with self._lock, counters.timed("model_seconds"), torch.inference_mode():
+        with self._lock, timed("model_seconds"), torch.inference_mode():
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
             while True:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.compute import counters
-from sar2eo.compute.dask_run import Progress
+from sar2eo.compute.dask_run import Progress, add_count, timed
 from sar2eo.errors import PairsError, PairsWarning, PolarisationError
 from sar2eo.geo.chip_lattice import Cell, list_cells
 from sar2eo.geo.radiometry import to_amplitude
@@ -105,9 +104,9 @@ def _measure_run(
     """Measure some neighbourhoods; return the fields of each `Displacement`."""
     found: list[Displacement | None] = []
     for cell in cells:
-        with counters.timed("align_seconds"):
+        with timed("align_seconds"):
             found.append(measure(sar, eo, cell, aligner, scaling))
-        counters.add("neighbourhoods_done", 1)
+        add_count("neighbourhoods_done", 1)
     return [dataclasses.astuple(each) for each in found if each is not None]
 
 

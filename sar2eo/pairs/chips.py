@@ -14,7 +14,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import add_count, timed
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes.optical import EoScene
@@ -180,7 +180,7 @@ def cut_run(sar: SarScene, eo: EoScene, run: CutRun) -> dict[str, Any]:
     """Cut, check and write the chips of a task; return ``rows`` of the index and ``refused``, by reason."""
     settings, rows, refused = run.settings, [], Counter[str]()
     for plan in run.plans:
-        with counters.timed("cut_seconds"):
+        with timed("cut_seconds"):
             pair = cut_pair(
                 sar, eo, plan.cell, size=settings.size, shift=plan.applied, min_valid=settings.min_valid
             )
@@ -191,10 +191,10 @@ def cut_run(sar: SarScene, eo: EoScene, run: CutRun) -> dict[str, Any]:
         elif pair.cloud_share is not None and pair.cloud_share > settings.max_cloud:
             refused["cloud"] += 1
         else:
-            with counters.timed("write_seconds"):
+            with timed("write_seconds"):
                 rows.append(_write_chip(sar.reader.polarisations, run, plan, pair))
-            counters.add("chips_written", 1)
-        counters.add("cells_done", 1)
+            add_count("chips_written", 1)
+        add_count("cells_done", 1)
     return {"rows": rows, "refused": dict(refused)}
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import add_count, timed
 from sar2eo.errors import RadiometryError, Sar2eoError
 from sar2eo.geo.blending import gather_block, upsample
 from sar2eo.geo.radiometry import (
@@ -133,7 +133,7 @@ def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
     def read(window: Window) -> FloatArray:
         return to_amplitude(reader.read(window)[list(context.bands)], context.quantity)
 
-    with counters.timed("scaling_seconds"):
+    with timed("scaling_seconds"):
         found = sample_percentiles(read, context.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
     if context.quantity == "db" and max(found) > _BRIGHTEST:
         raise RadiometryError(
@@ -178,18 +178,18 @@ def translate_batches(context: TaskContext, divisors: FloatArray, task: int, *re
     for batch in context.batches_of(task):
         inputs: dict[int, tuple[FloatArray, npt.NDArray[np.bool_] | None]] = {}
         for index in batch:
-            with counters.timed("read_seconds"):
+            with timed("read_seconds"):
                 prepared = _read_tile(context, divisors, context.lattice[index], chunks)
             if prepared is not None:
                 inputs[index] = prepared
-        counters.add("tiles_skipped", len(batch) - len(inputs))
+        add_count("tiles_skipped", len(batch) - len(inputs))
         if not inputs:
             continue
         tiles = [context.lattice[index] for index in inputs]
         found = load_translator(context.spec).translate(
             np.stack([sar for sar, _ in inputs.values()]), [(tile.row, tile.col) for tile in tiles]
         )
-        counters.add("tiles_translated", len(inputs))
+        add_count("tiles_translated", len(inputs))
         for at, (index, (_, valid)) in enumerate(inputs.items()):
             variance, spread = (None if part is None else part[at] for part in (found.variance, found.spread))
             results[index] = TileResult(found.eo[at], variance, spread, valid)
@@ -254,7 +254,7 @@ def blend_block(
         latent = result.variance
         return None if latent is None else upsample(latent, context.spec.factor, rows, cols)[None]
 
-    with counters.timed("blend_seconds"):
+    with timed("blend_seconds"):
         valid = np.zeros((height, width), bool)
         for index in lattice.touching(block):
             if index in results:

@@ -23,16 +23,17 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from sar2eo._version import __version__
-from sar2eo.compute import counters
 from sar2eo.compute.dask_run import (
     Progress,
     WorkerLostError,
     active_client,
+    add_count,
     collect_telemetry,
     compute_keys,
     pace,
     report_progress,
     reset_telemetry,
+    timed,
 )
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
 from sar2eo.geo.grid import Grid
@@ -90,7 +91,7 @@ def write_cog(
     force : bool
         Begin even if the disk may not hold the result.
     progress : callable, optional
-        Called about once a second with counters (see `sar2eo.compute.counters`) and ``blocks_total``,
+        Called about once a second with counters of the work and ``blocks_total``,
         ``blocks_resumed``.
 
     Returns
@@ -349,11 +350,11 @@ def _store_block(
     place = Window(row, col, height, width)
     valid, eo = arrays.pop("valid", None), arrays.pop("eo")
     mask = np.full(eo.shape[1:], 255, np.uint8) if valid is None else valid.astype(np.uint8) * np.uint8(255)
-    with counters.timed("journal_seconds"):
+    with timed("journal_seconds"):
         for name, values in arrays.items():
             writer.write(name, place, values[None].astype(np.float32, copy=False))
         writer.write("eo", place, np.concatenate([eo, mask[None]]))
-    counters.add("blocks_done", 1)
+    add_count("blocks_done", 1)
 
 
 def fingerprint_work(
