@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
 from sar2eo.datasets.loading import Samples
-from sar2eo.errors import PairsError
+from sar2eo.errors import PairsError, one_line
 from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
 from sar2eo.model.card import ModelCard
 
@@ -282,7 +282,7 @@ def read_raster(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
             values, valid = file.read(), file.dataset_mask() > 0
             scales, offsets = file.scales, file.offsets
     except (RasterioError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({one_line(error)})") from error
     if any(scale != 1 for scale in scales) or any(offsets):
         scale, offset = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (scales, offsets))
         values = values * scale + offset
@@ -299,9 +299,5 @@ def read_picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
         with Image.open(path) as file:
             values = np.asarray(file.convert(mode))
     except (UnidentifiedImageError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({one_line(error)})") from error
     return np.moveaxis(np.atleast_3d(values), -1, 0)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -154,7 +154,8 @@ def _match_all(
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Any]:
     """Match every template by every method, and summarise."""
-    methods = _methods(matcher, settings)
+    methods = {DCDM: _dcdm(matcher, settings.steps, settings.seed)}
+    methods |= {name: _classical(name) for name in settings.against}
     sweeps = [_dcdm(matcher, steps, settings.seed) for steps in settings.sweep_steps]
     distances: dict[str, list[list[float]]] = {name: [[] for _ in settings.noise] for name in methods}
     accepted: dict[str, list[bool]] = {name: [] for name in methods}
@@ -200,13 +201,6 @@ def _template_px(matcher: Matcher, settings: MatchEvaluationSettings, side: int)
             f"{multiple} pixels"
         )
     return template
-
-
-def _methods(matcher: Matcher, settings: MatchEvaluationSettings) -> dict[str, Callable[[Images], Answer]]:
-    return {
-        DCDM: _dcdm(matcher, settings.steps, settings.seed),
-        **{name: _classical(name) for name in settings.against},
-    }
 
 
 def _dcdm(matcher: Matcher, steps: int | None, seed: int) -> Callable[[Images], Answer]:

@@ -21,7 +21,7 @@ from sar2eo._version import __version__
 from sar2eo.datasets import Batch, PairsDataset, collate, open_dataset
 from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsError
 from sar2eo.evaluation import scores
-from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe, TruthPrediction
+from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe
 from sar2eo.evaluation.perceptual import open_inception, open_lpips
 from sar2eo.evaluation.report import REPORT, EvaluationPictures, PictureCase, write_report
 from sar2eo.evaluation.scores import (
@@ -303,12 +303,8 @@ class _Evaluation:
     """One evaluation."""
 
     def __init__(self, plan: EvaluationPlan, kept: DrawnImages, progress: Progress) -> None:
-        self.plan = plan
-        self.kept = kept
-        self.settings = plan.settings
-        self.dataset = plan.dataset
-        self.chosen = plan.chosen
-        self.progress = progress
+        self.plan, self.kept, self.progress = plan, kept, progress
+        self.settings, self.dataset, self.chosen = plan.settings, plan.dataset, plan.chosen
 
     def results(self) -> tuple[dict[str, Any], EvaluationPictures]:
         """Measure everything."""
@@ -323,16 +319,14 @@ class _Evaluation:
             found, shuffles[name] = self._judge_model(name, main if name == MODEL else ModelImages(spec))
             judges |= found
         judges |= self._judge_others(self._predictions(probe))
-        calibration = self._calibration(probe)
-        sweep = self._sweep(main)
         by_pair = judges[MODEL].summarise_pairs()
         results = {
             "methods": {name: judge.summarise() for name, judge in judges.items()},
             "shuffle": {
                 name: shuffle.summarise(self.settings.protocol) for name, shuffle in shuffles.items()
             },
-            "calibration": calibration,
-            "sweep": sweep,
+            "calibration": self._calibration(probe),
+            "sweep": self._sweep(main),
             "left_out": self.plan.left_out,
             "pairs": by_pair,
         }
@@ -427,7 +421,19 @@ class _Evaluation:
                 batch = collate([self.dataset[index_of[row["id"]]]])
                 drawn = main.draw(batch)
                 forced = None if probe is None else probe.predict_from_truth(batch)
-                cases.append(_case(kind, row, batch, drawn.eo, drawn.variance, forced))
+                cases.append(
+                    PictureCase(
+                        kind=kind,
+                        name=row["id"],
+                        psnr=row["psnr_pooled"],
+                        sar=batch["sar"][0],
+                        prediction=drawn.eo[0],
+                        truth=batch["eo"][0],
+                        valid=batch["valid"][0, 0] > 0,
+                        variance=None if drawn.variance is None else drawn.variance[0],
+                        forced_variance=None if forced is None else forced.variance[0],
+                    )
+                )
         denoising = []
         if probe is not None:
             firsts = {case.kind: case for case in reversed(cases)}
@@ -468,27 +474,6 @@ def use_torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _case(
-    kind: str,
-    row: dict[str, Any],
-    batch: Batch,
-    prediction: Tensor,
-    variance: Tensor | None,
-    forced: TruthPrediction | None,
-) -> PictureCase:
-    return PictureCase(
-        kind=kind,
-        name=row["id"],
-        psnr=row["psnr_pooled"],
-        sar=batch["sar"][0],
-        prediction=prediction[0],
-        truth=batch["eo"][0],
-        valid=batch["valid"][0, 0] > 0,
-        variance=None if variance is None else variance[0],
-        forced_variance=None if forced is None else forced.variance[0],
-    )
 
 
 class DrawnImages:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from sar2eo.errors import SettingsError
-from sar2eo.settings.schema import Flag, Names, Recipe, Settings, quote_name
+from sar2eo.settings.schema import Bounds, Flag, Names, Recipe, Settings, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -19,7 +19,6 @@ from sar2eo.settings.vocabulary import (
     CardSteps,
     Checkpoint,
     Compression,
-    Count,
     Device,
     Dtype,
     File,
@@ -95,7 +94,7 @@ class TranslateSettings(Settings):
 
     group = "Model"
 
-    tile: Annotated[Count, "Side of a tile in pixels, a multiple of the model's factor."] = 512
+    tile: Annotated[int, Bounds(1, 4096), "Side of a tile in pixels, a multiple of the model's factor."] = 512
     overlap: Annotated[Natural, "Overlap of tiles in pixels, a multiple of the model's factor."] = 64
     steps: CardSteps = None
     sampler: CardSampler = None

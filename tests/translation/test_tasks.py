@@ -24,13 +24,9 @@ def test_variance_is_blended_and_confidence_is_one_over_it() -> None:
         spec=spec,
     )
     left, right = 0.01, 4.0
+    eo = np.zeros((3, 32, 32), np.uint8)
     results = {
-        index: TileResult(
-            np.zeros((3, 32, 32), np.uint8),
-            np.full((4, 4), variance, np.float32),
-            None,
-            np.ones((32, 32), bool),
-        )
+        index: TileResult(eo, np.full((4, 4), variance, np.float32), None, None)
         for index, variance in enumerate((left, right))
     }
     found = blend_block(context, "confidence", 0, 0, 32, 48, results)[10]
