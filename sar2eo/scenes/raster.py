@@ -29,18 +29,6 @@ from sar2eo.scenes.metadata import (
 )
 from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
 
-__all__ = [
-    "Band",
-    "GroundControl",
-    "OpenedSource",
-    "Raster",
-    "RasterReader",
-    "open_raster",
-    "read_blocks",
-    "with_nodata",
-]
-
-
 CACHE_BYTES = 128 * 2**20
 """Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
 

@@ -33,8 +33,6 @@ from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 
-__all__ = ["open_scene"]
-
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
 
 _ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
