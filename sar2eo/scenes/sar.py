@@ -31,8 +31,6 @@ from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 from sar2eo.scenes.values import look_at_values, looks_like_parts
 
-__all__ = ["open_scene"]
-
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
 
 
@@ -140,6 +138,7 @@ def open_scene(
         allow_ungeoreferenced=allow_ungeoreferenced,
     )
     attrs = {"polarisations": reader.polarisations, **vars(facts), "source": opened.label, **geolocation}
+    attrs |= {"stored_as": opened.kind}
     return make_lazy_scene(reader, attrs)
 
 
@@ -195,7 +194,7 @@ def _open_files(
         raster = open_raster(file, names=len(names), nodata=nodata)
         if item is not None and item.nodata is not None:
             raster = replace(raster, bands=with_nodata(raster.bands, item.nodata))
-        elif item is not None and item.grd and raster.kind == "unsigned":
+        elif item is not None and item.grd and raster.kind in ("bytes", "unsigned"):
             raster = replace(raster, bands=with_nodata(raster.bands, 0.0))
         bands, chosen = _choose_bands(raster, names)
         kept = [i for i, name in enumerate(chosen) if wanted is None or name in wanted]
@@ -362,7 +361,7 @@ def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple
 def _refuse_no_radar(raster: Raster, label: str) -> None:
     """Refuse what is named as no linear polarisation: layers beside radar, parts of samples, compact ones."""
     stem = Path(raster.path.partition("?")[0]).stem
-    if is_layer(stem):
+    if len(raster.bands) == 1 and is_layer(stem):
         raise SceneError(
             f"{label}: named as what stands beside radar (DEM, angle, mask, ratio, coherence), not as radar"
         )

@@ -24,12 +24,11 @@ from sar2eo.scenes.metadata import Facts
 from sar2eo.scenes.raster import OpenedSource, Raster, RasterReader, decode
 from sar2eo.scenes.reader import BoolArray, FloatArray
 
-__all__ = ["look_at_values", "looks_like_parts"]
-
 _SIDE = 64  # rows and columns of a window
 _ALONG, _FEW = 5, 3  # windows along each side of a scene
 _INNER, _FINER = 4, 32  # windows inside of it, along either axis
 _READERS = 4
+_UNSIGNED = ("bytes", "unsigned")
 _DB_RANGE = (-100.0, 100.0)  # 96.3 are those of the digital number 65535
 
 _LEAST = 16  # rows and columns of a scene, in fewer of which a constant says nothing
@@ -96,7 +95,7 @@ def look_at_values(opened: OpenedSource, given: Facts, *, keep: bool, force: boo
                 f"gdal_translate -of VRT {opened.unapplied} IN OUT.vrt makes",
                 force,
             )
-        known = kind == "complex" or (kind == "unsigned" and facts.quantity != "db")
+        known = kind == "complex" or (kind in _UNSIGNED and facts.quantity != "db")
         samples: list[_Sample] = []
         if not (known and keep and not opened.unnamed):
             few = known and not opened.unnamed
@@ -339,7 +338,7 @@ def _contradict(quantity: str, values: FloatArray, kind: str) -> str | None:
             if rest.size and rest.size < values.size - 1 and _is_db(rest):
                 return f"if {extreme:g} means nodata, give --nodata {extreme:g}"
         return "most are negative, and dB of radar lie within -100 to 100"
-    if kind == "unsigned":
+    if kind in _UNSIGNED:
         return "they are unsigned integers without GDAL scale and offset, they look like dn"
     if not in_range:
         return "dB of radar lie within -100 to 100, they look like dn, amplitude or intensity"
