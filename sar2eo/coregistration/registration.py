@@ -125,7 +125,11 @@ def coregister(
     _check_targets(target, report_path, overwrite=overwrite or dry_run)
     finder = create_finder(settings)
     pair = open_pair(
-        str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
+        str(reference),
+        str(moving),
+        scene=scene,
+        eo_range=(settings.eo_range[0], settings.eo_range[1]),
+        eo_bands=settings.eo_bands,
     )
     if settings.matcher is not None:
         check_fit(pair, open_calibrated(settings.matcher)[1], force=settings.force)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import xarray as xr
 
 from sar2eo.errors import (
+    PairsError,
     PolarisationError,
     RadiometryWarning,
     Sar2eoWarning,
@@ -22,12 +23,14 @@ from sar2eo.errors import (
     SettingsError,
 )
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES
+from sar2eo.scenes.containers import read_container
 from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import make_lazy_scene
 from sar2eo.scenes.metadata import Facts, compact_polarisations, is_layer, iso_datetime
 from sar2eo.scenes.placement import place_on_grid
 from sar2eo.scenes.raster import Band, OpenedSource, Raster, RasterReader, open_raster, with_nodata
 from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
+from sar2eo.scenes.sources import expand_sources, holds_scenes
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 from sar2eo.scenes.values import look_at_values, looks_like_parts
 
@@ -120,8 +123,12 @@ def open_scene(
         )
     parsed = parse_source(source)
     declared = None if nodata == "none" else nodata
+    if isinstance(parsed, str) and holds_scenes(Path(parsed)):
+        parsed = parse_source(_find_inside(parsed))
     if isinstance(parsed, str):
         opened = _open_path(_absolute(parsed), names, declared, calibrate, bands)
+    elif not parsed.keys() <= set(POLARISATIONS):
+        raise SceneError(f"{source}: the files of an optical scene, where a SAR scene is due")
     else:
         _refuse_calibrate(calibrate)
         _refuse_bands(bands)
@@ -173,9 +180,10 @@ def _open_path(
             return open_sentinel1(Path(path), polarisations=names, calibrate=calibrate)
     _refuse_calibrate(calibrate)
     label = display_name(source)
-    if is_stac(source):
+    container = None if path.startswith("/vsi") else read_container(Path(path))
+    if container is not None or is_stac(source):
         _refuse_bands(chosen)
-        item = read_sar_assets(source)
+        item = container or read_sar_assets(source)
         found = _open_files(select_assets(item.files, names, source), names, nodata, item)
         return replace(found, facts=item.facts.over(found.facts), label=label, unnamed=False)
     raster = open_raster(path, names=len(names or ()), nodata=nodata, chosen=chosen)
@@ -238,12 +246,24 @@ def _join_rasters(parts: list[tuple[Raster, tuple[Band, ...], tuple[str, ...]]],
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
     check_readable(str(path))
-    if path.is_dir() and not is_sentinel1(path):
-        raise SceneError(f"{path}: a folder, and not a Sentinel-1 .SAFE: name the raster in it")
     if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:
         raise SceneError(f"{path}: a Sentinel-1 annotation, which holds no pixels: give the .SAFE folder")
     if not path.exists() and not _GDAL_PREFIX.match(str(path)):
         raise SceneError(f"{path}: no such file")
+
+
+def _find_inside(path: str) -> str:
+    """Return the one scene in a folder or a zip."""
+    try:
+        found = expand_sources([path], "sar")
+    except PairsError as error:
+        names = sorted(each.name for each in Path(path).iterdir()) if Path(path).is_dir() else []
+        inside = ", ".join(names[:6]) or "nothing that can be read"
+        raise SceneError(f"{path}: no SAR scene in it, but {inside}: name the raster") from error
+    if len(found) > 1:
+        names = [Path(each.href).name for each in found]
+        raise SceneError(f"{path}: holds {len(found)} scenes, name one: {', '.join(names[:6])}")
+    return found[0].href
 
 
 def _refuse_calibrate(calibrate: str | None) -> None:

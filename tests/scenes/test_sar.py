@@ -248,11 +248,11 @@ def test_files_of_different_calibrations_are_refused_of_different_days_warned_of
 
     with pytest.raises(SceneError, match="sigma0 and gamma0"):
         open_scene({"VV": written("sigma0_vv.tif"), "VH": written("gamma0_vh.tif")})
-    first = written("vv.tif", TIFFTAG_DATETIME="2020:01:01 01:02:03")
+    first = written("vv.tif", ACQUISITION_TIME="2020:01:01 01:02:03")
     with pytest.warns(Sar2eoWarning, match="another acquisition"):
-        scene = open_scene({"VV": first, "VH": written("vh.tif", TIFFTAG_DATETIME="2021:07:01 01:02:03")})
+        scene = open_scene({"VV": first, "VH": written("vh.tif", ACQUISITION_TIME="2021:07:01 01:02:03")})
     assert scene.attrs["datetime"].startswith("2020-01-01")
-    open_scene({"VV": first, "VH": written("vh.tif", TIFFTAG_DATETIME="2020:01:01 01:02:28")})
+    open_scene({"VV": first, "VH": written("vh.tif", ACQUISITION_TIME="2020:01:01 01:02:28")})
 
 
 # Quantity and metadata ---------------------------------------------------------------------------
@@ -369,7 +369,10 @@ def test_metadata_that_values_contradict_are_not_believed(tmp_path):
 @pytest.mark.parametrize(
     ("file_name", "tags", "expected"),
     [
-        ("vv.tif", {"TIFFTAG_DATETIME": "2020:11:07 13:52:41"}, ("2020-11-07T13:52:41Z", None, None)),
+        (
+            "2020-11-07_vv.tif", {"TIFFTAG_DATETIME": "2024:01:01 00:00:00"},
+            ("2020-11-07T00:00:00Z", None, None),
+        ),
         ("vv.tif", {"datetime": "2021-07-21T08:40:10.000000000"}, ("2021-07-21T08:40:10Z", None, None)),
         ("vv.tif", {"TIFFTAG_DATETIME": "yesterday"}, (None, None, None)),
         (
@@ -383,7 +386,10 @@ def test_metadata_that_values_contradict_are_not_believed(tmp_path):
         ),
         ("s1b-iw-grd-vv-20190304t050607-20190304t050632-015205-01c6f5-001.tif", {},
          ("2019-03-04T05:06:07Z", "Sentinel-1B", None)),
-        ("vv_20190304t050607.tif", {"PLATFORM": "capella-2"}, (None, "capella-2", None)),
+        (
+            "vv_20190304t050607.tif", {"PLATFORM": "capella-2"},
+            ("2019-03-04T05:06:07Z", "capella-2", None),
+        ),
         (
             "S1A_IW_GRDH_1SDV_20201107T135241_20201107T135306_035143_041A16_322B_vv.tif",
             {"A_ORBIT_FILE": "S1B_OPER_AUX_POEORB_OPOD_20201127T121633_V20201106T225942.EOF"},
@@ -402,6 +408,15 @@ def test_metadata_that_values_contradict_are_not_believed(tmp_path):
 def test_acquisition(tmp_path, file_name, tags, expected):
     attrs = open_scene(write_raster(tmp_path / file_name, speckle((9, 9)), tags=tags)).attrs
     assert tuple(map(attrs.get, ("datetime", "platform", "orbit_direction"))) == expected
+
+
+def test_the_time_a_file_was_written_is_the_last_resort_and_told(tmp_path):
+    path = write_raster(
+        tmp_path / "vv.tif", speckle((9, 9)), tags={"TIFFTAG_DATETIME": "2020:11:07 13:52:41"}
+    )
+    with pytest.warns(Sar2eoWarning, match=r"vv.tif: nothing says when .* TIFFTAG_DATETIME"):
+        assert open_scene(path).attrs["datetime"] == "2020-11-07T13:52:41Z"
+    assert open_scene(path, datetime="2020-11-06").attrs["datetime"] == "2020-11-06T00:00:00Z"
 
 
 def test_given_metadata_win(tmp_path):
