@@ -48,7 +48,9 @@ class SceneSettings(Settings):
 
     group = "Scene"
 
-    polarisations: Annotated[Polarisations | None, "Polarisations of the bands, or the ones to take."] = None
+    polarisations: Annotated[
+        Polarisations | None, "Polarisations to take; of bands without names, their names in order."
+    ] = None
     quantity: Annotated[Quantity | None, "What the values are, where the file does not say."] = None
     calibration: Annotated[Calibration | None, "Calibration of the values, where the file does not say."] = (
         None
@@ -58,7 +60,7 @@ class SceneSettings(Settings):
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
     ] = None
     bands: Annotated[
-        tuple[int, ...] | None, "Bands of the file to take, by number from 1.", Flag("--band", "N,...")
+        tuple[int, ...] | None, "Bands of the file to take, by number from 1.", Flag("--band", "N,N")
     ] = None
     nodata: Annotated[
         float | Literal["none"] | None,
