@@ -31,31 +31,6 @@ from __future__ import annotations
 
 import warnings
 
-__all__ = [
-    "CheckpointError",
-    "ClusterError",
-    "CoregistrationError",
-    "EvaluationWarning",
-    "FitWarning",
-    "GeolocationWarning",
-    "GeoreferenceError",
-    "JournalError",
-    "OutputError",
-    "PairsError",
-    "PairsWarning",
-    "PolarisationError",
-    "RadiometryError",
-    "RadiometryWarning",
-    "Sar2eoError",
-    "Sar2eoWarning",
-    "SceneError",
-    "SettingsError",
-    "TrainingError",
-    "TrainingWarning",
-    "one_line",
-    "refuse_misfit",
-]
-
 
 class Sar2eoError(Exception):
     """Base of all errors that a user can do something about.

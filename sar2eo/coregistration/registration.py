@@ -43,8 +43,6 @@ from sar2eo.store.atomic import refuse, write_json
 from sar2eo.store.journal import Journal
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["coregister", "result_paths"]
-
 # Settings that change where and how fast it runs, or what is insisted on, but not the result.
 _FREE = ("device", "threads", "force", "model")
 
@@ -119,7 +117,7 @@ def coregister(
     """
     started = time.perf_counter()
     settings = replace_settings(settings or CoregisterSettings(), changes)
-    scene = scene or SceneSettings()
+    scene = dataclasses.replace(scene or SceneSettings(), force=settings.force)
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, report_path = Path(out), None if report is None else Path(report)

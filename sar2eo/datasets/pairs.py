@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
 from sar2eo.datasets.loading import Samples
-from sar2eo.errors import PairsError
+from sar2eo.errors import PairsError, one_line
 from sar2eo.geo.radiometry import (
     choose_recorded,
     default_channels,
@@ -28,8 +28,6 @@ from sar2eo.geo.radiometry import (
     to_model_range,
 )
 from sar2eo.model.card import ModelCard
-
-__all__ = ["Pair", "PairsDataset", "read_picture", "read_raster"]
 
 _CACHE_BYTES = 512 * 2**20
 _SAMPLED_FILES, _SAMPLED_BYTES = 32, 65536
@@ -41,18 +39,9 @@ FloatArray = npt.NDArray[np.float32]
 class Pair:
     """SAR and EO image as stored in their files.
 
-    Parameters
-    ----------
-    sar : ndarray, shape (polarisation, row, col)
-        Values of the unit `quantity`.
-    eo : ndarray of uint8, shape (3, row, col)
-        Red, green, blue.
-    valid : ndarray of bool, shape (row, col)
-        Where both images are valid.
-    low, high : tuple of float
-        Amplitudes that become -1 and 1, one for each polarisation.
-    quantity : str or None
-        "dn", "amplitude", "intensity" or "db" (see `sar2eo.geo.radiometry`); None: no conversion.
+    `sar` has shape (polarisation, row, col) and values of the unit `quantity` (see `sar2eo.geo.radiometry`;
+    None: no conversion); `eo` has shape (3, row, col). `valid` says where both are. `low` and `high` are the
+    amplitudes that become -1 and 1, one for each polarisation.
     """
 
     sar: npt.NDArray[Any]
@@ -315,7 +304,7 @@ def read_raster(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
             values, valid = file.read(), file.dataset_mask() > 0
             scales, offsets = file.scales, file.offsets
     except (RasterioError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({one_line(error)})") from error
     if any(scale != 1 for scale in scales) or any(offsets):
         scale, offset = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (scales, offsets))
         values = values * scale + offset
@@ -332,9 +321,5 @@ def read_picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
         with Image.open(path) as file:
             values = np.asarray(file.convert(mode))
     except (UnidentifiedImageError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({one_line(error)})") from error
     return np.moveaxis(np.atleast_3d(values), -1, 0)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -21,29 +21,6 @@ from sar2eo.errors import PolarisationError, RadiometryError
 from sar2eo.geo.windows import Window
 from sar2eo.settings.vocabulary import Calibration, Polarisation, Quantity
 
-__all__ = [
-    "CALIBRATIONS",
-    "POLARISATIONS",
-    "QUANTITIES",
-    "RANGE_DB",
-    "REFERENCE_DB",
-    "Calibration",
-    "Channels",
-    "Polarisation",
-    "Quantity",
-    "choose_recorded",
-    "compute_percentiles",
-    "default_channels",
-    "fill_invalid",
-    "nearest_polarisation",
-    "reference_amplitudes",
-    "sample_percentiles",
-    "sample_windows",
-    "to_amplitude",
-    "to_eo_bytes",
-    "to_model_range",
-]
-
 Channels = tuple[tuple[str, ...], ...]
 """Three channels, each the mean of the polarisations it names."""
 

@@ -17,19 +17,6 @@ from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, Channels, default_channels
 from sar2eo.settings.vocabulary import PredictionType, Sampler, Spacing
 
-__all__ = [
-    "PREDICTION_TYPES",
-    "SAMPLERS",
-    "SPACINGS",
-    "TRAIN_TIMESTEPS",
-    "MatcherCard",
-    "ModelCard",
-    "PredictionType",
-    "Sampler",
-    "Spacing",
-    "TranslatorCard",
-]
-
 TRAIN_TIMESTEPS = 1000
 """T of the noise schedules (C-DiffSET, section 4.2)."""
 

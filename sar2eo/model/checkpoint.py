@@ -41,14 +41,6 @@ from sar2eo.model.network import (
 )
 from sar2eo.model.weights import create_networks, fill, new_model_folder, read_tensors
 
-__all__ = [
-    "Checkpoint",
-    "describe_checkpoint",
-    "load_checkpoint",
-    "save_checkpoint",
-    "verify_checkpoint",
-]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:

@@ -42,16 +42,6 @@ from sar2eo.model.network import (
 )
 from sar2eo.model.weights import create_empty, fill, narrow, parse_disk_dtype, refuse_existing
 
-__all__ = [
-    "PROMPT",
-    "adapt_base",
-    "find_base",
-    "import_checkpoint",
-    "init_checkpoint",
-    "load_vae",
-    "pack_checkpoint",
-]
-
 PROMPT = "electro-optical image"
 """The fixed prompt (C-DiffSET, section 3.3)."""
 

@@ -18,20 +18,6 @@ from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS, TRAIN_TIMESTEPS
 from sar2eo.model.network import SarCondition, to_variance
 
-__all__ = [
-    "WEIGHTINGS",
-    "ScheduledDDIM",
-    "Weighting",
-    "add_noise",
-    "c_diff_loss",
-    "compute_target",
-    "create_scheduler",
-    "l2_loss",
-    "read_schedule",
-    "sample",
-    "set_timesteps",
-]
-
 Weighting = Literal["timestep", "none"]
 """Factor on the likelihood: variance to the power sqrt(alpha_bar), or none."""
 

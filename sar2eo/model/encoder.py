@@ -17,8 +17,6 @@ from torch.nn import functional
 
 from sar2eo.geo.radiometry import RANGE_DB
 
-__all__ = ["SarEncoder"]
-
 _PER_DECIBEL = 0.1 * 2.302585  # natural logarithm of power
 _SPREAD_DB = 8.0  # standard deviation of backscatter over all kinds of ground
 _BRIGHTEST = 6.0  # amplitude, of its reference level

@@ -28,29 +28,6 @@ from safetensors import SafetensorError, safe_open
 from sar2eo.errors import CheckpointError, one_line
 from sar2eo.model.card import ModelCard
 
-__all__ = [
-    "BUNDLED",
-    "BUNDLED_MATCHER",
-    "CONFIG",
-    "MODEL_INDEX",
-    "PROMPT_EMBEDS",
-    "SCHEDULER_CONFIG",
-    "WEIGHTS",
-    "ModelFolder",
-    "TensorHeader",
-    "VaeFacts",
-    "check_fit",
-    "find_folder",
-    "hash_file",
-    "hash_files",
-    "read_headers",
-    "read_json",
-    "read_vae_facts",
-    "refuse_pickle",
-    "wants_prompt",
-    "write_json",
-]
-
 BUNDLED = "bundled"
 """Name of the model that comes with the package, and of its folder there."""
 

@@ -21,30 +21,6 @@ from torch.nn.functional import max_pool2d
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.model.folder import read_vae_facts
 
-__all__ = [
-    "SIZES",
-    "VARIANCE_MAX",
-    "VARIANCE_MIN",
-    "SarCondition",
-    "Size",
-    "Vae",
-    "adapt_unet",
-    "add_variance_channel",
-    "apply_by_image",
-    "create_autoencoder",
-    "create_unet",
-    "create_vae",
-    "decode_latents",
-    "double_input",
-    "encode_images",
-    "encode_raw",
-    "find_vae_class",
-    "latent_multiple",
-    "pool_validity",
-    "split_prediction",
-    "to_variance",
-]
-
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
 
 Size = Literal["tiny", "small", "region"]

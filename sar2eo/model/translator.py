@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import timed
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.card import TranslatorCard
@@ -26,8 +26,6 @@ from sar2eo.model.interface import Translation
 from sar2eo.model.network import SarCondition, Vae, decode_latents, encode_images
 from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_spacing
-
-__all__ = ["DiffusionTranslator"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -92,7 +90,7 @@ class DiffusionTranslator:
             If the device's memory does not hold a batch: from then on fewer tiles are translated at once.
         """
         self._check(sar, origins)
-        with self._lock, counters.timed("model_seconds"), torch.inference_mode():
+        with self._lock, timed("model_seconds"), torch.inference_mode():
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
             while True:

@@ -7,22 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-__all__ = [
-    "COLOURS",
-    "SCENE_CLASSES",
-    "BandFile",
-    "BandText",
-    "CloudRule",
-    "choose_cloud",
-    "choose_named",
-    "choose_rgb",
-    "find_band_file",
-    "find_cloud_rule",
-    "find_colour",
-    "find_number",
-    "rank_cloud_rule",
-]
-
 COLOURS = ("red", "green", "blue")
 
 _MICROMETRES = {"red": (0.62, 0.69), "green": (0.53, 0.59), "blue": (0.45, 0.515)}

@@ -23,18 +23,6 @@ from sar2eo.geo.grid import ignore_missing_georeference
 from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.store import http, s3
 
-__all__ = [
-    "check_polarisations",
-    "check_readable",
-    "check_size",
-    "display_name",
-    "gdal_path",
-    "is_remote",
-    "open_dataset",
-    "parse_source",
-    "read_dataset",
-]
-
 T = TypeVar("T")
 
 IDLE_LIMIT = 32
@@ -244,9 +232,10 @@ def _surplus() -> list[Any]:
     """Take the handles used longest ago out of the idle ones, down to the limit."""
     taken = []
     while sum(map(len, _idle.values())) > IDLE_LIMIT:
-        oldest = next(iter(_idle))
-        taken.append(_idle[oldest].pop(0))
-        if not _idle[oldest]:
+        oldest, handles = next(iter(_idle.items()))
+        taken += handles[:1]
+        del handles[:1]
+        if not handles:  # perhaps before: its only handle is in use
             del _idle[oldest]
     return taken
 

@@ -20,23 +20,6 @@ from typing import Any
 from sar2eo.errors import Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import POLARISATIONS
 
-__all__ = [
-    "NAME_RULES",
-    "Facts",
-    "NameRule",
-    "find_time",
-    "is_layer",
-    "iso_datetime",
-    "iso_datetime_or_none",
-    "platform_name",
-    "polarisation_names",
-    "polarisation_words",
-    "read_facts",
-    "read_optical_facts",
-    "settle_time",
-    "zero_is_nodata",
-]
-
 
 @dataclass(frozen=True)
 class NameRule:
@@ -199,6 +182,7 @@ _QUANTITY_WORDS = {
     "db": "db",
     "decibel": "db",
     "decibels": "db",
+    "logarithmic": "db",
     "amplitude": "amplitude",
     "amp": "amplitude",
     "intensity": "intensity",
@@ -209,15 +193,17 @@ _DECIBEL = {"db", "decibel", "decibels"}
 _CALIBRATION_WORDS = {
     "rtc": "rtc",
     "s1rtc": "rtc",
+    "nrb": "rtc",
     "beta0": "beta0",
     "sigma0": "sigma0",
     "gamma0": "gamma0",
     "uncalibrated": "none",
 }
-_QUANTITY_TAGS = ("quantity", "units", "unit")
-_CALIBRATION_TAGS = ("calibration", "radiometry", "radiometric_calibration", "product_type")
 # Tags by the ends of their names, in lower case and with "_" between words, the best first: Capella's
-# ``collect_state_direction``, SNAP's ``PASS``.
+# ``collect_state_direction``, SNAP's ``PASS``, OPERA's ``..._BACKSCATTER_EXPRESSION_CONVENTION``.
+_QUANTITY_TAGS = ("quantity", "units?", "(expression|measurement|backscatter)_convention")
+_CALIBRATION_TAGS = ("calibration", "radiometry", "(measurement|product)_type", "normali[sz]ation_convention")
+_POLARISATION_TAGS = ("(?<!transmit_)(?<!receive_)polari[sz]ations?(_list)?", "polarimetric_interp")
 _PLATFORM_TAGS = (
     *("platform(_name)?", "mission(_id)?", "satellite(_(id|identifier|name))?", "sensor"),
     "spacecraft(_(id|name))?",
@@ -248,6 +234,8 @@ _CLOCK = re.compile(r"(\d\d):?(\d\d):?(\d\d)")
 _LAYERS = {"incidence", "lia", "layover", "coherence", "anf"}
 _LAST_LAYERS = {"dem", "dsm", "dtm", "elevation", "angle", "ratio", "coh", "ls", "inc"}
 _PERHAPS_LAYERS = {"area", "mask", "map", "rgb", "height", "slope", "looks", "noise", "quality", "lat", "lon"}
+# Compact polarimetry: transmitted circularly (right, left, or either hand), received linearly.
+_COMPACT = {"RH", "RV", "CH", "CV", "LH", "LV"}
 
 
 @dataclass(frozen=True)
@@ -277,6 +265,16 @@ def polarisation_words(text: str) -> list[str]:
     return list(dict.fromkeys(word for word in found if word in POLARISATIONS))
 
 
+def polarisation_tag(tags: Mapping[str, str]) -> str:
+    """Return the text of the tag that names polarisations, empty for none."""
+    return _find(tags, _POLARISATION_TAGS)
+
+
+def band_polarisations(description: str | None, tags: Mapping[str, str]) -> list[str]:
+    """Return the polarisations that the description and the tags of a band name."""
+    return polarisation_words(f"{description or ''} {polarisation_tag(tags)}")
+
+
 def polarisation_names(
     descriptions: Sequence[str | None],
     band_tags: Sequence[Mapping[str, str]],
@@ -289,17 +287,29 @@ def polarisation_names(
     (otherwise the file names them, in the order of the bands).
     """
     count = len(descriptions)
-    of_bands = [
-        polarisation_words(" ".join([description or "", _find(tag, ("polari[sz]ation",))]))
-        for description, tag in zip(descriptions, band_tags, strict=True)
-    ]
+    of_bands = [band_polarisations(*each) for each in zip(descriptions, band_tags, strict=True)]
     if all(len(found) == 1 for found in of_bands) and len({found[0] for found in of_bands}) == count:
         return tuple(found[0] for found in of_bands), True
-    for text in (_find(tags, ("polari[sz]ations?",)), file_name):
+    # One letter for each way, of Capella: "H" and "H".
+    ways = "".join(_find(tags, (f"{way}_polari[sz]ation",)) for way in ("transmit", "receive"))
+    single = re.search(r"_1S(S[HV])_", file_name)  # a Sentinel-1 product of one polarisation
+    for text in (polarisation_tag(tags), ways, file_name, single[1][1] * 2 if single else ""):
         found = polarisation_words(text)
         if len(found) == count:
             return tuple(found), False
     return None, False
+
+
+def compact_polarisations(texts: Iterable[str | None]) -> list[str]:
+    """Return compact polarimetry that texts name: two of one kind, or one at the end of a text."""
+    found: list[str] = []
+    for text in texts:
+        words = [word.upper() for word in _words(text or "")]
+        named = [word for word in words if word in _COMPACT]
+        kinds = [word[0] for word in named]
+        if any(kinds.count(kind) > 1 for kind in kinds) or (named and words[-1] in _COMPACT):
+            found += named
+    return list(dict.fromkeys(found))
 
 
 def is_layer(name: str | None, beside: Iterable[str] = ()) -> bool:
@@ -332,14 +342,14 @@ def read_facts(
     if not _CALIBRATION_WORDS.keys() & set(words):
         words = [word for word in words if word != "power"]  # a plant's, or a line's
     words += [word for description in descriptions for word in _words(description or "")]
-    calibration = _first(_words(_find(tags, _CALIBRATION_TAGS)) + words, _CALIBRATION_WORDS)
+    referred = _calibration_words(_find(tags, _CALIBRATION_TAGS, most=9))
     quantity = _first(_words(" ".join(u or "" for u in units)), _QUANTITY_WORDS)
-    quantity = quantity or _first(_words(_find(tags, _QUANTITY_TAGS)), _QUANTITY_WORDS)
+    quantity = quantity or _first(_words(_find(tags, _QUANTITY_TAGS, most=9)), _QUANTITY_WORDS)
     # ``Intensity_VV_db``: how the numbers are written, after what they are of.
     quantity = quantity or ("db" if _DECIBEL & set(words) else _first(words, _QUANTITY_WORDS))
     said = Facts(
         quantity=quantity,
-        calibration=calibration,
+        calibration="rtc" if "rtc" in referred else _first(referred + words, _CALIBRATION_WORDS),
         datetime=_read_time(file_name, tags),
         platform=platform_name(_find(tags, _PLATFORM_TAGS) or None),
         orbit_direction=_first(_words(_find(tags, _ORBIT_TAGS, most=9)), _ORBITS),
@@ -349,6 +359,11 @@ def read_facts(
     acquired = _read_acquisition([file_name, *tags.values()], said)
     found = _read_values(file_name).over(acquired).over(said)
     return Facts(terrain_corrected=True).over(found) if found.calibration == "rtc" else found
+
+
+def _calibration_words(text: str) -> list[str]:
+    """Return words in lower case, with ``sigma nought``, ``sigmaNaught`` and ``Sigma-0`` as ``sigma0``."""
+    return _words(re.sub(r"(sigma|beta|gamma)[\W_]*(nought|naught|zero|0)", r"\g<1>0", text, flags=re.I))
 
 
 def read_optical_facts(file_name: str, tags: Mapping[str, str]) -> Facts:

@@ -29,8 +29,6 @@ from sar2eo.scenes.stac_input import choose_eo_assets, is_stac, read_item, read_
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Role", "Source", "expand_glob", "expand_sources", "read_vectors", "scene_key"]
-
 Role = Literal["sar", "eo"]
 """What the scenes are."""
 
@@ -155,7 +153,11 @@ def _is_raster(path: Path) -> bool:
 
 def holds_scenes(path: Path) -> bool:
     """Whether a path is a folder or a zip of any files, and not of one product."""
-    folder = path.is_dir() and path.suffix.lower() != ".zarr" and not path.parent.joinpath(f"{path.stem}.dim").is_file()
+    folder = (
+        path.is_dir()
+        and path.suffix.lower() != ".zarr"
+        and not path.parent.joinpath(f"{path.stem}.dim").is_file()
+    )
     return (folder or (path.suffix.lower() == ".zip" and zipfile.is_zipfile(path))) and not _is_product(path)
 
 

@@ -33,14 +33,6 @@ from sar2eo.settings.vocabulary import (
     Weight,
 )
 
-__all__ = [
-    "CoregisterRecipe",
-    "CoregisterSettings",
-    "MatchSettings",
-    "PairsRecipe",
-    "PairsSettings",
-]
-
 Gap = Annotated[float, Bounds(least=0)]
 
 
@@ -151,7 +143,7 @@ class CoregisterRecipe(Recipe):
     reference: Annotated[Source, "Scene that stays where it is and gives the grid."]
     moving: Annotated[Source, "Scene that is moved. One is SAR, the other optical."]
     out: Annotated[str, "The moving scene on the reference's grid.", Flag(metavar="FILE.tif")]
-    scene: Annotated[SceneSettings, Without("resolution allow_ungeoreferenced datetime")] = field(
+    scene: Annotated[SceneSettings, Without("resolution allow_ungeoreferenced datetime force")] = field(
         default_factory=SceneSettings
     )
     settings: CoregisterSettings = field(default_factory=CoregisterSettings)

@@ -29,8 +29,6 @@ from sar2eo.training.setup import Preparation, build_recipe, check_identity, ope
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask
 
-__all__ = ["hash_parts", "plan_training", "prepare_training", "run_training", "train"]
-
 _ENCODED_AT_ONCE = 8
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
 

@@ -30,8 +30,6 @@ from sar2eo.model.weights import create_empty
 from sar2eo.settings import TrainSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
 
-__all__ = ["UNetTask", "add_adapters", "merge_adapters"]
-
 VALIDATION_TIMESTEPS = (50, 250, 500, 750, 950)
 _SAMPLED_PAIRS, _SAMPLED_STEPS = 4, 10
 _ENCODED_AT_ONCE = 4  # images; the float32 encoder needs the most memory

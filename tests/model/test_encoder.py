@@ -86,7 +86,7 @@ def test_it_is_saved_packed_and_described_whole(checkpoint: Path, tmp_path: Path
     for name, value in one.encoder.state_dict().items():
         torch.testing.assert_close(other.encoder.state_dict()[name], value.half().float(), msg=name)
     (packed / "encoder/config.json").unlink()
-    with pytest.raises(CheckpointError, match="encoder/config.json is missing"):
+    with pytest.raises(CheckpointError, match=r"encoder/config\.json is missing"):
         load_checkpoint(packed)
 
 
