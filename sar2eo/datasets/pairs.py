@@ -19,7 +19,14 @@ from torch import Tensor
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
 from sar2eo.datasets.loading import Samples
 from sar2eo.errors import PairsError, one_line
-from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
+from sar2eo.geo.radiometry import (
+    choose_recorded,
+    default_channels,
+    fill_invalid,
+    reference_amplitudes,
+    to_amplitude,
+    to_model_range,
+)
 from sar2eo.model.card import ModelCard
 
 _CACHE_BYTES = 512 * 2**20
@@ -82,8 +89,8 @@ class PairsDataset(Samples):
         Radiometry for the card of a model trained on them (see `sar2eo.geo.radiometry`).
     gsd_m : float or None
         Ground sample distance in true ground metres.
-    scaling : {"p99"} or float
-        Amplitude that becomes 1, as in a card (see `sar2eo.model.card.ModelCard`).
+    scaling : {"p99", "db"} or float
+        What amplitude is divided by, as in a card (see `sar2eo.model.card.ModelCard`).
     augmentation : Augmentation
         Crop, flips, turns and gain of the samples.
     """
@@ -97,7 +104,7 @@ class PairsDataset(Samples):
         quantity: str,
         calibration: str = "none",
         gsd_m: float | None = None,
-        scaling: Literal["p99"] | float = "p99",
+        scaling: Literal["p99", "db"] | float = "p99",
         augmentation: Augmentation,
     ) -> None:
         self.ids = tuple(ids)
@@ -188,9 +195,15 @@ class PairsDataset(Samples):
         return other
 
     def with_channels_of(self, card: ModelCard | PairsDataset) -> PairsDataset:
-        """Return the same pairs with the channels of a card or of other pairs, if they have them."""
+        """Return the same pairs with the channels of a card or of other pairs, if they have them.
+
+        For models of dB also with their scaling.
+        """
         other = copy(self)
-        if set(card.polarisations) <= set(self.polarisations):
+        if card.scaling == "db":
+            other.scaling = "db"
+            other.channels = choose_recorded(self.polarisations, card.polarisations, card.channels)[1]
+        elif set(card.polarisations) <= set(self.polarisations):
             other.channels = card.channels
         return other
 
@@ -242,7 +255,16 @@ class PairsDataset(Samples):
             amplitude, eo = fill_invalid(amplitude, valid), fill_invalid(eo, valid)
         low, high = (np.asarray(values, np.float32) for values in (pair.low, pair.high))
         amplitude = (amplitude - low[:, None, None]) * np.float32(place.gain)
-        scaled = to_model_range(amplitude, (high - low).tolist(), self.polarisations, self.channels)
+        divisors, decibels = (high - low).tolist(), self.scaling == "db"
+        if decibels:
+            divisors = reference_amplitudes(
+                divisors,
+                self.polarisations,
+                quantity=pair.quantity or "dn",
+                calibration=self.calibration,
+                stored_as="bytes" if pair.sar.dtype == np.uint8 else None,
+            )
+        scaled = to_model_range(amplitude, divisors, self.polarisations, self.channels, decibels=decibels)
         return {
             "sar": _to_tensor(scaled, place),
             "eo": _to_tensor(eo, place),

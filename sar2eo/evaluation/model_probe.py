@@ -15,7 +15,7 @@ from sar2eo.model.checkpoint import Checkpoint
 from sar2eo.model.diffusion import add_noise, compute_target, create_scheduler, sample
 from sar2eo.model.interface import Translator
 from sar2eo.model.loading import load_translator
-from sar2eo.model.network import decode_latents, encode_images, to_variance
+from sar2eo.model.network import SarCondition, decode_latents, encode_images, to_variance
 from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec
 
@@ -64,9 +64,10 @@ class Probe:
         variances, errors = [], []
         for sar, eo, index in zip(batch["sar"], batch["eo"], batch["index"], strict=True):
             latents = self._encode(eo[None])
-            noise = self._noise(index, latents.shape)
+            noise = self._noise(index, latents.shape[2:])
             noisy = add_noise(latents, noise, alpha_bar)
-            prediction, raw = self.checkpoint.predict(self._encode(sar[None]), noisy, timestep)
+            known = self._encode_sar(sar).with_trust(0)
+            prediction, raw = self.checkpoint.predict(known, noisy, timestep)
             target = compute_target(latents, noise, alpha_bar, self.card.prediction_type)
             errors.append((target - prediction).square().mean(1)[:, :rows, :cols].cpu())
             variances.append(to_variance(raw)[:, 0, :rows, :cols].cpu())
@@ -82,19 +83,29 @@ class Probe:
         `sar` has shape (3, H, W). Returns `count` timesteps, from the first to the last, and their images,
         shape (timesteps, 3, H, W), in [-1, 1].
         """
-        sar_latents = self._encode(sar[None])
+        condition = self._encode_sar(sar)
         clean: list[tuple[int, Tensor]] = []
 
-        def predict(latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        def predict(sar_latents: Tensor, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
             prediction, raw = self.checkpoint.predict(sar_latents, latents, timestep)
             estimate = self._schedule.step(prediction, timestep.cpu(), latents, return_dict=False)[1]
             clean.append((int(timestep), estimate))
             return prediction, raw
 
-        noise = self._noise(index, sar_latents.shape)
+        noise = self._noise(index, condition.latents.shape[2:])
         scheduler = self._scheduler(self.spec.sampler, self.spec.spacing)
         spec = self.spec
-        sample(predict, noise, scheduler, spec.steps, self.card.confidence_timestep, spec.temperature)
+        card = self.card
+        sample(
+            predict,
+            condition,
+            noise,
+            scheduler,
+            spec.steps,
+            card.confidence_timestep,
+            spec.temperature,
+            card.start,
+        )
         shown = np.unique(np.linspace(0, len(clean) - 1, min(count, len(clean))).round().astype(int))
         images = torch.cat([self._decode(clean[i][1]) for i in shown])
         return [clean[i][0] for i in shown], images[..., : sar.shape[1], : sar.shape[2]]
@@ -103,15 +114,20 @@ class Probe:
         return create_scheduler(sampler, spacing, self.card.prediction_type, self.checkpoint.schedule)
 
     def _encode(self, images: Tensor) -> Tensor:
-        whole = pad_to_multiple(images, self._multiple).to(self.spec.device)
-        return encode_images(self.checkpoint.vae, whole)
+        return encode_images(self.checkpoint.vae, self._pad(images))
+
+    def _encode_sar(self, sar: Tensor) -> SarCondition:
+        return self.checkpoint.encode_sar(self._pad(sar[None]))
+
+    def _pad(self, images: Tensor) -> Tensor:
+        return pad_to_multiple(images, self._multiple).to(self.spec.device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return decode_latents(self.checkpoint.vae, latents).clamp(-1, 1).cpu()
 
     def _noise(self, index: int, shape: torch.Size) -> Tensor:
         row, col = (pixel // self.spec.factor for pixel in find_noise_origin(index))
-        _, channels, height, width = shape
+        (height, width), channels = shape, self.spec.latent_channels
         drawn = draw_scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
         return torch.from_numpy(drawn)[None].to(self.spec.device)
 

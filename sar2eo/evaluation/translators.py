@@ -229,11 +229,12 @@ def adapt_pairs(card: ModelCard, pairs: PairsDataset) -> PairsDataset:
     its card: the figures then say how well the model generalises.
     """
     found = []
-    if not set(card.polarisations) <= set(pairs.polarisations):
+    enough = set.intersection if card.scaling == "db" else set.issubset
+    if not enough(set(card.polarisations), pairs.polarisations):
         found.append(f"polarisations {','.join(pairs.polarisations)} for {','.join(card.polarisations)}")
     if pairs.gsd_m is not None and not card.fits_gsd(pairs.gsd_m):
         found.append(f"pixels of {pairs.gsd_m:.3g} m for {card.gsd_m:.3g} m")
-    if pairs.scaling != card.scaling:
+    if card.scaling not in ("db", pairs.scaling):
         found.append(f"scaling {pairs.scaling} for {card.scaling}")
     if found:
         warnings.warn(

@@ -27,7 +27,13 @@ from rasterio.crs import CRS
 from sar2eo._version import __version__
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, refuse_misfit
 from sar2eo.geo.grid import Grid
-from sar2eo.geo.radiometry import POLARISATIONS, Channels, default_channels, nearest_polarisation
+from sar2eo.geo.radiometry import (
+    POLARISATIONS,
+    Channels,
+    choose_recorded,
+    default_channels,
+    nearest_polarisation,
+)
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.folder import BUNDLED
@@ -53,6 +59,7 @@ _BLOCK = (512, 1024)
 _MOST_TASKS = 2**14  # a task of one batch takes 12 kB of Dask's scheduler
 _SAMPLED_CHUNKS = 64
 _SAMPLE_SEED = 2025
+_WORLD = 2**40  # pixels
 _MACHINE = ("device", "dtype", "batch", "compile", "threads")
 
 _misfit = partial(refuse_misfit, verb="translates")
@@ -168,7 +175,7 @@ def _check_fit(scene: xr.DataArray, grid: Grid, card: TranslatorCard | None, *, 
             )
     calibration = scene.attrs.get("calibration") or "unknown"
     # A scaling by the scene's own percentile does not care about the calibration's factor.
-    if card.scaling != "p99" and card.calibration != calibration:
+    if card.scaling not in ("p99", "db") and card.calibration != calibration:
         _misfit(
             f"the scene's calibration is {calibration}, the model's fixed scaling is for {card.calibration}",
             RadiometryError,
@@ -186,8 +193,10 @@ def _make_context(
         read = None  # the reader's pixels are counted from another corner
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
     lattice = Lattice(whole.shape, settings.tile, settings.overlap, spec.factor)
+    decibels = spec.card is not None and spec.card.scaling == "db"
     return TaskContext(
         lattice=lattice,
+        anchor=_find_anchor(whole, spec.factor) if decibels else (0, 0),
         region=region,
         reader=None if read is None else read[0],
         row_edges=tuple(np.cumsum((region.row, *rows)).tolist()),
@@ -196,9 +205,18 @@ def _make_context(
         polarisations=polarisations,
         channels=channels,
         quantity=str(scene.attrs["quantity"]),
+        calibration=scene.attrs.get("calibration"),
+        stored_as=scene.attrs.get("stored_as", "bytes" if scene.dtype == np.uint8 else None),
         spec=spec,
         run=-(-len(lattice.touching(region)) // (spec.batch * _MOST_TASKS)),
     )
+
+
+def _find_anchor(grid: Grid, factor: int) -> tuple[int, int]:
+    """Return where a grid's corner lies on the map, in pixels: a cut-out then has the noise of its place."""
+    a, _, left, _, e, top = grid.transform
+    row, col = (round(offset / size) // factor * factor % _WORLD for offset, size in ((top, e), (left, a)))
+    return row, col
 
 
 def _read_polarisations(scene: xr.DataArray) -> tuple[str, ...]:
@@ -221,6 +239,8 @@ def _choose_channels(
     """Return the scene's polarisations that the model takes, and which of them each channel averages."""
     if card is None:
         return found, default_channels(found)
+    if card.scaling == "db":
+        return choose_recorded(found, card.polarisations, card.channels)
     missing = [name for name in card.polarisations if name not in found]
     if not missing:
         return card.polarisations, card.channels
@@ -240,7 +260,7 @@ def _choose_scaling(
     """Return the amplitude that becomes 1, by polarisation; None: the scene's percentile, to be sampled."""
     scaling, names, card = settings.scaling, context.polarisations, context.spec.card
     if scaling is None:
-        return None if card is None or card.scaling == "p99" else (float(card.scaling),) * len(names)
+        return None if card is None or isinstance(card.scaling, str) else (float(card.scaling),) * len(names)
     if isinstance(scaling, dict):
         own = context.quantity, str(scene.attrs.get("calibration") or "unknown")
         other = scaling.get("quantity", own[0]), scaling.get("calibration", "unknown")
@@ -273,12 +293,13 @@ def _identify(scene: xr.DataArray, context: TaskContext) -> list[Any]:
     """Return everything that decides the pixels: equal on every machine and day."""
     reader = context.reader
     source = tokenize(scene.data) if reader is None else reader.identity()
-    names = ("lattice", "region", "bands", "polarisations", "channels", "quantity")
+    names = ("lattice", "region", "bands", "polarisations", "channels")
+    radiometry = ("quantity", "calibration", "stored_as", "anchor")
     return [
         json.dumps(source, sort_keys=True),
         json.dumps(context.spec.fingerprint(), sort_keys=True),
         [context.row_edges, context.col_edges] if reader is None else [],
-        [*(getattr(context, name) for name in names), context.spec.batch],
+        [*(getattr(context, name) for name in (*names, *radiometry)), context.spec.batch],
     ]
 
 
@@ -373,7 +394,7 @@ def _build_scaling(
     for number in map(int, order[:_SAMPLED_CHUNKS]):
         i, j = divmod(number, shape[1])
         layer[f"{name}-sample", number] = (sample_chunk, constant, (source, 0, i, j), number)
-    return layer | {(name, 0): (scale_from_samples, list(layer), len(order))}
+    return layer | {(name, 0): (scale_from_samples, constant, list(layer), len(order))}
 
 
 def _build_batches(

@@ -24,6 +24,7 @@ from sar2eo.geo.radiometry import (
     FloatArray,
     compute_percentiles,
     fill_invalid,
+    reference_amplitudes,
     sample_percentiles,
     to_amplitude,
     to_model_range,
@@ -55,6 +56,10 @@ class TaskContext:
         Indices of the scene's bands that the model takes, and their names.
     channels : tuple of tuple of str
         Polarisations that are averaged into each of the model's three channels.
+    calibration, stored_as : str or None
+        What decides the level besides the quantity (see `sar2eo.geo.radiometry.reference_amplitudes`).
+    anchor : tuple of int, optional (default: (0, 0))
+        Row and column on the map's grid of the corner that noise is counted from.
     run : int, optional (default: 1)
         Batches per task. Pixels do not depend on it.
     """
@@ -68,8 +73,28 @@ class TaskContext:
     polarisations: tuple[str, ...]
     channels: Channels
     quantity: str
+    calibration: str | None
+    stored_as: str | None
     spec: ModelSpec
+    anchor: tuple[int, int] = (0, 0)
     run: int = 1
+
+    @property
+    def decibels(self) -> bool:
+        """Whether the model takes dB."""
+        return self.spec.card is not None and self.spec.card.scaling == "db"
+
+    def to_divisors(self, percentiles: Sequence[float]) -> FloatArray:
+        """Return what amplitude is divided by, given the scene's 99th percentiles, shape (polarisation,)."""
+        if self.decibels:
+            percentiles = reference_amplitudes(
+                percentiles,
+                self.polarisations,
+                quantity=self.quantity,
+                calibration=self.calibration,
+                stored_as=self.stored_as,
+            )
+        return np.asarray(percentiles, np.float32)
 
     def task_of(self, tile: int) -> int:
         """Return the number of the task that translates a tile."""
@@ -126,7 +151,7 @@ def _drop_causes() -> Iterator[None]:
 
 @_drop_causes()
 def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
-    """Return the 99th percentile of amplitude in the whole scene, shape (polarisation,)."""
+    """Return what amplitude is divided by, from a sample of the whole scene, shape (polarisation,)."""
     reader = context.reader
     assert reader is not None  # noqa: S101  (the graph builder chooses by this)
 
@@ -140,7 +165,7 @@ def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
             f"dB values whose 99th percentile is {20 * np.log10(max(found)):.0f}, brighter than any ground: "
             "is --quantity right?"
         )
-    return np.asarray(found, np.float32)
+    return context.to_divisors(found)
 
 
 def sample_chunk(context: TaskContext, chunk: npt.NDArray[Any], seed: int) -> FloatArray:
@@ -152,8 +177,8 @@ def sample_chunk(context: TaskContext, chunk: npt.NDArray[Any], seed: int) -> Fl
     return values
 
 
-def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray:
-    """Return the 99th percentile of amplitude over samples of some of the chunks, shape (polarisation,)."""
+def scale_from_samples(context: TaskContext, samples: Sequence[FloatArray], chunks: int) -> FloatArray:
+    """Return what amplitude is divided by, from samples of some of the chunks, shape (polarisation,)."""
     bands = ([sample[band] for sample in samples] for band in range(len(samples[0])))
     valid = [np.concatenate([part[np.isfinite(part)] for part in parts]) for parts in bands]
     if any(values.size == 0 for values in valid) and len(samples) == chunks:
@@ -163,7 +188,7 @@ def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray
             f"no valid pixel in {len(samples)} sampled chunks of {chunks}: give the amplitude that becomes 1 "
             "as scaling, or make the chunks larger"
         )
-    return np.asarray(compute_percentiles(valid, percentile=SCALING_PERCENTILE), np.float32)
+    return context.to_divisors(compute_percentiles(valid, percentile=SCALING_PERCENTILE))
 
 
 @_drop_causes()
@@ -186,8 +211,10 @@ def translate_batches(context: TaskContext, divisors: FloatArray, task: int, *re
         if not inputs:
             continue
         tiles = [context.lattice[index] for index in inputs]
+        top, left = context.anchor
         found = load_translator(context.spec).translate(
-            np.stack([sar for sar, _ in inputs.values()]), [(tile.row, tile.col) for tile in tiles]
+            np.stack([sar for sar, _ in inputs.values()]),
+            [(top + tile.row, left + tile.col) for tile in tiles],
         )
         add_count("tiles_translated", len(inputs))
         for at, (index, (_, valid)) in enumerate(inputs.items()):
@@ -214,7 +241,13 @@ def _read_tile(
     if pad != ((0, 0), (0, 0)):
         amplitude = np.pad(amplitude, ((0, 0), *pad), mode="reflect")
         valid, whole = np.pad(valid, pad), False
-    sar = to_model_range(amplitude, [float(d) for d in divisors], context.polarisations, context.channels)
+    sar = to_model_range(
+        amplitude,
+        [float(d) for d in divisors],
+        context.polarisations,
+        context.channels,
+        decibels=context.decibels,
+    )
     return sar, None if whole else valid
 
 
