@@ -89,20 +89,10 @@ def find_colour(text: str) -> str | None:
 
 
 def choose_rgb(bands: Sequence[BandText], dtype: str) -> tuple[int, int, int] | None:
-    """Find red, green and blue among the bands of a file.
+    """Find red, green and blue among the bands of a file, alpha left out; return indexes from 1, or None.
 
-    Parameters
-    ----------
-    bands : sequence of BandText
-        All of a file, without an alpha band.
-    dtype : str
-        Type of the pixels.
-
-    Returns
-    -------
-    tuple of int or None
-        Indexes from 1, by names, wavelengths, or roles. Where bands say nothing, by their number: three of
-        bytes are red, green and blue, and 12 or 13 of 16 bits are those of Sentinel-2.
+    They are known by names, wavelengths, or roles. Where bands say nothing, by their number: three of bytes
+    are red, green and blue, and 12 or 13 of 16 bits are those of Sentinel-2.
     """
     ways: list[dict[str, int]] = [
         _first((c, band.index) for band in bands for text in band.texts if (c := find_colour(text))),
