@@ -1,4 +1,4 @@
-"""Files that hold a scene's polarisations as rasters of their own: SNAP's BEAM-DIMAP, HDF5, netCDF and Zarr."""
+"""Containers of rasters of one polarisation each: SNAP's BEAM-DIMAP, HDF5, netCDF and Zarr."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def read_container(path: Path) -> SarAssets | None:
     Parameters
     ----------
     path : Path
-        A BEAM-DIMAP product (the ``.dim``, its ``.data`` folder, or an ``.img`` in that); a HDF5 or netCDF file
-        with several rasters; or a Zarr folder.
+        A BEAM-DIMAP product (the ``.dim``, its ``.data`` folder, or an ``.img`` in that); a HDF5 or netCDF
+        file with several rasters; or a Zarr folder.
 
     Raises
     ------

@@ -50,6 +50,7 @@ def open_scene(
     datetime: str | Datetime | None = None,
     allow_ungeoreferenced: bool = False,
     calibrate: str | None = None,
+    asset: str | None = None,
     force: bool = False,
 ) -> xr.DataArray:
     """Open a SAR scene, lazily.
@@ -83,6 +84,8 @@ def open_scene(
         Whether to open a source without a georeference.
     calibrate : {"sigma0", "beta0", "gamma0"}, optional
         Of a ``.SAFE``: calibrate by the vectors in its annotation. Values are then amplitude.
+    asset : str, optional
+        Of a STAC item: key of the asset to take. By default all that hold polarisations.
     force : bool
         Go on, with a warning, where values contradict what is said of them.
 
@@ -126,7 +129,7 @@ def open_scene(
     if isinstance(parsed, str) and holds_scenes(Path(parsed)):
         parsed = parse_source(_find_inside(parsed))
     if isinstance(parsed, str):
-        opened = _open_path(_absolute(parsed), names, declared, calibrate, bands)
+        opened = _open_path(_absolute(parsed), names, declared, calibrate, bands, asset)
     elif not parsed.keys() <= set(POLARISATIONS):
         raise SceneError(f"{source}: the files of an optical scene, where a SAR scene is due")
     else:
@@ -165,6 +168,7 @@ def _open_path(
     nodata: float | None,
     calibrate: str | None,
     chosen: Sequence[int] | None,
+    asset: str | None,
 ) -> OpenedSource:
     if not source:
         raise SceneError("the name of the scene is empty")
@@ -179,11 +183,13 @@ def _open_path(
             _refuse_bands(chosen)
             return open_sentinel1(Path(path), polarisations=names, calibrate=calibrate)
     _refuse_calibrate(calibrate)
+    if asset is not None and not is_stac(source):
+        raise SettingsError(f"asset={asset}: goes with a STAC item, and {source} is none")
     label = display_name(source)
     container = None if path.startswith("/vsi") else read_container(Path(path))
     if container is not None or is_stac(source):
         _refuse_bands(chosen)
-        item = container or read_sar_assets(source)
+        item = container or read_sar_assets(source, asset, names)
         found = _open_files(select_assets(item.files, names, source), names, nodata, item)
         return replace(found, facts=item.facts.over(found.facts), label=label, unnamed=False)
     raster = open_raster(path, names=len(names or ()), nodata=nodata, chosen=chosen)
@@ -259,7 +265,7 @@ def _find_inside(path: str) -> str:
     except PairsError as error:
         names = sorted(each.name for each in Path(path).iterdir()) if Path(path).is_dir() else []
         inside = ", ".join(names[:6]) or "nothing that can be read"
-        raise SceneError(f"{path}: no SAR scene in it, but {inside}: name the raster") from error
+        raise SceneError(f"{path}: a folder without a SAR scene, but with {inside}") from error
     if len(found) > 1:
         names = [Path(each.href).name for each in found]
         raise SceneError(f"{path}: holds {len(found)} scenes, name one: {', '.join(names[:6])}")

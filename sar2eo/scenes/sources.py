@@ -99,11 +99,11 @@ def expand_sources(given: Sequence[str], role: Role, eo_bands: tuple[int, ...] |
 def _expand(text: str, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     local = _file(text)
     if isinstance(parse_source(text), dict) or is_remote(gdal_path(text)):
-        yield from [_of_item(text, role)] if is_stac(text) else [Source(text)]
+        yield from [_of_item(text, role, eo_bands)] if is_stac(text) else [Source(text)]
     elif holds_scenes(local):
         yield from _inside(local, role, eo_bands)
     elif local.exists():
-        yield from _in_file(text, local, role)
+        yield from _in_file(text, local, role, eo_bands)
     elif glob.has_magic(text):
         for path in expand_glob(text):
             yield from _expand(path, role, eo_bands)
@@ -153,7 +153,11 @@ def _is_raster(path: Path) -> bool:
 
 def holds_scenes(path: Path) -> bool:
     """Whether a path is a folder or a zip of any files, and not of one product."""
-    folder = path.is_dir() and path.suffix.lower() != ".zarr" and not path.with_suffix(".dim").is_file()
+    folder = (
+        path.is_dir()
+        and path.suffix.lower() != ".zarr"
+        and not path.parent.joinpath(f"{path.stem}.dim").is_file()
+    )
     return (folder or (path.suffix.lower() == ".zip" and zipfile.is_zipfile(path))) and not _is_product(path)
 
 
@@ -180,7 +184,7 @@ def _join(paths: list[str], role: Role, eo_bands: tuple[int, ...] | None) -> lis
 def _join_bands(
     folder: str, scene: str, files: dict[str, str], inside: list[str], eo_bands: tuple[int, ...] | None
 ) -> tuple[Source, set[str]]:
-    """Make a scene of the files of its bands, and return it with all files of the folder that belong to it."""
+    """Make a scene of the files of its bands; return it and all files of the folder that belong to it."""
     named = read_optical_facts(scene, {})
     facts = named.over(read_optical_facts(folder.rpartition("/")[2], {}))
     chosen = choose_named([BandText(0, (band,)) for band in files], facts.platform or "", eo_bands)
@@ -250,19 +254,19 @@ def _is_sidecar(path: Path) -> bool:
     )
 
 
-def _in_file(text: str, path: Path, role: Role) -> Iterator[Source]:
+def _in_file(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     suffix = path.suffix.lower()
     if suffix not in _TABLES:
         yield Source(text)
     elif suffix in (".json", ".geojson"):
-        yield from _in_json(text, path, role)
+        yield from _in_json(text, path, role, eo_bands)
     else:
         yield from _in_table(path)
 
 
-def _in_json(text: str, path: Path, role: Role) -> Iterator[Source]:
+def _in_json(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     if "#" in text:
-        yield _of_item(text, role)
+        yield _of_item(text, role, eo_bands)
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -270,29 +274,29 @@ def _in_json(text: str, path: Path, role: Role) -> Iterator[Source]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PairsError(f"{path}: neither STAC nor GeoJSON that can be read ({one_line(error)})") from error
     if kind == "Feature":
-        yield _of_item(text, role)
+        yield _of_item(text, role, eo_bands)
     elif kind != "FeatureCollection":
         raise PairsError(f"{path}: a {kind}: give a STAC item, an item collection, or a table of footprints")
     elif any("assets" in feature for feature in content.get("features", ())):
-        yield from _in_collection(text, path, role)
+        yield from _in_collection(text, path, role, eo_bands)
     else:
         yield from _in_table(path)
 
 
-def _in_collection(text: str, path: Path, role: Role) -> Iterator[Source]:
+def _in_collection(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     try:
         names = [item.id for item in pystac.ItemCollection.from_file(str(path))]
     except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
         raise PairsError(f"{path}: an item collection that cannot be read ({one_line(error)})") from error
     for name in names:
         href = f"{text}#{name}"
-        if _fits(href, role):
-            yield _of_item(href, role)
+        if _fits(href, role, eo_bands):
+            yield _of_item(href, role, eo_bands)
 
 
-def _fits(href: str, role: Role) -> bool:
+def _fits(href: str, role: Role, eo_bands: tuple[int, ...] | None) -> bool:
     if role == "eo":
-        return choose_eo_assets(read_item(href)) is not None
+        return choose_eo_assets(read_item(href), eo_bands) is not None
     try:
         read_sar_assets(href)
     except SceneError:
@@ -300,15 +304,12 @@ def _fits(href: str, role: Role) -> bool:
     return True
 
 
-def _of_item(href: str, role: Role) -> Source:
+def _of_item(href: str, role: Role, eo_bands: tuple[int, ...] | None) -> Source:
     item = read_item(href)
-    if role == "sar":
-        facts = read_sar_assets(href).facts
-    else:
-        if choose_eo_assets(item) is None:
-            assets = ", ".join(item.assets) or "none"
-            raise PairsError(f"{href}: no EO asset (visual, or red, green and blue) among {assets}")
-        facts = read_item_facts(item)
+    if role == "eo" and choose_eo_assets(item, eo_bands) is None:
+        assets = ", ".join(item.assets) or "none"
+        raise PairsError(f"{href}: no EO asset (visual, or red, green and blue) among {assets}")
+    facts = read_item_facts(item)
     area = shapely.from_geojson(json.dumps(item.geometry)) if item.geometry else None
     placed = _area(area, "EPSG:4326")
     return Source(href, facts.datetime, facts.platform, facts.orbit_direction, placed)

@@ -104,32 +104,51 @@ def _read_collection(file: str, *_version: int) -> dict[str, pystac.Item]:
     return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, _Io())))}
 
 
-def read_sar_assets(source: str) -> SarAssets:
+def read_sar_assets(
+    source: str, asset: str | None = None, polarisations: tuple[str, ...] | None = None
+) -> SarAssets:
     """Read a STAC item, and find its SAR assets; a `SceneError` is raised where it has none.
 
-    `source` is a path or URL; ``items.json#ID`` is one item of an item collection.
+    Parameters
+    ----------
+    source : str
+        A path or URL; ``items.json#ID`` is one item of an item collection.
+    asset : str, optional
+        Key of the asset to take.
+    polarisations : tuple of str, optional
+        What the asset holds, where the item does not say.
     """
     item = read_item(source)
     try:
-        return _assets(item, source)
+        return _assets(item, source, asset, polarisations or ())
     except _WRONG_TYPES as error:
         raise SceneError(
             f"{display_name(source)}: a field of the STAC item is of the wrong type ({one_line(error)})"
         ) from error
 
 
-def _assets(item: pystac.Item, source: str) -> SarAssets:
+def _assets(item: pystac.Item, source: str, wanted: str | None, given: tuple[str, ...]) -> SarAssets:
     files: dict[tuple[str, ...], str] = {}
     used = []
-    for key, asset in item.assets.items():
+    keys = ", ".join(item.assets) or "none"
+    if wanted is not None and wanted not in item.assets:
+        raise SceneError(f"{display_name(source)}: no asset {wanted}, the item has {keys}")
+    chosen = item.assets if wanted is None else {wanted: item.assets[wanted]}
+    for key, asset in chosen.items():
         names = _names(key, asset, item)
+        if wanted is not None and not names:
+            names = _upper(item.properties.get("sar:polarizations", [])) or given
+            if not names:
+                raise PolarisationError(
+                    f"{display_name(source)}: asset {wanted}: its polarisations are not said: give --pol"
+                )
         if names and not any(set(names) & set(known) for known in files):
             files[names] = _local_path(asset.get_absolute_href() or asset.href)
             used.append(asset)
     if not files:
         raise SceneError(
-            f"{display_name(source)}: no SAR asset among {', '.join(item.assets) or 'none'}: their keys are "
-            "such as vv, or they have sar:polarizations"
+            f"{display_name(source)}: no SAR asset among {keys}: their keys are such as vv, or they have "
+            "sar:polarizations; choose one with --asset"
         )
     bands = [band for asset in used for band in _raster_bands(asset)]
     nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
@@ -160,8 +179,11 @@ def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
     of_key = polarisation_words(key)
     if len(of_key) == 1:
         return tuple(of_key)
-    data = [a for a in item.assets.values() if "data" in (a.roles or ())]
-    if data == [asset]:
+    data = [k for k, a in item.assets.items() if "data" in (a.roles or ()) and _is_raster(a)]
+    if len(data) > 1:  # Umbra's GEC and CSI: the one of the item's type of product
+        words = {k: re.split(r"[^A-Z0-9]+", f"{k} {item.assets[k].title}".upper()) for k in data}
+        data = [k for k in data if _product_type(item) in words[k]]
+    if data == [key]:
         return _upper(item.properties.get("sar:polarizations", []))
     return ()
 
@@ -196,17 +218,17 @@ def _local_path(href: str) -> str:
 
 
 def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
-    properties = item.properties
     units = {str(band.get("unit", "")).lower() for band in bands}
-    is_rtc = _product_type(item) == "RTC"
-    return Facts(
+    # Some catalogues keep the type that the product was made from: ``sentinel-1-rtc``, ``..._rtc``.
+    is_rtc = _product_type(item) == "RTC" or any(
+        re.search(r"(?<![a-z])rtc(?![a-z])", text or "", re.I) for text in (item.collection_id, item.id)
+    )
+    values = Facts(
         quantity="db" if units == {"db"} else None,
         calibration="rtc" if is_rtc else None,
-        datetime=iso_datetime_or_none(item.datetime or properties.get("start_datetime")),
-        platform=platform_name(properties.get("platform")),
-        orbit_direction=properties.get("sat:orbit_state"),
         terrain_corrected=True if is_rtc else None,
     )
+    return values.over(read_item_facts(item))
 
 
 def _product_type(item: pystac.Item) -> str:
@@ -283,9 +305,13 @@ def choose_eo_assets(item: pystac.Item, numbers: tuple[int, ...] | None = None) 
 
 
 def read_item_facts(item: pystac.Item) -> Facts:
-    """Return when and by what an optical item was acquired."""
-    time = item.datetime or item.properties.get("start_datetime")
-    return Facts(datetime=iso_datetime_or_none(time), platform=platform_name(item.properties.get("platform")))
+    """Return when and by what an item was acquired."""
+    properties = item.properties
+    return Facts(
+        datetime=iso_datetime_or_none(item.datetime or properties.get("start_datetime")),
+        platform=platform_name(properties.get("platform")),
+        orbit_direction=properties.get("sat:orbit_state"),
+    )
 
 
 def _cloud(rasters: dict[str, pystac.Asset]) -> CloudAsset | None:

@@ -59,6 +59,7 @@ class SceneSettings(Settings):
         Literal["beta0", "sigma0", "gamma0"] | None,
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
     ] = None
+    asset: Annotated[str | None, "Asset to take of a STAC item.", Flag(metavar="KEY")] = None
     bands: Annotated[
         tuple[int, ...] | None, "Bands of the file to take, by number from 1.", Flag("--band", "N,N")
     ] = None
