@@ -30,8 +30,9 @@ def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, d
     """Translate SAR scenes into EO images: Cloud Optimized GeoTIFFs on the scenes' grids.
 
     A SCENE is a raster, a product or a STAC item; for a folder also a glob, a folder of scenes or a STAC
-    item collection. Results in a folder are named by a template with {id}, {stem}, {date}, {time},
-    {platform}, {orbit} and {polarisations}; --confidence, --spread and --quicklook are templates, too.
+    item collection. Results in a folder are named by a template with {id}, {folder}, {stem}, {date},
+    {time}, {platform}, {orbit} and {polarisations}; --confidence, --spread and --quicklook are templates,
+    too.
 
     The same command goes on where an interrupted one stopped, and skips finished results. Results for s3://
     are made in a folder NAME-HASH.partial, here or in --tmp, and uploaded when they are whole. The images are
