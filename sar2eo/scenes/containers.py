@@ -12,8 +12,6 @@ from sar2eo.scenes.gdal import open_dataset
 from sar2eo.scenes.metadata import Facts, is_layer, polarisation_words, read_facts
 from sar2eo.scenes.stac_input import SarAssets
 
-__all__ = ["read_container"]
-
 _ARRAYS = (".h5", ".hdf5", ".he5", ".nc", ".nc4", ".cdf")
 
 
