@@ -200,7 +200,8 @@ def open_eo_scene(
         inside = expand_sources([path], "eo", eo_bands)
         if len(inside) > 1:
             names = ", ".join(Path(each.href).name for each in inside[:3])
-            raise SceneError(f"{path}: holds {len(inside)} scenes, name one: {names}")
+            what = "a folder" if Path(path).is_dir() else "an archive"
+            raise SceneError(f"{path}: {what} of {len(inside)} scenes, name one: {names}")
         given, path = inside[0], inside[0].href
     parts = _choose_parts(path, eo_bands)
     kind: Kind = "rgb" if parts.dtype == "uint8" else "reflectance"
