@@ -28,8 +28,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 def to_grey(image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    """Return the luminance of an image, shape (3, H, W), as shape (H, W)."""
-    return np.asarray(np.tensordot(_LUMINANCE, image.astype(np.float32), 1))
+    """Return the luminance of images, shape (..., 3, H, W), as shape (..., H, W)."""
+    return np.asarray(np.moveaxis(image.astype(np.float32), -3, -1) @ _LUMINANCE)
 
 
 def describe_orientations(grey: FloatArray) -> npt.NDArray[np.float32]:

@@ -57,7 +57,9 @@ def test_places_are_those_of_plain_loops(shape: tuple[int, int]) -> None:
     truth = picture(*shape, 1)
     prediction = np.asarray(shift(truth, (3, -2), mode="wrap") + 0.7 * (picture(*shape, 2) - 128), np.float32)
     np.testing.assert_allclose(describe_orientations(truth), describe_by_loops(truth), atol=2e-5)
-    assert find_crop(prediction, truth).tolist() == [list(found) for found in find_by_loops(prediction, truth)]
+    assert find_crop(prediction, truth).tolist() == [
+        list(found) for found in find_by_loops(prediction, truth)
+    ]
     assert find_crop(truth, truth).tolist() == [[0, 0], [0, 0]]
 
 
