@@ -59,7 +59,8 @@ class Region(NamedTuple):
 
 def open_region(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> Region:
     """Open a scene and cut out the region of a recipe; no pixels are read."""
-    whole = open_scene(source, **dataclasses.asdict(recipe.scene))
+    options = dataclasses.asdict(recipe.scene)
+    whole = open_scene(source, **options | {"force": recipe.scene.force or recipe.settings.force})
     scene, area = cut_region(whole, decode_attributes(whole)["scene_grid"], recipe.region)
     return Region(scene, area, fingerprint_result(scene, area, recipe, spec))
 
@@ -226,7 +227,7 @@ def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:
     """
     fills = {"eo": 0, "valid": False, "confidence": np.nan, "spread": np.nan}
     clipped = {
-        name: (dataset[name].dims, _clip(dataset[name].data, area, grid, fill))
+        name: dataset[name].copy(data=_clip(dataset[name].data, area, grid, fill))
         for name, fill in fills.items()
         if name in dataset
     }
