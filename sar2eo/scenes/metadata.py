@@ -202,7 +202,10 @@ _CALIBRATION_WORDS = {
 # Tags by the ends of their names, in lower case and with "_" between words, the best first: Capella's
 # ``collect_state_direction``, SNAP's ``PASS``, OPERA's ``..._BACKSCATTER_EXPRESSION_CONVENTION``.
 _QUANTITY_TAGS = ("quantity", "units?", "(expression|measurement|backscatter)_convention")
-_CALIBRATION_TAGS = ("calibration", "radiometry", "(measurement|product)_type", "normali[sz]ation_convention")
+_CALIBRATION_TAGS = (
+    *("calibration", "radiometry", "(measurement|product)_type", "specification"),
+    *("backscatter_measurement", "normali[sz]ation_convention"),
+)
 _POLARISATION_TAGS = ("(?<!transmit_)(?<!receive_)polari[sz]ations?(_list)?", "polarimetric_interp")
 _PLATFORM_TAGS = (
     *("platform(_name)?", "mission(_id)?", "satellite(_(id|identifier|name))?", "sensor"),
@@ -349,7 +352,7 @@ def read_facts(
     quantity = quantity or ("db" if _DECIBEL & set(words) else _first(words, _QUANTITY_WORDS))
     said = Facts(
         quantity=quantity,
-        calibration="rtc" if "rtc" in referred else _first(referred + words, _CALIBRATION_WORDS),
+        calibration="rtc" if {"rtc", "nrb"} & {*referred} else _first(referred + words, _CALIBRATION_WORDS),
         datetime=_read_time(file_name, tags),
         platform=platform_name(_find(tags, _PLATFORM_TAGS) or None),
         orbit_direction=_first(_words(_find(tags, _ORBIT_TAGS, most=9)), _ORBITS),
