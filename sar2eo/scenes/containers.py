@@ -13,8 +13,6 @@ from sar2eo.scenes.metadata import Facts, is_layer, polarisation_words, read_fac
 from sar2eo.scenes.snap import read_snap_product
 from sar2eo.scenes.stac_input import SarAssets
 
-__all__ = ["read_container"]
-
 _ARRAYS = (".h5", ".hdf5", ".he5", ".nc", ".nc4", ".cdf")
 
 
