@@ -133,8 +133,8 @@ def test_a_value_that_may_be_fill_or_measured_is_asked_about(tmp_path):
         ("vv.tif", np.rint(decibels() * 100).astype("int16"), None, r"dB times 100: .*-a_scale 0\.01 "),
         ("vv_db.tif", np.rint(decibels() * 100).astype("float32"), None, r"dB times 100: .*-a_scale 0\.01 "),
         ("vv.tif", np.rint(decibels() * 100).astype("int16"), "amplitude", r"dB times 100"),
-        ("vv.tif", speckle(SHAPE), "db", "unsigned integers .* like dn"),
-        ("vv.tif", speckle(SHAPE, dtype="float32"), "db", "like dn, amplitude or intensity"),
+        ("vv.tif", speckle(SHAPE), "db", "unsigned integers .*--quantity dn"),
+        ("vv.tif", speckle(SHAPE, dtype="float32"), "db", r"--quantity dn\|amplitude\|intensity"),
     ],
 )
 def test_a_quantity_that_values_contradict_is_refused_with_the_likely_truth(
