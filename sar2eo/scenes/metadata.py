@@ -236,7 +236,7 @@ _CLOCK = re.compile(r"(\d\d):?(\d\d):?(\d\d)")
 # something else, as its last.
 _LAYERS = {"incidence", "lia", "layover", "coherence", "anf"}
 _LAST_LAYERS = {"dem", "dsm", "dtm", "elevation", "angle", "ratio", "coh", "ls", "inc"}
-_PERHAPS_LAYERS = {"area", "mask", "map", "rgb", "height", "slope", "looks", "noise", "quality", "lat", "lon"}
+_PERHAPS_LAYERS = {"area", "mask", "rgb", "height", "slope", "looks", "noise", "quality", "lat", "lon"}
 # Compact polarimetry: transmitted circularly (right, left, or either hand), received linearly.
 _COMPACT = {"RH", "RV", "CH", "CV", "LH", "LV"}
 

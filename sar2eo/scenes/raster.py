@@ -220,7 +220,7 @@ def open_raster(
         files = tuple(identify_files(dataset.files or [path], known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
         texts = _read_texts(dataset, path)
-        indexes = _choose_indexes(dataset, texts, names) if chosen is None else list(chosen)
+        indexes = list(dict.fromkeys(chosen)) if chosen else _choose_indexes(dataset, texts, names)
         if absent := [index for index in indexes if index not in dataset.indexes]:
             raise SettingsError(
                 f"{display_name(path)}: has no band {absent[0]}, it has {dataset.count}, counted from 1"
@@ -238,7 +238,7 @@ def open_raster(
         grid, control = _georeference(dataset)
         roles = {role.name for role in dataset.colorinterp}
         facts = read_facts(file_name, texts.tags, described, [texts.units[i - 1] for i in indexes])
-        left_out = [i for i in dataset.indexes if chosen is None and i not in indexes]
+        left_out = [i for i in dataset.indexes if not chosen and i not in indexes]
         return Raster(
             path=path,
             bands=bands,

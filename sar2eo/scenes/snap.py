@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,9 @@ def read_snap_tag(path: Path) -> SnapProduct | None:
     """Read the description in a GeoTIFF; None where there is none, or none that can be read."""
     import tifffile
 
-    unreadable = (OSError, ValueError, tifffile.TiffFileError, ElementTree.ParseError)
-    with suppress(*unreadable), tifffile.TiffFile(path) as file:
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    # Of a damaged file, or one of another kind, anything may be raised; what GDAL reads of it counts.
+    with suppress(Exception), tifffile.TiffFile(path) as file:
         tag = file.pages.first.tags.get(_TAG)
         if tag is not None and tag.count < _LARGEST:
             text = tag.value if isinstance(tag.value, str) else bytes(tag.value).decode()
