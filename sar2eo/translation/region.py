@@ -227,7 +227,7 @@ def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:
     """
     fills = {"eo": 0, "valid": False, "confidence": np.nan, "spread": np.nan}
     clipped = {
-        name: (dataset[name].dims, _clip(dataset[name].data, area, grid, fill))
+        name: dataset[name].copy(data=_clip(dataset[name].data, area, grid, fill))
         for name, fill in fills.items()
         if name in dataset
     }
