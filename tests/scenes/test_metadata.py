@@ -38,6 +38,80 @@ def test_names_of_sar_products(name: str, expected: tuple[str | None, str | None
     assert (found.platform, found.datetime) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "platform", "time"),
+    [
+        ("ICEYE_X7_GRD_SM_59797_20210620T052843_VV_edited.tif", "ICEYE-X7", "2021-06-20T05:28:43Z"),
+        ("CAPELLA_C02_SM_GEO_HH_20201209213329_20201209213332.tif", "Capella-2", "2020-12-09T21:33:29Z"),
+        ("2023-02-12-21-33-56_UMBRA-04_GEC.tif", "Umbra-04", "2023-02-12T21:33:56Z"),
+        ("TSX1_SAR__MGD_SE___SM_S_SRA_20210620T052843_20210620T052851_VV.tif", "TerraSAR-X",
+         "2021-06-20T05:28:43Z"),
+        ("RS2_OK12345_PK123_DK123_F2_20080415_143807_HH_HV_SLC.tif", "RADARSAT-2", "2008-04-15T14:38:07Z"),
+        ("RCM1_OK1050603_PK1_1_SC30MCPB_20200303_235120_CH_CV_GRD.tif", "RCM-1", "2020-03-03T23:51:20Z"),
+        ("IMG-HH-ALOS2014410740-140829-FBDR1.5RUD.tif", "ALOS-2", "2014-08-29T00:00:00Z"),
+        ("S1A_OPER_SAR_EOSSP__CORE_L1A_OLVF_20210620T052843.tif", "SAOCOM-1A", "2021-06-20T05:28:43Z"),
+        ("CSKS1_SCS_B_HI_12_HH_RA_SF_20110105051004_20110105051011.h5", "COSMO-SkyMed-1",
+         "2011-01-05T05:10:04Z"),
+        ("NISAR_L2_PR_GCOV_002_109_D_063_4005_DHDH_A_20251012T182508_20251012T182531_X05010.h5", "NISAR",
+         "2025-10-12T18:25:08Z"),
+        ("GF3_SAY_QPSI_011444_E118.9_N31.4_20181012_L1A_HH_L10003517422.tiff", "Gaofen-3",
+         "2018-10-12T00:00:00Z"),
+        ("OPERA_L2_RTC-S1_T069-147170-IW3_20231217T135241Z_20231218T010203Z_S1A_30_v1.0_VV.tif",
+         "Sentinel-1A", "2023-12-17T13:52:41Z"),
+        ("2021-06-20_VV.tif", None, "2021-06-20T00:00:00Z"),
+        ("S1_VV_20210620.tif", None, "2021-06-20T00:00:00Z"),
+        ("S1_20200604_20200616_VV.tif", None, "2020-06-04T00:00:00Z"),
+        ("Sigma0_VV_mst_12Jun2023.tif", None, "2023-06-12T00:00:00Z"),
+        ("scene_12345678_20211399_VV.tif", None, None),
+    ],
+)  # fmt: skip
+def test_names_of_agencies_say_when_and_by_what(name: str, platform: str | None, time: str | None) -> None:
+    found = read_facts(name, {"TIFFTAG_DATETIME": "2024:01:01 00:00:00"})
+    assert (found.platform, found.datetime, found.written) == (platform, time, "2024-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "time"),
+    [
+        ("LC08_L2SP_193028_20230610_20230620_02_T1_SR_B2.TIF", "Landsat-8", "2023-06-10T00:00:00Z"),
+        ("LC81930282023161LGN00_B4.TIF", "Landsat-8", "2023-06-10T00:00:00Z"),
+        ("LM05_L1TP_193028_19840610_20200620_02_T2_B1.TIF", "Landsat-5 MSS", "1984-06-10T00:00:00Z"),
+        ("HLS.S30.T32TNT.2023161T102601.v2.0.B04.tif", "HLS-S30", "2023-06-10T10:26:01Z"),
+        ("MOD09GA.A2023161.h18v04.061.2023163041512.hdf", "MODIS", "2023-06-10T00:00:00Z"),
+        ("20170831_172754_101c_3B_AnalyticMS.tif", "PlanetScope", "2017-08-31T17:27:54Z"),
+        ("SkySat_20210620T195552Z_RGB.tif", "SkySat", "2021-06-20T19:55:52Z"),
+        ("20191014_083416_ssc9d1_0018_analytic.tif", "SkySat", "2019-10-14T08:34:16Z"),
+        ("1056417_2010-02-18_RE3_3A_Analytic_298213.tif", "RapidEye", "2010-02-18T00:00:00Z"),
+        ("GF2_PMS1_E116.5_N39.4_20160827_L1A0001793003-MSS1.tiff", "Gaofen-2", "2016-08-27T00:00:00Z"),
+        ("23JUN12054021-M2AS-012345678010_01_P001.TIF", None, "2023-06-12T05:40:21Z"),
+        ("IMG_PHR1A_PMS_201206181035409_ORT_1234.TIF", None, "2012-06-18T10:35:40Z"),
+        ("S2A_OPER_PRD_MSIL1C_PDMC_20160307T190003_R108_V20160306T102603_20160306T102603.tif",
+         "Sentinel-2A", "2016-03-06T10:26:03Z"),
+    ],
+)  # fmt: skip
+def test_names_of_optical_agencies(name: str, platform: str | None, time: str) -> None:
+    found = read_optical_facts(name, {"TIFFTAG_DATETIME": "2024:01:01 00:00:00"})
+    assert (found.platform, found.datetime) == (platform, time)
+
+
+@pytest.mark.parametrize(
+    ("tags", "time"),
+    [
+        ({"SENSING_TIME": "2023-06-10T10:26:01Z"}, "2023-06-10T10:26:01Z"),
+        ({"DATE_ACQUIRED": "2023-06-10", "SCENE_CENTER_TIME": "10:02:33.1234560Z"}, "2023-06-10T10:02:33Z"),
+        ({"FIRST_LINE_TIME": "12-JUN-2023 05:40:21.000000"}, "2023-06-12T05:40:21Z"),
+        ({"NC_GLOBAL#time_coverage_start": "2023-06-12T05:40:21Z"}, "2023-06-12T05:40:21Z"),
+        ({"X": '{"processing_time": "2020-12-10T03:00:00Z", "collect": {"start_timestamp": "2020-12-09"}}'},
+         "2020-12-09T00:00:00Z"),
+        ({"PROCESSING_START_TIME": "2023-06-12T05:40:21Z", "CREATED": "2023-06-12"}, None),
+    ],
+)  # fmt: skip
+def test_tags_that_mean_the_acquisition(tags: dict[str, str], time: str | None) -> None:
+    assert read_facts("vv.tif", tags).datetime == time
+    same_day = "vv_20230610T010203.tif"
+    assert read_facts(same_day, tags).datetime == (time or "2023-06-10T01:02:03Z")
+
+
 def test_names_of_novasar_products_say_the_polarisation() -> None:
     name = "NovaSAR_01_12345_slc_11_221015_091530_HH_1.tif"
     assert polarisation_names([None], [{}], {}, name) == (("HH",), False)
