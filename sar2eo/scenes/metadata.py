@@ -315,18 +315,18 @@ def compact_polarisations(texts: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def is_layer(name: str | None, beside: Iterable[str] = ()) -> bool:
+def is_layer(name: str | None, beside: bool = False) -> bool:
     """Whether a band or file is named as what stands beside radar: DEM, angle, area, mask, ratio, coherence.
 
     Of a file, `name` has no suffix. Words that may mean something else (``study_area``) count after a
-    polarisation, or where one of `beside`, the names of other files of its folder, has one.
+    polarisation, or `beside` files whose names have one.
     """
     words = _words(name or "")
     at = [number for number, word in enumerate(words) if word.upper() in POLARISATIONS]
     last = words[at[-1] + 1 if at else 0 :][-2:]
     if _LAYERS & set(words) or _LAST_LAYERS & set(last):
         return True
-    return bool(_PERHAPS_LAYERS & set(last[-1:])) and (bool(at) or any(map(polarisation_words, beside)))
+    return bool(_PERHAPS_LAYERS & set(last[-1:])) and (bool(at) or beside)
 
 
 def read_facts(
