@@ -102,8 +102,7 @@ def dimap(folder: Path) -> Path:
         values[:3] = 0
         header = (
             "ENVI\nsamples = 30\nlines = 20\nbands = 1\nfile type = ENVI Standard\ndata type = 4\n"
-            "byte order = 1\n"
-            "map info = {UTM, 1, 1, 500000, 5000000, 10, 10, 32, North, WGS84, units=Meters}\n"
+            "byte order = 1\nmap info = {UTM, 1, 1, 500000, 5e6, 10, 10, 32, North, WGS84, units=m}\n"
         )
         for name in (f"Sigma0_{pol}", f"tie_point_grids/angle_{pol}"):
             values.astype(">f4").tofile(data / f"{name}.img")
