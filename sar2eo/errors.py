@@ -31,31 +31,6 @@ from __future__ import annotations
 
 import warnings
 
-__all__ = [
-    "CheckpointError",
-    "ClusterError",
-    "CoregistrationError",
-    "EvaluationWarning",
-    "FitWarning",
-    "GeolocationWarning",
-    "GeoreferenceError",
-    "JournalError",
-    "OutputError",
-    "PairsError",
-    "PairsWarning",
-    "PolarisationError",
-    "RadiometryError",
-    "RadiometryWarning",
-    "Sar2eoError",
-    "Sar2eoWarning",
-    "SceneError",
-    "SettingsError",
-    "TrainingError",
-    "TrainingWarning",
-    "one_line",
-    "refuse_misfit",
-]
-
 
 class Sar2eoError(Exception):
     """Base of all errors that a user can do something about.
@@ -155,12 +130,12 @@ def refuse_misfit(message: str, error: type[SceneError], *, verb: str, force: bo
     message : str
     error : type of SceneError
     verb : str
-        What ``--force`` does, such as "translates".
+        What ``force=True`` does, such as "translates".
     force : bool
         Give a `FitWarning` that points three calls up: at the caller of the function whose check failed.
     """
     if not force:
-        raise error(f"{message} (--force {verb} all the same)")
+        raise error(f"{message} (force=True {verb} all the same)")
     warnings.warn(message, FitWarning, stacklevel=4)
 
 

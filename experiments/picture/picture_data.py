@@ -120,7 +120,7 @@ class Crops:
         Of the generator.
     """
 
-    shares = (0.62, 0.24, 0.11, 0.03)
+    shares = (0.5, 0.26, 0.18, 0.06)
 
     def __init__(self, pictures, size=192, seed=0):
         self.p, self.size = pictures, size

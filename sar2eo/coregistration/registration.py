@@ -46,8 +46,6 @@ from sar2eo.store.atomic import refuse, write_json
 from sar2eo.store.journal import Journal
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["coregister", "result_paths"]
-
 # Settings that change where and how fast it runs, or what is insisted on, but not the result.
 _FREE = ("device", "threads", "force", "model")
 # The tag of a result that says what it was made of, and facts that are not in its other tag.
@@ -129,7 +127,7 @@ def coregister(
     """
     started = time.perf_counter()
     settings = replace_settings(settings or CoregisterSettings(), changes)
-    scene = scene or SceneSettings()
+    scene = dataclasses.replace(scene or SceneSettings(), force=settings.force)
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, report_path = Path(out), None if report is None else Path(report)
@@ -139,6 +137,7 @@ def coregister(
         str(moving),
         scene=scene,
         eo_range=(settings.eo_range[0], settings.eo_range[1]),
+        eo_bands=settings.eo_bands,
         learned=settings.matcher is not None,
     )
     if settings.matcher is not None:
@@ -180,7 +179,8 @@ def coregister(
             lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
             evidence = weigh(ties, lattice, settings, finder.radius)
             finer = _refine(settings, finder)
-            if len(evidence.at) >= LEAST[settings.transform] or finer is None:
+            more = [] if finer is None else place_templates(pair, finer.grid, finer.points)
+            if len(evidence.at) >= LEAST[settings.transform] or finer is None or len(more) <= len(cells):
                 break
             warnings.warn(
                 f"{len(evidence.at)} of {len(ties)} tie points are sure with templates of {settings.grid} "
@@ -188,8 +188,7 @@ def coregister(
                 Sar2eoWarning,
                 stacklevel=2,
             )
-            settings, finder = finer, create_finder(finer)
-            cells = place_templates(pair, settings.grid, settings.points)
+            settings, finder, cells = finer, create_finder(finer), more
         facts |= _describe_request(pair, settings, finder, len(cells))
         facts |= _describe_evidence(pair, len(cells), ties, evidence)
         if evidence.refusal is None and evidence.transform is not None:

@@ -37,16 +37,6 @@ from sar2eo.scenes.stac_input import is_stac
 from sar2eo.scenes.warp import read_onto
 from sar2eo.settings import PairsSettings, SceneSettings
 
-__all__ = [
-    "RadarView",
-    "ScenePair",
-    "check_fit",
-    "choose_bands",
-    "open_pair",
-    "place_templates",
-    "read_optical",
-]
-
 FloatArray = npt.NDArray[np.float32]
 Scene = SarScene | EoScene
 
@@ -115,7 +105,13 @@ class ScenePair:
 
 
 def open_pair(
-    reference: str, moving: str, *, scene: SceneSettings, eo_range: tuple[float, float], learned: bool
+    reference: str,
+    moving: str,
+    *,
+    scene: SceneSettings,
+    eo_range: tuple[float, float],
+    eo_bands: tuple[int, ...] | None,
+    learned: bool,
 ) -> ScenePair:
     """Open two scenes, find out which is SAR and which optical, and where they overlap.
 
@@ -134,7 +130,7 @@ def open_pair(
         If they share no place.
     """
     (first, first_outline), (second, second_outline) = (
-        _open_scene(href, scene, eo_range, own_grid=href == reference, learned=learned)
+        _open_scene(href, scene, eo_range, eo_bands, own_grid=href == reference, learned=learned)
         for href in (reference, moving)
     )
     if isinstance(first, SarScene) == isinstance(second, SarScene):
@@ -161,13 +157,19 @@ def open_pair(
 
 
 def _open_scene(
-    href: str, scene: SceneSettings, eo_range: tuple[float, float], *, own_grid: bool, learned: bool
+    href: str,
+    scene: SceneSettings,
+    eo_range: tuple[float, float],
+    eo_bands: tuple[int, ...] | None,
+    *,
+    own_grid: bool,
+    learned: bool,
 ) -> tuple[Scene, EoScene | xr.DataArray]:
     """Open a SAR or optical scene; return it, and what `read_footprint` takes for it."""
     refused, plain = None, _open_plain(href)
     if plain is None or plain.names is None:
         try:
-            found = open_eo_scene(href, eo_range=eo_range)
+            found = open_eo_scene(href, eo_range=eo_range, eo_bands=eo_bands)
             return found, found
         except (PairsError, SceneError) as error:
             refused = error

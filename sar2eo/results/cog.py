@@ -30,20 +30,6 @@ from sar2eo.settings import Compression
 from sar2eo.store.atomic import refuse, sync_file, sync_folder
 from sar2eo.store.journal import Journal
 
-__all__ = [
-    "BLOCK",
-    "LAYERS",
-    "Layer",
-    "assemble",
-    "check_space",
-    "check_target",
-    "copy_cog",
-    "estimate_bytes",
-    "publish",
-    "raise_gdal_errors",
-    "validate",
-]
-
 BLOCK = 512
 """Rows and columns of a COG's tiles."""
 

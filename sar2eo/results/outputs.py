@@ -37,8 +37,6 @@ from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, wr
 from sar2eo.store.http import Found
 from sar2eo.store.journal import Journal
 
-__all__ = ["Destination", "Outputs", "check_tmp", "read_valid_pixels", "write_quicklook"]
-
 _FILES = "made.json"
 
 
@@ -290,7 +288,7 @@ class Outputs:
                 name = self.display_name(path)
                 raise OutputError(f"{name}: the result is a GeoTIFF, its name must end in .tif or .tiff")
             elif self.exists(path) and not overwrite:
-                raise OutputError(f"{self.display_name(path)} exists: pass --overwrite to replace it")
+                raise OutputError(f"{self.display_name(path)} exists: pass overwrite=True to replace it")
 
     def publish(
         self,

@@ -5,14 +5,3 @@ from sar2eo.scenes.lazy_array import describe_scene, find_reader, find_window
 from sar2eo.scenes.reader import SceneReader
 from sar2eo.scenes.sar import open_scene
 from sar2eo.scenes.user_arrays import normalise_array
-
-__all__ = [
-    "SceneReader",
-    "describe_scene",
-    "display_name",
-    "find_reader",
-    "find_window",
-    "normalise_array",
-    "open_scene",
-    "parse_source",
-]

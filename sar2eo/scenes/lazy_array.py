@@ -19,16 +19,6 @@ from sar2eo.geo.windows import Window
 from sar2eo.scenes.identity import digest
 from sar2eo.scenes.reader import SceneReader
 
-__all__ = [
-    "decode_attributes",
-    "describe_scene",
-    "encode_attributes",
-    "find_reader",
-    "find_window",
-    "make_lazy_scene",
-    "pixel_centres",
-]
-
 _PREFIX = "scene-"
 _CHUNK = 1024
 

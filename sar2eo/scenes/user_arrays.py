@@ -25,8 +25,6 @@ from sar2eo.geo.radiometry import QUANTITIES
 from sar2eo.scenes.lazy_array import decode_attributes, find_reader, pixel_centres
 from sar2eo.scenes.metadata import iso_datetime, polarisation_words
 
-__all__ = ["arrange_array", "face_north", "normalise_array"]
-
 Array = TypeVar("Array", xr.DataArray, xr.Dataset)
 
 _ROWS_AND_COLUMNS = (("y", "x"), ("latitude", "longitude"), ("lat", "lon"), ("northing", "easting"))

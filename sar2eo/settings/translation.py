@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Flag, Names, Recipe, Settings, quote_name
+from sar2eo.errors import SettingsError
+from sar2eo.settings.schema import Bounds, Flag, Names, Recipe, Settings, Without, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -16,7 +19,6 @@ from sar2eo.settings.vocabulary import (
     CardSteps,
     Checkpoint,
     Compression,
-    Count,
     Device,
     Dtype,
     File,
@@ -32,15 +34,6 @@ from sar2eo.settings.vocabulary import (
     Threads,
 )
 
-__all__ = [
-    "SCALED_AS",
-    "InfoSettings",
-    "RegionSettings",
-    "SceneSettings",
-    "TranslateRecipe",
-    "TranslateSettings",
-]
-
 SCALED_AS = ("quantity", "calibration")
 """What a scaling by polarisation may say besides, of the scene it is of."""
 
@@ -55,7 +48,9 @@ class SceneSettings(Settings):
 
     group = "Scene"
 
-    polarisations: Annotated[Polarisations | None, "Polarisations of the bands, or the ones to take."] = None
+    polarisations: Annotated[
+        Polarisations | None, "Polarisations to take; of bands without names, their names in order."
+    ] = None
     quantity: Annotated[Quantity | None, "What the values are, where the file does not say."] = None
     calibration: Annotated[Calibration | None, "Calibration of the values, where the file does not say."] = (
         None
@@ -64,11 +59,20 @@ class SceneSettings(Settings):
         Literal["beta0", "sigma0", "gamma0"] | None,
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
     ] = None
-    nodata: Annotated[float | None, "Value that means no data, instead of the file's own."] = None
+    asset: Annotated[str | None, "Asset to take of a STAC item.", Flag(metavar="KEY")] = None
+    bands: Annotated[
+        tuple[int, ...] | None, "Bands of the file to take, by number from 1.", Flag("--band", "N,N")
+    ] = None
+    nodata: Annotated[
+        float | Literal["none"] | None,
+        "Value that means no data, instead of the file's own; none: undeclared fill is no such value.",
+        Flag(metavar="VALUE|none"),
+    ] = None
     crs: Annotated[str | None, "CRS to warp to; 'source' keeps a geographic grid."] = None
     resolution: Annotated[float | None, "Pixel size to warp to, in units of the CRS."] = None
     datetime: Annotated[IsoTime | None, "Acquisition time, where the file does not say."] = None
     allow_ungeoreferenced: Annotated[bool, "Take an image without a georeference."] = False
+    force: Annotated[bool, "Go on where values contradict what is said of them."] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,7 @@ class TranslateSettings(Settings):
 
     group = "Model"
 
-    tile: Annotated[Count, "Side of a tile in pixels, a multiple of the model's factor."] = 512
+    tile: Annotated[int, Bounds(1, 4096), "Side of a tile in pixels, a multiple of the model's factor."] = 512
     overlap: Annotated[Natural, "Overlap of tiles in pixels, a multiple of the model's factor."] = 64
     steps: CardSteps = None
     sampler: CardSampler = None
@@ -119,9 +123,11 @@ class TranslateSettings(Settings):
     compile: Annotated[bool, "Compile the U-Net: slower to start, at first by minutes.", RUN] = False
     threads: Threads = None
     revision: Revision = None
-    force: Annotated[bool, "Go on where scene and model, or result and free disk space, do not fit.", RUN] = (
-        False
-    )
+    force: Annotated[
+        bool,
+        "Go on where scene and model, values and what is said of them, or result and disk space do not fit.",
+        RUN,
+    ] = False
 
     def _check(self) -> None:
         for name, value in self.scaling.items() if isinstance(self.scaling, dict) else ():
@@ -147,7 +153,7 @@ class TranslateRecipe(Recipe):
         "Checkpoint; 'bundled' is the package's own for VH of Sentinel-1 at 10 m, 'identity' is for tests.",
         MODEL,
     ] = "bundled"
-    scene: SceneSettings = field(default_factory=SceneSettings)
+    scene: Annotated[SceneSettings, Without("force")] = field(default_factory=SceneSettings)
     region: RegionSettings = field(default_factory=RegionSettings)
     settings: TranslateSettings = field(default_factory=TranslateSettings)
     compress: Annotated[Compression, "Compression of the EO image; jpeg and webp lose detail."] = "deflate"
@@ -169,3 +175,25 @@ class InfoSettings(Settings):
     source: Annotated[str, "A raster, a product or a STAC item.", Flag("", "SCENE"), INPUT]
     scene: SceneSettings = field(default_factory=SceneSettings)
     json: Annotated[bool, "Print JSON.", OUTPUT] = False
+
+
+def read_scaling(text: str) -> tuple[float, ...] | dict[str, float | str]:
+    """Read ``--scaling-from``: a number, numbers with commas, or the report of another run on one scene."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        pass
+    try:
+        report = json.loads(Path(text).read_text(encoding="utf-8"))
+        if "scenes" not in report:
+            scaling = report["scaling"]
+            values = zip(scaling["polarisations"], map(float, scaling["p99"]), strict=True)
+            return dict(values) | {name: str(scaling[name]) for name in SCALED_AS if scaling.get(name)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"
+        ) from error
+    raise SettingsError(
+        f"--scaling-from {text}: a report of many scenes or of none, without a scaling; give that of one, "
+        "or values, as in --scaling-from 255"
+    )

@@ -22,8 +22,6 @@ from sar2eo.simulation.objects import ObjectKind, ObjectState, PlantedObject, pl
 from sar2eo.simulation.sensors import expected_power, render_eo, speckled_amplitude
 from sar2eo.store.atomic import atomic_file
 
-__all__ = ["SETTINGS_TAG", "SimulatedPair", "make_folder", "simulate_pair", "simulated_before", "write_pair"]
-
 CRS = "EPSG:32611"
 """UTM zone 11 north."""
 
@@ -39,16 +37,12 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedPair:
-    """A simulated SAR scene, the EO scene of the same place, and the truth.
+    """A simulated SAR scene, the EO scene of the same place, and the truth, on one grid.
 
     The truth is in the EO's geometry: with a shift, the SAR shows an object that far from its mask.
 
     Parameters
     ----------
-    settings : SimulationSettings
-        The settings of the simulation.
-    grid : Grid
-        Grid of all rasters, in UTM.
     sar : ndarray of float32, shape (polarisation, H, W)
         Amplitude, the square root of sigma nought; NaN without data.
     backscatter : ndarray of float32, shape (polarisation, H, W)
@@ -57,10 +51,8 @@ class SimulatedPair:
         Where the scenes have data.
     eo : ndarray of uint8, shape (3, H, W)
         Red, green, blue; 0 without data.
-    land_cover : ndarray of uint8, shape (H, W)
-        `LandCover` of each pixel.
-    label : ndarray of uint16, shape (H, W)
-        Number of the planted object at each pixel, 0 for none.
+    land_cover, label : ndarray, shape (H, W)
+        `LandCover` of each pixel, and the number of the planted object there, 0 for none.
     objects : tuple of PlantedObject
         Every planted object, by number.
     """
@@ -75,12 +67,6 @@ class SimulatedPair:
     land_cover: npt.NDArray[np.uint8]
     label: npt.NDArray[np.uint16]
     objects: tuple[PlantedObject, ...]
-
-    def mask(self, *states: ObjectState, kinds: tuple[ObjectKind, ...] = tuple(ObjectKind)) -> BoolArray:
-        """Return the mask of all objects in any of the states, of the given kinds."""
-        chosen = [False, *(found.state in states and found.kind in kinds for found in self.objects)]
-        mask: BoolArray = np.array(chosen)[self.label]
-        return mask
 
 
 def simulate_pair(settings: SimulationSettings) -> SimulatedPair:
@@ -137,7 +123,7 @@ def _edges(settings: SimulationSettings) -> tuple[BoolArray, BoolArray]:
 
 
 def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
-    """Write a pair as three GeoTIFFs.
+    """Write a pair as three GeoTIFFs; return their paths by name, "sar", "eo" and "truth".
 
     =============  =================================================================================
     ``sar.tif``    uint8 digital numbers: amplitude over the scene's 99th percentile, clipped to 1,
@@ -146,17 +132,7 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
     ``truth.tif``  uint16: land cover, object kind, object state, object number; legends in the tags
     =============  =================================================================================
 
-    Parameters
-    ----------
-    pair : SimulatedPair
-        The pair.
-    folder : Path
-        Made if it does not exist; files of these names in it are replaced.
-
-    Returns
-    -------
-    dict of str to Path
-        ``"sar"``, ``"eo"`` and ``"truth"``.
+    Files of these names in the folder are replaced.
     """
     make_folder(folder)
     paths = _paths(folder)
@@ -192,13 +168,7 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
 
 
 def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
-    """Check whether a folder holds all that `write_pair` would write there.
-
-    Raises
-    ------
-    OutputError
-        If there is another file of one of the names.
-    """
+    """Check whether a folder holds all that `write_pair` would write; other files are an error."""
     existing = [path for path in _paths(folder).values() if path.exists()]
     for path in existing:
         try:
@@ -212,13 +182,7 @@ def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, if need be.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be made.
-    """
+    """Make a folder, if need be; `OutputError` if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

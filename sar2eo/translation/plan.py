@@ -23,37 +23,22 @@ from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.folder import BUNDLED
 from sar2eo.model.loading import load_translator
-from sar2eo.model.spec import BUNDLED, IDENTITY, ModelSpec
+from sar2eo.model.spec import IDENTITY, ModelSpec
 from sar2eo.results.cog import estimate_bytes
 from sar2eo.results.outputs import Destination, Outputs, check_tmp
 from sar2eo.results.stac_output import COLLECTION
 from sar2eo.scenes import describe_scene
 from sar2eo.scenes.gdal import display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import decode_attributes
-from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key
+from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key, without_polarisation
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe
 from sar2eo.store.journal import Journal, differences
 from sar2eo.store.s3 import is_object
 from sar2eo.translation.dataset import count_tiles
-from sar2eo.translation.provenance import FINGERPRINT
-from sar2eo.translation.region import Region, open_region, translate_region
-
-__all__ = [
-    "FIELDS",
-    "Entry",
-    "RunTarget",
-    "check_template",
-    "estimate",
-    "estimate_archive",
-    "estimate_disk",
-    "fill_template",
-    "find_shared_paths",
-    "find_target",
-    "plan",
-    "read_name_fields",
-]
+from sar2eo.translation.region import FINGERPRINT, Region, open_region, translate_region
 
 # An opened scene takes half a megabyte, mostly coordinates: of a long archive the others are opened again.
 _KEPT_OPEN = 64
@@ -61,10 +46,9 @@ _KEPT_OPEN = 64
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where the results of a run go.
+    """Where the results of a run go: a folder, or `single`, the outputs of the only scene.
 
-    `folder` is the local folder of the results, or of their unfinished work if they are uploaded to
-    `destination`. `single` are the outputs of the only scene; without it results are named by templates.
+    `folder` is that of the results, or of their unfinished work if they are uploaded to `destination`.
     """
 
     folder: Path
@@ -76,23 +60,9 @@ class RunTarget:
 class Entry:
     """One scene of a run, from the plan to the summary.
 
-    Parameters
-    ----------
-    source : str
-        Source of the scene, as `sar2eo.open_scene` takes it.
-    outputs : Outputs or None
-        None: the scene failed before its results had names.
-    region : Region or None
-        The opened scene, from the plan until its work begins.
-    grid : Grid or None
-        Grid of the result.
-    status : {"pending", "done", "skipped", "failed"}
-        Skipped: results of the same scene and settings exist.
-    error : Exception or None
-    report : dict or None
-        Report of `sar2eo.write_cog`, once it is done.
-    seconds : float
-        Seconds of work so far.
+    `outputs` are None if it failed before they had names. `region` is the opened scene, from the plan until
+    its work begins, `grid` that of the result. It is skipped where results of the same scene and settings
+    exist. `report` is that of `sar2eo.write_cog`, once it is done; `seconds` are those of work so far.
     """
 
     source: str
@@ -175,26 +145,12 @@ def plan(
 ) -> list[Entry]:
     """Open every scene of a recipe and find out what is to be done; no pixels are read.
 
-    Results of this run that lie among the scenes do not count as scenes.
+    Entries come in the order given, sorted within folders and globs; scenes that cannot be translated have
+    failed. Results of this run that lie among the scenes do not count as scenes. `progress` is called with
+    ``scenes_seen`` and ``scenes``.
 
-    Parameters
-    ----------
-    recipe : TranslateRecipe
-    spec : ModelSpec
-    target : RunTarget
-        From `find_target`.
-    progress : callable, optional
-        Called with ``scenes_seen`` and ``scenes``.
-
-    Returns
-    -------
-    list of Entry
-        In the order given, sorted within folders and globs; scenes that cannot be translated have failed.
-
-    Raises
-    ------
-    SettingsError, OutputError
-        If no scene could be translated as asked: settings, names, the report.
+    Raises `SettingsError` or `OutputError` if no scene could be translated as asked: settings, names, the
+    report.
     """
     settings = recipe.settings
     Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)
@@ -289,7 +245,7 @@ def _is_done(outputs: Outputs, fingerprint: Mapping[str, Any], item: list[Path],
         differing = _find_differences(outputs, path, fingerprint) if outputs.exists(path) else ""
         if differing and not overwrite:
             raise OutputError(
-                f"{outputs.display_name(path)} exists, and {differing}: pass --overwrite to "
+                f"{outputs.display_name(path)} exists, and {differing}: pass overwrite=True to "
                 "replace it, or give another --out or --name"
             )
         if differing:
@@ -333,8 +289,8 @@ def _check_paths(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[Entr
         sources = [entry.name for entry, outputs in named if twice[0] in outputs.paths]
         raise SettingsError(
             f"{named[0][1].display_name(twice[0])} would be written twice, of {' and '.join(sources[:2])}: "
-            "give a --name that distinguishes scenes, such as {id}_{date}, instead of "
-            f"{recipe.name!r}"
+            "give a --name that distinguishes scenes, by "
+            f"{', '.join(f'{{{field}}}' for field in FIELDS)}, instead of {recipe.name!r}"
         )
     if recipe.report is not None:
         report = Path(recipe.report)
@@ -356,11 +312,12 @@ def _check_paths(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[Entr
     return kept
 
 
-FIELDS = ("id", "stem", "date", "time", "platform", "orbit", "polarisations")
+FIELDS = ("id", "folder", "stem", "date", "time", "platform", "orbit", "polarisations")
 """Fields of a template.
 
-``id`` is a STAC item's id, else the ``stem``, which is the name of the scene's file without its suffix;
-``date`` and ``time`` are those of the acquisition, as in 20240506 and 070809, in UTC.
+``id`` is a STAC item's id, else the ``stem``, which is the name of the scene's file without its suffix, and
+of several files without their polarisations; ``folder`` is the name of the folder it lies in; ``date`` and
+``time`` are those of the acquisition, as in 20240506 and 070809, in UTC.
 """
 
 _NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f]+")
@@ -382,8 +339,10 @@ def check_template(template: str) -> None:
 
 def read_name_fields(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the values of `FIELDS` for a scene, from its source and the attributes of the opened scene."""
-    first = _split_source(source)[0]
-    named = display_name(first)
+    files = _split_source(source)
+    first = files[0]
+    joined = {without_polarisation(file) for file in files}
+    named = display_name(joined.pop() if len(files) > 1 and len(joined) == 1 else first)
     file, _, item = named.partition("#") if is_stac(first) else (named, "", "")
     file = file.removesuffix("/manifest.safe")  # of the product that it lies in
     stem = file.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]
@@ -391,6 +350,7 @@ def read_name_fields(source: str, attrs: Mapping[str, Any]) -> dict[str, str | N
     return {
         "id": item or (read_item(source).id if is_stac(source) else stem),
         "stem": stem,
+        "folder": Path(first).absolute().parent.name.rstrip("}").removesuffix(".zip") or None,
         "date": digits[:8] or None,
         "time": digits[9:15] or None,
         "platform": attrs.get("platform"),
