@@ -424,7 +424,7 @@ def write_moved(
                     plain, target, COMPRESS="deflate", PREDICTOR="YES", NUM_THREADS="ALL_CPUS",
                     OVERVIEW_RESAMPLING=overviews,
                 )  # fmt: skip
-    except (rasterio.errors.RasterioError, OSError) as error:
+    except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
         raise OutputError(
             f"{folder.parent}: the COG cannot be written ({one_line(error)}): is there space?"
         ) from error
