@@ -24,11 +24,13 @@
     ├── TrainingWarning         a run goes on otherwise than it would have
     └── EvaluationWarning       a measure that was asked for could not be computed
 
-A message names the value, what is allowed, and the likely mistake, on one line.
+A message names the value, what is allowed, and the likely mistake, on one line, without passwords and
+signatures of URLs.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 
 __all__ = [
@@ -52,9 +54,20 @@ __all__ = [
     "SettingsError",
     "TrainingError",
     "TrainingWarning",
+    "hide_secrets",
     "one_line",
     "refuse_misfit",
 ]
+
+
+_USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+# A query may be a signature; GDAL puts options of a request there, and requests leaves out the server.
+_QUERY = re.compile(r"((?:https?://|(?<=url: )/|/vsicurl)[^\s?'\"]*)\?[^\s'\"<>|)\]]*(?<![:;,.])", re.I)
+
+
+def hide_secrets(text: str) -> str:
+    """Leave user, password and query out of the URLs in a text."""
+    return _QUERY.sub(r"\1", _USER.sub("", text))
 
 
 class Sar2eoError(Exception):
@@ -67,6 +80,9 @@ class Sar2eoError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(hide_secrets(str(message)))
 
 
 class SettingsError(Sar2eoError, ValueError):
@@ -122,6 +138,9 @@ class ClusterError(Sar2eoError):
 class Sar2eoWarning(UserWarning):
     """Base of all warnings of this package."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(hide_secrets(str(message)))
+
 
 class GeolocationWarning(Sar2eoWarning):
     """The geolocation of a scene is of limited accuracy."""
@@ -173,4 +192,4 @@ def one_line(error: object, most: int | None = None) -> str:
     most : int, optional
         Characters to keep: some libraries append whole configurations.
     """
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    return hide_secrets(" ".join(str(error).split()))[:most] or type(error).__name__

@@ -33,13 +33,16 @@ from sar2eo.coregistration.tie_points import (
     versions,
 )
 from sar2eo.coregistration.transforms import LEAST, Evidence, MovingTransform, weigh
-from sar2eo.errors import CoregistrationError, OutputError, SettingsError
+from sar2eo.errors import CoregistrationError, SettingsError
 from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.matching.shifts import Displacement
-from sar2eo.results.cog import check_space, check_target, publish
+from sar2eo.results.cog import check_space, publish
+from sar2eo.results.targets import check_file, check_raster, check_report, write_report
+from sar2eo.scenes.gdal import display_name
+from sar2eo.scenes.identity import is_part
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings, SceneSettings, replace_settings
-from sar2eo.store.atomic import refuse, write_json
+from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal
 from sar2eo.store.task_results import TaskResults
 
@@ -123,8 +126,8 @@ def coregister(
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, report_path = Path(out), None if report is None else Path(report)
-    _check_inputs(target, report_path, (str(reference), str(moving)))
-    _check_targets(target, report_path, overwrite=overwrite or dry_run)
+    scenes = (str(reference), str(moving))
+    _check_targets(target, report_path, scenes, overwrite=overwrite or dry_run)
     finder = create_finder(settings)
     pair = open_pair(
         str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
@@ -139,8 +142,8 @@ def coregister(
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
             f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
         )
-        if report_path is not None and not dry_run:
-            write_json(report_path, {**facts, "accepted": False, "refusal": refusal})
+        if not dry_run:
+            write_report(report_path, {**facts, "accepted": False, "refusal": refusal})
         raise CoregistrationError(refusal)
     if dry_run:
         return facts
@@ -150,7 +153,8 @@ def coregister(
     fingerprint = _fingerprint(pair, scene, settings, finder)
     with _open_journal(target, fingerprint, overwrite=overwrite) as journal:
         # Again, under the lock: another run may just have ended.
-        _check_targets(target, report_path, overwrite=overwrite)
+        read = fingerprint["reference"], fingerprint["moving"]
+        _check_targets(target, report_path, scenes, overwrite=overwrite, identity=read)
         results = TaskResults(journal.blocks / "parts")
         ties = measure_ties(pair, cells, settings, finder, results, progress)
         lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
@@ -160,8 +164,7 @@ def coregister(
             _write(pair, settings, evidence.transform, facts, target, journal, progress)
             facts["out"] = str(target)
         facts |= _describe_costs(started)
-        if report_path is not None:
-            write_json(report_path, facts)
+        write_report(report_path, facts)
         if evidence.refusal is not None:
             raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
     return facts
@@ -212,23 +215,18 @@ def result_paths(out: Path) -> tuple[Path, Path, Path]:
     return out.with_name(f"{out.stem}_ties.geojson"), out.with_name(f"{out.stem}_ties.png"), out
 
 
-def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> None:
-    """Refuse to replace a scene by a result."""
+def _check_targets(
+    out: Path, report: Path | None, scenes: tuple[str, str], *, overwrite: bool, identity: Any = None
+) -> None:
+    """Refuse results that cannot be written, or would replace a scene or another file of the user's."""
     parts = [part.split("=")[-1] for scene in scenes for part in (scene, *scene.split(","))]
     inputs = {Path(part).resolve() for part in parts}
-    for path in (*result_paths(out), *([] if report is None else [report])):
-        if path.resolve() in inputs:
+    again = overwrite or Journal.is_publishing(_journal_folder(out))
+    for path in result_paths(out):
+        if path.resolve() in inputs or is_part(path, identity):
             raise SettingsError(f"{path} is one of the scenes: give the result another name")
-
-
-def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
-    overwrite = overwrite or Journal.is_publishing(_journal_folder(out))
-    check_target(out, overwrite)
-    for path in result_paths(out)[:2]:
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists: pass --overwrite to replace it")
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise OutputError(f"--report {report}: is a folder, or there is none to write it into")
+        (check_raster if path == out else check_file)(path, overwrite=again)
+    check_report(report, overwrite=overwrite, inputs=inputs, outputs=result_paths(out), identity=identity)
 
 
 def _describe_request(
@@ -240,8 +238,8 @@ def _describe_request(
     return {
         "software": f"sar2eo {__version__}",
         "versions": versions(learned=settings.method == "dcdm"),
-        "reference": {"href": pair.reference.href, "kind": roles[0]},
-        "moving": {"href": pair.moving.href, "kind": roles[1]},
+        "reference": {"href": display_name(pair.reference.href), "kind": roles[0]},
+        "moving": {"href": display_name(pair.moving.href), "kind": roles[1]},
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
         "settings": dataclasses.asdict(settings),
         "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},

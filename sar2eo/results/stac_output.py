@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -39,13 +40,17 @@ _TEXTS: Mapping[str, tuple[str, list[str]]] = {
     "confidence": ("Confidence of the generated image: 1 / variance", ["metadata", "confidence"]),
     "spread": ("Standard deviation over generated samples", ["metadata", "uncertainty"]),
 }
-_NOT_IN_ITEMS = ("TIFFTAG_", "fingerprint")
+_SAT = "https://stac-extensions.github.io/sat/v1.0.0/schema.json"
+_NOT_IN_ITEMS = ("TIFFTAG_", "fingerprint", "source", "platform", "orbit_direction")
+_PARTS = re.compile(r"(?:^|,)((?:[HV]{2}\+?)+=)?(.+?)(?=,(?:[HV]{2}\+?)+=|$)", re.I)
 COLLECTION = "collection.json"
 """The STAC collection in a folder of results."""
 
 _COLLECTION_TITLE = "Synthetic EO images"
 # A ten-millionth of a degree is a centimetre.
 _DECIMALS = 7
+# Of the longer side of a footprint: half a pixel of what it is traced from.
+_TOLERANCE = 1 / 2048
 
 
 def make_stac_item(
@@ -57,6 +62,7 @@ def make_stac_item(
     tags: Mapping[str, str],
     quicklook: Path | None = None,
     collection: str | None = None,
+    away: bool = False,
 ) -> pystac.Item:
     """Describe published COGs, for a file beside the EO image.
 
@@ -70,10 +76,13 @@ def make_stac_item(
     when : datetime or str
         Acquisition time of the SAR scene; ISO 8601 if text, UTC unless it says otherwise.
     tags : mapping
-        Provenance, as in the files; stored under ``sar2eo:``, without TIFF tags and fingerprint.
+        Provenance, as in the files; stored under ``sar2eo:``, without TIFF tags and fingerprint, or as what
+        STAC calls it. Local scenes are named by paths from the item.
     quicklook : Path, optional
     collection : str, optional
         Id of the collection beside the item (`write_stac_collection`).
+    away : bool, optional (default: False)
+        Whether the item goes where no local scene can be reached from.
 
     Raises
     ------
@@ -84,6 +93,10 @@ def make_stac_item(
     """
     home = rasters["eo"].absolute().parent
     geometry = None if footprint.is_empty else to_lonlat(footprint, grid.pyproj_crs)
+    geometry = None if geometry is None else _simplify(geometry)
+    parts = [(name, _relative_href(text, home, away)) for name, text in _PARTS.findall(tags.get("source", ""))]
+    facts = {"platform": tags.get("platform"), "sat:orbit_state": tags.get("orbit_direction")}
+    facts |= {"sar2eo:source": ",".join(map("".join, parts))}
     resolution = round(sum(grid.ground_sample_distance_m()) / 2, 3)
     item = pystac.Item(
         id=rasters["eo"].stem,
@@ -98,10 +111,14 @@ def make_stac_item(
             "processing:software": {"sar2eo": __version__},
             "processing:lineage": "SAR-to-EO translation with a confidence-guided latent diffusion model",
             **{f"sar2eo:{name}": text for name, text in tags.items() if not name.startswith(_NOT_IN_ITEMS)},
+            **{name: text for name, text in facts.items() if text},
+            # Without the extension, which asks for more than is known.
+            **({"sar:polarizations": tags["polarisations"].split(",")} if "polarisations" in tags else {}),
             "sar2eo:synthetic": True,
         },
     )
-    item.stac_extensions.append(_PROCESSING)
+    item.stac_extensions += [_PROCESSING, *([_SAT] if facts["sat:orbit_state"] else [])]
+    item.add_links([pystac.Link("derived_from", href) for _, href in parts if not away or "://" in href])
     if collection is not None:
         item.collection_id = collection
         item.add_links([_make_link(rel, COLLECTION) for rel in ("collection", "parent", "root")])
@@ -256,6 +273,25 @@ def _to_utc(when: datetime | str) -> datetime:
     except ValueError as error:
         raise SettingsError(f"datetime={when!r}: must be ISO 8601, such as 2020-11-07T13:52:41Z") from error
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _simplify(area: Polygon | MultiPolygon) -> Polygon | MultiPolygon:
+    """Leave out vertices that an edge does not need: most rectangles stay rectangles on the globe."""
+    parts = []
+    for part in getattr(area, "geoms", [area]):
+        west, south, east, north = part.bounds
+        parts.append(part.simplify(_TOLERANCE * max(east - west, north - south)))
+    return parts[0] if len(parts) == 1 else MultiPolygon(parts)
+
+
+def _relative_href(source: str, home: Path, away: bool) -> str:
+    """Return a URL as it is, and the path of a local file from `home`; where that is no help, its name."""
+    if "://" in source:
+        return source
+    file, mark, item = source.partition("#")
+    if away or not os.path.exists(file):  # noqa: PTH110  (any text is safe)
+        return source.rpartition("/")[2]
+    return _make_relative(Path(file), home) + mark + item
 
 
 def _make_relative(path: Path, home: Path) -> str:

@@ -7,8 +7,9 @@ import re
 import stat
 import threading
 import time
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.session import DummySession
 
-from sar2eo.errors import PolarisationError, SceneError
+from sar2eo.errors import PolarisationError, SceneError, hide_secrets, one_line
 from sar2eo.geo.grid import ignore_missing_georeference
 from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.store import http, s3
@@ -28,11 +29,14 @@ __all__ = [
     "check_readable",
     "check_size",
     "display_name",
+    "find_archive",
     "gdal_path",
     "is_remote",
+    "list_files",
     "open_dataset",
     "parse_source",
     "read_dataset",
+    "stamp_files",
 ]
 
 T = TypeVar("T")
@@ -51,10 +55,12 @@ REMOTE_OPTIONS = {
     "GDAL_HTTP_RETRY_DELAY": http.DELAY_SECONDS,
     "GDAL_HTTP_CONNECTTIMEOUT": http.CONNECT_SECONDS,
     "GDAL_HTTP_LOW_SPEED_TIME": http.READ_SECONDS,
-    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
 }
+# A VRT may hold Python code, which would run.
+_SAFE_OPTIONS = {"GDAL_VRT_ENABLE_PYTHON": "NO"}
 # GDAL caches what it has read of a file, even if that was cut short; not of one that is closed under this.
 _FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/", "GDAL_HTTP_MAX_RETRY": 0}
 
@@ -67,10 +73,12 @@ _SCHEMES = {
     "file": "/",
 }
 _PAIR = re.compile(rf"(?:^|,)\s*({'|'.join(POLARISATIONS)})=", re.I)
+_ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
 _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
 
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
 _versions: dict[str, str] = {}
+_watched: dict[tuple[str, str], list[str]] = {}
 _lock = threading.Lock()
 
 
@@ -98,7 +106,7 @@ def is_remote(path: str) -> bool:
 
 
 def display_name(source: str) -> str:
-    """Name a scene in messages: URLs without their query, which is a secret in a signed one."""
+    """Name a scene in messages and results: URLs without passwords and signatures."""
     try:
         parsed = parse_source(source)
     except PolarisationError:
@@ -110,7 +118,7 @@ def display_name(source: str) -> str:
     for scheme, prefix in _SCHEMES.items():
         if source.startswith(prefix) and scheme != "file":
             source = f"{scheme}://{source.removeprefix(prefix)}"
-    return source.partition("?")[0] if source.startswith("http") else source
+    return hide_secrets(source)
 
 
 def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[str, str]:
@@ -170,15 +178,60 @@ def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
             dataset.close()
 
 
+def find_archive(path: str) -> str | None:
+    """Return the archive of a path into one, such as ``/vsizip/a.zip/b.tif``."""
+    found = _ARCHIVE.match(path)
+    return None if found is None else found[1]
+
+
+def list_files(dataset: Any) -> list[str]:
+    """List the files of an open dataset, and those that VRTs among them name."""
+    found: dict[str, None] = {}
+    waiting = list(dataset.files)
+    opened_by_caller = waiting[:1]
+    while waiting:
+        path = waiting.pop(0)
+        if path not in found:
+            found[path] = None
+            if path.endswith(".vrt") and path not in opened_by_caller:
+                with open_dataset(path) as inner:
+                    waiting += inner.files
+    return list(found)
+
+
+def stamp_files(files: Iterable[str], etag: str | None = None) -> str:
+    """Return a text that changes whenever local files are written, and holds the ETag of a remote one."""
+    sizes = []
+    for path in files:
+        if not path.endswith((".aux.xml", ".ovr")):  # any viewer may write them
+            with suppress(OSError):
+                status = Path(find_archive(path) or path).stat()
+                sizes.append(f"{status.st_size}:{status.st_mtime_ns}")
+    strong = etag if etag and not etag.startswith("W/") else ""
+    return f"|{zlib.crc32(' '.join(sizes).encode())}|{strong}"
+
+
+def _check_unchanged(path: str, stamp: str, dataset: Any) -> None:
+    """Refuse a local file that was written or replaced since it was opened."""
+    if is_remote(path):
+        return
+    files = _watched.get((path, stamp)) or _watched.setdefault((path, stamp), list_files(dataset))
+    if not stamp.endswith(stamp_files(files)):
+        raise SceneError(f"{path}: has changed since it was opened: run again when nobody writes to it")
+
+
 def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
     """Read from an open dataset that one thread holds; over a network, try again after a failure.
+
+    A `SceneError` is raised where a file has changed since it was stamped: its pixels are never mixed.
 
     Parameters
     ----------
     path : str
         As GDAL opens it.
     stamp : str
-        Names the content, so that a file replaced under the same name is opened afresh.
+        Names the content, so that a file replaced under the same name is opened afresh; ends with what
+        `stamp_files` returned before.
     read : callable
         Takes the dataset. Called again after a failure.
     """
@@ -186,7 +239,7 @@ def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
     key = (path, stamp, os.getpid())
 
     def attempt() -> T:
-        with _environment(path):
+        with _environment(path, stamp):
             with _lock:
                 dataset = _idle[key].pop() if _idle.get(key) else None
             if dataset is None:
@@ -194,9 +247,11 @@ def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
                 dataset = _open(path)
             try:
                 found = read(dataset)
+                _check_unchanged(path, stamp, dataset)
             except RasterioIOError as error:
+                _check_unchanged(path, stamp, dataset)
                 dataset.close()
-                reason = _line(error, path)
+                reason = _line(error)
                 raise SceneError(
                     f"{display_name(path)}: cannot be read, is it damaged? ({reason})"
                 ) from error
@@ -247,11 +302,11 @@ def _surplus() -> list[Any]:
     return taken
 
 
-def _environment(path: str) -> AbstractContextManager[Any]:
+def _environment(path: str, stamp: str = "") -> AbstractContextManager[Any]:
     # Without a session of ours, rasterio makes one of boto3's for each environment.
     if not is_remote(path):
         # Without an environment GDAL writes its warnings straight to the terminal.
-        local: AbstractContextManager[Any] = rasterio.Env(DummySession())
+        local: AbstractContextManager[Any] = rasterio.Env(DummySession(), **_SAFE_OPTIONS)
         return local
     # What the user sets for GDAL, in the environment or around the call, stays.
     known = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
@@ -263,7 +318,10 @@ def _environment(path: str) -> AbstractContextManager[Any]:
         except OSError as error:
             raise SceneError(str(error)) from error
         options |= more
-    environment: AbstractContextManager[Any] = rasterio.Env(session, **options)
+    etag = stamp.rpartition("|")[2]
+    if etag and "GDAL_HTTP_HEADERS" not in known:
+        options["GDAL_HTTP_HEADERS"] = f"If-Match: {etag}\r\n"
+    environment: AbstractContextManager[Any] = rasterio.Env(session, **options, **_SAFE_OPTIONS)
     return environment
 
 
@@ -273,16 +331,14 @@ def _open(path: str) -> Any:
         with ignore_missing_georeference():
             return rasterio.open(path, sharing=False)
     except RasterioIOError as error:
-        reason = _line(error, path)
+        reason = _line(error)
         raise SceneError(f"{display_name(path)}: GDAL cannot open it as a raster ({reason})") from error
 
 
-def _line(error: Exception, path: str) -> str:
+def _line(error: Exception) -> str:
     """Put GDAL's message, and that of its cause, on one line."""
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
-    query = path.partition("?")[2]
-    text = " ".join("; ".join(map(str, causes)).split())
-    return text.replace(f"?{query}", "") if query else text
+    return one_line("; ".join(map(str, causes)))
 
 
 def check_readable(path: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import requests
 
-from sar2eo.errors import one_line
+from sar2eo.errors import hide_secrets, one_line
 
 __all__ = [
     "CONNECT_SECONDS",
@@ -75,7 +75,7 @@ def fetch(url: str) -> bytes:
         with _request(url, {}) as answer:
             if int(answer.headers.get("Content-Length", 0)) > SMALL_BYTES:
                 raise OSError(
-                    f"{_without_query(url)}: larger than {SMALL_BYTES >> 20} MiB: is it the right file?"
+                    f"{hide_secrets(url)}: larger than {SMALL_BYTES >> 20} MiB: is it the right file?"
                 )
             try:
                 return bytes(answer.content)
@@ -131,7 +131,7 @@ def _session() -> requests.Session:
 
 
 def _status_error(url: str, status: int, reason: str) -> OSError:
-    name = _without_query(url)
+    name = hide_secrets(url)
     if status in (404, 410):
         return FileNotFoundError(f"{name}: no such file there ({status} {reason})")
     if status in (401, 403):
@@ -145,13 +145,6 @@ def _transfer_error(url: str, error: Exception) -> OSError:
     import requests
 
     text = one_line(error)
-    query = url.partition("?")[2]
-    text = text.replace(f"?{query}", "") if query else text
     if isinstance(error, requests.ConnectionError | requests.Timeout):
-        return ConnectionError(f"{_without_query(url)}: cannot be reached ({text})")
-    return OSError(f"{_without_query(url)}: cannot be read ({text})")
-
-
-def _without_query(url: str) -> str:
-    """Leave out the query, which is a secret in a signed URL."""
-    return url.partition("?")[0]
+        return ConnectionError(f"{hide_secrets(url)}: cannot be reached ({text})")
+    return OSError(f"{hide_secrets(url)}: cannot be read ({text})")

@@ -78,7 +78,8 @@ def fingerprint_work(
 def format_tags(attrs: Mapping[str, Any], divisors: Divisors) -> dict[str, str]:
     """Return the provenance in the attributes of a translated Dataset as tags for its files."""
     software, when = attrs.get("software", f"sar2eo {__version__}"), attrs.get("datetime")
-    kept = ("source", "model", "model_sha256", "polarisations", "quantity", "geolocation")
+    kept = ("source", "platform", "orbit_direction", "polarisations", "quantity", "geolocation")
+    kept += ("model", "model_sha256")
     values = {
         "software": software,
         "synthetic": SYNTHETIC,  # also where a Dataset was made anew, and has no attributes

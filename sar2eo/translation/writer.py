@@ -36,7 +36,7 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import check_space
 from sar2eo.results.outputs import Outputs, check_tmp
-from sar2eo.scenes.identity import identify_file
+from sar2eo.scenes.identity import is_part
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
@@ -262,6 +262,10 @@ class ResultWriter:
         report = build_report(self._attrs, self._grid, tiles, self._divisors, self._work, seconds)
         return {"output": self.outputs.display_name(self.outputs.eo), **report}
 
+    def discard(self) -> None:
+        """Delete unfinished work: of a scene that has changed, it may be of two."""
+        self._journal.remove()
+
     def release(self) -> None:
         """Unlock unfinished work, so that another run can go on with it; may be called twice."""
         if self._journal.begun:
@@ -332,8 +336,7 @@ def check_dataset(dataset: xr.Dataset, outputs: Outputs) -> None:
     inputs = json.dumps(decode_attributes(dataset).get("input"), default=str)
     for path in outputs.paths:
         name = outputs.display_name(path)
-        taken = path.is_file() and identify_file(str(path))["sha256"] in inputs
-        if taken or (outputs.destination is not None and json.dumps(name) in inputs):
+        if is_part(path, inputs) or (outputs.destination is not None and json.dumps(name) in inputs):
             raise OutputError(f"{name} is a file of the scene itself: give the result another name")
 
 

@@ -1,5 +1,9 @@
+import time
+import zipfile
+
 import numpy as np
 import pytest
+import rasterio.shutil
 from support.scene_fixtures import speckle, write_raster
 from support.servers import PROXIES, serving
 
@@ -69,3 +73,37 @@ def test_a_remote_stac_item(server, tmp_path):
 def test_urls_are_put_as_gdal_wants_them(source, path, remote):
     assert gdal_path(source) == path
     assert is_remote(path) is remote
+
+
+def rename_over(path, values):
+    write_raster(path.with_suffix(".new"), values, driver="GTiff")
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [write_raster, rename_over])
+@pytest.mark.parametrize("via", ["file", "vrt", "vrt of a vrt", "zip"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, change, via):
+    file = source = tmp_path / "a_vv.tif"
+    write_raster(file, speckle((64, 64)))
+    for name in {"vrt": ["b_vv.vrt"], "vrt of a vrt": ["b_vv.vrt", "c_vv.vrt"]}.get(via, []):
+        rasterio.shutil.copy(source, tmp_path / name, driver="VRT")
+        source = tmp_path / name
+    if via == "zip":
+        source = f"/vsizip/{tmp_path}/a.zip/a_vv.tif"
+
+    def pack():
+        with zipfile.ZipFile(tmp_path / "new", "w") as archive:
+            archive.write(file, "a_vv.tif")
+        (tmp_path / "new").replace(tmp_path / "a.zip")
+
+    pack()
+    scene = open_scene(source, datetime="2020-01-01")
+    first = scene.isel(y=slice(0, 32)).values
+    time.sleep(0.02)
+    change(file, speckle((64, 64), seed=2))
+    pack()
+    with pytest.raises(SceneError, match="has changed since it was opened"):
+        scene.isel(y=slice(32, 64)).values  # noqa: B018
+    again = open_scene(source, datetime="2020-01-01").values[0]
+    np.testing.assert_array_equal(again, speckle((64, 64), seed=2))
+    assert not np.array_equal(first[0], again[:32])

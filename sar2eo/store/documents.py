@@ -1,0 +1,72 @@
+"""Documents that others wrote: JSON and XML, read with limits on their size and depth.
+
+What is not regular is never read: a pipe may have no end. Failures are `OSError` and `ValueError`, with a
+message of one line.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+__all__ = ["RECORD_BYTES", "parse_json", "parse_xml", "read_file", "read_limited"]
+
+RECORD_BYTES = 16 * 2**20
+"""Most that an item or a report of sar2eo may have."""
+
+# Annotations have 5 MB, item collections of thousands of scenes 50; objects in memory take twenty times that.
+_DOCUMENT_BYTES = 64 * 2**20
+_XML_BYTES = 32 * 2**20
+_DEPTH = 100
+_PIECE = 2**16
+
+
+def read_file(path: Path, most: int = _DOCUMENT_BYTES) -> bytes:
+    """Read a regular file of at most `most` bytes."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path}: not a file, but a folder, a pipe or a device")
+    with path.open("rb") as file:
+        return read_limited(file.read, str(path), most)
+
+
+def read_limited(read: Callable[[int], bytes], name: str, most: int = _DOCUMENT_BYTES) -> bytes:
+    """Read to the end by a function that takes a number of bytes; `OSError` after more than `most`."""
+    whole = bytearray()
+    while piece := read(_PIECE):
+        whole += piece
+        if len(whole) > most:
+            raise OSError(f"{name}: larger than {most >> 20} MiB: is it the right file?")
+    return bytes(whole)
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Parse JSON; `ValueError` if it is none, or nested too deep."""
+    try:
+        return json.loads(text.removeprefix(b"\xef\xbb\xbf") if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("nested too deep to be what it should be") from error
+
+
+def parse_xml(text: bytes) -> ElementTree.Element:
+    """Parse XML; `ValueError` if it is none, is too large, or is nested deeper than 100 elements."""
+    if len(text) > _XML_BYTES:
+        raise ValueError(f"larger than {_XML_BYTES >> 20} MiB")
+    depth = 0
+    root: ElementTree.Element | None = None
+    try:
+        # Entities are limited by expat itself.
+        for event, element in ElementTree.iterparse(io.BytesIO(text), ("start", "end")):  # noqa: S314
+            root = element if root is None else root
+            depth += 1 if event == "start" else -1
+            if depth > _DEPTH:
+                raise ValueError(f"nested deeper than {_DEPTH} elements")
+    except ElementTree.ParseError as error:
+        raise ValueError(str(error)) from error
+    if root is None:
+        raise ValueError("no element")
+    return root
