@@ -94,7 +94,9 @@ def make_stac_item(
     home = rasters["eo"].absolute().parent
     geometry = None if footprint.is_empty else to_lonlat(footprint, grid.pyproj_crs)
     geometry = None if geometry is None else _simplify(geometry)
-    parts = [(name, _relative_href(text, home, away)) for name, text in _PARTS.findall(tags.get("source", ""))]
+    parts = [
+        (name, _relative_href(text, home, away)) for name, text in _PARTS.findall(tags.get("source", ""))
+    ]
     facts = {"platform": tags.get("platform"), "sat:orbit_state": tags.get("orbit_direction")}
     facts |= {"sar2eo:source": ",".join(map("".join, parts))}
     resolution = round(sum(grid.ground_sample_distance_m()) / 2, 3)

@@ -267,7 +267,8 @@ class _Pipeline:
         """Whether a scene with remote files has changed; of local ones, every read would have noticed."""
         if '"href"' not in json.dumps(entry.identity, default=str):
             return False
-        return open_region(entry.source, self.recipe, self.spec).fingerprint["input"] != entry.identity
+        now = open_region(entry.source, self.recipe, self.spec).fingerprint["input"]
+        return bool(now != entry.identity)
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         entry.fail(error)

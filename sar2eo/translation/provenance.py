@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -54,7 +55,7 @@ def fingerprint_result(
     return {
         "input": read[0].identity(),
         "scene": {name: attrs.get(name) for name in ("quantity", "calibration", "datetime")},
-        "region": [list(read[1]), None if area is None else area.wkt],
+        "region": [list(read[1]), None if area is None else hashlib.sha256(area.wkb).hexdigest()[:20]],
         "model": {name: value for name, value in spec.fingerprint().items() if name not in _FREE},
         "settings": {name: getattr(settings, name) for name in ("tile", "overlap", "scaling")},
         "compress": recipe.compress,
@@ -78,8 +79,8 @@ def fingerprint_work(
 def format_tags(attrs: Mapping[str, Any], divisors: Divisors) -> dict[str, str]:
     """Return the provenance in the attributes of a translated Dataset as tags for its files."""
     software, when = attrs.get("software", f"sar2eo {__version__}"), attrs.get("datetime")
-    kept = ("source", "platform", "orbit_direction", "polarisations", "quantity", "geolocation")
-    kept += ("model", "model_sha256")
+    kept = ["source", "platform", "orbit_direction", "polarisations", "quantity", "geolocation"]
+    kept += ["model", "model_sha256"]
     values = {
         "software": software,
         "synthetic": SYNTHETIC,  # also where a Dataset was made anew, and has no attributes
