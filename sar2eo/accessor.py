@@ -8,11 +8,10 @@ from typing import Any
 import xarray as xr
 
 from sar2eo.geo.grid import Grid
-from sar2eo.model.spec import BUNDLED, ModelSpec
+from sar2eo.model.folder import BUNDLED
+from sar2eo.model.spec import ModelSpec
 from sar2eo.translation.dataset import find_place, translate
 from sar2eo.translation.writer import write_cog
-
-__all__ = ["DatasetAccessor", "SceneAccessor"]
 
 
 @xr.register_dataarray_accessor("sar2eo")

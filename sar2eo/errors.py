@@ -33,33 +33,6 @@ from __future__ import annotations
 import re
 import warnings
 
-__all__ = [
-    "CheckpointError",
-    "ClusterError",
-    "CoregistrationError",
-    "EvaluationWarning",
-    "FitWarning",
-    "GeolocationWarning",
-    "GeoreferenceError",
-    "JournalError",
-    "OutputError",
-    "PairsError",
-    "PairsWarning",
-    "PolarisationError",
-    "RadiometryError",
-    "RadiometryWarning",
-    "Sar2eoError",
-    "Sar2eoWarning",
-    "SceneError",
-    "SettingsError",
-    "TrainingError",
-    "TrainingWarning",
-    "hide_secrets",
-    "one_line",
-    "refuse_misfit",
-]
-
-
 _USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 # A query may be a signature; GDAL puts options of a request there, and requests leaves out the server.
 _QUERY = re.compile(r"((?:https?://|(?<=url: )/|/vsicurl)[^\s?'\"]*)\?[^\s'\"<>|)\]]*(?<![:;,.])", re.I)

@@ -1,12 +1,15 @@
 """What `import sar2eo` and ``sar2eo --help`` bring, and what they do not."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import sar2eo
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "diffusers", "transformers", "rasterio", "xarray", "dask", "numpy")
 
 
@@ -71,3 +74,19 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="translat"):
         sar2eo.translat  # noqa: B018
+
+
+def test_only_the_command_line_starts_clusters() -> None:
+    files = {path.relative_to(ROOT): path.read_text() for path in ROOT.glob("sar2eo/**/*.py")}
+    users = {path for path, text in files.items() if re.search(r"connect_cluster\(|LocalCluster\(", text)}
+    assert Path("sar2eo/cli/translate.py") in users
+    assert {path.parent.name for path in users - {Path("sar2eo/compute/cluster.py")}} == {"cli"}
+
+
+def test_the_tests_that_the_table_of_contracts_names_exist() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("## Contracts")[2].partition("## ")[0]
+    cells = re.findall(r"`(tests/[\w/]+\.py)`: ((?:`test_\w+`(?:, )?)+)", table)
+    assert len(cells) > 20
+    for file, names in cells:
+        text = (ROOT / file).read_text()
+        assert all(f"def {name}(" in text for name in re.findall(r"test_\w+", names)), (file, names)

@@ -27,9 +27,9 @@ from scipy import ndimage
 
 import sar2eo
 from sar2eo.evaluation.model_probe import Probe
-from sar2eo.evaluation.plan import collect_model_facts
 from sar2eo.evaluation.report import colour_limits, enlarge, format_table
 from sar2eo.evaluation.scores import compute_calibration
+from sar2eo.evaluation.translators import collect_model_facts
 from sar2eo.geo.blending import gather_block
 from sar2eo.geo.radiometry import fill_invalid, sample_percentiles, to_amplitude, to_model_range
 from sar2eo.geo.windows import Lattice, Window

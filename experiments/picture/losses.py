@@ -66,7 +66,7 @@ def cosine(p, t):
     return pt / torch.sqrt((pp + 1e-5 * n) * (tt + 1e-5 * n)), pp / n, tt / n
 
 
-def picture_loss(p, t, power=(0.5, 0.8, 0.4, 0.4, 0.4, 0.4)):
+def picture_loss(p, t, power=(0.5, 0.8, 0.4, 0.4, 0.4, 0.4), structure=1.5):
     """Return the loss and its parts.
 
     Parameters
@@ -99,12 +99,12 @@ def picture_loss(p, t, power=(0.5, 0.8, 0.4, 0.4, 0.4, 0.4)):
         amount = amount + ((log**2 + 0.25 * each**2).clamp(max=16) * weight).mean()
     parts["cos"], parts["amount"] = cos, amount
     gp, gt = grey(half_p), grey(half_t)
-    structure = 0.0
+    unlike = 0.0
     for k in range(3):
         widths = (0.75, 1.0) if k == 0 else (0.8, 1.2)
-        structure = structure + (1 - likeness(orientation(gp, *widths), orientation(gt, *widths))).mean()
+        unlike = unlike + (1 - likeness(orientation(gp, *widths), orientation(gt, *widths))).mean()
         gp, gt = F.avg_pool2d(gp, 2), F.avg_pool2d(gt, 2)
-    parts["structure"] = structure
-    weights = {"l1": 1.0, "colour": 10.0, "level": 20.0, "cos": 0.5, "amount": 0.1, "structure": 1.5}
+    parts["structure"] = unlike
+    weights = {"l1": 1.0, "colour": 10.0, "level": 20.0, "cos": 0.5, "amount": 0.1, "structure": structure}
     total = sum(w * parts[k] for k, w in weights.items())
     return total, parts

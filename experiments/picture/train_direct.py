@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from direct_network import SOURCES, Direct, features
+from adversary import Adversary
+from direct_network import SOURCES, Direct, box, features
 from losses import grey, octaves, picture_loss
 from muon import Both
 from picture_data import Crops, Pictures
 from safetensors.torch import save_file
+
+SEEN = 128
+"""Side of what the adversary sees of a crop."""
 
 
 def keep(run, net, average, optimiser, step, seconds, seen):
@@ -65,6 +69,10 @@ def main():
         "--cool", type=float, default=0, help="minutes over which the rate falls to zero, then stop"
     )
     p.add_argument("--steps", type=int, default=0, help="stop after so many (for timing)")
+    p.add_argument(
+        "--adversary", type=float, default=0, help="its gradient's size over that of the other losses"
+    )
+    p.add_argument("--structure", type=float, default=1.5, help="weight of the correlation of orientations")
     o = p.parse_args()
     torch.set_num_threads(1)
     o.run.mkdir(parents=True, exist_ok=True)
@@ -79,6 +87,14 @@ def main():
         if "muon" in s["optimiser"]:
             optimiser.load_state_dict(s["optimiser"])
         average, step, seconds, seen = s["average"], s["step"], s["seconds"], s.get("seen", 8 * s["step"])
+    adversary, begin = None, step
+    if o.adversary:
+        adversary = Adversary()
+        if (o.run / "adversary.pt").exists():
+            s = torch.load(o.run / "adversary.pt", weights_only=True)
+            adversary.heads.load_state_dict(s["heads"])
+            adversary.optimiser.load_state_dict(s["optimiser"])
+            begin = s["begin"]
     pictures = Pictures(o.prepared)
     crops = Crops(pictures, seed=1000 + step)
     tiles = {}
@@ -105,10 +121,33 @@ def main():
         truth = torch.from_numpy(eo).float() / 255
         with torch.autocast("cpu", torch.bfloat16):
             y = net(x)
-        y = net.restretch(y.float(), torch.from_numpy(source))
-        loss, parts = picture_loss(y, truth)
+        y = y.float()
+        drawn = y.detach().requires_grad_(True)
+        stretched = net.restretch(drawn, torch.from_numpy(source))
+        loss, parts = picture_loss(stretched, truth, structure=o.structure)
         optimiser.zero_grad()
         loss.backward()
+        grad = drawn.grad
+        if adversary is not None:
+            # Seen in the scenes' stretch, whatever the source; a part of the crop is enough.
+            top, left = np.random.default_rng(step).integers(0, truth.shape[-1] - SEEN + 1, 2)
+            cut = (..., slice(top, top + SEEN), slice(left, left + SEEN))
+            with torch.no_grad():
+                gain, bias = (
+                    net.restretch(torch.ones_like(truth), torch.from_numpy(source)),
+                    net.restretch(torch.zeros_like(truth), torch.from_numpy(source)),
+                )
+                same = ((truth - bias) / (gain - bias)).clamp(0, 1)
+            part = drawn.detach()[cut].clone().requires_grad_(True)
+            level = torch.from_numpy(db)[:, None][cut] / 8
+            flags = torch.from_numpy(flag).float().view(-1, 1, 1, 1).expand_as(level)
+            radar = torch.cat([level, box(level, 9), flags], 1)
+            adversarial, distance, judged = adversary.judge(part, same[cut], radar)
+            (told,) = torch.autograd.grad(adversarial + 2.0 * distance, part)
+            size = grad[cut].norm() / (told.norm() + 1e-12) * o.adversary * min(1, (step - begin) / 200)
+            grad[cut] += size * told
+            parts |= {"adversarial": adversarial, "distance": distance, "judged": judged}
+        y.backward(grad)
         norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         if torch.isfinite(norm):
             optimiser.step()
@@ -131,6 +170,9 @@ def main():
             log.flush()
         if now - kept > 180 or end:
             keep(o.run, net, average, optimiser, step, seconds, seen)
+            if adversary is not None:
+                state = {"heads": adversary.heads.state_dict(), "optimiser": adversary.optimiser.state_dict()}
+                torch.save(state | {"begin": begin}, o.run / "adversary.pt")
             kept = now
         if now - checked > 480 or end:
             checked = now

@@ -18,8 +18,6 @@ from sar2eo.cli.commands import CommandGroup
 from sar2eo.cli.output import say
 from sar2eo.errors import Sar2eoError, Sar2eoWarning, one_line
 
-__all__ = ["cli", "main"]
-
 _INTERRUPTED = 130
 
 

@@ -1,16 +1,19 @@
-"""The registry of commands, and ``sar2eo run``, which runs recipes of them."""
+"""The registry of commands, each made from a settings class and a function; ``sar2eo run`` runs recipes."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import click
+from click.core import ParameterSource
 
-from sar2eo.cli.options import GroupedCommand, SettingsCommand, run_options
 from sar2eo.cli.output import format_table, say
 from sar2eo.errors import SettingsError
 from sar2eo.settings import (
@@ -35,22 +38,235 @@ from sar2eo.settings import (
     from_table,
     read_recipe,
 )
-from sar2eo.settings.schema import quote_name
+from sar2eo.settings.schema import Setting, arms, describe_type, quote_name, settings_of
+from sar2eo.settings.translation import read_scaling
+from sar2eo.settings.vocabulary import RUN
 
-__all__ = ["COMMANDS", "TABLES", "CommandGroup", "Entry", "Stage", "read_stages", "run"]
+
+class _Option(click.Option):
+    """An option that stands under a heading of ``--help``."""
+
+    group: str = RUN
+
+
+class _Argument(click.Argument):
+    """A positional argument that stands among the options of ``--help``."""
+
+    group: str
+    text: str
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        return self.make_metavar(ctx), self.text
+
+
+class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases of click have no argument
+    """A setting on the command line: its flag, and how its text is read; `table` is the one that it is in.
+
+    Bounds are checked later, with the other settings. `several` settings take all words up to the next flag.
+    """
+
+    name = "setting"
+
+    def __init__(self, setting: Setting, table: str = "") -> None:
+        self.setting, self.table = setting, table
+        metavar = setting.flag.metavar or ""
+        self.positional, self.several = setting.flag.name == "", metavar.endswith("...")
+        named = setting.flag.name or f"--{setting.name.replace('_', '-')}"
+        self.flag = metavar if self.positional else named
+        kinds = [arms(arm)[0] for arm in arms(setting.type)]
+        self.kinds = [kind for kind in kinds if kind is not NoneType]
+        self.is_list = any(get_origin(kind) is tuple for kind in kinds)
+        self.takes_auto = NoneType in kinds and not {int, float}.isdisjoint(kinds)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the placeholder of the value."""
+        words = {int: "INTEGER", float: "NUMBER"}
+        return self.setting.names or ("A,B,..." if self.is_list else words.get(self.kinds[0], "TEXT"))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a value; "auto" is None where a number may be left out."""
+        if not isinstance(value, str):
+            return value
+        if any(get_origin(kind) is dict for kind in self.kinds):
+            return read_scaling(value)
+        names, expected = self.setting.names, describe_type(self.setting.type)
+        if self.is_list:
+            (item,) = arms(get_args(self.kinds[0])[0])
+            read, change = item if item in (int, float) else str, self.setting.flag.item or str
+            with suppress(ValueError):
+                items = tuple(read(change(part.strip())) for part in value.split(","))
+                if not names or len(items) == names.count(",") + 1:
+                    return items
+            expected = names or f"{expected.removeprefix('a list of ')} with commas between them"
+        for kind in self.kinds:
+            if kind is str or value in get_args(kind):
+                return value
+            with suppress(ValueError):
+                if kind in (int, float):
+                    return kind(value)
+        if self.takes_auto:
+            if value == "auto":
+                return None
+            expected += " or auto"
+        raise click.BadParameter(f"{value!r} must be {expected}", ctx=ctx, param=param)
+
+    def parameter(self) -> click.Parameter:
+        """Make the option or argument that sets it."""
+        setting, kinds = self.setting, self.kinds
+        options: dict[str, Any] = {
+            "metavar": setting.flag.metavar,
+            "type": click.types.STRING if self.several else self,
+        }
+        if self.positional:
+            argument = _Argument([setting.name], required=False, nargs=-1 if self.several else 1, **options)
+            argument.group, argument.text = setting.group, setting.help
+            return argument
+        default, flag, text = setting.default, self.flag, ""
+        if default is dataclasses.MISSING:
+            default, text = None, "  [required]"
+        elif kinds == [bool]:
+            flag += f"/--no-{flag.removeprefix('--')}" if default else ""
+            options = {"is_flag": True}
+        elif default not in (None, (), False):
+            items = default if isinstance(default, tuple) else (default,)
+            words = (f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+            text = f"  [default: {(' ' if self.several else ',').join(words)}]"
+        if get_origin(kinds[0]) is Literal and len(kinds) == 1:
+            options["type"] = click.Choice(get_args(kinds[0]))
+        option = _Option(
+            [flag, setting.name],
+            help=setting.help + text,
+            default=default,
+            multiple=self.several,
+            **options,
+        )
+        option.group = setting.group
+        return option
+
+
+_RUN_OPTIONS: dict[str, dict[str, Any]] = {
+    "workers": {"type": click.IntRange(min=0), "default": 0, "help": "Worker processes; 0: this process."},
+    "scheduler": {"metavar": "ADDRESS", "help": "Join this Dask cluster."},
+    "dry_run": {"is_flag": True, "help": "Show what would be done, and what it takes."},
+}
+
+
+def run_options(function: Callable[..., Any]) -> list[click.Parameter]:
+    """Return the options for the parameters of a function that say how work is run, and --debug."""
+    names = [name for name in _RUN_OPTIONS if name in inspect.signature(function).parameters]
+    debug = _Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=lambda ctx, _, value: ctx.meta.update({"sar2eo.debug": value}),
+        help="Show tracebacks.",
+    )
+    return [
+        *(_Option([f"--{name.replace('_', '-')}", name], **_RUN_OPTIONS[name]) for name in names),
+        debug,
+    ]
+
+
+class GroupedCommand(click.Command):
+    """A command whose options stand under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each group, in the order of the groups' first options; "Run" is last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", RUN), []).append(record)
+        for name in sorted(groups, key=lambda name: name == RUN):
+            with formatter.section(name):
+                formatter.write_dl(groups[name])
+
+
+class SettingsCommand(GroupedCommand):
+    """The command of a settings class: each setting becomes an option, the function's docstring the help.
+
+    The function takes the settings, and by keyword what `run_options` knows. `table` is the name of its table
+    in a recipe; of a `Recipe`, ``--recipe`` and ``--set`` fill it, too.
+    """
+
+    def __init__(self, name: str, kind: type[Settings], function: Callable[..., Any], table: str) -> None:
+        self.kind, self.function, self.table = kind, function, table
+        self.fields: dict[str, SettingType] = {}
+        for setting in settings_of(kind):
+            table_name, inner = (
+                (setting.name, settings_of(setting.table)) if setting.table else ("", [setting])
+            )
+            for each in inner:
+                if each.name not in setting.without:
+                    self.fields[each.name] = SettingType(each, table_name)
+        params = [field.parameter() for field in self.fields.values()]
+        if issubclass(kind, Recipe):
+            params += [
+                _Option(
+                    ["--recipe", "recipe_file"],
+                    metavar="FILE.toml",
+                    type=click.Path(path_type=Path),
+                    help=f"Take the table [{table}] of this file; flags come before it.",
+                ),
+                _Option(
+                    ["--set", "overrides"],
+                    multiple=True,
+                    metavar="KEY=VALUE",
+                    help=f"Set a key of the table, as in {table}.out=NAME; flags come before it.",
+                ),
+            ]
+        help = inspect.getdoc(function) or ""  # noqa: A001  (click's own name)
+        super().__init__(name, params=[*params, *run_options(function)], help=help, callback=self.run)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat a flag before each of several words that follow it, so that a shell's * can stand there."""
+        several = {field.flag for field in self.fields.values() if field.several}
+        spread: list[str] = []
+        flag = None
+        for position, text in enumerate(args):
+            if text.startswith("-"):
+                flag = text if text in several else None
+            elif flag is not None and args[position - 1] != flag:
+                spread.append(flag)
+            spread.append(text)
+        return super().parse_args(ctx, spread)
+
+    def run(self, recipe_file: Path | None = None, overrides: tuple[str, ...] = (), **params: Any) -> None:
+        """Call the function with settings: flags come before overrides, and those before the file's table."""
+        where = self.table
+        whole = apply_overrides({} if recipe_file is None else read_recipe(recipe_file), overrides)
+        table = whole.get(where, {})
+        if isinstance(table, list):
+            if len(table) > 1:
+                raise SettingsError(f"{recipe_file} has {len(table)} tables [[{where}]]: use 'sar2eo run'")
+            table = table[0] if table else {}
+        if not isinstance(table, dict):
+            raise SettingsError(f"[{where}]: must be a table, not {table!r}")
+        context = click.get_current_context()
+        given = {
+            name: value
+            for name, value in context.params.items()
+            if name in self.fields and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        }
+        for setting in settings_of(self.kind):
+            if setting.table is not None and given.keys() & set(setting.table.alternatives):
+                table[setting.name] = {}
+        flags = {}
+        for name, field in self.fields.items():
+            inner = table.setdefault(field.table, {}) if field.table else table
+            if not isinstance(inner, dict):
+                continue  # from_table refuses it
+            if name in given:
+                inner[name] = given[name]
+            if name in given or name not in inner:
+                flags[".".join(filter(None, (where, field.table, name)))] = field.flag
+        options = {name: params[name] for name in _RUN_OPTIONS if name in params}
+        self.function(from_table(self.kind, table, where, flags), **options)
 
 
 class Entry(NamedTuple):
-    """A command.
+    """A command: what its options are made from, "module:function" in `sar2eo.cli`, and a line of help.
 
-    Parameters
-    ----------
-    settings : type or None
-        What its options are made from; a recipe may have a table of a `Recipe`.
-    function : str
-        Module of `sar2eo.cli` and function that runs it, "" for a group of commands.
-    help : str
-        A line for the overview.
+    A recipe may have a table of a `Recipe`. A group of commands has no function.
     """
 
     settings: type[Settings] | None
@@ -93,13 +309,7 @@ TABLES = {
 
 
 class CommandGroup(click.Group):
-    """Commands of the registry, imported when they are called.
-
-    Parameters
-    ----------
-    prefix : str
-        What the names of its commands begin with in the registry.
-    """
+    """Commands of the registry whose names begin with a prefix, imported when they are called."""
 
     def __init__(self, *args: Any, prefix: str = "", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -140,11 +350,8 @@ class Stage(NamedTuple):
 def read_stages(tables: dict[str, Any]) -> list[Stage]:
     """Read every stage of a recipe before any of them runs.
 
-    Parameters
-    ----------
-    tables : dict
-        The whole file. A command that runs several times is an array of tables, ``[[train]]``, whose runs
-        follow each other where the first one stands.
+    A command that runs several times is an array of tables, ``[[train]]``, whose runs follow each other where
+    the first one stands.
     """
     if not tables:
         raise SettingsError(f"the recipe is empty: it must have tables of {', '.join(TABLES)}")

@@ -10,8 +10,6 @@ import click
 from sar2eo.cli.output import allow_resuming, format_table, say, show_stages
 from sar2eo.settings import EvaluateRecipe, MatchEvaluationRecipe
 
-__all__ = ["evaluate", "evaluate_matcher"]
-
 
 def evaluate(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
     """Judge a model on pairs, against baselines and bounds.
@@ -25,7 +23,7 @@ def evaluate(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
 
     options: dict[str, Any] = dict(vars(recipe))
     if dry_run:
-        click.echo(format_table(translators.plan_evaluation(**options)))
+        click.echo(format_table(translators.plan_evaluation(**options).describe()))
         return
     allow_resuming()
     with show_stages() as progress:

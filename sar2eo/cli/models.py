@@ -13,8 +13,6 @@ from sar2eo.cli.output import format_table, say
 from sar2eo.errors import CheckpointError, OutputError
 from sar2eo.settings import ImportSettings, InitRecipe, ModelInfoSettings, PackSettings, SimulateRecipe
 
-__all__ = ["import_release", "init_model", "pack_model", "show_model", "simulate"]
-
 
 def init_model(recipe: InitRecipe, *, dry_run: bool) -> None:
     """Make a checkpoint to be trained, from a base model or from nothing.

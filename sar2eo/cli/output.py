@@ -11,8 +11,6 @@ from typing import Any
 
 import click
 
-__all__ = ["ProgressLine", "allow_resuming", "format_duration", "format_table", "say", "show_stages"]
-
 
 def say(text: object, *, err: bool = False) -> None:
     """Print on standard output or error; nobody reading it is no error."""

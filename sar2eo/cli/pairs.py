@@ -14,8 +14,6 @@ import click
 from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say
 from sar2eo.settings import CoregisterRecipe, MatchSettings, PairsRecipe
 
-__all__ = ["PairsProgress", "build_pairs", "coregister", "match"]
-
 
 def build_pairs(recipe: PairsRecipe, *, workers: int, scheduler: str | None, dry_run: bool) -> None:
     """Cut SAR and EO scenes into paired chips, split by place for training.

@@ -11,8 +11,6 @@ import click
 from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say
 from sar2eo.settings import MatcherRecipe, TrainRecipe, VaeRecipe
 
-__all__ = ["train", "train_matcher", "train_vae"]
-
 
 def train(recipe: TrainRecipe, *, dry_run: bool) -> None:
     """Fine-tune a model on pairs of SAR and EO images.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sar2eo.model.spec import ModelSpec
     from sar2eo.translation.plan import Entry
 
-__all__ = ["show_scene", "translate"]
-
 
 def show_scene(settings: InfoSettings) -> None:
     """Show what a SAR scene is and how it will be read."""

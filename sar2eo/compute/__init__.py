@@ -1,1 +1,1 @@
-"""Where work runs: clusters, Dask runs, devices, counters."""
+"""Where work runs: clusters, Dask runs, devices."""

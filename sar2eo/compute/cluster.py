@@ -17,8 +17,6 @@ from typing import Any
 from sar2eo.compute.device import resolve_device
 from sar2eo.errors import ClusterError, SettingsError
 
-__all__ = ["available_cores", "check_workers", "connect_cluster", "threads_per_worker"]
-
 # Beside the one thread that is inside the model, others read ahead and write behind.
 _THREADS_PER_WORKER = 3
 _JOIN_SECONDS = 15

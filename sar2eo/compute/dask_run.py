@@ -1,4 +1,4 @@
-"""Run graphs on Dask's active scheduler, report progress, and notice lost workers.
+"""Run graphs on Dask's active scheduler, count what is done, report progress, and notice lost workers.
 
 The caller chooses the scheduler: threads of this process, or the cluster of an active client.
 """
@@ -10,6 +10,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,20 +22,7 @@ import dask.config
 from dask.base import compute_as_if_collection, get_scheduler
 from dask.core import get_dependencies
 
-from sar2eo.compute import counters
 from sar2eo.errors import ClusterError, Sar2eoWarning
-
-__all__ = [
-    "Progress",
-    "WorkerLostError",
-    "active_client",
-    "collect_telemetry",
-    "compute_keys",
-    "pace",
-    "peak_rss_bytes",
-    "report_progress",
-    "reset_telemetry",
-]
 
 Progress = Callable[[Mapping[str, float]], None]
 
@@ -114,12 +102,37 @@ def compute_keys(graph: Mapping[Any, Any], keys: list[Any], *, stop_on_loss: boo
         thread.join()
 
 
+_counts: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+def add_count(name: str, amount: float) -> None:
+    """Add to a counter of what this process has done: tiles, blocks, or seconds by kind of work."""
+    with _lock:
+        _counts[name] += amount  # type: ignore[assignment]
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Add the wall seconds of a block, summed over threads, to a counter."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        add_count(name, time.perf_counter() - start)
+
+
+def _clear_counts() -> None:
+    with _lock:
+        _counts.clear()
+
+
 def reset_telemetry() -> None:
     """Set the counters to zero, in this process and on the workers of an active client."""
-    counters.reset()
+    _clear_counts()
     client = active_client()
     if client is not None:
-        client.run(counters.reset, on_error="ignore")
+        client.run(_clear_counts, on_error="ignore")
 
 
 def collect_telemetry() -> dict[str, float]:
@@ -185,7 +198,9 @@ def peak_rss_bytes() -> float:
 
 def _process_snapshot() -> tuple[tuple[str, int], dict[str, float]]:
     """Return which process of which machine this is, and its counters."""
-    return (socket.gethostname(), os.getpid()), {**counters.snapshot(), "peak_rss_bytes": peak_rss_bytes()}
+    with _lock:
+        counts = dict(_counts)
+    return (socket.gethostname(), os.getpid()), {**counts, "peak_rss_bytes": peak_rss_bytes()}
 
 
 Graph = dict[Any, Any]

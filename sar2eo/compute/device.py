@@ -9,8 +9,6 @@ from pathlib import Path
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["DTYPES", "default_batch", "default_threads", "resolve_device", "resolve_dtype"]
-
 DTYPES = ("float32", "bfloat16", "float16")
 """Precisions the networks can run in; latents and schedules are always float32."""
 

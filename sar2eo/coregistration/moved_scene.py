@@ -15,8 +15,7 @@ import rasterio
 from pyproj import Transformer
 from rasterio.enums import ColorInterp
 
-from sar2eo.compute import counters
-from sar2eo.compute.dask_run import Progress, compute_keys, report_progress
+from sar2eo.compute.dask_run import Progress, add_count, compute_keys, report_progress, timed
 from sar2eo.coregistration.transforms import MovingTransform
 from sar2eo.errors import OutputError, RadiometryError, one_line
 from sar2eo.geo.grid import Grid
@@ -32,17 +31,6 @@ from sar2eo.scenes.raster import Band, RasterReader, open_raster
 from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.scenes.warp import LOBES, WarpedReader, from_amplitude, lanczos_taps, read_padded, split_in_half
-
-__all__ = [
-    "Layout",
-    "MovedMapping",
-    "MovedReader",
-    "lanczos_at",
-    "map_moved",
-    "needed_bytes",
-    "read_layout",
-    "write_moved",
-]
 
 Array = npt.NDArray[np.float64]
 
@@ -420,9 +408,9 @@ _PEAK = 2.3
 
 def _read_block(window: Window, reader: SceneReader, layout: Layout) -> Any:
     """Read and encode a block: values (band, row, col) and validity, or None where nothing is valid."""
-    with counters.timed("warp_seconds"):
+    with timed("warp_seconds"):
         values = reader.read(window)
-    counters.add("blocks_done", 1)
+    add_count("blocks_done", 1)
     return layout.encode(values) if np.isfinite(values).any() else None
 
 

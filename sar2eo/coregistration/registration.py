@@ -46,8 +46,6 @@ from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["coregister", "result_paths"]
-
 # Settings that change where and how fast it runs, or what is insisted on, but not the result.
 _FREE = ("device", "threads", "force", "model")
 

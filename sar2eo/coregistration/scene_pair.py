@@ -37,16 +37,6 @@ from sar2eo.scenes.stac_input import is_stac
 from sar2eo.scenes.warp import read_onto
 from sar2eo.settings import PairsSettings, SceneSettings
 
-__all__ = [
-    "RadarView",
-    "ScenePair",
-    "check_fit",
-    "choose_bands",
-    "open_pair",
-    "place_templates",
-    "read_optical",
-]
-
 FloatArray = npt.NDArray[np.float32]
 Scene = SarScene | EoScene
 

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from pyproj import Transformer
 
 from sar2eo._version import __version__
-from sar2eo.compute import counters
-from sar2eo.compute.dask_run import Progress
+from sar2eo.compute.dask_run import Progress, add_count, timed
 from sar2eo.coregistration.scene_pair import LEAST_VALID, RadarView, ScenePair, choose_bands, read_optical
 from sar2eo.coregistration.transforms import Evidence
 from sar2eo.geo.chip_lattice import Cell
@@ -30,16 +29,6 @@ from sar2eo.scenes.optical import EoScene
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings
 from sar2eo.store.task_results import TaskResults
-
-__all__ = [
-    "Finder",
-    "create_finder",
-    "draw_ties",
-    "encode_geojson",
-    "list_ties",
-    "measure_ties",
-    "versions",
-]
 
 FloatArray = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
@@ -154,7 +143,7 @@ def measure_ties(
         f"ties-{start:05d}": (_measure_run, *shared, cells[start : start + _RUN_TIES], *where)
         for start in range(0, len(cells), _RUN_TIES)
     }
-    counters.add("ties_resumed", sum(map(len, results.known.values())))
+    add_count("ties_resumed", sum(map(len, results.known.values())))
     found = results.compute(tasks, shared, progress=progress, counts={"ties_total": len(cells)})
     return [Displacement(*tie) for ties in found.values() for tie in ties if tie is not None]
 
@@ -171,7 +160,7 @@ def _measure_run(
     """Measure the tie points of a task; return the fields of each `Displacement`."""
     found = []
     for cell in cells:
-        with counters.timed("tie_seconds"):
+        with timed("tie_seconds"):
             tie = _measure(cell, radar, optical, finder, spacing, grid)
         if tie is not None and not moving_is_sar:
             # What the reference, the SAR, shows here, the moving scene shows where the template was cut.
@@ -179,7 +168,7 @@ def _measure_run(
             tie = dataclasses.replace(
                 tie, row=tie.row + rows, col=tie.col + cols, rows=-tie.rows, cols=-tie.cols
             )
-        counters.add("ties_done", 1)
+        add_count("ties_done", 1)
         found.append(None if tie is None else dataclasses.astuple(tie))
     return found
 

@@ -18,16 +18,6 @@ import shapely
 from sar2eo.matching.shifts import Displacement, SceneDrift, fit_drift, predict_shifts
 from sar2eo.settings import CoregisterSettings
 
-__all__ = [
-    "LEAST",
-    "Evidence",
-    "FieldTransform",
-    "LinearTransform",
-    "MovingTransform",
-    "fit_transform",
-    "weigh",
-]
-
 Points = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 

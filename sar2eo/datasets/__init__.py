@@ -11,41 +11,15 @@ from sar2eo.datasets.loading import Batch, Order, batches, collate
 from sar2eo.datasets.pairs import PairsDataset
 from sar2eo.datasets.published import PUBLISHED
 from sar2eo.errors import SettingsError
+from sar2eo.geo.splits import SPLITS
 from sar2eo.settings import DataSettings
-
-__all__ = [
-    "SPLITS",
-    "Augmentation",
-    "Batch",
-    "CachedLatents",
-    "Order",
-    "PairsDataset",
-    "batches",
-    "build_latent_cache",
-    "collate",
-    "open_dataset",
-]
-
-SPLITS = ("train", "val", "test")
 
 
 def open_dataset(data: DataSettings, split: str, *, augmentation: Augmentation | None = None) -> PairsDataset:
-    """Open one split of built pairs, or of a published data set.
+    """Open one split ("train", "val" or "test") of built pairs, or of a published data set.
 
-    Parameters
-    ----------
-    data : DataSettings
-        Folder of built pairs, or name and root of a published data set.
-    split : {"train", "val", "test"}
-        Which part.
-    augmentation : Augmentation, optional
-        By default none: whole chips; the central 512 pixels of SAR2Opt and SpaceNet 6, as in published
-        figures.
-
-    Raises
-    ------
-    PairsError
-        If the folder holds no such data set, or the split is empty.
+    By default nothing is augmented: whole chips; the central 512 pixels of SAR2Opt and SpaceNet 6, as in
+    published figures. Raises `PairsError` if the folder holds no such data set, or the split is empty.
     """
     if split not in SPLITS:
         raise SettingsError(f"split={split!r}: must be one of {', '.join(SPLITS)}")

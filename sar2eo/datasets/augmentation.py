@@ -15,8 +15,6 @@ import numpy.typing as npt
 from sar2eo.datasets.loading import Purpose, permutation, uniform
 from sar2eo.errors import SettingsError
 
-__all__ = ["ORIENTATIONS", "Augmentation", "Place", "orient"]
-
 ORIENTATIONS = 8
 """Orientations of a square: quarter turns of the image and of its mirror image."""
 
@@ -25,20 +23,10 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True)
 class Place:
-    """Crop, orientation and SAR gain of one image.
+    """Crop, orientation (see `orient`) and SAR gain, a factor on the amplitude, of one image.
 
-    Parameters
-    ----------
-    row, col : int
-        Origin of the crop in pixels.
-    shape : tuple of int
-        Rows and columns of the crop, before turning.
-    orientation : int
-        0 to 7; see `orient`.
-    gain : float
-        Factor on the SAR amplitude.
-    variant : int
-        ``crop * 8 + orientation`` for fixed crops; otherwise 0.
+    `row` and `col` are the crop's origin in pixels, `shape` its rows and columns before turning. `variant` is
+    ``crop * 8 + orientation`` for fixed crops, otherwise 0.
     """
 
     row: int
@@ -120,15 +108,7 @@ class Augmentation:
     def fixed_place(
         self, index: int, crop: int, orientation: int, image: tuple[int, int], shape: tuple[int, int]
     ) -> Place:
-        """Return one of the fixed crops of an image, in one orientation.
-
-        Parameters
-        ----------
-        index, crop, orientation : int
-            Number of the image, of its crop, and orientation 0 to 7.
-        image, shape : tuple of int
-            Rows and columns of the image and of the crop.
-        """
+        """Return a fixed crop, by number, of an image of shape `image`, in one orientation."""
         rows, cols = self._origins(image, shape)
         order = permutation(self.seed, Purpose.CROPS, 0, index, rows * cols)
         row, col = divmod(int(order[crop % len(order)]), cols)
@@ -145,14 +125,8 @@ class Augmentation:
     ) -> Place:
         """Draw crop, orientation and gain of an image in one epoch.
 
-        Parameters
-        ----------
-        epoch, index : int
-            Number of the epoch and of the image.
-        image : tuple of int
-            Rows and columns of this image.
-        size : tuple of int, optional
-            Minimum rows and columns of all images of the data set; by default those of this one.
+        `image` are its rows and columns, `size` the smallest of all images of the data set; by default those
+        of this one.
         """
         size = size or image
         shape = self.shape(size)

@@ -15,8 +15,6 @@ from sar2eo.datasets.pairs import Pair, PairsDataset, read_raster
 from sar2eo.errors import PairsError
 from sar2eo.geo.grid import Grid
 
-__all__ = ["BuiltPairs"]
-
 _COLUMNS = (
     *("id", "split", "sar_chip", "eo_chip", "height", "width", "crs", "transform", "sar_href"),
     *("quantity", "calibration", "polarisations", "scaling"),
@@ -47,22 +45,10 @@ class BuiltPairs(PairsDataset):
     """One split of a folder of pairs; SAR is divided by the 99th percentile of its scene.
 
     If scenes differ in quantity, all are converted to amplitude. If they differ in polarisations, the common
-    ones are used.
+    ones are used. Without an `augmentation`, samples are the centre, as large as the smallest chip.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder with ``pairs.parquet``.
-    split : {"train", "val", "test"}
-        Which part.
-    augmentation : Augmentation, optional
-        By default the centre, as large as the smallest chip.
-
-    Raises
-    ------
-    PairsError
-        If the folder has no readable index, the split is empty, chips are missing, or scenes have no
-        polarisation in common.
+    Raises `PairsError` if the folder has no readable index, the split is empty, chips are missing, or scenes
+    have no polarisation in common.
     """
 
     def __init__(self, folder: Path, split: str, *, augmentation: Augmentation | None = None) -> None:

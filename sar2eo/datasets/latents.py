@@ -26,8 +26,6 @@ from sar2eo.errors import PairsError, SettingsError
 from sar2eo.model.network import pool_validity
 from sar2eo.store.atomic import write_file, write_json
 
-__all__ = ["CachedLatents", "build_latent_cache"]
-
 _MANIFEST = "latents.json"
 _VERSION = 2
 _SHARD_BYTES = 2**26
@@ -57,11 +55,8 @@ class CachedLatents(Samples):
     def sample(self, index: int, epoch: int) -> dict[str, Any]:
         """Return the latents of a pair as augmented in one epoch.
 
-        Returns
-        -------
-        dict
-            "sar_latents" and "eo_latents": tensors of shape (C, h, w); "valid_latents": float32 tensor of
-            shape (1, h, w), 1 where every pixel is valid; "id"; "index".
+        "sar_latents" and "eo_latents" are tensors of shape (C, h, w); "valid_latents" has shape (1, h, w),
+        float32, 1 where every pixel is valid; also "id" and "index".
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index}: there are {len(self)} pairs")

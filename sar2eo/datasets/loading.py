@@ -20,20 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from sar2eo.errors import PairsError, Sar2eoError, SettingsError
 
-__all__ = ["Batch", "Order", "Purpose", "Samples", "batches", "collate", "permutation", "uniform"]
-
 Batch = dict[str, Any]
 """Tensors with a leading axis of images, and lists of everything else."""
 
 
 class Samples(Dataset[dict[str, Any]], ABC):
-    """Samples by index and epoch: pairs, or their latents; ``samples[index]`` is of epoch 0.
-
-    Attributes
-    ----------
-    ids : tuple of str
-        Names of the pairs.
-    """
+    """Samples by index and epoch: pairs, or their latents; ``samples[index]`` is of epoch 0."""
 
     ids: tuple[str, ...]
 
@@ -50,21 +42,11 @@ class Samples(Dataset[dict[str, Any]], ABC):
 
 @dataclass(frozen=True)
 class Order:
-    """Shuffled order of pairs: every index once per pass.
+    """Shuffled order of `n` pairs in batches: every index once per pass.
 
-    It is a pure function of the step, so a resumed run needs no stored state. A batch at the end of a pass
-    is filled from the next one, so all batches have the same size.
-
-    Parameters
-    ----------
-    n : int
-        Number of pairs.
-    batch : int
-        Pairs per batch.
-    seed : int
-        Seed of the shuffling.
-    process, processes : int
-        Processes take batches in turn: this is number `process` of `processes`.
+    It is a pure function of the step, so a resumed run needs no stored state. A batch at the end of a pass is
+    filled from the next one, so all batches have the same size. Processes take batches in turn: this is
+    number `process` of `processes`.
     """
 
     n: int
@@ -113,18 +95,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Load the batches of steps `start_step` to before `stop_step`, in order.
 
-    Parameters
-    ----------
-    samples : PairsDataset or CachedLatents
-        Source of the pairs.
-    order : Order
-        Which pairs make up each batch.
-    start_step, stop_step : int
-        First step, and the one after the last.
-    workers : int
-        Processes that read ahead; 0: read in this process, on request. The batches are the same.
-    pin : bool
-        Load into pinned memory, from which a GPU copies while it computes.
+    So many `workers`, processes, read ahead; with 0 this process reads on request. The batches are the same.
+    From pinned memory (`pin`) a GPU copies while it computes.
     """
     loader = DataLoader(
         _ByEpoch(samples),

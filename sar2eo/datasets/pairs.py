@@ -18,11 +18,16 @@ from torch import Tensor
 
 from sar2eo.datasets.augmentation import ORIENTATIONS, Augmentation, Place, orient
 from sar2eo.datasets.loading import Samples
-from sar2eo.errors import PairsError
-from sar2eo.geo.radiometry import default_channels, fill_invalid, to_amplitude, to_model_range
+from sar2eo.errors import PairsError, one_line
+from sar2eo.geo.radiometry import (
+    choose_recorded,
+    default_channels,
+    fill_invalid,
+    reference_amplitudes,
+    to_amplitude,
+    to_model_range,
+)
 from sar2eo.model.card import ModelCard
-
-__all__ = ["Pair", "PairsDataset", "read_picture", "read_raster"]
 
 _CACHE_BYTES = 512 * 2**20
 _SAMPLED_FILES, _SAMPLED_BYTES = 32, 65536
@@ -34,18 +39,9 @@ FloatArray = npt.NDArray[np.float32]
 class Pair:
     """SAR and EO image as stored in their files.
 
-    Parameters
-    ----------
-    sar : ndarray, shape (polarisation, row, col)
-        Values of the unit `quantity`.
-    eo : ndarray of uint8, shape (3, row, col)
-        Red, green, blue.
-    valid : ndarray of bool, shape (row, col)
-        Where both images are valid.
-    low, high : tuple of float
-        Amplitudes that become -1 and 1, one for each polarisation.
-    quantity : str or None
-        "dn", "amplitude", "intensity" or "db" (see `sar2eo.geo.radiometry`); None: no conversion.
+    `sar` has shape (polarisation, row, col) and values of the unit `quantity` (see `sar2eo.geo.radiometry`;
+    None: no conversion); `eo` has shape (3, row, col). `valid` says where both are. `low` and `high` are the
+    amplitudes that become -1 and 1, one for each polarisation.
     """
 
     sar: npt.NDArray[Any]
@@ -93,8 +89,8 @@ class PairsDataset(Samples):
         Radiometry for the card of a model trained on them (see `sar2eo.geo.radiometry`).
     gsd_m : float or None
         Ground sample distance in true ground metres.
-    scaling : {"p99"} or float
-        Amplitude that becomes 1, as in a card (see `sar2eo.model.card.ModelCard`).
+    scaling : {"p99", "db"} or float
+        What amplitude is divided by, as in a card (see `sar2eo.model.card.ModelCard`).
     augmentation : Augmentation
         Crop, flips, turns and gain of the samples.
     """
@@ -108,7 +104,7 @@ class PairsDataset(Samples):
         quantity: str,
         calibration: str = "none",
         gsd_m: float | None = None,
-        scaling: Literal["p99"] | float = "p99",
+        scaling: Literal["p99", "db"] | float = "p99",
         augmentation: Augmentation,
     ) -> None:
         self.ids = tuple(ids)
@@ -199,9 +195,15 @@ class PairsDataset(Samples):
         return other
 
     def with_channels_of(self, card: ModelCard | PairsDataset) -> PairsDataset:
-        """Return the same pairs with the channels of a card or of other pairs, if they have them."""
+        """Return the same pairs with the channels of a card or of other pairs, if they have them.
+
+        For models of dB also with their scaling.
+        """
         other = copy(self)
-        if set(card.polarisations) <= set(self.polarisations):
+        if card.scaling == "db":
+            other.scaling = "db"
+            other.channels = choose_recorded(self.polarisations, card.polarisations, card.channels)[1]
+        elif set(card.polarisations) <= set(self.polarisations):
             other.channels = card.channels
         return other
 
@@ -253,7 +255,16 @@ class PairsDataset(Samples):
             amplitude, eo = fill_invalid(amplitude, valid), fill_invalid(eo, valid)
         low, high = (np.asarray(values, np.float32) for values in (pair.low, pair.high))
         amplitude = (amplitude - low[:, None, None]) * np.float32(place.gain)
-        scaled = to_model_range(amplitude, (high - low).tolist(), self.polarisations, self.channels)
+        divisors, decibels = (high - low).tolist(), self.scaling == "db"
+        if decibels:
+            divisors = reference_amplitudes(
+                divisors,
+                self.polarisations,
+                quantity=pair.quantity or "dn",
+                calibration=self.calibration,
+                stored_as="bytes" if pair.sar.dtype == np.uint8 else None,
+            )
+        scaled = to_model_range(amplitude, divisors, self.polarisations, self.channels, decibels=decibels)
         return {
             "sar": _to_tensor(scaled, place),
             "eo": _to_tensor(eo, place),
@@ -293,7 +304,7 @@ def read_raster(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
             values, valid = file.read(), file.dataset_mask() > 0
             scales, offsets = file.scales, file.offsets
     except (RasterioError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({one_line(error)})") from error
     if any(scale != 1 for scale in scales) or any(offsets):
         scale, offset = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (scales, offsets))
         values = values * scale + offset
@@ -310,9 +321,5 @@ def read_picture(path: Path, mode: str) -> npt.NDArray[np.uint8]:
         with Image.open(path) as file:
             values = np.asarray(file.convert(mode))
     except (UnidentifiedImageError, OSError) as error:
-        raise PairsError(f"{path}: cannot be read: is the folder complete? ({_first_line(error)})") from error
+        raise PairsError(f"{path}: cannot be read: is the folder complete? ({one_line(error)})") from error
     return np.moveaxis(np.atleast_3d(values), -1, 0)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -21,19 +21,8 @@ from sar2eo.datasets.loading import Purpose, permutation
 from sar2eo.datasets.pairs import Pair, PairsDataset, read_picture, read_raster
 from sar2eo.errors import PairsError
 from sar2eo.geo.chip_lattice import corners_lonlat
-from sar2eo.pairs.splits import assign
+from sar2eo.geo.splits import assign
 from sar2eo.settings import PairsSettings
-
-__all__ = [
-    "PUBLISHED",
-    "PublishedPairs",
-    "QxsSaropt",
-    "Sar2Opt",
-    "SpaceNet6",
-    "draw_split",
-    "hold_out_validation",
-    "read_split",
-]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 _BYTE = 255.0  # largest value of an 8-bit picture
@@ -49,21 +38,11 @@ Split = dict[str, list[str]]
 class PublishedPairs(PairsDataset):
     """One split of a published data set, of 8-bit pictures without georeference unless a subclass differs.
 
-    Parameters
-    ----------
-    root : Path
-        Folder of the data set.
-    split : {"train", "val", "test"}
-        Which part.
-    split_by : {"release", "place"}
-        "release": as published, with validation from the training part; "place": in blocks on the ground.
-    augmentation : Augmentation, optional
-        By default the centre: 512 pixels, or less where images are smaller.
+    With `split_by` "release" parts are as published, with validation from the training part; with "place", in
+    blocks on the ground. Without an `augmentation`, samples are the central 512 pixels, or less where images
+    are smaller.
 
-    Raises
-    ------
-    PairsError
-        If the folder is incomplete, or cannot be split that way.
+    Raises `PairsError` if the folder is incomplete, or cannot be split that way.
     """
 
     title: ClassVar[str]
@@ -293,22 +272,8 @@ def draw_split(names: Sequence[str]) -> Split:
 def read_split(root: Path, names: Sequence[str]) -> Split | None:
     """Read the split lists that the authors' release writes: ``train_eo_list*.txt``, ``test_eo_list*.txt``.
 
-    Parameters
-    ----------
-    root : Path
-        Folder of the data set and its lists.
-    names : sequence of str
-        EO images in the folder, relative to `root`.
-
-    Returns
-    -------
-    dict of str to list of str, or None
-        Training and test images; None if there are no lists.
-
-    Raises
-    ------
-    PairsError
-        If a list is missing, or the lists name absent images or share some.
+    `names` are the EO images in the folder, relative to it. None if there are no lists; `PairsError` if one
+    is missing, or they name absent images or share some.
     """
     found = {part: sorted(root.glob(f"{part}_eo_list*.txt")) for part in ("train", "test")}
     if not any(found.values()):
@@ -334,14 +299,7 @@ def read_split(root: Path, names: Sequence[str]) -> Split | None:
 def hold_out_validation(train: Sequence[str], scene: Callable[[str], str]) -> Split:
     """Split a twentieth of the training images off for validation, whole scenes, always the same.
 
-    No published list has a validation part.
-
-    Parameters
-    ----------
-    train : sequence of str
-        Names of the training images.
-    scene : callable
-        Returns the scene of an image by its name; images of one scene may overlap.
+    No published list has a validation part. Images of one `scene`, which it tells by the name, may overlap.
     """
     members: dict[str, list[str]] = {}
     for name in sorted(train):

@@ -19,20 +19,12 @@ import torch
 
 from sar2eo.datasets import Augmentation, PairsDataset, collate, open_dataset
 from sar2eo.errors import CheckpointError, PairsError, SettingsError
-from sar2eo.evaluation.plan import adapt_pairs
 from sar2eo.evaluation.report import ReportKind, format_table
+from sar2eo.evaluation.translators import adapt_pairs
 from sar2eo.matching.dcdm.matcher import Matcher
 from sar2eo.matching.dcdm.similarity import Images, PlantedTemplates, pixel_multiple, plant_templates
 from sar2eo.matching.structure import StructuralAligner, match
 from sar2eo.settings import DataSettings, MatchEvaluationSettings
-
-__all__ = [
-    "REPORT",
-    "bootstrap_error_ratio",
-    "evaluate_matcher",
-    "figures",
-    "format_match_report",
-]
 
 DCDM = "dcdm"
 RIGHT_PX, NEARER_PX = 5.0, 2.0
@@ -52,17 +44,9 @@ class _Trial(NamedTuple):
 
 
 def figures(distances: npt.ArrayLike) -> dict[str, float]:
-    """Summarise distances between shifts found and true, in pixels.
+    """Summarise one or more distances between shifts found and true, in pixels.
 
-    Parameters
-    ----------
-    distances : array_like
-        At least one.
-
-    Returns
-    -------
-    dict of str to float
-        ``cmr_5``, ``cmr_2``, ``rmse_5`` (nan where nothing is correct), ``rmse_all``, ``matches``.
+    Returns ``cmr_5``, ``cmr_2``, ``rmse_5`` (nan where nothing is correct), ``rmse_all`` and ``matches``.
     """
     found = np.asarray(distances, float)
     right = found[found <= RIGHT_PX]
@@ -80,17 +64,8 @@ def bootstrap_error_ratio(
 ) -> dict[str, float]:
     """Return the ratio of two methods' errors, and its 95 % interval by bootstrap over places.
 
-    Parameters
-    ----------
-    wrong, against : array_like of bool
-        Whether each match is wrong, for the same trials.
-    places : sequence of str
-        Place of each trial; trials of one place are drawn together.
-
-    Returns
-    -------
-    dict of str to float
-        ``ratio``, ``low`` and ``high``; nan if the other method makes no error.
+    `wrong` and `against` tell whether each match is wrong, for the same trials; trials of one place are drawn
+    together. ``ratio``, ``low`` and ``high`` are nan if the other method makes no error.
     """
     names, index = np.unique(np.asarray(places), return_inverse=True)
     counts = [
@@ -179,7 +154,8 @@ def _match_all(
     progress: Callable[[str, int, int], None] | None,
 ) -> dict[str, Any]:
     """Match every template by every method, and summarise."""
-    methods = _methods(matcher, settings)
+    methods = {DCDM: _dcdm(matcher, settings.steps, settings.seed)}
+    methods |= {name: _classical(name) for name in settings.against}
     sweeps = [_dcdm(matcher, steps, settings.seed) for steps in settings.sweep_steps]
     distances: dict[str, list[list[float]]] = {name: [[] for _ in settings.noise] for name in methods}
     accepted: dict[str, list[bool]] = {name: [] for name in methods}
@@ -225,13 +201,6 @@ def _template_px(matcher: Matcher, settings: MatchEvaluationSettings, side: int)
             f"{multiple} pixels"
         )
     return template
-
-
-def _methods(matcher: Matcher, settings: MatchEvaluationSettings) -> dict[str, Callable[[Images], Answer]]:
-    return {
-        DCDM: _dcdm(matcher, settings.steps, settings.seed),
-        **{name: _classical(name) for name in settings.against},
-    }
 
 
 def _dcdm(matcher: Matcher, steps: int | None, seed: int) -> Callable[[Images], Answer]:

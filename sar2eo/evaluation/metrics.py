@@ -23,21 +23,6 @@ from torchmetrics.functional.image.scc import _scc_per_channel_compute
 
 from sar2eo.settings.vocabulary import Metric
 
-__all__ = [
-    "BLOCK_PX",
-    "OctavePowers",
-    "average_blocks",
-    "colour_difference",
-    "count_octaves",
-    "image_metrics",
-    "psnr",
-    "scc",
-    "ssim",
-    "sum_octave_powers",
-    "sum_squared_errors",
-    "to_unit",
-]
-
 FloatArray = npt.NDArray[np.float64]
 
 BLOCK_PX = 8
@@ -63,12 +48,7 @@ def to_unit(images: Tensor, protocol: str = "usual") -> Tensor:
 def image_metrics(
     prediction: Tensor, truth: Tensor, valid: Tensor, names: tuple[Metric, ...] = ("psnr", "ssim", "scc")
 ) -> dict[str, FloatArray]:
-    """Measure those of psnr, ssim and scc that are named; other names are left out.
-
-    Returns
-    -------
-    dict of str to ndarray of float64, shape (B,)
-    """
+    """Measure those of psnr, ssim and scc that are named, of each image; other names are left out."""
     known = {"psnr": psnr, "ssim": ssim, "scc": scc}
     return {name: known[name](prediction, truth, valid) for name in names if name in known}
 
@@ -147,12 +127,8 @@ def sum_squared_errors(prediction: Tensor, truth: Tensor, valid: Tensor) -> tupl
 def average_blocks(images: Tensor, valid: Tensor, size: int = BLOCK_PX) -> tuple[Tensor, Tensor]:
     """Average valid pixels over blocks; what is left at the lower and right edge is dropped.
 
-    Returns
-    -------
-    means : Tensor, shape (B, C, H // size, W // size)
-        0 where a block is invalid.
-    valid : Tensor, shape (B, 1, H // size, W // size)
-        1 where at least half of a block's pixels are.
+    Returns the means, shape (B, C, H // size, W // size), 0 where a block is invalid, and validity: 1 where
+    at least half of a block's pixels are valid.
     """
     share = functional.avg_pool2d(valid, size)
     means = functional.avg_pool2d(images * valid, size) / share.clamp(min=1 / size**2)
@@ -176,14 +152,10 @@ def _masked_mean(maps: Tensor, valid: Tensor) -> FloatArray:
 
 @dataclass(frozen=True)
 class OctavePowers:
-    """Sums over each octave, from the finest on; they add up over images, of any sizes.
+    """Sums over each octave, from the finest on, shape (octaves,); they add up over images of any sizes.
 
-    Parameters
-    ----------
-    prediction, truth : ndarray of float64, shape (octaves,)
-        Squared magnitudes of the spectra.
-    cross : ndarray of float64, shape (octaves,)
-        Real part of the cross-spectrum.
+    `prediction` and `truth` are squared magnitudes of the spectra, `cross` the real part of the
+    cross-spectrum.
     """
 
     prediction: FloatArray
@@ -214,17 +186,10 @@ class OctavePowers:
 
 
 def sum_octave_powers(prediction: npt.ArrayLike, truth: npt.ArrayLike, valid: npt.ArrayLike) -> OctavePowers:
-    """Sum spectra over octaves.
+    """Sum the spectra of two images, shape (H, W) or (C, H, W), over octaves; powers of bands are added.
 
-    Both images lose their mean over valid pixels and are multiplied by the same window: a Hann window,
-    0 where they are invalid.
-
-    Parameters
-    ----------
-    prediction, truth : array_like, shape (H, W) or (C, H, W)
-        Of several bands, the powers are added.
-    valid : array_like, shape (H, W)
-        True or 1 where pixels count.
+    Both images lose their mean over valid pixels and are multiplied by the same window: a Hann window, 0
+    where they are invalid.
     """
     predicted, true = (np.asarray(image, dtype=np.float64) for image in (prediction, truth))
     height, width = true.shape[-2:]

@@ -15,22 +15,15 @@ from sar2eo.model.checkpoint import Checkpoint
 from sar2eo.model.diffusion import add_noise, compute_target, create_scheduler, sample
 from sar2eo.model.interface import Translator
 from sar2eo.model.loading import load_translator
-from sar2eo.model.network import decode_latents, encode_images, to_variance
+from sar2eo.model.network import SarCondition, decode_latents, encode_images, to_variance
 from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec
-
-__all__ = ["Drawn", "ModelImages", "Probe", "TruthPrediction", "pad_to_multiple"]
 
 
 class TruthPrediction(NamedTuple):
     """Prediction from the noised truth, at latent resolution, shape (B, h, w).
 
-    Parameters
-    ----------
-    error : Tensor of float32
-        Squared error of the prediction, mean over the latent's channels.
-    valid : Tensor of bool
-        Where every pixel under the latent pixel is valid.
+    `error` is the squared error, mean over the latent's channels; `valid` is True where every pixel below is.
     """
 
     variance: Tensor
@@ -39,15 +32,7 @@ class TruthPrediction(NamedTuple):
 
 
 class Probe:
-    """Measures inside a checkpoint.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-        As the translator holds it.
-    spec : ModelSpec
-        How it is sampled.
-    """
+    """Measures inside a checkpoint that a translator holds, sampled as its spec says."""
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         self.checkpoint = checkpoint
@@ -67,16 +52,10 @@ class Probe:
 
     @torch.inference_mode()
     def predict_from_truth(self, batch: Batch, timestep: int | None = None) -> TruthPrediction:
-        """Predict from the noised truth (C-DiffSET, Fig. 7).
+        """Predict from the noised truth (C-DiffSET, Fig. 7), by default at the card's timestep of confidence.
 
-        Variance and error are then of the same prediction. A pair's noise is that of its draw 0.
-
-        Parameters
-        ----------
-        batch : dict
-            "sar" and "eo", shape (B, 3, H, W), "valid" and "index".
-        timestep : int, optional
-            0 to 999; by default the card's timestep of confidence.
+        Variance and error are then of the same prediction. A pair's noise is that of its draw 0. `batch`
+        holds "sar" and "eo", shape (B, 3, H, W), "valid" and "index".
         """
         timestep = self.card.confidence_timestep if timestep is None else timestep
         factor = self.spec.factor
@@ -85,9 +64,10 @@ class Probe:
         variances, errors = [], []
         for sar, eo, index in zip(batch["sar"], batch["eo"], batch["index"], strict=True):
             latents = self._encode(eo[None])
-            noise = self._noise(index, latents.shape)
+            noise = self._noise(index, latents.shape[2:])
             noisy = add_noise(latents, noise, alpha_bar)
-            prediction, raw = self.checkpoint.predict(self._encode(sar[None]), noisy, timestep)
+            known = self._encode_sar(sar).with_trust(0)
+            prediction, raw = self.checkpoint.predict(known, noisy, timestep)
             target = compute_target(latents, noise, alpha_bar, self.card.prediction_type)
             errors.append((target - prediction).square().mean(1)[:, :rows, :cols].cpu())
             variances.append(to_variance(raw)[:, 0, :rows, :cols].cpu())
@@ -98,34 +78,34 @@ class Probe:
 
     @torch.inference_mode()
     def trace_denoising(self, sar: Tensor, index: int, count: int = 8) -> tuple[list[int], Tensor]:
-        """Follow the estimate of the clean image through a draw (C-DiffSET, Fig. 8).
+        """Follow the estimate of the clean image through draw 0 of a pair (C-DiffSET, Fig. 8).
 
-        Parameters
-        ----------
-        sar : Tensor, shape (3, H, W)
-        index : int
-            Index of the pair; its draw 0 is followed.
-        count : int
-            Timesteps to show, from the first to the last.
-
-        Returns
-        -------
-        timesteps : list of int
-        images : Tensor, shape (timesteps, 3, H, W), in [-1, 1]
+        `sar` has shape (3, H, W). Returns `count` timesteps, from the first to the last, and their images,
+        shape (timesteps, 3, H, W), in [-1, 1].
         """
-        sar_latents = self._encode(sar[None])
+        condition = self._encode_sar(sar)
         clean: list[tuple[int, Tensor]] = []
 
-        def predict(latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        def predict(sar_latents: Tensor, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
             prediction, raw = self.checkpoint.predict(sar_latents, latents, timestep)
             estimate = self._schedule.step(prediction, timestep.cpu(), latents, return_dict=False)[1]
             clean.append((int(timestep), estimate))
             return prediction, raw
 
-        noise = self._noise(index, sar_latents.shape)
+        noise = self._noise(index, condition.latents.shape[2:])
         scheduler = self._scheduler(self.spec.sampler, self.spec.spacing)
         spec = self.spec
-        sample(predict, noise, scheduler, spec.steps, self.card.confidence_timestep, spec.temperature)
+        card = self.card
+        sample(
+            predict,
+            condition,
+            noise,
+            scheduler,
+            spec.steps,
+            card.confidence_timestep,
+            spec.temperature,
+            card.start,
+        )
         shown = np.unique(np.linspace(0, len(clean) - 1, min(count, len(clean))).round().astype(int))
         images = torch.cat([self._decode(clean[i][1]) for i in shown])
         return [clean[i][0] for i in shown], images[..., : sar.shape[1], : sar.shape[2]]
@@ -134,15 +114,20 @@ class Probe:
         return create_scheduler(sampler, spacing, self.card.prediction_type, self.checkpoint.schedule)
 
     def _encode(self, images: Tensor) -> Tensor:
-        whole = pad_to_multiple(images, self._multiple).to(self.spec.device)
-        return encode_images(self.checkpoint.vae, whole)
+        return encode_images(self.checkpoint.vae, self._pad(images))
+
+    def _encode_sar(self, sar: Tensor) -> SarCondition:
+        return self.checkpoint.encode_sar(self._pad(sar[None]))
+
+    def _pad(self, images: Tensor) -> Tensor:
+        return pad_to_multiple(images, self._multiple).to(self.spec.device)
 
     def _decode(self, latents: Tensor) -> Tensor:
         return decode_latents(self.checkpoint.vae, latents).clamp(-1, 1).cpu()
 
     def _noise(self, index: int, shape: torch.Size) -> Tensor:
         row, col = (pixel // self.spec.factor for pixel in find_noise_origin(index))
-        _, channels, height, width = shape
+        (height, width), channels = shape, self.spec.latent_channels
         drawn = draw_scene_noise(self.spec.seed, range(row, row + height), range(col, col + width), channels)
         return torch.from_numpy(drawn)[None].to(self.spec.device)
 
@@ -152,16 +137,9 @@ PITCH_PX = 2**20
 
 
 class Drawn(NamedTuple):
-    """Images drawn by a model for a batch.
+    """Images drawn by a model for a batch, in so many seconds.
 
-    Parameters
-    ----------
-    eo : Tensor of float32, shape (B, 3, H, W)
-        In [-1, 1], in the levels of bytes.
-    variance : Tensor of float32, shape (B, h, w), or None
-        At latent resolution, with padding.
-    seconds : float
-        Wall time for the batch.
+    `eo` has shape (B, 3, H, W), float32 in [-1, 1] in the levels of bytes; `variance` (B, h, w), or is None.
     """
 
     eo: Tensor
@@ -170,17 +148,10 @@ class Drawn(NamedTuple):
 
 
 class ModelImages:
-    """Translates batches of pairs.
+    """Translates batches of pairs, by the translator of a spec with a single sample.
 
-    The noise of a pair depends only on its index in the data set, the number of the draw and the seed, not
-    on the other pairs or their order.
-
-    Parameters
-    ----------
-    spec : ModelSpec
-        With a single sample.
-    translator : Translator, optional
-        By default the spec's.
+    The noise of a pair depends only on its index in the data set, the number of the draw and the seed, not on
+    the other pairs or their order.
     """
 
     def __init__(self, spec: ModelSpec, translator: Translator | None = None) -> None:
@@ -192,14 +163,9 @@ class ModelImages:
         return ModelImages(self.spec, self.translator.with_steps(steps))
 
     def draw(self, batch: Batch, number: int = 0) -> Drawn:
-        """Draw images for a batch of samples.
+        """Draw images for a batch with "sar", shape (B, 3, H, W) of any size, and "index".
 
-        Parameters
-        ----------
-        batch : dict
-            "sar", shape (B, 3, H, W) of any size, and "index".
-        number : int
-            Number of the draw, of several independent ones.
+        `number` is that of the draw, of several independent ones.
         """
         height, width = batch["sar"].shape[2:]
         rows, cols = (-(-side // self.spec.factor) for side in (height, width))

@@ -22,8 +22,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["Fid", "Lpips", "create_alexnet", "open_inception", "open_lpips"]
-
 _TAPS = (1, 4, 7, 9, 11)  # the ReLUs of AlexNet whose outputs are compared
 _LPIPS_LEAST_PX = 32  # below, AlexNet's pooling has nothing left
 
@@ -33,13 +31,8 @@ class Lpips:
 
     The same as torchmetrics' ``LearnedPerceptualImagePatchSimilarity(net_type="alex")``, which can neither
     read local weights nor do without torchvision; here the mean of each layer is over valid pixels.
-
-    Parameters
-    ----------
-    features : Module
-        Of `create_alexnet`.
-    linear : sequence of Tensor
-        Weights of the channels of each of the five layers, shapes (C,).
+    `features` are those of `create_alexnet`, `linear` the weights of the channels of each of the five layers,
+    shapes (C,).
     """
 
     def __init__(self, features: nn.Sequential, linear: list[Tensor]) -> None:
@@ -90,17 +83,9 @@ def create_alexnet() -> nn.Sequential:
 
 
 def open_lpips(weights: str | None) -> Lpips:
-    """Open LPIPS with AlexNet's weights.
+    """Open LPIPS with AlexNet's weights: a safetensors file with torchvision's keys ``features.*``.
 
-    Parameters
-    ----------
-    weights : str or None
-        safetensors file with the keys ``features.*`` of torchvision's AlexNet; others are ignored.
-
-    Raises
-    ------
-    SettingsError
-        Without a file, or if it does not hold them.
+    Raises `SettingsError` without a file, or if it does not hold them.
     """
     state = _read(weights, "lpips", "torchvision's AlexNet")
     features, prefix = create_alexnet(), "features."
@@ -123,10 +108,7 @@ def open_lpips(weights: str | None) -> Lpips:
 class Fid:
     """Fréchet distance of Inception features (Heusel et al. 2017, https://arxiv.org/abs/1706.08500).
 
-    Parameters
-    ----------
-    features : Module
-        uint8 images, shape (B, 3, H, W), to features, shape (B, N); see `open_inception`.
+    `features` makes features, shape (B, N), of uint8 images, shape (B, 3, H, W); see `open_inception`.
     """
 
     def __init__(self, features: nn.Module) -> None:
@@ -146,17 +128,9 @@ class Fid:
 
 
 def open_inception(weights: str | None) -> nn.Module:
-    """Open the Inception network of FID.
+    """Open FID's Inception network, of a safetensors file with the keys of torch-fidelity's.
 
-    Parameters
-    ----------
-    weights : str or None
-        safetensors file with the keys of torch-fidelity's ``FeatureExtractorInceptionV3``.
-
-    Raises
-    ------
-    SettingsError
-        Without a file, if it does not hold them, or if torch-fidelity is missing.
+    Raises `SettingsError` without a file, if it does not hold them, or if torch-fidelity is missing.
     """
     state = _read(weights, "fid", "torch-fidelity's Inception")
     with tempfile.TemporaryDirectory() as folder:

@@ -19,30 +19,12 @@ from sar2eo.errors import OutputError
 from sar2eo.evaluation.metrics import BLOCK_PX
 from sar2eo.store.atomic import atomic_folder, json_values
 
-__all__ = [
-    "REPORT",
-    "EvaluationPictures",
-    "PictureCase",
-    "ReportKind",
-    "colour_limits",
-    "draw_pictures",
-    "enlarge",
-    "format_report",
-    "format_table",
-    "write_report",
-]
-
 
 @dataclass(frozen=True)
 class ReportKind:
     """A kind of report: a folder with ``report.md``, results as JSON, and perhaps pictures.
 
-    Parameters
-    ----------
-    results : str
-        File name of the results, which identifies reports of this kind.
-    command : str
-        Subcommand that writes them.
+    `results` is the file of the results, by which reports of this kind are known; `command` writes them.
     """
 
     results: str
@@ -72,10 +54,8 @@ class ReportKind:
     ) -> dict[str, Any]:
         """Write a report, and return its results as JSON values; numbers that are not finite are None.
 
-        Parameters
-        ----------
-        describe : callable
-            From folder and JSON values to the Markdown text; it draws pictures into the folder.
+        `describe` makes the Markdown text of the folder and the JSON values; it draws pictures into the
+        folder.
         """
         plain: dict[str, Any] = json_values(results)
         with atomic_folder(out) as partial:
@@ -131,15 +111,7 @@ def write_report(
 
 
 def format_report(results: dict[str, Any], drawn: dict[str, str]) -> str:
-    """Return the report in Markdown.
-
-    Parameters
-    ----------
-    results : dict
-        Content of ``metrics.json``.
-    drawn : dict of str to str
-        File names of pictures, and what they show.
-    """
+    """Return the report in Markdown, from ``metrics.json``; `drawn` says what each picture shows."""
     data, settings, model = results["data"], results["settings"], results["models"]["model"]
     parts = [
         f"# Evaluation of {model['name'] or 'identity'}",
@@ -228,19 +200,10 @@ _SHEET_DPI = 120
 
 @dataclass(frozen=True, kw_only=True)
 class PictureCase:
-    """One pair to show.
+    """One pair to show: the best, a median or the worst, as `kind` says.
 
-    Parameters
-    ----------
-    kind : str
-        "best", "median" or "worst".
-    name : str
-        Name of the pair.
-    sar, prediction, truth : Tensor, shape (3, H, W)
-        In [-1, 1].
-    valid : Tensor of bool, shape (H, W)
-    variance, forced_variance : Tensor, shape (h, w), or None
-        Predicted from the draw shown, and from the noised truth.
+    `sar`, `prediction` and `truth` have shape (3, H, W) and are in [-1, 1]; `valid` has shape (H, W).
+    `variance`, of the draw shown, and `forced_variance`, of the noised truth, have shape (h, w).
     """
 
     kind: str
@@ -256,16 +219,9 @@ class PictureCase:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPictures:
-    """What to draw.
+    """What to draw: `cases`, best first, and `denoising`: a case, timesteps, images (timesteps, 3, H, W).
 
-    Parameters
-    ----------
-    cases : list of PictureCase
-        Best first.
-    denoising : list of (PictureCase, timesteps, images)
-        Images of shape (timesteps, 3, H, W).
-    factor : int
-        Pixels per latent pixel.
+    `factor` is the number of pixels per latent pixel.
     """
 
     cases: list[PictureCase] = field(default_factory=list)

@@ -29,34 +29,13 @@ from sar2eo.evaluation.metrics import (
 from sar2eo.evaluation.perceptual import Fid, Lpips
 from sar2eo.settings.vocabulary import Metric
 
-__all__ = [
-    "BASELINES",
-    "MEAN_COLOUR",
-    "SAR_GREY",
-    "VAE_UPPER_BOUND",
-    "Measures",
-    "ScoreKeeper",
-    "ShuffleControl",
-    "compute_calibration",
-    "compute_mean_colour",
-    "predict_constant",
-    "predict_sar_grey",
-]
-
 _POOLED = ("error", "values", f"error_{BLOCK_PX}px", f"values_{BLOCK_PX}px")
 _SCENE = "sar_href"
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Metrics and networks, the same for every method.
-
-    Parameters
-    ----------
-    protocol : {"usual", "release"}
-    inception : Module or None
-        Network of FID.
-    """
+    """Metrics and networks, the same for every method; `inception` is the network of FID."""
 
     metrics: tuple[Metric, ...]
     protocol: str
@@ -65,15 +44,7 @@ class Measures:
 
 
 class ScoreKeeper:
-    """Collects the figures of one method.
-
-    Attributes
-    ----------
-    rows : list of dict
-        Figures of each image, with the pair's "id".
-    seconds : float
-        Time spent drawing the images.
-    """
+    """Collects the figures of one method: `rows` of each image, and the `seconds` spent drawing them."""
 
     def __init__(self, measures: Measures) -> None:
         self.measures = measures
@@ -182,10 +153,7 @@ _COLOUR_PAIRS = 1000
 def compute_mean_colour(
     training: PairsDataset, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Tensor:
-    """Return the mean colour of valid pixels, shape (3,), in [-1, 1].
-
-    At most 1000 pairs, spread evenly, are read.
-    """
+    """Return the mean colour of valid pixels of up to 1000 pairs, shape (3,), in [-1, 1]."""
     chosen = np.linspace(0, len(training) - 1, min(len(training), _COLOUR_PAIRS)).astype(int)
     total, count = torch.zeros(3, dtype=torch.float64), 0.0
     for done, index in enumerate(chosen):
@@ -210,21 +178,11 @@ def predict_sar_grey(batch: Batch) -> Tensor:
 
 
 def compute_calibration(variance: npt.ArrayLike, error: npt.ArrayLike, quantiles: int = 10) -> dict[str, Any]:
-    """Compare predicted variance with squared error, by quantile of the variance.
+    """Compare predicted variance with squared error, both of shape (N,), by quantile of the variance.
 
-    Parameters
-    ----------
-    variance, error : array_like, shape (N,)
-        At the same latent pixels and timestep.
-    quantiles : int
-        Number of groups of nearly equal size.
-
-    Returns
-    -------
-    dict
-        "quantiles" from the lowest variance on, each with means "variance" and "error" and number
-        "values"; "ratio" of mean error to mean variance, 1 if calibrated; "rank_correlation" (Spearman's),
-        NaN if either is constant.
+    Returns "quantiles" from the lowest variance on, each with means "variance" and "error" and number
+    "values"; "ratio" of mean error to mean variance, 1 if calibrated; and "rank_correlation" (Spearman's),
+    NaN if either is constant.
     """
     predicted, found = (np.asarray(values, dtype=np.float64).ravel() for values in (variance, error))
     groups = [
@@ -249,14 +207,8 @@ class ShuffleControl:
     """The shuffle control: images from one pair's SAR are compared with another pair's truth.
 
     A model that uses the SAR image loses much; one that only knows what EO images look like loses nothing.
-    Only pixels that are valid in both pairs count.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the order of pairs: each is compared with the next one that shows other ground.
-    apart : callable, optional
-        Whether two pairs, by their indices, show different ground; by default any two do.
+    Only pixels that are valid in both pairs count. The order of pairs follows from `seed`; each is compared
+    with the next one that shows other ground, as `apart` tells by their indices.
     """
 
     def __init__(self, seed: int, apart: Callable[[int, int], bool] = ne) -> None:
@@ -271,10 +223,7 @@ class ShuffleControl:
         self._numbers.append(number)
 
     def summarise(self, protocol: str) -> dict[str, Any] | None:
-        """Return mean PSNR as paired and as shuffled, and the difference, also of blocks of 8 pixels.
-
-        None if no two pairs show different ground.
-        """
+        """Return mean PSNR as paired and as shuffled, and the cost, also of blocks; None for no pairs."""
         order = np.random.default_rng(self._seed).permutation(len(self._held)).tolist()
         rows = []
         for place, i in enumerate(order):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +17,36 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sar2eo.datasets import Batch, PairsDataset, collate
+from sar2eo._version import __version__
+from sar2eo.datasets import Batch, PairsDataset, collate, open_dataset
+from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsError
 from sar2eo.evaluation import scores
-from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe, TruthPrediction
-from sar2eo.evaluation.plan import MODEL, SWEPT_PAIRS, EvaluationPlan, plan_translators, spread_evenly
-from sar2eo.evaluation.report import EvaluationPictures, PictureCase, write_report
-from sar2eo.evaluation.scores import ScoreKeeper, ShuffleControl, compute_calibration
+from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe
+from sar2eo.evaluation.perceptual import open_inception, open_lpips
+from sar2eo.evaluation.report import REPORT, EvaluationPictures, PictureCase, write_report
+from sar2eo.evaluation.scores import (
+    BASELINES,
+    MEAN_COLOUR,
+    Measures,
+    ScoreKeeper,
+    ShuffleControl,
+    compute_calibration,
+)
+from sar2eo.model.card import ModelCard
+from sar2eo.model.spec import ModelSpec, resolve_model
 from sar2eo.model.translator import DiffusionTranslator
 from sar2eo.settings import DataSettings, EvaluateSettings, replace_settings
 from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal
 from sar2eo.store.task_results import keep_result, read_result
 
-__all__ = ["evaluate", "plan_evaluation", "use_torch_threads"]
+MODEL = "model"
+"""Name of the evaluated model's own figures."""
+
+SWEPT_PAIRS = 50
+"""Most pairs of the comparison of steps, as in C-DiffSET, Fig. 9; spread evenly."""
+
+_PACKAGES = ("torch", "diffusers", "torchmetrics", "scikit-image", "numpy")
 
 SHUFFLED_PAIRS = 128
 """Most pairs of the shuffle control, which are held in memory; spread evenly."""
@@ -94,7 +114,7 @@ def evaluate(
         If something cannot be measured without network weights or training pairs.
     """
     settings = replace_settings(settings or EvaluateSettings(), changes)
-    plan = plan_translators(model, data, out, settings, overwrite=overwrite)
+    plan = plan_evaluation(model, data, out, settings, overwrite=overwrite)
     facts = plan.facts()  # reads all files
     with (
         keep_images(Path(out), facts, overwrite=overwrite) as kept,
@@ -105,6 +125,63 @@ def evaluate(
         return write_report(Path(out), {**facts, **results}, pictures, overwrite=overwrite)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluationPlan:
+    """What will be evaluated, checked.
+
+    `specs` are the models by name, the evaluated one first, and `seen` the split as each of them sees it.
+    `chosen` are the indices of the evaluated pairs. `training` is there if its mean colour is asked for.
+    `left_out` says why metrics and baselines cannot be measured.
+    """
+
+    settings: EvaluateSettings
+    data: DataSettings
+    specs: dict[str, ModelSpec]
+    seen: dict[str, PairsDataset]
+    chosen: npt.NDArray[np.intp]
+    training: PairsDataset | None
+    measures: Measures
+    left_out: dict[str, str]
+
+    @property
+    def dataset(self) -> PairsDataset:
+        """The evaluated split, as the evaluated model sees it."""
+        return self.seen[MODEL]
+
+    def describe(self) -> dict[str, Any]:
+        """Describe what would be done, as plain values."""
+        swept = min(len(self.chosen), SWEPT_PAIRS) * len(self.settings.sweep_steps)
+        spec = self.specs[MODEL]
+        return {
+            "data": self.dataset.describe(),
+            "pairs": len(self.chosen),
+            "metrics": [name for name in self.settings.metrics if name not in self.left_out],
+            "left_out": self.left_out,
+            "models": list(self.specs),
+            "baselines": [name for name in self.settings.against if name in BASELINES],
+            "model": {name: getattr(spec, name) for name in ("steps", "sampler", "device", "dtype", "batch")},
+            "images_to_draw": len(self.chosen) * self.settings.samples * len(self.specs) + swept,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything that the figures depend on, as plain values."""
+        dataset = self.dataset
+        return {
+            "software": {"sar2eo": __version__, **{name: version(name) for name in _PACKAGES}},
+            "settings": dataclasses.asdict(self.settings),
+            "data": {
+                **dataclasses.asdict(self.data),
+                "split": self.settings.split,
+                "pairs": len(self.chosen),
+                "of": len(dataset),
+                "description": dataset.describe(),
+                "gsd_m": dataset.gsd_m,
+                "fingerprint": dataset.fingerprint(),
+            },
+            "models": {name: collect_model_facts(spec) for name, spec in self.specs.items()},
+        }
+
+
 def plan_evaluation(
     model: str | Path,
     data: DataSettings | str | Path,
@@ -112,28 +189,123 @@ def plan_evaluation(
     settings: EvaluateSettings | None = None,
     *,
     overwrite: bool = False,
-) -> dict[str, Any]:
-    """Check an evaluation and say what it would do, as plain values; parameters as in `evaluate`.
-
-    Raises
-    ------
-    SettingsError, PairsError, CheckpointError, OutputError
-        As in `evaluate`.
-    """
+) -> EvaluationPlan:
+    """Check settings, data and models before any work; parameters and errors as in `evaluate`."""
     settings = settings or EvaluateSettings()
-    return plan_translators(model, data, out, settings, overwrite=overwrite).describe()
+    REPORT.check_target(Path(out), overwrite=overwrite)
+    pairs = data if isinstance(data, DataSettings) else DataSettings(pairs=str(data))
+    specs = _resolve_models(str(model), settings)
+    dataset = open_dataset(pairs, settings.split)
+    seen = {
+        name: dataset if spec.card is None else adapt_pairs(spec.card, dataset)
+        for name, spec in specs.items()
+    }
+    left_out: dict[str, str] = {}
+    training = None
+    if MEAN_COLOUR in settings.against:
+        try:
+            training = open_dataset(pairs, "train")
+        except PairsError as error:
+            left_out[MEAN_COLOUR] = f"{MEAN_COLOUR}: needs the training split: {error}"
+    plan = EvaluationPlan(
+        settings=settings,
+        data=pairs,
+        specs=specs,
+        seen=seen,
+        chosen=spread_evenly(len(dataset), settings.limit),
+        training=training,
+        measures=_open_measures(settings, left_out),
+        left_out=left_out,
+    )
+    for why in left_out.values():
+        warnings.warn(f"left out: {why}", EvaluationWarning, stacklevel=3)
+    return plan
+
+
+def adapt_pairs(card: ModelCard, pairs: PairsDataset) -> PairsDataset:
+    """Return pairs with the channels that a model takes, and warn of other differences.
+
+    An `EvaluationWarning` says where the pairs lack its polarisations, or pixel size or scaling differ from
+    its card: the figures then say how well the model generalises.
+    """
+    found = []
+    enough = set.intersection if card.scaling == "db" else set.issubset
+    if not enough(set(card.polarisations), pairs.polarisations):
+        found.append(f"polarisations {','.join(pairs.polarisations)} for {','.join(card.polarisations)}")
+    if pairs.gsd_m is not None and not card.fits_gsd(pairs.gsd_m):
+        found.append(f"pixels of {pairs.gsd_m:.3g} m for {card.gsd_m:.3g} m")
+    if card.scaling not in ("db", pairs.scaling):
+        found.append(f"scaling {pairs.scaling} for {card.scaling}")
+    if found:
+        warnings.warn(
+            f"the pairs differ from those that {card.name} was trained on: {'; '.join(found)}",
+            EvaluationWarning,
+            stacklevel=4,
+        )
+    return pairs.with_channels_of(card)
+
+
+def spread_evenly(count: int, limit: int | None) -> npt.NDArray[np.intp]:
+    """Return at most `limit` of `count` positions, spread evenly."""
+    return np.linspace(0, count - 1, min(count, limit or count)).round().astype(np.intp)
+
+
+def _resolve_models(model: str, settings: EvaluateSettings) -> dict[str, ModelSpec]:
+    names = ("steps", "sampler", "seed", "device", "dtype", "threads", "batch")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    if MODEL in settings.against:
+        raise SettingsError(f"against={MODEL!r}: give the path as ./{MODEL}")
+    specs = {MODEL: resolve_model(model, **options)}
+    if specs[MODEL].card is None and (settings.upper_bound or settings.sweep_steps):
+        raise SettingsError(f"upper_bound, sweep_steps: {model} has neither a VAE to judge nor steps")
+    for steps in settings.sweep_steps:
+        resolve_model(model, **options | {"steps": steps})
+    for name in settings.against:
+        if name in BASELINES:
+            continue
+        try:
+            specs[name] = resolve_model(name, **options)
+        except Sar2eoError as error:
+            raise SettingsError(
+                f"against={name!r}: neither a baseline ({', '.join(BASELINES)}) nor a model: {error}"
+            ) from error
+    return specs
+
+
+def _open_measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
+    networks: dict[str, Any] = {}
+    for name, make, weights in (
+        ("lpips", open_lpips, settings.lpips_weights),
+        ("fid", open_inception, settings.fid_weights),
+    ):
+        if name in settings.metrics:
+            try:
+                networks[name] = make(weights)
+            except SettingsError as error:
+                if weights is not None:
+                    raise
+                left_out[name] = str(error)
+    return Measures(settings.metrics, settings.protocol, networks.get("lpips"), networks.get("fid"))
+
+
+def collect_model_facts(spec: ModelSpec) -> dict[str, Any]:
+    """Collect everything about a model that its figures depend on, as plain values."""
+    return {
+        "name": None if spec.card is None else spec.card.name,
+        "parameters": spec.parameters,
+        "spacing": spec.spacing,
+        "temperature": spec.temperature,
+        **spec.fingerprint(),
+        "card": None if spec.card is None else spec.card.to_dict(),
+    }
 
 
 class _Evaluation:
     """One evaluation."""
 
     def __init__(self, plan: EvaluationPlan, kept: DrawnImages, progress: Progress) -> None:
-        self.plan = plan
-        self.kept = kept
-        self.settings = plan.settings
-        self.dataset = plan.dataset
-        self.chosen = plan.chosen
-        self.progress = progress
+        self.plan, self.kept, self.progress = plan, kept, progress
+        self.settings, self.dataset, self.chosen = plan.settings, plan.dataset, plan.chosen
 
     def results(self) -> tuple[dict[str, Any], EvaluationPictures]:
         """Measure everything."""
@@ -148,16 +320,14 @@ class _Evaluation:
             found, shuffles[name] = self._judge_model(name, main if name == MODEL else ModelImages(spec))
             judges |= found
         judges |= self._judge_others(self._predictions(probe))
-        calibration = self._calibration(probe)
-        sweep = self._sweep(main)
         by_pair = judges[MODEL].summarise_pairs()
         results = {
             "methods": {name: judge.summarise() for name, judge in judges.items()},
             "shuffle": {
                 name: shuffle.summarise(self.settings.protocol) for name, shuffle in shuffles.items()
             },
-            "calibration": calibration,
-            "sweep": sweep,
+            "calibration": self._calibration(probe),
+            "sweep": self._sweep(main),
             "left_out": self.plan.left_out,
             "pairs": by_pair,
         }
@@ -252,7 +422,19 @@ class _Evaluation:
                 batch = collate([self.dataset[index_of[row["id"]]]])
                 drawn = main.draw(batch)
                 forced = None if probe is None else probe.predict_from_truth(batch)
-                cases.append(_case(kind, row, batch, drawn.eo, drawn.variance, forced))
+                cases.append(
+                    PictureCase(
+                        kind=kind,
+                        name=row["id"],
+                        psnr=row["psnr_pooled"],
+                        sar=batch["sar"][0],
+                        prediction=drawn.eo[0],
+                        truth=batch["eo"][0],
+                        valid=batch["valid"][0, 0] > 0,
+                        variance=None if drawn.variance is None else drawn.variance[0],
+                        forced_variance=None if forced is None else forced.variance[0],
+                    )
+                )
         denoising = []
         if probe is not None:
             firsts = {case.kind: case for case in reversed(cases)}
@@ -295,27 +477,6 @@ def use_torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _case(
-    kind: str,
-    row: dict[str, Any],
-    batch: Batch,
-    prediction: Tensor,
-    variance: Tensor | None,
-    forced: TruthPrediction | None,
-) -> PictureCase:
-    return PictureCase(
-        kind=kind,
-        name=row["id"],
-        psnr=row["psnr_pooled"],
-        sar=batch["sar"][0],
-        prediction=prediction[0],
-        truth=batch["eo"][0],
-        valid=batch["valid"][0, 0] > 0,
-        variance=None if variance is None else variance[0],
-        forced_variance=None if forced is None else forced.variance[0],
-    )
-
-
 class DrawnImages:
     """Images drawn by an evaluation and by the interrupted run before it, kept in a folder."""
 
@@ -345,16 +506,7 @@ def keep_images(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -
     """Start an evaluation, or resume an interrupted one with the same fingerprint.
 
     ``<out>.partial/`` is a journal (`sar2eo.store.journal`) with a safetensors file for each draw of a batch.
-    Success removes it.
-
-    Parameters
-    ----------
-    out : Path
-        Folder of the report.
-    fingerprint : mapping
-        Everything that the report depends on.
-    overwrite : bool
-        Discard images of another evaluation.
+    Success removes it; `overwrite` discards images of another evaluation.
     """
     folder = out.absolute().with_name(f"{out.name}.partial")
     try:

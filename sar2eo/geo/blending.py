@@ -21,8 +21,6 @@ import numpy.typing as npt
 
 from sar2eo.geo.windows import Lattice, Window
 
-__all__ = ["Span", "axis_spans", "axis_weights", "gather_block", "upsample"]
-
 FloatArray = npt.NDArray[np.float32]
 Fetch = Callable[[int, slice, slice], "npt.NDArray[Any] | None"]
 

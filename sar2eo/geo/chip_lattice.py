@@ -18,8 +18,6 @@ from pyproj import Transformer
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 
-__all__ = ["Cell", "cell_boxes", "corners_lonlat", "list_cells", "name_lattice", "project_to_grid"]
-
 # A footprint is as coarse as the decimated read it comes from: cells with this share of what they need are
 # kept, and their pixels decide.
 _COARSE = 0.5

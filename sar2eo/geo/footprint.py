@@ -17,8 +17,6 @@ from shapely.geometry.polygon import orient
 from sar2eo.errors import GeoreferenceError
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 
-__all__ = ["lonlat_bounds", "to_lonlat", "trace_footprint"]
-
 # Straight edges of a projected footprint are curves on the globe: points along the longer side, at least.
 _POINTS_PER_SIDE = 20
 

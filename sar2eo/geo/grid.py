@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from affine import Affine
     from pyproj import CRS
 
-__all__ = ["Grid", "ignore_missing_georeference"]
-
 _ROUNDING = 1e-3  # pixels
 
 

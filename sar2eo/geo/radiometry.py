@@ -3,7 +3,8 @@
 What a checkpoint expects stands in its card. Here are the formulas. Amplitude is ``A = DN``, ``A = sqrt(I)``
 of intensity, or ``A = 10^(dB / 20)``. Each polarisation is divided by one number D for the whole scene: ``x =
 2 clip(A / D, 0, 1) - 1``, in [-1, 1]. With the scene's own 99th percentile as D, a constant factor does not
-matter, so digital numbers and calibrated amplitude of one scene agree.
+matter, so digital numbers and calibrated amplitude of one scene agree. Models of dB take
+``x = clip(20 log10(A / D) / 30, -1, 1)``, where D is a usual level of backscatter, the same for all scenes.
 """
 
 from __future__ import annotations
@@ -20,25 +21,6 @@ from sar2eo.errors import PolarisationError, RadiometryError
 from sar2eo.geo.windows import Window
 from sar2eo.settings.vocabulary import Calibration, Polarisation, Quantity
 
-__all__ = [
-    "CALIBRATIONS",
-    "POLARISATIONS",
-    "QUANTITIES",
-    "Calibration",
-    "Channels",
-    "Polarisation",
-    "Quantity",
-    "compute_percentiles",
-    "default_channels",
-    "fill_invalid",
-    "nearest_polarisation",
-    "sample_percentiles",
-    "sample_windows",
-    "to_amplitude",
-    "to_eo_bytes",
-    "to_model_range",
-]
-
 Channels = tuple[tuple[str, ...], ...]
 """Three channels, each the mean of the polarisations it names."""
 
@@ -46,7 +28,18 @@ QUANTITIES: tuple[str, ...] = get_args(Quantity)
 CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
 POLARISATIONS: tuple[str, ...] = get_args(Polarisation)
 
+REFERENCE_DB = {"VV": -10.0, "HH": -10.0, "VH": -16.0, "HV": -16.0}
+"""A usual sigma0 of land in C band, by polarisation, in dB; it is 0 for models of dB."""
+
+RANGE_DB = 30.0
+"""Most dB above and below the reference that models of dB see."""
+
 FloatArray = npt.NDArray[np.float32]
+
+_BRIGHT_DB = 9.0  # of a scene's 99th percentile, above the reference
+_PLAUSIBLE_DB = (-8.0, 25.0)  # of the same: open sea, and a city full of corners
+_DN_OF_SIGMA0 = 330.0  # of Sentinel-1 GRD: digital number for a sigma0 of 1, amid the swath
+_BETA0_OF_SIGMA0 = 1.28  # amplitude, at 38 degrees of incidence
 
 _READERS = 4
 _STRATA, _SAMPLED_PX = 16, 256
@@ -119,8 +112,50 @@ def nearest_polarisation(wanted: str, names: Sequence[str]) -> str:
     return min(names, key=lambda name: (name != wanted, (name[0] != name[1]) != crossed))
 
 
+def choose_recorded(
+    found: Sequence[str], polarisations: Sequence[str], channels: Channels
+) -> tuple[tuple[str, ...], Channels]:
+    """Choose, for a model that makes do with some of its polarisations, those of their kinds that are there.
+
+    Parameters
+    ----------
+    found : sequence of str
+        Polarisations of the scene.
+    polarisations : sequence of str
+        Those that the model knows.
+    channels : tuple of tuple of str
+        Those that each of the model's channels averages.
+
+    Returns
+    -------
+    polarisations : tuple of str
+        Of the scene.
+    channels : tuple of tuple of str
+        Of the scene's; empty where nothing of the kind was recorded.
+
+    Raises
+    ------
+    PolarisationError
+        If nothing of any kind was.
+    """
+    linear = [name for name in found if name in REFERENCE_DB]
+    nearest = {name: nearest_polarisation(name, linear) for name in polarisations if linear}
+    used = {name: other for name, other in nearest.items() if (name[0] == name[1]) == (other[0] == other[1])}
+    if not used:
+        raise PolarisationError(
+            f"the scene has {', '.join(found)}, the model takes {', '.join(polarisations)}, or one of them"
+        )
+    chosen = tuple(tuple(used[name] for name in names if name in used) for names in channels)
+    return tuple(dict.fromkeys(used.values())), chosen
+
+
 def to_model_range(
-    amplitude: FloatArray, divisors: Sequence[float], polarisations: Sequence[str], channels: Channels
+    amplitude: FloatArray,
+    divisors: Sequence[float],
+    polarisations: Sequence[str],
+    channels: Channels,
+    *,
+    decibels: bool = False,
 ) -> FloatArray:
     """Scale amplitude to [-1, 1] and mix polarisations into three channels.
 
@@ -133,7 +168,9 @@ def to_model_range(
     polarisations : sequence of str
         Names of the first axis.
     channels : tuple of tuple of str
-        Polarisations whose scaled values each channel averages.
+        Polarisations whose scaled values each channel averages; a channel of none is -1.
+    decibels : bool
+        ``x = clip(20 log10(amplitude / divisor) / 30, -1, 1)`` instead.
 
     Returns
     -------
@@ -141,17 +178,26 @@ def to_model_range(
         In [-1, 1]; read-only where the channels are one polarisation repeated.
     """
     scaled = amplitude / np.asarray(divisors, dtype=np.float32)[:, None, None]
-    np.clip(scaled, 0, 1, out=scaled)
-    scaled *= np.float32(2)
-    scaled -= np.float32(1)
+    if decibels:
+        np.clip(scaled, 10 ** (-RANGE_DB / 20), 10 ** (RANGE_DB / 20), out=scaled)
+        np.log10(scaled, out=scaled)
+        scaled *= np.float32(20 / RANGE_DB)
+        np.clip(scaled, -1, 1, out=scaled)
+    else:
+        np.clip(scaled, 0, 1, out=scaled)
+        scaled *= np.float32(2)
+        scaled -= np.float32(1)
     order = list(polarisations)
     # Without copies where a channel is one polarisation, or all channels are the same.
-    mixed = {
+    mixed: dict[tuple[str, ...], FloatArray] = {
         names: scaled[order.index(names[0])]
         if len(names) == 1
         else np.mean([scaled[order.index(name)] for name in names], axis=0)
         for names in channels
+        if names
     }
+    if () in channels:
+        mixed[()] = np.full(scaled.shape[1:], -1, np.float32)
     if len(mixed) == 1:
         return np.broadcast_to(mixed[channels[0]], (len(channels), *scaled.shape[1:]))
     return np.stack([mixed[names] for names in channels])
@@ -291,6 +337,43 @@ def compute_percentiles(values: Sequence[FloatArray], *, percentile: float = 99.
             "scene cannot be scaled: is --quantity right, or is the scene empty?"
         )
     return found
+
+
+def reference_amplitudes(
+    percentiles: Sequence[float],
+    polarisations: Sequence[str],
+    *,
+    quantity: str,
+    calibration: str | None = None,
+    stored_as: str | None = None,
+) -> tuple[float, ...]:
+    """Return the amplitude of the reference level of each polarisation, for models of dB.
+
+    Values that are calibrated need no more than that; digital numbers are taken for those of Sentinel-1,
+    bytes for a picture whose 99th percentile is 255. So a place has one level, whatever part of a scene is
+    seen. Only where the scene's percentile says that this is not so, the percentile itself decides.
+
+    Parameters
+    ----------
+    percentiles : sequence of float
+        99th percentiles of amplitude, one for each polarisation.
+    polarisations : sequence of str
+    quantity, calibration : str
+        Of the scene.
+    stored_as : str or None
+        "bytes" for digital numbers of 8 bits.
+    """
+    bright = 10 ** (_BRIGHT_DB / 20)
+    found = []
+    for name, percentile in zip(polarisations, percentiles, strict=True):
+        level = 10 ** (REFERENCE_DB[name] / 20)
+        if quantity == "dn":
+            level = 255 / bright if stored_as == "bytes" else level * _DN_OF_SIGMA0
+        elif calibration == "beta0":
+            level *= _BETA0_OF_SIGMA0
+        above = 20 * np.log10(percentile / level)
+        found.append(level if _PLAUSIBLE_DB[0] <= above <= _PLAUSIBLE_DB[1] else percentile / bright)
+    return tuple(found)
 
 
 def _more_windows(shape: tuple[int, int], seed: int) -> Iterator[list[Window]]:

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["Lattice", "Window", "axis_origins"]
-
 
 class Window(NamedTuple):
     """A rectangle of pixels: first row and column, height and width.

@@ -20,17 +20,6 @@ from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.store.atomic import write_json
 
-__all__ = [
-    "METHODS",
-    "FileMethod",
-    "draw_attention",
-    "draw_place",
-    "draw_similarity",
-    "match_files",
-    "merge_polarisations",
-    "save_picture",
-]
-
 FileMethod = Literal["dcdm", "structure", "phase", "ncc"]
 """Translation into the SAR domain, or one of `sar2eo.matching.structure`."""
 

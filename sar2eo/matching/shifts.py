@@ -20,8 +20,6 @@ import numpy.typing as npt
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
-__all__ = ["Aligner", "Displacement", "LocalShift", "SceneDrift", "fit_drift", "predict_shifts"]
-
 FloatArray = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
 Model = Callable[[Points], Points]

@@ -19,18 +19,6 @@ from scipy import fft, ndimage, signal
 from sar2eo.errors import SettingsError
 from sar2eo.matching.shifts import Aligner, Displacement, LocalShift, SceneDrift, fit_drift
 
-__all__ = [
-    "METHODS",
-    "Match",
-    "Method",
-    "StructuralAligner",
-    "compare_structure",
-    "describe_structure",
-    "find_vertex",
-    "match",
-    "smooth_valid",
-]
-
 Method = Literal["structure", "phase", "ncc"]
 """Edges by orientation, phases of the spectrum, or grey values."""
 

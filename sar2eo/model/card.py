@@ -17,19 +17,6 @@ from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, Channels, default_channels
 from sar2eo.settings.vocabulary import PredictionType, Sampler, Spacing
 
-__all__ = [
-    "PREDICTION_TYPES",
-    "SAMPLERS",
-    "SPACINGS",
-    "TRAIN_TIMESTEPS",
-    "MatcherCard",
-    "ModelCard",
-    "PredictionType",
-    "Sampler",
-    "Spacing",
-    "TranslatorCard",
-]
-
 TRAIN_TIMESTEPS = 1000
 """T of the noise schedules (C-DiffSET, section 4.2)."""
 
@@ -59,8 +46,10 @@ class ModelCard:
         `sar2eo.geo.radiometry.default_channels`.
     gsd_m : float or None
         Ground sample distance in true ground metres; None: unknown, and not checked.
-    scaling : {"p99"} or float
-        What amplitude is divided by: "p99", the scene's 99th percentile, or this number.
+    scaling : {"p99", "db"} or float
+        What amplitude is divided by: "p99", the scene's 99th percentile, or this number. "db": input is dB
+        about the level of its polarisation (`sar2eo.geo.radiometry.REFERENCE_DB`), and one of the
+        polarisations will do.
     training_data, licence : str
         Free text.
     metrics : dict of str to float
@@ -69,8 +58,6 @@ class ModelCard:
 
     file_name: ClassVar[str]
     """In the model's folder."""
-    networks: ClassVar[tuple[str, ...]]
-    """Subfolders of the model's folder."""
     kind: ClassVar[str]
     """What the folder holds, for messages."""
     made_by: ClassVar[str]
@@ -84,7 +71,7 @@ class ModelCard:
     polarisations: tuple[str, ...] = ("VV",)
     channels: Channels = ()
     gsd_m: float | None = None
-    scaling: Literal["p99"] | float = "p99"
+    scaling: Literal["p99", "db"] | float = "p99"
     training_data: str = "none"
     licence: str = "unknown"
     metrics: dict[str, float] = field(default_factory=dict)
@@ -103,8 +90,8 @@ class ModelCard:
         used = {name for names in self.channels for name in names}
         if len(self.channels) != 3 or not all(self.channels) or used != set(self.polarisations):
             raise _wrong("channels", self.channels, f"three that use just {self.polarisations}")
-        if self.scaling != "p99" and not _is_positive(self.scaling):
-            raise _wrong("scaling", self.scaling, "p99 or a positive amplitude")
+        if self.scaling not in ("p99", "db") and not _is_positive(self.scaling):
+            raise _wrong("scaling", self.scaling, "p99, db or a positive amplitude")
         if self.gsd_m is not None and not _is_positive(self.gsd_m):
             raise _wrong("gsd_m", self.gsd_m, "positive metres or null")
         if not isinstance(self.metrics, dict) or not all(map(_is_number, self.metrics.values())):
@@ -134,6 +121,11 @@ class ModelCard:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
                 raise _wrong(name, value, f"{least} to {most}")
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Subfolders of the model's folder."""
+        raise NotImplementedError
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -198,13 +190,18 @@ class TranslatorCard(ModelCard):
         A little more makes up for the contrast that few steps lose.
     confidence_timestep : int
         The variance is taken at the step nearest to this timestep (C-DiffSET, Fig. 7: T / 2).
+    encoder : bool
+        Whether SAR latents come from an encoder of their own (`sar2eo.model.encoder.SarEncoder`), not from
+        the VAE.
+    start : int
+        Timestep + 1 that sampling starts from: 1000 is pure noise; less, with an encoder, its guess of the EO
+        latents under the noise of that timestep.
     """
 
     file_name: ClassVar[str] = "sar2eo.json"
-    networks: ClassVar[tuple[str, ...]] = ("unet", "vae")
     kind: ClassVar[str] = "a sar2eo checkpoint"
     made_by: ClassVar[str] = "'sar2eo model init'"
-    later: ClassVar[frozenset[str]] = frozenset({"temperature"})
+    later: ClassVar[frozenset[str]] = frozenset({"temperature", "encoder", "start"})
 
     prediction_type: str = "epsilon"
     sampler: str = "ddim"
@@ -212,9 +209,20 @@ class TranslatorCard(ModelCard):
     steps: int = 50
     temperature: float = 1.0
     confidence_timestep: int = 500
+    encoder: bool = False
+    start: int = TRAIN_TIMESTEPS
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Subfolders of the checkpoint's folder."""
+        return ("unet", "vae", "encoder") if self.encoder else ("unet", "vae")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.encoder, bool) or self.encoder != (self.scaling == "db"):
+            raise _wrong("encoder", self.encoder, 'true with scaling "db", else false')
+        guessed = self.encoder and self.spacing == "trailing"
+        self.check_counts(start=(1 if guessed else TRAIN_TIMESTEPS, TRAIN_TIMESTEPS))
         self.check_choices(prediction_type=PREDICTION_TYPES, sampler=SAMPLERS, spacing=SPACINGS)
         self.check_counts(steps=(1, TRAIN_TIMESTEPS), confidence_timestep=(0, TRAIN_TIMESTEPS - 1))
         if not _is_positive(self.temperature):
@@ -250,7 +258,6 @@ class MatcherCard(ModelCard):
     """
 
     file_name: ClassVar[str] = "sar2eo-matcher.json"
-    networks: ClassVar[tuple[str, ...]] = ("denoiser", "vae")
     kind: ClassVar[str] = "a matcher"
     made_by: ClassVar[str] = "'sar2eo train-matcher'"
 
@@ -262,6 +269,11 @@ class MatcherCard(ModelCard):
     threshold: float | None = None
     false_accepts: float | None = None
     vae_sha256: str = ""
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Subfolders of the matcher's folder."""
+        return ("denoiser", "vae")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from sar2eo.errors import CheckpointError
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.diffusion import create_scheduler, read_schedule
+from sar2eo.model.encoder import SarEncoder
 from sar2eo.model.folder import (
     PROMPT_EMBEDS,
     SCHEDULER_CONFIG,
@@ -28,16 +30,16 @@ from sar2eo.model.folder import (
     read_vae_facts,
     wants_prompt,
 )
-from sar2eo.model.network import Vae, find_vae_class, latent_multiple, split_prediction
+from sar2eo.model.network import (
+    SarCondition,
+    Vae,
+    apply_by_image,
+    encode_images,
+    find_vae_class,
+    latent_multiple,
+    split_prediction,
+)
 from sar2eo.model.weights import create_networks, fill, new_model_folder, read_tensors
-
-__all__ = [
-    "Checkpoint",
-    "describe_checkpoint",
-    "load_checkpoint",
-    "save_checkpoint",
-    "verify_checkpoint",
-]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +49,7 @@ class Checkpoint:
     Parameters
     ----------
     unet : UNet2DConditionModel
-        2 C channels in, C + 1 out (see `sar2eo.model.network`).
+        K + C channels in, C + 1 out (see `sar2eo.model.network`); K is C without an encoder.
     vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
         With C latent channels.
     schedule : dict
@@ -61,13 +63,23 @@ class Checkpoint:
     schedule: dict[str, Any]
     prompt_embeds: Tensor | None
     card: TranslatorCard
+    encoder: SarEncoder | None = None
+
+    def encode_sar(self, sar: Tensor) -> SarCondition:
+        """Encode SAR tiles (B, 3, H, W) in the model's range, by the encoder or, without one, by the VAE."""
+        if self.encoder is None:
+            return SarCondition(encode_images(self.vae, sar))
+        latents, guess = apply_by_image(self.encoder, sar)
+        return SarCondition(torch.cat([latents, guess, torch.ones_like(guess[:, :1])], dim=1), guess)
 
     def predict(self, sar_latents: Tensor, noisy: Tensor, timestep: int | Tensor) -> tuple[Tensor, Tensor]:
         """Run the U-Net on [SAR latent | noisy EO latent] (C-DiffSET, section 3.2).
 
         Parameters
         ----------
-        sar_latents, noisy : Tensor of float32, shape (B, C, h, w)
+        sar_latents : Tensor of float32, shape (B, K, h, w)
+            Of a `SarCondition`.
+        noisy : Tensor of float32, shape (B, C, h, w)
         timestep : int or Tensor of int64, shape () or (B,)
 
         Returns
@@ -92,19 +104,30 @@ class Checkpoint:
     @property
     def pixel_multiple(self) -> int:
         """What sides of images must be multiples of."""
-        return self.factor * latent_multiple(self.unet.config)
+        multiple = self.factor * latent_multiple(self.unet.config)
+        return multiple if self.encoder is None else lcm(multiple, self.encoder.pixel_multiple)
 
 
 def save_checkpoint(checkpoint: Checkpoint, out: str | Path) -> Path:
     """Write a checkpoint folder, whole or not at all."""
     out = Path(out)
     embeds = checkpoint.prompt_embeds
-    check_fit(checkpoint.unet.config, checkpoint.vae.config, None if embeds is None else embeds.shape)
-    networks = {"unet": checkpoint.unet, "vae": checkpoint.vae}
+    networks = {name: getattr(checkpoint, name) for name in checkpoint.card.networks}
+    _check_networks(networks, embeds)
     with new_model_folder(out, "CDiffSET", networks, _ddim_config(checkpoint), checkpoint.card) as folder:
         if embeds is not None:
             save_file({"prompt_embeds": embeds.detach().float().cpu().contiguous()}, folder / PROMPT_EMBEDS)
     return out
+
+
+def _check_networks(networks: dict[str, Any], embeds: Tensor | None) -> None:
+    encoder = networks.get("encoder")
+    check_fit(
+        networks["unet"].config,
+        networks["vae"].config,
+        None if embeds is None else embeds.shape,
+        None if encoder is None else encoder.config,
+    )
 
 
 def _ddim_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -125,8 +148,8 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
     device : str
         As torch spells it.
     dtype : str
-        Of the U-Net and the prompt. The VAE is always float32: bfloat16 is as coarse as the levels of
-        an image.
+        Of the U-Net and the prompt. VAE and encoder are always float32: bfloat16 is as coarse as the
+        levels of an image.
 
     Raises
     ------
@@ -138,6 +161,8 @@ def load_checkpoint(folder: str | Path, *, device: str = "cpu", dtype: str = "fl
     kind = getattr(torch, dtype)
     fill(checkpoint.unet, folder / "unet" / WEIGHTS, device=device, dtype=kind)
     fill(checkpoint.vae, folder / "vae" / WEIGHTS, device=device)
+    if checkpoint.encoder is not None:
+        fill(checkpoint.encoder, folder / "encoder" / WEIGHTS, device=device)
     embeds = checkpoint.prompt_embeds
     if embeds is not None:
         embeds = read_tensors(folder / PROMPT_EMBEDS, device=device, dtype=kind)["prompt_embeds"]
@@ -184,14 +209,19 @@ def verify_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder}: the card says prediction_type {card.prediction_type}, {SCHEDULER_CONFIG} says "
             f"{raw.get('prediction_type')}"
         )
-    networks = create_networks(
-        model, {"unet": UNet2DConditionModel, "vae": find_vae_class(model.config("vae"))}
-    )
+    classes = {
+        "unet": UNet2DConditionModel,
+        "vae": find_vae_class(model.config("vae")),
+        "encoder": SarEncoder,
+    }
+    if card.encoder and read_vae_facts(model.config("vae")).factor != SarEncoder.factor:
+        raise CheckpointError(f"{folder}: an encoder wants a VAE of factor {SarEncoder.factor}")
+    networks = create_networks(model, {name: classes[name] for name in card.networks})
     embeds = None
     if wants_prompt(model.config("unet")):
         found = read_headers(folder / PROMPT_EMBEDS)
         if set(found) != {"prompt_embeds"}:
             raise CheckpointError(f"{folder / PROMPT_EMBEDS}: must hold just the tensor prompt_embeds")
         embeds = torch.empty(found["prompt_embeds"].shape, device="meta")
-    check_fit(networks["unet"].config, networks["vae"].config, None if embeds is None else embeds.shape)
+    _check_networks(networks, embeds)
     return Checkpoint(**networks, schedule=schedule, prompt_embeds=embeds, card=card)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["CACHE_VARIABLE", "find_cache_folder", "use_compile_cache"]
-
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """Environment variable of torch's compiler: the folder of its graphs, kernels and libraries."""
 

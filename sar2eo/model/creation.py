@@ -42,22 +42,12 @@ from sar2eo.model.network import (
 )
 from sar2eo.model.weights import create_empty, fill, narrow, parse_disk_dtype, refuse_existing
 
-__all__ = [
-    "PROMPT",
-    "adapt_base",
-    "find_base",
-    "import_checkpoint",
-    "init_checkpoint",
-    "load_vae",
-    "pack_checkpoint",
-]
-
 PROMPT = "electro-optical image"
 """The fixed prompt (C-DiffSET, section 3.3)."""
 
 _BASE_FILES = [
     f"{part}/{pattern}"
-    for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+    for part in ("unet", "vae", "encoder", "scheduler", "text_encoder", "tokenizer")
     for pattern in ("*.json", "*.safetensors", "*.txt")
 ] + [TranslatorCard.file_name, MODEL_INDEX, PROMPT_EMBEDS]  # of a base that is a checkpoint already
 _HALF_PRECISION = ["*.fp16.safetensors"]
@@ -272,8 +262,9 @@ def pack_checkpoint(
         raise CheckpointError(
             f"{vae}: its encoder is not that of {folder}: the U-Net does not know its latents"
         )
-    narrow((loaded.unet, autoencoder), kept, folder)
-    return save_checkpoint(dataclasses.replace(loaded, vae=autoencoder, card=changed), out)
+    packed = dataclasses.replace(loaded, vae=autoencoder, card=changed)
+    narrow([getattr(packed, name) for name in changed.networks], kept, folder)
+    return save_checkpoint(packed, out)
 
 
 def _same_latents(one: Vae, other: Vae) -> bool:

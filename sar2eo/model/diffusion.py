@@ -10,26 +10,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
+import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.model.card import PREDICTION_TYPES, SAMPLERS, SPACINGS, TRAIN_TIMESTEPS
-from sar2eo.model.network import to_variance
-
-__all__ = [
-    "WEIGHTINGS",
-    "ScheduledDDIM",
-    "Weighting",
-    "add_noise",
-    "c_diff_loss",
-    "compute_target",
-    "create_scheduler",
-    "l2_loss",
-    "read_schedule",
-    "sample",
-    "set_timesteps",
-]
+from sar2eo.model.network import SarCondition, to_variance
 
 Weighting = Literal["timestep", "none"]
 """Factor on the likelihood: variance to the power sqrt(alpha_bar), or none."""
@@ -135,12 +122,20 @@ def create_scheduler(sampler: str, spacing: str, prediction_type: str, config: M
         raise CheckpointError(f"scheduler: diffusers cannot make this noise schedule: {error}") from error
 
 
-def set_timesteps(scheduler: Any, steps: int) -> None:
-    """Set exactly `steps` timesteps of a scheduler.
+def set_timesteps(scheduler: Any, steps: int, start: int = TRAIN_TIMESTEPS) -> None:
+    """Set exactly `steps` timesteps of a scheduler, with trailing spacing perhaps from `start` - 1 on.
 
     With trailing spacing diffusers counts down from 1000 in floating point. For 62 numbers of steps (61, 103,
     121, ...) this adds a timestep of -1, which would mean pure noise.
     """
+    if start < TRAIN_TIMESTEPS:
+        chosen = sorted({round(start * (steps - step) / steps) - 1 for step in range(steps)}, reverse=True)
+        scheduler.set_timesteps(len(chosen))
+        if isinstance(scheduler, DDIMScheduler):
+            scheduler.timesteps = torch.tensor(chosen)
+        else:
+            scheduler.set_timesteps(timesteps=chosen)
+        return
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps) == steps:
         return
@@ -151,42 +146,60 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
 
 
 def sample(
-    predict: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    predict: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    condition: SarCondition,
     noise: Tensor,
     scheduler: Any,
     steps: int,
     confidence_timestep: int,
     temperature: float = 1.0,
+    start: int = TRAIN_TIMESTEPS,
 ) -> tuple[Tensor, Tensor]:
-    """Denoise latents from pure noise (C-DiffSET, section 3.4, Eq. 4).
+    """Denoise latents from noise (C-DiffSET, section 3.4, Eq. 4).
 
     Parameters
     ----------
     predict : callable
-        (noisy latents of float32, timestep) to prediction and raw variance, as
-        `sar2eo.model.checkpoint.Checkpoint.predict` given the SAR latents.
+        `sar2eo.model.checkpoint.Checkpoint.predict`.
+    condition : SarCondition
+        Of the tiles.
     noise : Tensor of float32, shape (B, C, h, w)
     scheduler
         From `create_scheduler`; its state is reset.
     confidence_timestep : int
-        The variance is taken at the step nearest to it.
+        The variance is taken at the step nearest to it; of a model that starts from a guess, in a step of its
+        own without trust in the guess.
     temperature : float, optional (default: 1)
         Factor on the noise.
+    start : int, optional (default: 1000)
+        Timestep + 1 of the start; 1000 is pure noise, less is the condition's guess under noise.
 
     Returns
     -------
     latents : Tensor of float32, shape (B, C, h, w)
     variance : Tensor of float32, shape (B, 1, h, w)
     """
-    set_timesteps(scheduler, steps)
+    set_timesteps(scheduler, steps, start)
     nearest = int((scheduler.timesteps - confidence_timestep).abs().argmin())
     latents = noise.float() * (temperature * scheduler.init_noise_sigma)
+    if condition.guess is not None and start < TRAIN_TIMESTEPS:
+        latents = add_noise(condition.guess, latents, _alpha_bars(scheduler, start - 1, noise))
     for index, timestep in enumerate(scheduler.timesteps):
-        prediction, raw_variance = predict(latents, timestep)
+        prediction, raw_variance = predict(condition.latents, latents, timestep)
         if index == nearest:
             variance = to_variance(raw_variance)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+    if condition.guess is not None:
+        noisy = add_noise(condition.guess, noise, _alpha_bars(scheduler, confidence_timestep, noise))
+        asked = torch.tensor(confidence_timestep)
+        variance = to_variance(predict(condition.with_trust(0), noisy, asked)[1])
     return latents, variance
+
+
+def _alpha_bars(scheduler: Any, timestep: int, like: Tensor) -> Tensor:
+    """Return the schedule's alpha-bar at a timestep, one for each item of a batch."""
+    alpha_bars: Tensor = scheduler.alphas_cumprod
+    return alpha_bars[timestep].to(like.device).expand(len(like))
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:

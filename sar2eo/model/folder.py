@@ -28,29 +28,6 @@ from safetensors import SafetensorError, safe_open
 from sar2eo.errors import CheckpointError, one_line
 from sar2eo.model.card import ModelCard
 
-__all__ = [
-    "BUNDLED",
-    "BUNDLED_MATCHER",
-    "CONFIG",
-    "MODEL_INDEX",
-    "PROMPT_EMBEDS",
-    "SCHEDULER_CONFIG",
-    "WEIGHTS",
-    "ModelFolder",
-    "TensorHeader",
-    "VaeFacts",
-    "check_fit",
-    "find_folder",
-    "hash_file",
-    "hash_files",
-    "read_headers",
-    "read_json",
-    "read_vae_facts",
-    "refuse_pickle",
-    "wants_prompt",
-    "write_json",
-]
-
 BUNDLED = "bundled"
 """Name of the model that comes with the package, and of its folder there."""
 
@@ -106,14 +83,15 @@ class ModelFolder(Generic[CardT]):
             raise CheckpointError(f"{path}: no such folder ({card.kind} is a folder with {card.file_name})")
         if not (path / card.file_name).is_file():
             raise CheckpointError(f"{path} has no {card.file_name}: not {card.kind} (see {card.made_by})")
+        networks = self.card().networks
         names = [MODEL_INDEX, card.file_name, SCHEDULER_CONFIG]
-        names += [f"{network}/{name}" for network in card.networks for name in (CONFIG, WEIGHTS)]
+        names += [f"{network}/{name}" for network in networks for name in (CONFIG, WEIGHTS)]
         for name in names:
             if not (path / name).is_file():
                 for other in sorted((path / name).parent.glob("*")):
                     refuse_pickle(other)
                 raise CheckpointError(f"{path} is incomplete: {name} is missing")
-        if "unet" in card.networks and wants_prompt(self.config("unet")):
+        if "unet" in networks and wants_prompt(self.config("unet")):
             names.append(PROMPT_EMBEDS)
             if not (path / PROMPT_EMBEDS).is_file():
                 raise CheckpointError(
@@ -136,7 +114,7 @@ class ModelFolder(Generic[CardT]):
     def count_parameters(self) -> dict[str, int]:
         """Count the values in the weights of each network."""
         counts = {}
-        for network in self.card_class.networks:
+        for network in self.card().networks:
             headers = read_headers(self.path / network / WEIGHTS).values()
             counts[network] = sum(math.prod(header.shape) for header in headers)
         return counts
@@ -326,7 +304,12 @@ def wants_prompt(unet_config: Mapping[str, Any]) -> bool:
     return any("CrossAttn" in str(block) for block in blocks)
 
 
-def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], prompt: Sequence[int] | None) -> None:
+def check_fit(
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    prompt: Sequence[int] | None,
+    encoder: Mapping[str, Any] | None = None,
+) -> None:
     """Check that the parts of a checkpoint fit each other.
 
     Parameters
@@ -335,12 +318,21 @@ def check_fit(unet: Mapping[str, Any], vae: Mapping[str, Any], prompt: Sequence[
         Their configurations.
     prompt : sequence of int or None
         Shape of the prompt's embedding.
+    encoder : mapping or None
+        Configuration of the SAR encoder, whose guess of the EO latents is one more input, and the trust in
+        it a channel.
     """
-    latent = vae["latent_channels"]
+    latent, sar = vae["latent_channels"], vae["latent_channels"]
+    if encoder is not None:
+        sar = encoder["sar_channels"] + latent + 1
+        if encoder["latent_channels"] != latent:
+            raise CheckpointError(
+                f"the encoder guesses {encoder['latent_channels']} latent channels: the VAE has {latent}"
+            )
     channels = (unet["in_channels"], unet["out_channels"])
-    if channels != (2 * latent, latent + 1):
+    if channels != (sar + latent, latent + 1):
         raise CheckpointError(
-            f"the U-Net has {channels[0]} channels in and {channels[1]} out: must be {2 * latent} and "
+            f"the U-Net has {channels[0]} channels in and {channels[1]} out: must be {sar + latent} and "
             f"{latent + 1} for a VAE of {latent} latent channels (see 'sar2eo model init')"
         )
     _check_scaling(vae)

@@ -8,8 +8,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Translation", "Translator"]
-
 
 class Translation(NamedTuple):
     """EO images of a batch of B tiles of T x T pixels.
@@ -34,7 +32,7 @@ class Translator(Protocol):
     """Translates batches of tiles, one batch at a time on each device.
 
     The seconds spent inside the model, without waiting for the device, are added to the counter
-    ``model_seconds`` of `sar2eo.compute.counters`.
+    ``model_seconds`` (`sar2eo.compute.dask_run.timed`).
 
     Attributes
     ----------

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import timed
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.interface import Translation, Translator
 from sar2eo.model.spec import ModelSpec
-
-__all__ = ["IdentityTranslator", "load_translator"]
 
 _LOADED: OrderedDict[str, Translator] = OrderedDict()
 _LOADED_AT_MOST = 2
@@ -35,7 +33,7 @@ def load_translator(spec: ModelSpec) -> Translator:
             # Settings may change from call to call in a long session; weights are large.
             while len(_LOADED) >= _LOADED_AT_MOST:
                 _LOADED.popitem(last=False)
-            with counters.timed("load_seconds"):
+            with timed("load_seconds"):
                 _LOADED[key] = _create_translator(spec)
         _LOADED.move_to_end(key)
         return _LOADED[key]
@@ -59,7 +57,7 @@ class IdentityTranslator:
 
     def translate(self, sar: npt.NDArray[np.float32], origins: Sequence[tuple[int, int]]) -> Translation:
         """Return the input as bytes, without variance; the spread over several samples is zero."""
-        with counters.timed("model_seconds"):
+        with timed("model_seconds"):
             spread = np.zeros(sar.shape[:1] + sar.shape[2:], dtype=np.float32) if self._samples > 1 else None
             return Translation(to_eo_bytes(sar), None, spread)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -20,28 +20,6 @@ from torch.nn.functional import max_pool2d
 
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.model.folder import read_vae_facts
-
-__all__ = [
-    "SIZES",
-    "VARIANCE_MAX",
-    "VARIANCE_MIN",
-    "Size",
-    "Vae",
-    "adapt_unet",
-    "add_variance_channel",
-    "create_autoencoder",
-    "create_unet",
-    "create_vae",
-    "decode_latents",
-    "double_input",
-    "encode_images",
-    "encode_raw",
-    "find_vae_class",
-    "latent_multiple",
-    "pool_validity",
-    "split_prediction",
-    "to_variance",
-]
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny | AutoencoderDC
 
@@ -56,6 +34,27 @@ _GROUPS_AT_MOST = 16
 _ATTENTION_HEAD_DIM = 32  # channels of an attention head
 
 _VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a raw 0 becomes variance 1
+
+
+class SarCondition(NamedTuple):
+    """What the U-Net is told of the radar.
+
+    Parameters
+    ----------
+    latents : Tensor of float32, shape (B, K, h, w)
+        SAR latents; of an encoder also its guess of the EO latents, and the trust in it as a channel.
+    guess : Tensor of float32, shape (B, C, h, w), or None
+        Of an encoder: where sampling starts.
+    """
+
+    latents: Tensor
+    guess: Tensor | None = None
+
+    def with_trust(self, trust: float) -> Tensor:
+        """Return the latents with another trust in the guess: 0 asks what is known, 1 keeps the guess."""
+        if self.guess is None:
+            return self.latents
+        return torch.cat([self.latents[:, :-1], torch.full_like(self.latents[:, -1:], trust)], dim=1)
 
 
 def double_input(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -146,7 +145,7 @@ def encode_images(vae: Vae, images: Tensor) -> Tensor:
     -------
     Tensor of float32, shape (B, C, H / f, W / f)
     """
-    latents = _apply_by_image(lambda part: encode_raw(vae, part), images)
+    latents: Tensor = apply_by_image(lambda part: encode_raw(vae, part), images)
     shift, scale = _read_latent_statistics(vae, latents.device)
     return (latents.float() - shift) * scale
 
@@ -165,18 +164,22 @@ def decode_latents(vae: Vae, latents: Tensor) -> Tensor:
     """Decode scaled latents of float32, shape (B, C, h, w), to images of float32, (B, 3, H, W)."""
     shift, scale = _read_latent_statistics(vae, latents.device)
     raw = (latents / scale + shift).to(vae.dtype)
-    return _apply_by_image(lambda part: vae.decode(part).sample, raw).float()
+    decoded: Tensor = apply_by_image(lambda part: vae.decode(part).sample, raw)
+    return decoded.float()
 
 
-def _apply_by_image(apply: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def apply_by_image(apply: Callable[[Tensor], Any], batch: Tensor) -> Any:
     """Apply a network image by image on a CPU, where a batch takes twice the time.
 
     Buffers of a batch at full resolution are so large that the allocator returns them to the system after
-    each layer, and gets them back page by page.
+    each layer, and gets them back page by page. The network returns a tensor, or a tuple of some.
     """
     if batch.device.type != "cpu" or len(batch) < 2:
         return apply(batch)
-    return torch.cat([apply(image) for image in batch.split(1)])
+    parts = [apply(image) for image in batch.split(1)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def _read_latent_statistics(vae: Vae, device: torch.device) -> tuple[Tensor, Tensor]:

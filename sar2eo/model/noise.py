@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from sar2eo.errors import SettingsError
 
-__all__ = ["draw_scene_noise"]
-
 _LANES = 4  # words of one Philox block; as many normal values
 
 

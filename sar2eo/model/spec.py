@@ -19,8 +19,6 @@ from sar2eo.model.card import SAMPLERS, TRAIN_TIMESTEPS, TranslatorCard
 from sar2eo.model.compile_cache import use_compile_cache
 from sar2eo.model.folder import BUNDLED, ModelFolder, find_folder, read_vae_facts
 
-__all__ = ["BUNDLED", "IDENTITY", "ModelSpec", "resolve_model", "resolve_spacing"]
-
 IDENTITY = "identity"
 """Name of the diagnostic model that returns its own input."""
 

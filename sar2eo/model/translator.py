@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import timed
 from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.card import TranslatorCard
@@ -24,11 +23,9 @@ from sar2eo.model.compile_cache import use_compile_cache
 from sar2eo.model.diffusion import create_scheduler, sample
 from sar2eo.model.folder import ModelFolder
 from sar2eo.model.interface import Translation
-from sar2eo.model.network import Vae, decode_latents, encode_images
+from sar2eo.model.network import SarCondition, Vae, decode_latents, encode_images
 from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import ModelSpec, resolve_spacing
-
-__all__ = ["DiffusionTranslator"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -93,7 +90,7 @@ class DiffusionTranslator:
             If the device's memory does not hold a batch: from then on fewer tiles are translated at once.
         """
         self._check(sar, origins)
-        with self._lock, counters.timed("model_seconds"), torch.inference_mode():
+        with self._lock, timed("model_seconds"), torch.inference_mode():
             if self._device.type == "cpu" and torch.get_num_threads() != self._spec.threads:
                 torch.set_num_threads(self._spec.threads)  # which a new thread does not always inherit
             while True:
@@ -171,22 +168,23 @@ class DiffusionTranslator:
         origins = [*origins, *([origins[-1]] * missing)]
 
         # 2. Encode the SAR image: posterior mean, scaled.
-        images = self._to_device(torch.from_numpy(sar)).to(self._dtype)
-        sar_latents = self._by_vae(encode_images, _channels_last(images))  # [B, C, h, w]
+        condition = self._encode(_channels_last(self._to_device(torch.from_numpy(sar))))  # [B, K, h, w]
 
         decoded, variances = [], []
         for index in range(spec.samples):
             # 3. The noise that belongs to each tile's place in the scene.
-            noise = self._noise(origins, sar_latents.shape, index)  # [B, C, h, w]
+            noise = self._noise(origins, condition.latents.shape[2:], index)  # [B, C, h, w]
 
             # 4. Denoise.
             latents, variance = sample(
-                partial(self._networks.predict, sar_latents),
+                self._networks.predict,
+                condition,
                 noise,
                 create_scheduler(spec.sampler, spec.spacing, self._card.prediction_type, self._schedule),
                 spec.steps,
                 self._card.confidence_timestep,
                 spec.temperature,
+                self._card.start,
             )  # [B, C, h, w], [B, 1, h, w]
             variances.append(variance)
 
@@ -207,8 +205,17 @@ class DiffusionTranslator:
         mean_variance = torch.stack(variances).mean(dim=0)[:tiles, 0]  # [B, h, w]
         return Translation(eo, _to_numpy(mean_variance), spread)
 
+    def _encode(self, images: Tensor) -> SarCondition:
+        if self.checkpoint.encoder is None:
+            return SarCondition(self._by_vae(encode_images, images.to(self._dtype)))
+        # Its normalisations stay in float32.
+        half = self._dtype != torch.float32
+        with torch.autocast(self._device.type, self._dtype if half else None, enabled=half):
+            return self.checkpoint.encode_sar(images)
+
     def _noise(self, origins: Sequence[tuple[int, int]], shape: torch.Size, index: int) -> Tensor:
-        _, channels, height, width = shape
+        height, width = shape
+        channels = self._spec.latent_channels
         corners = [(row // self._spec.factor, col // self._spec.factor) for row, col in origins]
         drawn = [
             draw_scene_noise(self._spec.seed, range(r, r + height), range(c, c + width), channels, index)

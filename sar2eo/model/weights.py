@@ -27,18 +27,6 @@ from sar2eo.model.folder import (
 )
 from sar2eo.store.atomic import atomic_folder
 
-__all__ = [
-    "create_empty",
-    "create_networks",
-    "fill",
-    "narrow",
-    "new_model_folder",
-    "parse_disk_dtype",
-    "read_tensors",
-    "refuse_existing",
-    "write_network",
-]
-
 # Far beyond the largest networks of this kind. A tampered number could keep the constructor busy for hours,
 # or fill the memory, before any shape is compared.
 _MOST_LAYERS = 64

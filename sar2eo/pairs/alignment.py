@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.compute import counters
-from sar2eo.compute.dask_run import Progress
+from sar2eo.compute.dask_run import Progress, add_count, timed
 from sar2eo.errors import PairsError, PairsWarning, PolarisationError
 from sar2eo.geo.chip_lattice import Cell, list_cells
 from sar2eo.geo.radiometry import to_amplitude
@@ -23,8 +22,6 @@ from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.task_results import TaskResults
-
-__all__ = ["align", "measure"]
 
 # Neighbourhoods of a scene pair: enough for a low-order model many times over.
 _MOST = 600
@@ -44,27 +41,12 @@ def align(
 ) -> tuple[dict[str, list[CellPlan]], dict[str, Any]]:
     """Align scene pairs: measure local shifts, fit a drift, and plan the shift of every cell.
 
-    Parameters
-    ----------
-    scaling : mapping of int to tuple of float
-        Amplitude that counts as 1, for each polarisation, by the number of the SAR scene.
+    `scaling` is the amplitude that counts as 1, for each polarisation, by the number of the SAR scene.
+    Returns the plans by the label of the scene pair, none where the evidence is too thin to shift by (a
+    `PairsWarning` says so); and how well each alignment is known, as JSON values, None where nothing was
+    measured.
 
-    Returns
-    -------
-    dict of list of CellPlan
-        By the label of the scene pair; empty where the evidence is too thin to shift by.
-    dict
-        How well each alignment is known, as JSON values; None where nothing was measured.
-
-    Raises
-    ------
-    PolarisationError, PairsError
-        If the aligner is made for other scenes.
-
-    Warns
-    -----
-    PairsWarning
-        If the evidence is too thin.
+    Raises `PolarisationError` or `PairsError` if the aligner is made for other scenes.
     """
     if aligner is None:
         return {each.label: [CellPlan(cell) for cell in each.cells] for each in found}, {
@@ -122,9 +104,9 @@ def _measure_run(
     """Measure some neighbourhoods; return the fields of each `Displacement`."""
     found: list[Displacement | None] = []
     for cell in cells:
-        with counters.timed("align_seconds"):
+        with timed("align_seconds"):
             found.append(measure(sar, eo, cell, aligner, scaling))
-        counters.add("neighbourhoods_done", 1)
+        add_count("neighbourhoods_done", 1)
     return [dataclasses.astuple(each) for each in found if each is not None]
 
 
@@ -138,17 +120,9 @@ def measure(
 ) -> Displacement | None:
     """Measure the shift of one neighbourhood; None where less than half of it is valid.
 
-    Parameters
-    ----------
-    sar : SarScene
-        Its polarisations are averaged in amplitude, each over its own scaling, unless the aligner wants
-        certain ones.
-    eo : EoScene
-        Its colours are averaged, unless the aligner wants them; clouds do not count.
-    scaling : sequence of float
-        Amplitude that counts as 1, for each polarisation.
-    shift : tuple of float, optional (default: (0, 0))
-        Rows and columns that the SAR is read at: what remains after this shift is measured.
+    Polarisations are averaged in amplitude, each over its own `scaling`, and colours too, unless the aligner
+    wants certain ones; clouds do not count. The SAR is read at `shift` rows and columns: what remains after
+    it is measured.
     """
     window = cell.window(aligner.neighbourhood_px)
     values = to_amplitude(read_shifted(sar.reader, window, *shift, sar.quantity), sar.quantity)

@@ -20,6 +20,7 @@ import numpy as np
 from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
 from sar2eo.errors import PairsError, PairsWarning, SettingsError
+from sar2eo.geo.splits import SPLITS, assign
 from sar2eo.matching.shifts import Aligner
 from sar2eo.pairs.alignment import align
 from sar2eo.pairs.chips import CellPlan, CutRun, cut_run
@@ -35,7 +36,6 @@ from sar2eo.pairs.index import (
 )
 from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, read_record
 from sar2eo.pairs.plan import Footprints, Meeting, Scenes, find_meetings, open_scenes, survey
-from sar2eo.pairs.splits import SPLITS, assign
 from sar2eo.results.targets import check_report, write_report
 from sar2eo.scenes.gdal import display_name
 from sar2eo.settings import PairsSettings, SceneSettings, replace_settings
@@ -44,8 +44,6 @@ from sar2eo.store.task_results import TaskResults
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
-
-__all__ = ["build", "build_pairs"]
 
 # Cells of one task: a second of work or so, which a run that is stopped loses.
 _RUN_CELLS = 32

@@ -14,7 +14,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.io import MemoryFile
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import add_count, timed
 from sar2eo.geo.chip_lattice import Cell
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes.optical import EoScene
@@ -22,8 +22,6 @@ from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.scenes.warp import read_shifted
 from sar2eo.settings import PairsSettings
 from sar2eo.store.atomic import checksum, write_file
-
-__all__ = ["CellPlan", "ChipPair", "CutRun", "cut_pair", "cut_run", "write_pair"]
 
 BoolArray = npt.NDArray[np.bool_]
 _BLOCK = 512
@@ -33,16 +31,9 @@ _BLOCK = 512
 class ChipPair:
     """A SAR and an EO chip on one grid.
 
-    Parameters
-    ----------
-    sar : ndarray, shape (polarisation, row, col)
-        In the scene's stored type; 0 where invalid.
-    sar_valid : ndarray of bool, shape (row, col)
-        Where all polarisations are valid.
-    eo : ndarray of uint8, shape (3, row, col)
-        0 where invalid.
-    cloud_share : float or None
-        Share of cloud among the EO's valid pixels; None if unknown.
+    `sar`, shape (polarisation, row, col), is in the scene's stored type, and 0 where invalid; `eo`, shape (3,
+    row, col), too. `sar_valid` says where all polarisations are valid. `cloud_share` is that of the EO's
+    valid pixels; None if unknown.
     """
 
     sar: npt.NDArray[Any]
@@ -78,19 +69,8 @@ def cut_pair(
 ) -> ChipPair | None:
     """Cut a cell of the SAR scene's lattice out of both scenes; the EO is read onto its pixels.
 
-    Parameters
-    ----------
-    size : int
-        Side in pixels.
-    shift : tuple of float, optional (default: (0, 0))
-        Rows and columns by which the SAR scene shows things farther down and right than the EO.
-    min_valid : float, optional (default: 0)
-        Least share of valid SAR pixels, 0 to 1.
-
-    Returns
-    -------
-    ChipPair or None
-        None where the SAR has too few valid pixels; the EO is not read then.
+    `size` is the side in pixels. `shift` says by how many rows and columns the SAR scene shows things farther
+    down and right than the EO. None where less than `min_valid` of the SAR is valid; the EO is not read then.
     """
     values = read_shifted(sar.reader, cell.window(size), *shift, sar.quantity)
     sar_valid = np.asarray(np.isfinite(values).all(axis=0))
@@ -123,13 +103,6 @@ def write_pair(
 
     They are not flushed to disk one by one, which would take longer than all else: after a crash their
     checksums must be checked.
-
-    Parameters
-    ----------
-    polarisations : sequence of str
-        Names of the SAR's bands.
-    tags : mapping of str to str
-        Written into both files.
     """
     grey = [ColorInterp.gray, *[ColorInterp.undefined] * (len(polarisations) - 1)]
     colours = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
@@ -175,14 +148,9 @@ def _encode_chip(
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell, and how its SAR chip is shifted.
+    """A cell, and how its SAR chip is shifted: `applied` rows and columns.
 
-    Parameters
-    ----------
-    applied : tuple of float
-        Rows and columns that the SAR window is moved by.
-    rows, cols, score : float or None
-        Shift and score for the index.
+    `rows`, `cols` and `score` are the shift and the score for the index.
     """
 
     cell: Cell
@@ -196,16 +164,8 @@ class CellPlan:
 class CutRun:
     """Chips of one scene pair that one task cuts.
 
-    Parameters
-    ----------
-    label : str
-        Name of the scene pair, which begins the ids of its chips.
-    common : dict
-        Columns of the index that they share.
-    tags : dict of str
-        Written into their files.
-    folder : Path
-        Where their files go.
+    `label` begins the ids of its chips. They share `common` columns of the index, and `tags`; their files go
+    to `folder`.
     """
 
     label: str
@@ -217,16 +177,10 @@ class CutRun:
 
 
 def cut_run(sar: SarScene, eo: EoScene, run: CutRun) -> dict[str, Any]:
-    """Cut, check and write the chips of a task.
-
-    Returns
-    -------
-    dict
-        ``rows`` of the index, and ``refused``: counts of cells by reason.
-    """
+    """Cut, check and write the chips of a task; return ``rows`` of the index and ``refused``, by reason."""
     settings, rows, refused = run.settings, [], Counter[str]()
     for plan in run.plans:
-        with counters.timed("cut_seconds"):
+        with timed("cut_seconds"):
             pair = cut_pair(
                 sar, eo, plan.cell, size=settings.size, shift=plan.applied, min_valid=settings.min_valid
             )
@@ -237,10 +191,10 @@ def cut_run(sar: SarScene, eo: EoScene, run: CutRun) -> dict[str, Any]:
         elif pair.cloud_share is not None and pair.cloud_share > settings.max_cloud:
             refused["cloud"] += 1
         else:
-            with counters.timed("write_seconds"):
+            with timed("write_seconds"):
                 rows.append(_write_chip(sar.reader.polarisations, run, plan, pair))
-            counters.add("chips_written", 1)
-        counters.add("cells_done", 1)
+            add_count("chips_written", 1)
+        add_count("cells_done", 1)
     return {"rows": rows, "refused": dict(refused)}
 
 

@@ -26,19 +26,6 @@ from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.sources import Source
 from sar2eo.store.atomic import checksum, write_file
 
-__all__ = [
-    "COLUMNS",
-    "collect_columns",
-    "compute_corners",
-    "create_chip_tags",
-    "create_index",
-    "drop_duplicates",
-    "list_chip_files",
-    "name_passes",
-    "read_index",
-    "write_index",
-]
-
 COLUMNS = (
     "id", "split", "sar_chip", "eo_chip", "sar_href", "eo_href", "sar_datetime", "eo_datetime", "day_gap",
     "crs", "transform", "row", "col", "height", "width", "valid_share", "cloud_share", "quantity",
@@ -69,12 +56,8 @@ def compute_corners(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
 def create_index(rows: Sequence[Row], corners: npt.NDArray[np.float64]) -> gpd.GeoDataFrame:
     """Create the index, in EPSG:4326, sorted by id.
 
-    Parameters
-    ----------
-    rows : sequence of dict
-        With all `COLUMNS` but the geometry; times as ISO 8601 text or None.
-    corners : ndarray of float64, shape (chip, 4, 2)
-        Longitude and latitude of the chips' corners; see `compute_corners`.
+    `rows` have all `COLUMNS` but the geometry, times as ISO 8601 text or None; `corners` are from
+    `compute_corners`.
     """
     outlines: npt.NDArray[Any] = shapely.polygons(corners)
     wide = np.ptp(corners[..., 0], axis=1) > 180
@@ -104,13 +87,7 @@ def write_index(index: gpd.GeoDataFrame, path: Path) -> str:
 
 
 def read_index(folder: Path) -> gpd.GeoDataFrame:
-    """Read the index of a finished folder of pairs.
-
-    Raises
-    ------
-    PairsError
-        If there is none, or it is not one.
-    """
+    """Read the index of a finished folder of pairs; `PairsError` if there is none, or it is not one."""
     path = Path(folder) / "pairs.parquet"
     if not path.is_file():
         raise PairsError(f"{folder}: holds no pairs.parquet: is it a finished --out of build-pairs?")

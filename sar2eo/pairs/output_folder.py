@@ -29,8 +29,6 @@ from sar2eo.store.atomic import checksum, refuse, sync_folder
 from sar2eo.store.journal import Journal, differences
 from sar2eo.store.task_results import TaskResults
 
-__all__ = ["UnfinishedPairs", "check_target", "read_record"]
-
 _FILES = ("audit.json", "pairs.parquet", "pairs.json")
 _CHIPS = ("sar_chip", "eo_chip")
 _PARTIAL = "chips.partial"
@@ -38,15 +36,7 @@ _PARTIAL = "chips.partial"
 
 @dataclass(frozen=True)
 class UnfinishedPairs:
-    """Pairs that are being built; no other run can write to their folder meanwhile.
-
-    Parameters
-    ----------
-    out : Path
-        Folder of pairs.
-    journal : Journal
-        Holds all that is not published yet.
-    """
+    """Pairs that are being built in a folder; its journal holds them, and keeps others out."""
 
     out: Path
     journal: Journal

@@ -26,17 +26,6 @@ from sar2eo.scenes.sources import Source, expand_sources
 from sar2eo.settings import PairsSettings, SceneSettings
 from sar2eo.store.task_results import TaskResults
 
-__all__ = [
-    "Candidate",
-    "Footprints",
-    "Meeting",
-    "Scenes",
-    "find_candidates",
-    "find_meetings",
-    "open_scenes",
-    "survey",
-]
-
 FORMAT = 1
 """Format of pairs: it rises when the same settings give other chips."""
 
@@ -87,16 +76,10 @@ class Scenes:
 
 @dataclass(frozen=True, eq=False)
 class Meeting:
-    """A scene pair that overlaps, and the cells to try.
+    """A scene pair that overlaps, by the numbers of its scenes, and the cells to try.
 
-    Parameters
-    ----------
-    sar, eo : int
-        Numbers of the scenes.
-    day_gap : float or None
-        Days between the acquisitions; None if unknown.
-    overlap, within : Polygon or MultiPolygon
-        Where both have data, in longitude and latitude, and in the CRS of the SAR scene's grid.
+    `day_gap` is in days; None if unknown. Both have data in `overlap`, in longitude and latitude, and
+    `within`, in the CRS of the SAR scene's grid.
     """
 
     sar: int
@@ -138,12 +121,8 @@ def open_scenes(
 ) -> Scenes:
     """Find and open all scenes.
 
-    Raises
-    ------
-    SettingsError
-        If a scene lies in the folder that is built, or options do not apply.
-    PairsError, SceneError
-        If there are none, or one cannot be opened.
+    Raises `SettingsError` if a scene lies in the folder that is built, or options do not apply; `PairsError`
+    or `SceneError` if there are none, or one cannot be opened.
     """
     # Sorted, so that ids and fingerprint do not depend on the order of arguments.
     sources = _sort_sources(expand_sources(sar, "sar")), _sort_sources(expand_sources(eo, "eo"))
@@ -197,10 +176,7 @@ def survey(scenes: Scenes, results: TaskResults) -> Footprints:
 def find_meetings(scenes: Scenes, footprints: Footprints, settings: PairsSettings) -> list[Meeting]:
     """Find the scene pairs that share a cell, and the cells of each.
 
-    Raises
-    ------
-    PairsError
-        If no scenes overlap closely enough in time.
+    Raises `PairsError` if no scenes overlap closely enough in time.
     """
     met = []
     for i, j, day_gap, overlap in find_candidates(*footprints, max_days=settings.max_days):
@@ -235,11 +211,8 @@ def find_candidates(
     With infinite `max_days`, times need not be known. Sorted by SAR scene; for each, the smallest gap first
     (unknown ones last), then the larger overlap.
 
-    Raises
-    ------
-    PairsError
-        If a time is missing that is needed, or nothing is found: the message says whether place or time is
-        to blame, and how large the smallest gap is.
+    Raises `PairsError` if a time is missing that is needed, or nothing is found: the message says whether
+    place or time is to blame, and how large the smallest gap is.
     """
     overlaps = _overlaps(sar, eo)
     if not overlaps:

@@ -30,18 +30,6 @@ from sar2eo.settings import Compression
 from sar2eo.store.atomic import refuse, sync_file, sync_folder
 from sar2eo.store.journal import Journal
 
-__all__ = [
-    "BLOCK",
-    "LAYERS",
-    "Layer",
-    "assemble",
-    "check_space",
-    "copy_cog",
-    "estimate_bytes",
-    "publish",
-    "validate",
-]
-
 BLOCK = 512
 """Rows and columns of a COG's tiles."""
 

@@ -38,8 +38,6 @@ from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, wr
 from sar2eo.store.http import Found
 from sar2eo.store.journal import Journal
 
-__all__ = ["Destination", "Outputs", "check_tmp", "read_valid_pixels", "write_quicklook"]
-
 _FILES = "made.json"
 
 

@@ -25,15 +25,6 @@ from sar2eo.geo.grid import Grid
 from sar2eo.results.cog import LAYERS
 from sar2eo.store.atomic import write_file
 
-__all__ = [
-    "COLLECTION",
-    "is_item_of_result",
-    "make_stac_collection",
-    "make_stac_item",
-    "write_stac_collection",
-    "write_stac_item",
-]
-
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 _TEXTS: Mapping[str, tuple[str, list[str]]] = {
     "eo": ("EO image generated from SAR", ["data", "visual"]),

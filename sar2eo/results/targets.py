@@ -13,8 +13,6 @@ from sar2eo.scenes.identity import is_part
 from sar2eo.store.atomic import write_json
 from sar2eo.store.documents import RECORD_BYTES, parse_json, read_file
 
-__all__ = ["SIDECARS", "check_file", "check_raster", "check_report", "read_report", "write_report"]
-
 SIDECARS = (".aux.xml", ".ovr", ".msk")
 """What GDAL takes for a part of the raster that it stands beside."""
 

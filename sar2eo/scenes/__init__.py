@@ -4,14 +4,3 @@ from sar2eo.scenes.gdal import display_name, parse_source
 from sar2eo.scenes.lazy_array import describe_scene, find_reader, find_window, normalise_array
 from sar2eo.scenes.reader import SceneReader
 from sar2eo.scenes.sar import open_scene
-
-__all__ = [
-    "SceneReader",
-    "describe_scene",
-    "display_name",
-    "find_reader",
-    "find_window",
-    "normalise_array",
-    "open_scene",
-    "parse_source",
-]

@@ -7,18 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = [
-    "COLOURS",
-    "SCENE_CLASSES",
-    "BandText",
-    "CloudRule",
-    "choose_cloud",
-    "choose_rgb",
-    "find_cloud_rule",
-    "find_colour",
-    "rank_cloud_rule",
-]
-
 COLOURS = ("red", "green", "blue")
 
 # Sentinel-2 names; Landsat 8 and 9 count these three alike.

@@ -17,8 +17,6 @@ from sar2eo.scenes.optical import EoScene
 from sar2eo.scenes.reader import BoolArray, cell_middles
 from sar2eo.scenes.sources import Source
 
-__all__ = ["SceneFootprint", "complete_source", "read_footprint", "read_validity"]
-
 
 @dataclass(frozen=True)
 class SceneFootprint:

@@ -24,21 +24,6 @@ from sar2eo.geo.grid import ignore_missing_georeference
 from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.store import http, s3
 
-__all__ = [
-    "check_polarisations",
-    "check_readable",
-    "check_size",
-    "display_name",
-    "find_archive",
-    "gdal_path",
-    "is_remote",
-    "list_files",
-    "open_dataset",
-    "parse_source",
-    "read_dataset",
-    "stamp_files",
-]
-
 T = TypeVar("T")
 
 IDLE_LIMIT = 32

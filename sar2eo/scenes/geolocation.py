@@ -19,17 +19,6 @@ from sar2eo.geo.grid import Grid
 from sar2eo.scenes.identity import digest
 from sar2eo.scenes.raster import GroundControl
 
-__all__ = [
-    "AffineMapping",
-    "ControlMapping",
-    "Mapping",
-    "ThinPlateSpline",
-    "check_continuous",
-    "choose_local_crs",
-    "find_centre",
-    "measure_held_out_rmse_m",
-]
-
 Array = npt.NDArray[np.float64]
 
 MIN_POINTS = 4

@@ -16,8 +16,6 @@ from sar2eo.errors import SceneError
 from sar2eo.scenes.gdal import display_name, find_archive, is_remote
 from sar2eo.store import http, s3
 
-__all__ = ["digest", "identify_file", "identify_files", "is_part"]
-
 _SIDECAR = ".aux.xml"
 _ARRAY = (".zarray", "zarr.json")  # of Zarr, version 2 and 3: what GDAL names of an array
 _BLOCK_BYTES = 64 * 1024

@@ -22,16 +22,6 @@ from sar2eo.scenes.identity import digest
 from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.reader import SceneReader
 
-__all__ = [
-    "decode_attributes",
-    "describe_scene",
-    "encode_attributes",
-    "find_reader",
-    "find_window",
-    "make_lazy_scene",
-    "normalise_array",
-]
-
 _PREFIX = "scene-"
 _CHUNK = 1024
 

@@ -15,20 +15,6 @@ from datetime import UTC, datetime
 from sar2eo.errors import SettingsError
 from sar2eo.geo.radiometry import POLARISATIONS
 
-__all__ = [
-    "NAME_RULES",
-    "Facts",
-    "NameRule",
-    "iso_datetime",
-    "iso_datetime_or_none",
-    "platform_name",
-    "polarisation_names",
-    "polarisation_words",
-    "read_facts",
-    "read_optical_facts",
-    "zero_is_nodata",
-]
-
 
 @dataclass(frozen=True)
 class NameRule:

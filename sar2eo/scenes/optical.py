@@ -39,8 +39,6 @@ from sar2eo.scenes.stac_input import (
 )
 from sar2eo.scenes.warp import read_onto
 
-__all__ = ["CloudReader", "EoPatch", "EoScene", "PictureReader", "open_eo_scene"]
-
 # A Sentinel-2 product of a processing baseline: S2A_MSIL2A_20220308T101841_N0400_...
 _BASELINE = re.compile(r"(?<![A-Za-z0-9])S2[A-D]_MSIL\w\w_\d{8}T\d{6}_N(\d{4})_", re.I)
 

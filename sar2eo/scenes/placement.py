@@ -25,8 +25,6 @@ from sar2eo.scenes.raster import OpenedSource
 from sar2eo.scenes.reader import SceneReader
 from sar2eo.scenes.warp import WarpedReader
 
-__all__ = ["place_on_grid"]
-
 _MAX_ZOOM = 1024
 _FEW_POINTS = 10
 _LARGE_RMSE_M = 100.0

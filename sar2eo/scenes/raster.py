@@ -38,18 +38,6 @@ from sar2eo.scenes.metadata import (
 )
 from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
 
-__all__ = [
-    "Band",
-    "GroundControl",
-    "OpenedSource",
-    "Raster",
-    "RasterReader",
-    "open_raster",
-    "read_blocks",
-    "with_nodata",
-]
-
-
 CACHE_BYTES = 128 * 2**20
 """Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
 
@@ -91,7 +79,7 @@ class Raster:
     bands: tuple[Band, ...]  # without an alpha band
     names: tuple[str, ...] | None  # polarisations of the bands, if known
     named_by_band: bool  # whether the bands carry the names; otherwise their order is a convention
-    kind: str  # "unsigned", "signed", "float" or "complex", after scale and offset
+    kind: str  # "bytes", "unsigned", "signed", "float" or "complex", after scale and offset
     grid: Grid  # its CRS is None where there is none
     ground_control: GroundControl | None  # where there are points and no CRS with a transform
     optical: bool  # whether red, green and blue are marked as such
@@ -224,7 +212,7 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         stamp = digest(files) + before
         bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
         kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
-        if kind == "unsigned" and zero_is_nodata(file_name, dataset.tags()):
+        if kind in ("bytes", "unsigned") and zero_is_nodata(file_name, dataset.tags()):
             bands = with_nodata(bands, 0.0)
         grid, control = _georeference(dataset)
         roles = {role.name for role in dataset.colorinterp}
@@ -307,6 +295,8 @@ def _kind(dtypes: list[str], bands: tuple[Band, ...]) -> str:
         b.scale != 1 or b.offset != 0 for b in bands
     ):
         return "float"
+    if set(dtypes) == {"uint8"}:
+        return "bytes"
     return "unsigned" if all(dtype.startswith("uint") for dtype in dtypes) else "signed"
 
 

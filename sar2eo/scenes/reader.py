@@ -11,8 +11,6 @@ import numpy.typing as npt
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 
-__all__ = ["BoolArray", "FloatArray", "SceneReader", "WrappingReader", "cell_middles", "decimated_shape"]
-
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 

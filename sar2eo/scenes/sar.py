@@ -33,8 +33,6 @@ from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 
-__all__ = ["open_scene"]
-
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
 
 _ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
@@ -133,6 +131,7 @@ def open_scene(
         allow_ungeoreferenced=allow_ungeoreferenced,
     )
     attrs = {"polarisations": reader.polarisations, **vars(facts), "source": opened.label, **geolocation}
+    attrs |= {"stored_as": opened.kind}
     return make_lazy_scene(reader, attrs)
 
 
@@ -182,7 +181,7 @@ def _open_files(
         raster = open_raster(file, names=len(names), nodata=nodata)
         if item is not None and item.nodata is not None:
             raster = replace(raster, bands=with_nodata(raster.bands, item.nodata))
-        elif item is not None and item.grd and raster.kind == "unsigned":
+        elif item is not None and item.grd and raster.kind in ("bytes", "unsigned"):
             raster = replace(raster, bands=with_nodata(raster.bands, 0.0))
         bands, chosen = _choose_bands(raster, names)
         kept = [i for i, name in enumerate(chosen) if wanted is None or name in wanted]
@@ -348,7 +347,7 @@ def _determine_quantity(reader: SceneReader, kind: str, said: str | None, label:
     """
     if kind == "complex":
         return "amplitude"
-    if kind == "unsigned":
+    if kind in ("bytes", "unsigned"):
         if said == "db":
             raise RadiometryError(
                 f"{label}: named as dB, but stored as unsigned integers without GDAL scale and offset; {_ASK}"

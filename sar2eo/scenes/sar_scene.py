@@ -18,8 +18,6 @@ from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.raster import RasterReader
 from sar2eo.settings import PairsSettings, SceneSettings
 
-__all__ = ["SarScene", "open_sar_scene"]
-
 # Integers that float32 holds exactly, so that what is read can be written back as it was.
 _EXACT = ("uint8", "int8", "uint16", "int16")
 

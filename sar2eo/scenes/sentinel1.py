@@ -25,14 +25,6 @@ from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
 from sar2eo.scenes.raster import GroundControl, OpenedSource, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 
-__all__ = [
-    "CALIBRATED",
-    "CalibratedReader",
-    "CalibrationTable",
-    "is_sentinel1",
-    "open_sentinel1",
-]
-
 Array = npt.NDArray[np.float64]
 
 CALIBRATED = {"sigma0": "sigmaNought", "beta0": "betaNought", "gamma0": "gamma"}

@@ -17,16 +17,6 @@ from xml.etree import ElementTree
 from sar2eo.errors import SceneError
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
 
-__all__ = [
-    "REFLECTANCE_1",
-    "Coding",
-    "Sentinel2Product",
-    "is_sentinel2",
-    "open_sentinel2",
-    "read_coding_of_item",
-    "read_coding_of_tags",
-]
-
 _METADATA = re.compile(r"(?:^|/)MTD_MSIL(?:1C|2A)\.xml$")
 _BANDS = ("B04", "B03", "B02")
 _BAND_IDS = {"B02": "1", "B03": "2", "B04": "3"}

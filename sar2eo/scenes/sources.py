@@ -25,8 +25,6 @@ from sar2eo.scenes.stac_input import choose_eo_assets, is_stac, read_item, read_
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-__all__ = ["Role", "Source", "expand_glob", "expand_sources", "read_vectors", "scene_key"]
-
 Role = Literal["sar", "eo"]
 """What the scenes are."""
 

@@ -24,19 +24,6 @@ from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
 
-__all__ = [
-    "BandAsset",
-    "CloudAsset",
-    "EoAssets",
-    "SarAssets",
-    "choose_eo_assets",
-    "is_stac",
-    "read_item",
-    "read_item_facts",
-    "read_sar_assets",
-    "select_assets",
-]
-
 # What pystac raises where a field is of the wrong type.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
 _TIFF_OR_HDF5 = ("image/tiff", "image/vnd.stac.geotiff", "application/x-hdf5")

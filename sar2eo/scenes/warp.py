@@ -25,17 +25,6 @@ from sar2eo.geo.windows import Window
 from sar2eo.scenes.geolocation import AffineMapping, Mapping
 from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
 
-__all__ = [
-    "WarpedReader",
-    "coinciding_window",
-    "from_amplitude",
-    "lanczos_taps",
-    "read_onto",
-    "read_padded",
-    "read_shifted",
-    "split_in_half",
-]
-
 Array = npt.NDArray[np.float64]
 
 NODE_STEP = 32

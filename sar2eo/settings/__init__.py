@@ -18,8 +18,15 @@ from sar2eo.settings.pairs import (
     PairsRecipe,
     PairsSettings,
 )
-from sar2eo.settings.schema import InvalidSettingsError, Recipe, Settings, replace_settings
-from sar2eo.settings.toml import apply_overrides, from_table, read_recipe
+from sar2eo.settings.schema import (
+    InvalidSettingsError,
+    Recipe,
+    Settings,
+    apply_overrides,
+    from_table,
+    read_recipe,
+    replace_settings,
+)
 from sar2eo.settings.training import (
     DataSettings,
     EvaluateRecipe,
@@ -42,42 +49,3 @@ from sar2eo.settings.translation import (
     TranslateSettings,
 )
 from sar2eo.settings.vocabulary import Compression
-
-__all__ = [
-    "CardSettings",
-    "Compression",
-    "CoregisterRecipe",
-    "CoregisterSettings",
-    "DataSettings",
-    "EvaluateRecipe",
-    "EvaluateSettings",
-    "ImportSettings",
-    "InfoSettings",
-    "InitRecipe",
-    "InvalidSettingsError",
-    "LoopSettings",
-    "MatchEvaluationRecipe",
-    "MatchEvaluationSettings",
-    "MatchSettings",
-    "MatcherRecipe",
-    "MatcherSettings",
-    "ModelInfoSettings",
-    "PackSettings",
-    "PairsRecipe",
-    "PairsSettings",
-    "Recipe",
-    "RegionSettings",
-    "SceneSettings",
-    "Settings",
-    "SimulateRecipe",
-    "TrainRecipe",
-    "TrainSettings",
-    "TranslateRecipe",
-    "TranslateSettings",
-    "VaeRecipe",
-    "VaeSettings",
-    "apply_overrides",
-    "from_table",
-    "read_recipe",
-    "replace_settings",
-]

@@ -24,15 +24,6 @@ from sar2eo.settings.vocabulary import (
     Spacing,
 )
 
-__all__ = [
-    "CardSettings",
-    "ImportSettings",
-    "InitRecipe",
-    "ModelInfoSettings",
-    "PackSettings",
-    "SimulateRecipe",
-]
-
 NewFolder = Annotated[Folder, "New folder.", OUTPUT]
 Shift = Annotated[tuple[float, ...], Names("ROWS,COLS")]
 

@@ -32,14 +32,6 @@ from sar2eo.settings.vocabulary import (
     Weight,
 )
 
-__all__ = [
-    "CoregisterRecipe",
-    "CoregisterSettings",
-    "MatchSettings",
-    "PairsRecipe",
-    "PairsSettings",
-]
-
 Gap = Annotated[float, Bounds(least=0)]
 
 

@@ -1,4 +1,4 @@
-"""What a settings class is made of: fields that say type, bounds, help and flag once, and the check of them.
+"""What a settings class is made of: fields that say type, bounds, help and flag once; how recipes fill them.
 
 A field is ``name: Annotated[type, "help", more ...] = default``. Python, TOML and the command line share the
 check, and each names a setting in its own words.
@@ -6,14 +6,17 @@ check, and each names a setting in its own words.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import operator
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -30,26 +33,6 @@ from typing import (
 )
 
 from sar2eo.errors import SettingsError
-
-__all__ = [
-    "Bounds",
-    "Flag",
-    "Group",
-    "InvalidSettingsError",
-    "Names",
-    "Recipe",
-    "Setting",
-    "Settings",
-    "Without",
-    "arms",
-    "convert",
-    "describe_bounds",
-    "describe_type",
-    "quote_name",
-    "replace_settings",
-    "settings_of",
-]
-
 
 _RULES: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "multiple": ("a multiple of", lambda value, bound: value % bound == 0),
@@ -90,14 +73,8 @@ class Names(str):
 class Flag:
     """How the command line spells a setting, where its name does not say it.
 
-    Parameters
-    ----------
-    name : str or None
-        The flag, "" for a positional argument; None: the setting's name.
-    metavar : str or None
-        Placeholder of the value; a list whose placeholder ends in "..." takes all words up to the next flag.
-    item : callable or None
-        What becomes of each word of a list.
+    The name "" is that of a positional argument. A list whose placeholder, `metavar`, ends in "..." takes all
+    words up to the next flag. `item` changes each word of a list.
     """
 
     name: str | None = None
@@ -120,12 +97,8 @@ class Without(str):
 class InvalidSettingsError(SettingsError):
     """Settings that are not allowed, named in Python's words.
 
-    Parameters
-    ----------
-    template : str
-        Text with ``{name}`` for a setting and its value, ``{name:}`` or ``{table.name:}`` for its name alone.
-    values : dict
-        All values of the settings.
+    In the template ``{name}`` stands for a setting and its value, ``{name:}`` or ``{table.name:}`` for its
+    name.
     """
 
     def __init__(self, template: str, values: dict[str, Any]) -> None:
@@ -188,16 +161,8 @@ Record = TypeVar("Record", bound=Settings)
 class Setting(NamedTuple):
     """A field of a settings class, as it is declared.
 
-    Parameters
-    ----------
-    name, type, default
-        The type still with its bounds; `dataclasses.MISSING` is the default of a field that has to be given.
-    help, group : str
-    flag : Flag
-    names : Names or None
-        Of the items of a list.
-    without : list of str
-        Of a table: settings without a flag.
+    `type` still has its bounds; `dataclasses.MISSING` is the default of a field that has to be given. `names`
+    are those of the items of a list. Settings of a table in `without` have no flag.
     """
 
     name: str
@@ -269,12 +234,8 @@ def arms(hint: Any) -> tuple[Any, ...]:
 def convert(hint: Any, value: Any) -> Any:
     """Check a value by a field's type, and return it as that type.
 
-    Raises
-    ------
-    TypeError
-        For another type; the text goes behind "must be".
-    ValueError
-        For a value out of bounds.
+    Raises `TypeError` for another type, `ValueError` for a value out of bounds; their text goes behind "must
+    be".
     """
     if get_origin(hint) is Annotated:
         inner, *notes = get_args(hint)
@@ -351,3 +312,106 @@ def describe_bounds(hint: Any) -> str:
 def quote_name(name: str) -> str:
     """Return a name as it is, or quoted where it would break the line of a message."""
     return name if name.isprintable() else repr(name)
+
+
+_LARGEST_BYTES = 1 << 20  # a thousand times what a recipe takes: the name of something else was given
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a TOML recipe as plain tables."""
+    try:
+        # Reading a pipe or a device would never end.
+        if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST_BYTES):
+            raise SettingsError(
+                f"{path}: not a recipe, which is a TOML file of at most {_LARGEST_BYTES} bytes"
+            )
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except SettingsError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: not a readable TOML recipe: {error}") from error
+
+
+def apply_overrides(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Set ``key=value`` pairs in a recipe; keys are dotted, values TOML (bare words are text).
+
+    In an array of tables a number picks one of them, as in ``train.0.settings.steps=10``; without it
+    all are set.
+    """
+    result = copy.deepcopy(table)
+    for pair in overrides:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SettingsError(
+                f"--set {quote_name(pair)}: must be key=value, as in translate.settings.steps=10"
+            )
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except (tomllib.TOMLDecodeError, RecursionError):
+            value = text
+        _set(result, key.split("."), value, pair)
+    return result
+
+
+def _set(table: dict[str, Any], keys: list[str], value: Any, pair: str) -> None:
+    first, *rest = keys
+    if not rest:
+        table[first] = value
+        return
+    inner = table.setdefault(first, {})
+    if isinstance(inner, list) and rest[0].isdecimal() and int(rest[0]) < len(inner):
+        inner, rest = inner[int(rest[0])], rest[1:]
+    for each in inner if isinstance(inner, list) else [inner]:
+        if not isinstance(each, dict) or not rest:
+            raise SettingsError(f"--set {quote_name(pair)}: {quote_name(first)} is not a table of the recipe")
+        _set(each, rest, value, pair)
+
+
+def from_table(kind: type[Record], table: Any, where: str, flags: Mapping[str, str] | None = None) -> Record:
+    """Build settings from a TOML table, strictly.
+
+    Messages name the table as `where`, and dotted keys in `flags` by their flag, as in
+    ``{"train.settings.steps": "--steps"}``.
+    """
+    flags = flags or {}
+    if not isinstance(table, dict):
+        raise SettingsError(f"[{where}]: must be a table, not {table!r}")
+    fields = {each.name: each for each in settings_of(kind)}
+    if unknown := sorted(set(table) - set(fields)):
+        raise SettingsError(
+            f"[{where}]: unknown {', '.join(map(quote_name, unknown))}; known are {', '.join(fields)}"
+        )
+    required = {name: each for name, each in fields.items() if each.default is dataclasses.MISSING}
+    if missing := [name for name, each in required.items() if name not in table and each.table is None]:
+        named = ", ".join(flags.get(f"{where}.{name}", name) for name in missing)
+        by_flag = all(f"{where}.{name}" in flags for name in missing)
+        raise SettingsError(f"missing {named}" if by_flag else f"[{where}]: missing {named}")
+    tables = {name: each.table for name, each in fields.items() if each.table and name in {*table, *required}}
+    inner = {n: from_table(of, table.get(n, {}), f"{where}.{n}", flags) for n, of in tables.items()}
+    try:
+        return kind(**{**table, **inner})
+    except InvalidSettingsError as error:
+        raise SettingsError(_spell(error, where, flags)) from error
+
+
+def _spell(error: InvalidSettingsError, where: str, flags: Mapping[str, str]) -> str:
+    """Name the settings of an error by their flags, or by their keys and the table."""
+    named = []
+
+    def name(key: str) -> str:
+        named.append(flags.get(f"{where}.{key}"))
+        return named[-1] or key.rpartition(".")[2]
+
+    def pair(key: str, value: Any) -> str:
+        if (text := name(key)) == key:
+            return f"{key}={_as_toml(value)}"
+        return f"{text} {quote_name(','.join(map(str, value)) if isinstance(value, tuple) else str(value))}"
+
+    text = error.spell(name, pair)
+    return text if any(named) else f"[{where}] {text}"
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(_as_toml, value))}]" if isinstance(value, list | tuple) else repr(value)

@@ -40,21 +40,6 @@ from sar2eo.settings.vocabulary import (
     Weight,
 )
 
-__all__ = [
-    "DataSettings",
-    "EvaluateRecipe",
-    "EvaluateSettings",
-    "LoopSettings",
-    "MatchEvaluationRecipe",
-    "MatchEvaluationSettings",
-    "MatcherRecipe",
-    "MatcherSettings",
-    "TrainRecipe",
-    "TrainSettings",
-    "VaeRecipe",
-    "VaeSettings",
-]
-
 Schedule = Literal["cosine", "constant"]
 Architecture = Literal["kl", "dc"]
 Models = Annotated[tuple[str, ...], Flag(metavar="MODEL_OR_BASELINE...")]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
-from sar2eo.settings.schema import Flag, Names, Recipe, Settings, quote_name
+from sar2eo.errors import SettingsError
+from sar2eo.settings.schema import Bounds, Flag, Names, Recipe, Settings, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -16,7 +19,6 @@ from sar2eo.settings.vocabulary import (
     CardSteps,
     Checkpoint,
     Compression,
-    Count,
     Device,
     Dtype,
     File,
@@ -31,15 +33,6 @@ from sar2eo.settings.vocabulary import (
     Seed,
     Threads,
 )
-
-__all__ = [
-    "SCALED_AS",
-    "InfoSettings",
-    "RegionSettings",
-    "SceneSettings",
-    "TranslateRecipe",
-    "TranslateSettings",
-]
 
 SCALED_AS = ("quantity", "calibration")
 """What a scaling by polarisation may say besides, of the scene it is of."""
@@ -101,7 +94,7 @@ class TranslateSettings(Settings):
 
     group = "Model"
 
-    tile: Annotated[Count, "Side of a tile in pixels, a multiple of the model's factor."] = 512
+    tile: Annotated[int, Bounds(1, 4096), "Side of a tile in pixels, a multiple of the model's factor."] = 512
     overlap: Annotated[Natural, "Overlap of tiles in pixels, a multiple of the model's factor."] = 64
     steps: CardSteps = None
     sampler: CardSampler = None
@@ -169,3 +162,25 @@ class InfoSettings(Settings):
     source: Annotated[str, "A raster, a product or a STAC item.", Flag("", "SCENE"), INPUT]
     scene: SceneSettings = field(default_factory=SceneSettings)
     json: Annotated[bool, "Print JSON.", OUTPUT] = False
+
+
+def read_scaling(text: str) -> tuple[float, ...] | dict[str, float | str]:
+    """Read ``--scaling-from``: a number, numbers with commas, or the report of another run on one scene."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        pass
+    try:
+        report = json.loads(Path(text).read_text(encoding="utf-8"))
+        if "scenes" not in report:
+            scaling = report["scaling"]
+            values = zip(scaling["polarisations"], map(float, scaling["p99"]), strict=True)
+            return dict(values) | {name: str(scaling[name]) for name in SCALED_AS if scaling.get(name)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"--scaling-from {text}: neither a positive amplitude nor a report of 'translate --report'"
+        ) from error
+    raise SettingsError(
+        f"--scaling-from {text}: a report of many scenes or of none, without a scaling; give that of one, "
+        "or values, as in --scaling-from 255"
+    )

@@ -16,16 +16,3 @@ from sar2eo.simulation.pair import (
     simulated_before,
     write_pair,
 )
-
-__all__ = [
-    "SETTINGS_TAG",
-    "LandCover",
-    "ObjectKind",
-    "ObjectState",
-    "SimulatedPair",
-    "SimulationSettings",
-    "make_folder",
-    "simulate_pair",
-    "simulated_before",
-    "write_pair",
-]

@@ -13,18 +13,6 @@ from scipy import fft, sparse
 from sar2eo.errors import PolarisationError, SettingsError
 from sar2eo.geo.radiometry import POLARISATIONS
 
-__all__ = [
-    "GSD_M",
-    "MARGIN",
-    "FloatArray",
-    "SimulationSettings",
-    "pixels",
-    "resize",
-    "smoothstep",
-    "spectral_noise",
-    "stream",
-]
-
 FloatArray = npt.NDArray[np.float32]
 
 MARGIN = 48

@@ -25,8 +25,6 @@ from sar2eo.simulation.fields import (
     stream,
 )
 
-__all__ = ["LOTS", "DistrictKind", "LandCover", "Landscape", "make_landscape"]
-
 BoolArray = npt.NDArray[np.bool_]
 ByteArray = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int32]

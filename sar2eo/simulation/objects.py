@@ -16,8 +16,6 @@ from shapely import affinity
 from sar2eo.simulation.fields import SimulationSettings, pixels, stream
 from sar2eo.simulation.landscape import DistrictKind, LandCover, Landscape
 
-__all__ = ["CROPS", "Crop", "ObjectKind", "ObjectState", "Objects", "PlantedObject", "plant_objects"]
-
 BoolArray = npt.NDArray[np.bool_]
 
 

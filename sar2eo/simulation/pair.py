@@ -22,8 +22,6 @@ from sar2eo.simulation.objects import ObjectKind, ObjectState, PlantedObject, pl
 from sar2eo.simulation.sensors import expected_power, render_eo, speckled_amplitude
 from sar2eo.store.atomic import atomic_file
 
-__all__ = ["SETTINGS_TAG", "SimulatedPair", "make_folder", "simulate_pair", "simulated_before", "write_pair"]
-
 CRS = "EPSG:32611"
 """UTM zone 11 north."""
 
@@ -137,7 +135,7 @@ def _edges(settings: SimulationSettings) -> tuple[BoolArray, BoolArray]:
 
 
 def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
-    """Write a pair as three GeoTIFFs.
+    """Write a pair as three GeoTIFFs; return their paths by name, "sar", "eo" and "truth".
 
     =============  =================================================================================
     ``sar.tif``    uint8 digital numbers: amplitude over the scene's 99th percentile, clipped to 1,
@@ -146,17 +144,7 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
     ``truth.tif``  uint16: land cover, object kind, object state, object number; legends in the tags
     =============  =================================================================================
 
-    Parameters
-    ----------
-    pair : SimulatedPair
-        The pair.
-    folder : Path
-        Made if it does not exist; files of these names in it are replaced.
-
-    Returns
-    -------
-    dict of str to Path
-        ``"sar"``, ``"eo"`` and ``"truth"``.
+    Files of these names in the folder are replaced.
     """
     make_folder(folder)
     paths = _paths(folder)
@@ -192,13 +180,7 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
 
 
 def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
-    """Check whether a folder holds all that `write_pair` would write there.
-
-    Raises
-    ------
-    OutputError
-        If there is another file of one of the names.
-    """
+    """Check whether a folder holds all that `write_pair` would write; other files are an error."""
     existing = [path for path in _paths(folder).values() if path.exists()]
     for path in existing:
         try:
@@ -212,13 +194,7 @@ def simulated_before(settings: SimulationSettings, folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, if need be.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be made.
-    """
+    """Make a folder, if need be; `OutputError` if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

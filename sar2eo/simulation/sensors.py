@@ -13,8 +13,6 @@ from sar2eo.simulation.fields import GSD_M, MARGIN, FloatArray, SimulationSettin
 from sar2eo.simulation.landscape import LOTS, DistrictKind, LandCover, Landscape
 from sar2eo.simulation.objects import CROPS, ObjectKind, Objects, ObjectState
 
-__all__ = ["LOOKS", "expected_power", "look_weights", "project_to_range", "render_eo", "speckled_amplitude"]
-
 LOOKS = 4.4
 """Equivalent number of looks: that of Sentinel-1 IW GRDH."""
 

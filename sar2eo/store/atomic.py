@@ -18,21 +18,6 @@ from filelock import FileLock, Timeout
 
 from sar2eo.errors import JournalError, OutputError
 
-__all__ = [
-    "LOCK",
-    "atomic_file",
-    "atomic_folder",
-    "checksum",
-    "hold_folder",
-    "json_values",
-    "lock_folder",
-    "refuse",
-    "sync_file",
-    "sync_folder",
-    "write_file",
-    "write_json",
-]
-
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)

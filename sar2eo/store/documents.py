@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-__all__ = ["RECORD_BYTES", "parse_json", "parse_xml", "read_file", "read_limited"]
-
 RECORD_BYTES = 16 * 2**20
 """Most that an item or a report of sar2eo may have."""
 

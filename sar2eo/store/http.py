@@ -17,17 +17,6 @@ if TYPE_CHECKING:
 
 from sar2eo.errors import hide_secrets, one_line
 
-__all__ = [
-    "CONNECT_SECONDS",
-    "DELAY_SECONDS",
-    "READ_SECONDS",
-    "RETRIES",
-    "Found",
-    "fetch",
-    "fetch_start",
-    "find",
-]
-
 CONNECT_SECONDS = 10
 READ_SECONDS = 20
 RETRIES = 4

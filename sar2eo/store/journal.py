@@ -49,8 +49,6 @@ from sar2eo.store.atomic import (
     write_json,
 )
 
-__all__ = ["NAME", "BlockWriter", "Journal", "canonical", "differences", "flatten"]
-
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 _PUBLISHING = "publishing"

@@ -24,18 +24,6 @@ from rasterio.session import AWSSession
 from sar2eo.errors import one_line
 from sar2eo.store.http import CONNECT_SECONDS, RETRIES, SMALL_BYTES, Found
 
-__all__ = [
-    "check_writable",
-    "delete",
-    "fetch",
-    "find",
-    "gdal_environment",
-    "is_object",
-    "list_objects",
-    "split_url",
-    "upload",
-]
-
 _SCHEME = "s3://"
 _CHUNK = 2**20
 # A store takes a while to put an object together from its parts.

@@ -12,8 +12,6 @@ from typing import Any
 from sar2eo.compute.dask_run import Progress, compute_keys, report_progress
 from sar2eo.store.atomic import checksum, write_file
 
-__all__ = ["TaskResults", "keep_result", "read_result"]
-
 _READERS = 4
 _NAME = re.compile(r"(.+)\.([0-9a-f]{8})\.[a-z]+")
 

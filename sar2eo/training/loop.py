@@ -33,8 +33,6 @@ from sar2eo.training.phase import Phase
 from sar2eo.training.run_folder import Recorder, RunFolder, State, States, record
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["Outcome", "Progress", "create_accelerator", "describe_environment", "describe_run", "run_loop"]
-
 Progress = Callable[[Mapping[str, float]], None]
 
 

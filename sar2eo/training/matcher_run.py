@@ -30,14 +30,6 @@ from sar2eo.training.loop import Outcome, Progress, create_accelerator
 from sar2eo.training.matcher_task import MatcherTask
 from sar2eo.training.setup import Preparation, build_recipe, check_identity, open_held_out, training_batches
 
-__all__ = [
-    "calibrate_matcher",
-    "prepare_matcher_training",
-    "run_matcher_training",
-    "threshold_for",
-    "train_matcher",
-]
-
 
 def train_matcher(
     data: DataSettings | str | Path,

@@ -30,8 +30,6 @@ from sar2eo.model.network import encode_images, pool_validity
 from sar2eo.settings import MatcherSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
 
-__all__ = ["MatcherTask"]
-
 _COARSE = 2  # latents along a token of the coarse attention
 _PURE = 0.5  # share of pure noise among the templates noised as in sampling
 _PICTURED = 4

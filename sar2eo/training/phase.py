@@ -16,8 +16,6 @@ from sar2eo.errors import TrainingError
 from sar2eo.settings import LoopSettings
 from sar2eo.training.task import Batch, Task
 
-__all__ = ["Phase", "learning_rate"]
-
 Tensors = dict[str, dict[str, Tensor]]
 
 

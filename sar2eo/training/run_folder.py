@@ -32,8 +32,6 @@ from sar2eo.model.folder import hash_file
 from sar2eo.store.atomic import atomic_folder, json_values, lock_folder, refuse, write_file, write_json
 from sar2eo.store.journal import flatten
 
-__all__ = ["RunFolder", "State", "States", "record"]
-
 _LOCK = ".lock"
 
 # Settings that do not change what is learnt: they may differ when a run is resumed. `RunFolder.begin` warns

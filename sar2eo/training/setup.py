@@ -26,15 +26,6 @@ from sar2eo.training.loop import Outcome, Progress, describe_run, run_loop
 from sar2eo.training.run_folder import RunFolder
 from sar2eo.training.task import Batch, Task
 
-__all__ = [
-    "Preparation",
-    "build_recipe",
-    "check_identity",
-    "open_held_out",
-    "training_batches",
-    "validation_batches",
-]
-
 Recipe = TypeVar("Recipe")
 TaskKind = TypeVar("TaskKind", bound=Task)
 

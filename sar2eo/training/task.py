@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Batch", "Facts", "Task", "contact_sheet"]
-
 Batch = Mapping[str, Any]
 """Collated samples of `sar2eo.datasets`: tensors with a leading axis of images, and lists of values."""
 

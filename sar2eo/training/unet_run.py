@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sar2eo.compute.dask_run import peak_rss_bytes
 from sar2eo.datasets import Augmentation, PairsDataset, build_latent_cache, collate, open_dataset
-from sar2eo.errors import TrainingWarning
+from sar2eo.errors import SettingsError, TrainingWarning
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint
 from sar2eo.model.creation import adapt_base, find_base
@@ -28,8 +28,6 @@ from sar2eo.training.phase import Phase
 from sar2eo.training.setup import Preparation, build_recipe, check_identity, open_held_out, training_batches
 from sar2eo.training.task import Batch
 from sar2eo.training.unet_task import UNetTask
-
-__all__ = ["hash_parts", "plan_training", "prepare_training", "run_training", "train"]
 
 _ENCODED_AT_ONCE = 8
 _PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
@@ -112,6 +110,13 @@ def prepare_training(recipe: TrainRecipe, *, progress: Progress | None = None) -
     sha256 = ModelFolder(base, TranslatorCard).sha256() if adapted else hash_parts(base, _PARTS)
     identity = check_identity(recipe, accelerator, pairs, base={"sha256": sha256})
     checkpoint = load_checkpoint(base) if adapted else adapt_base(base)
+    if checkpoint.encoder is not None:
+        if settings.cache_latents:
+            raise SettingsError(
+                "cache_latents: latents of an encoder are not cached; leave it out with this base"
+            )
+        pairs = pairs.with_channels_of(checkpoint.card)
+        held_out = None if held_out is None else held_out.with_channels_of(checkpoint.card)
     card = _create_card(recipe, checkpoint, pairs)
     task = UNetTask(checkpoint, card, settings, accelerator.device)
     for images in (pairs, held_out):
@@ -186,7 +191,10 @@ def _create_loader(
 def _create_card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDataset) -> TranslatorCard:
     """Create the card of the result: radiometry of the pairs, sampling of the base."""
     base = checkpoint.card
-    if base.training_data != TranslatorCard.training_data and base.channels != pairs.channels:
+    own = {name: getattr(pairs, name) for name in ("polarisations", "channels", "scaling")}
+    if base.encoder:
+        own = {}  # it takes what is there of its polarisations
+    elif base.training_data != TranslatorCard.training_data and base.channels != pairs.channels:
         warnings.warn(
             f"the base was trained on {_format_channels(base.channels)}, these pairs have "
             f"{_format_channels(pairs.channels)}: pairs with the base's polarisations would suit it better",
@@ -198,14 +206,12 @@ def _create_card(recipe: TrainRecipe, checkpoint: Checkpoint, pairs: PairsDatase
         name=Path(recipe.out).resolve().name,
         quantity=pairs.quantity,
         calibration=pairs.calibration,
-        polarisations=pairs.polarisations,
-        channels=pairs.channels,
         gsd_m=pairs.gsd_m,
-        scaling=pairs.scaling,
         temperature=1.0,  # the base's temperature was fitted to the base's variance
         prediction_type=recipe.settings.prediction_type or checkpoint.card.prediction_type,
         training_data=pairs.describe(),
         metrics={},
+        **own,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,22 @@ from diffusers.models.resnet import ResnetBlock2D
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from sar2eo.errors import SettingsError
 from sar2eo.model.card import TRAIN_TIMESTEPS, TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
 from sar2eo.model.diffusion import add_noise, c_diff_loss, compute_target, create_scheduler, l2_loss, sample
-from sar2eo.model.network import decode_latents, encode_images, pool_validity, to_variance
+from sar2eo.model.network import (
+    SarCondition,
+    decode_latents,
+    encode_images,
+    pool_validity,
+    to_variance,
+)
 from sar2eo.model.weights import create_empty
 from sar2eo.settings import TrainSettings
 from sar2eo.training.task import Batch, Facts, contact_sheet
-
-__all__ = ["UNetTask", "add_adapters", "merge_adapters"]
 
 VALIDATION_TIMESTEPS = (50, 250, 500, 750, 950)
 _SAMPLED_PAIRS, _SAMPLED_STEPS = 4, 10
@@ -63,6 +67,8 @@ class UNetTask:
         self._unet.to(device, memory_format=torch.channels_last)
         self._vae = checkpoint.vae.eval().requires_grad_(False)
         self._vae.to(device, memory_format=torch.channels_last)
+        if checkpoint.encoder is not None:
+            checkpoint.encoder.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         embeds = checkpoint.prompt_embeds
         prompt = None if embeds is None else embeds.float().to(device)
         self._checkpoint = dataclasses.replace(checkpoint, prompt_embeds=prompt)
@@ -97,8 +103,30 @@ class UNetTask:
             # Dropout draws from the global generators, so a resumed run must seed them the same way.
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         noise, timesteps = (values.to(self._device, non_blocking=True) for values in (drawn, chosen))
+        if self._checkpoint.encoder is not None:
+            sar = self._lend_truth(sar, batch["eo"], generator)
         loss, error, variance = self._compute_losses(sar, eo, valid, noise, timesteps)
         return loss, {"squared_error": error, "variance": variance}
+
+    def _lend_truth(self, sar: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Give the guess of an encoder a share of the truth without its texture, and say so as trust.
+
+        The guess is right by little, so a U-Net that is honest about it would draw another picture for each
+        noise. With a guess that deserves trust it learns to keep it and to draw the texture alone. At trust 0
+        it learns what is known, which is what the variance is taken from.
+        """
+        shape = (len(sar), 1, 1, 1)
+        trust = torch.rand(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.7)
+        trust = trust.to(self._device)
+        smooth = images
+        for _ in range(2):
+            smooth = avg_pool2d(smooth, 5, stride=1, padding=2, count_include_pad=False)
+        with torch.no_grad():
+            parts = [encode_images(self._vae, part) for part in smooth.split(_ENCODED_AT_ONCE)]
+        smooth = torch.cat(parts)
+        channels = smooth.shape[1]
+        guess = torch.lerp(sar[:, -channels - 1 : -1], smooth, trust)
+        return torch.cat([sar[:, : -channels - 1], guess, trust.expand_as(sar[:, -1:])], dim=1)
 
     def _compute_losses(
         self, sar: Tensor, eo: Tensor, valid: Tensor, noise: Tensor, timesteps: Tensor
@@ -129,11 +157,12 @@ class UNetTask:
         """Return SAR and EO latents (B, C, h, w) and validity (B, 1, h, w), cached or by the frozen VAE."""
         if "eo_latents" in batch:
             return batch["sar_latents"].float(), batch["eo_latents"].float(), batch["valid_latents"].float()
-        sar, eo = (
-            torch.cat([encode_images(self._vae, part) for part in batch[name].split(_ENCODED_AT_ONCE)])
-            for name in ("sar", "eo")
+        sar, eo = (batch[name].split(_ENCODED_AT_ONCE) for name in ("sar", "eo"))
+        return (
+            torch.cat([self._checkpoint.encode_sar(part).latents for part in sar]),
+            torch.cat([encode_images(self._vae, part) for part in eo]),
+            pool_validity(batch["valid"], self.factor),
         )
-        return sar, eo, pool_validity(batch["valid"], self.factor)
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Compute the loss at fixed timesteps and noise, as ``score``, and the PSNR in dB of four pairs."""
@@ -165,12 +194,16 @@ class UNetTask:
         """Translate the first pairs; return predicted and true images in [-1, 1], validity, variance."""
         few = {key: value[:count] for key, value in batch.items() if key in ("sar", "eo", "valid")}
         sar, eo, _ = self._encode(few)
+        encoder = self._checkpoint.encoder
+        guess = None if encoder is None else sar[:, -eo.shape[1] - 1 : -1]
         latents, variance = sample(
-            partial(self._predict, sar),
+            self._predict,
+            SarCondition(sar, guess),
             self._noise(eo.shape, 0),
             self._scheduler(),
             _SAMPLED_STEPS,
             self.card.confidence_timestep,
+            start=self.card.start,
         )
         parts = torch.split(latents, _ENCODED_AT_ONCE)
         predicted = torch.cat([decode_latents(self._vae, part) for part in parts])

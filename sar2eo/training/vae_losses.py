@@ -14,23 +14,6 @@ from torch.nn import functional
 from sar2eo.evaluation.metrics import OctavePowers, sum_octave_powers
 from sar2eo.model.network import pool_validity
 
-__all__ = [
-    "BLOCK",
-    "Moments",
-    "PatchDiscriminator",
-    "Tally",
-    "absolute_error",
-    "balance_errors",
-    "discriminator_loss",
-    "divergence",
-    "generator_loss",
-    "gradient_error",
-    "replace_invalid",
-    "squared_error",
-    "texture_error",
-    "weighted_mean",
-]
-
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted mean of `values` (B, C, H, W) by weights >= 0 (B, 1, H, W); 0 if all are 0."""

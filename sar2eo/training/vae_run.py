@@ -17,8 +17,6 @@ from sar2eo.training.task import Batch
 from sar2eo.training.unet_run import hash_parts
 from sar2eo.training.vae_task import VaeTask
 
-__all__ = ["prepare_vae_training", "run_vae_training", "train_vae"]
-
 _MEASURED_PAIRS, _MEASURED_BATCH = 128, 4
 
 

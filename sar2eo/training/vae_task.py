@@ -34,8 +34,6 @@ from sar2eo.training.vae_losses import (
     texture_error,
 )
 
-__all__ = ["NOTES", "VaeNetwork", "VaeTask"]
-
 NOTES = "vae.json"
 """File beside the exported folder ``vae/``: metrics and statistics of the latents."""
 

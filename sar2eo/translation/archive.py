@@ -24,11 +24,8 @@ from sar2eo.settings import TranslateRecipe
 from sar2eo.store.atomic import hold_folder, write_file
 from sar2eo.store.journal import Journal
 from sar2eo.translation.plan import Entry, RunTarget, estimate_disk, find_target, plan
-from sar2eo.translation.provenance import FINGERPRINT
-from sar2eo.translation.region import open_region, translate_region
+from sar2eo.translation.region import FINGERPRINT, open_region, translate_region
 from sar2eo.translation.writer import ResultWriter, check_dataset
-
-__all__ = ["run", "summarise"]
 
 Report = Callable[[Entry], None]
 
@@ -49,9 +46,6 @@ def run(
 
     Parameters
     ----------
-    recipe : TranslateRecipe
-    spec : ModelSpec
-        Each process loads the model once.
     target : RunTarget, optional
         From `sar2eo.translation.plan.find_target`, if the caller has it.
     planned : callable, optional
@@ -62,12 +56,8 @@ def run(
         Called as by `sar2eo.translation.plan.plan`, then as by `sar2eo.write_cog` with three more counts:
         ``scene``, the number of the scene, ``scenes``, and ``seconds`` since its computing began.
 
-    Raises
-    ------
-    SettingsError, OutputError
-        If nothing can be done as asked, the disk cannot hold it, or another run is filling the folder.
-    ClusterError
-        If the cluster is lost, and with it all further scenes.
+    Raises `SettingsError` or `OutputError` if nothing can be done as asked, the disk cannot hold it, or
+    another run is filling the folder; `ClusterError` if the cluster is lost, and with it all further scenes.
     """
     target = target or find_target(recipe)
     started = time.perf_counter()
@@ -232,7 +222,7 @@ class _Pipeline:
             restart=recipe.restart,
             tmp=None if recipe.tmp is None else Path(recipe.tmp),
             force=recipe.settings.force,
-            tags={FINGERPRINT: json.dumps(region.fingerprint, sort_keys=True)},
+            fingerprint=region.fingerprint,
             collection=self.collection,
             opened_in=entry.seconds + time.perf_counter() - started,
         )

@@ -23,8 +23,9 @@ from sar2eo.compute.dask_run import Progress
 from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
+from sar2eo.model.folder import BUNDLED
 from sar2eo.model.loading import load_translator
-from sar2eo.model.spec import BUNDLED, IDENTITY, ModelSpec
+from sar2eo.model.spec import IDENTITY, ModelSpec
 from sar2eo.results.cog import estimate_bytes
 from sar2eo.results.outputs import Destination, Outputs, check_tmp
 from sar2eo.results.stac_output import COLLECTION
@@ -38,23 +39,7 @@ from sar2eo.settings import TranslateRecipe
 from sar2eo.store.journal import Journal, differences
 from sar2eo.store.s3 import is_object
 from sar2eo.translation.dataset import count_tiles
-from sar2eo.translation.provenance import FINGERPRINT
-from sar2eo.translation.region import Region, open_region, translate_region
-
-__all__ = [
-    "FIELDS",
-    "Entry",
-    "RunTarget",
-    "check_template",
-    "estimate",
-    "estimate_archive",
-    "estimate_disk",
-    "fill_template",
-    "find_shared_paths",
-    "find_target",
-    "plan",
-    "read_name_fields",
-]
+from sar2eo.translation.region import FINGERPRINT, Region, open_region, translate_region
 
 # An opened scene takes half a megabyte, mostly coordinates: of a long archive the others are opened again.
 _KEPT_OPEN = 64
@@ -62,10 +47,9 @@ _KEPT_OPEN = 64
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where the results of a run go.
+    """Where the results of a run go: a folder, or `single`, the outputs of the only scene.
 
-    `folder` is the local folder of the results, or of their unfinished work if they are uploaded to
-    `destination`. `single` are the outputs of the only scene; without it results are named by templates.
+    `folder` is that of the results, or of their unfinished work if they are uploaded to `destination`.
     """
 
     folder: Path
@@ -77,25 +61,10 @@ class RunTarget:
 class Entry:
     """One scene of a run, from the plan to the summary.
 
-    Parameters
-    ----------
-    source : str
-        Source of the scene, as `sar2eo.open_scene` takes it.
-    outputs : Outputs or None
-        None: the scene failed before its results had names.
-    region : Region or None
-        The opened scene, from the plan until its work begins.
-    grid : Grid or None
-        Grid of the result.
-    status : {"pending", "done", "skipped", "failed"}
-        Skipped: results of the same scene and settings exist.
-    error : Exception or None
-    report : dict or None
-        Report of `sar2eo.write_cog`, once it is done.
-    seconds : float
-        Seconds of work so far.
-    identity : dict or None
-        Of the files that are read, once the scene is opened.
+    `outputs` are None if it failed before they had names. `region` is the opened scene, from the plan until
+    its work begins, `grid` that of the result. It is skipped where results of the same scene and settings
+    exist. `report` is that of `sar2eo.write_cog`, once it is done; `seconds` are those of work so far.
+    `identity` is that of the files that are read.
     """
 
     source: str
@@ -179,26 +148,12 @@ def plan(
 ) -> list[Entry]:
     """Open every scene of a recipe and find out what is to be done; no pixels are read.
 
-    Results of this run that lie among the scenes do not count as scenes.
+    Entries come in the order given, sorted within folders and globs; scenes that cannot be translated have
+    failed. Results of this run that lie among the scenes do not count as scenes. `progress` is called with
+    ``scenes_seen`` and ``scenes``.
 
-    Parameters
-    ----------
-    recipe : TranslateRecipe
-    spec : ModelSpec
-    target : RunTarget
-        From `find_target`.
-    progress : callable, optional
-        Called with ``scenes_seen`` and ``scenes``.
-
-    Returns
-    -------
-    list of Entry
-        In the order given, sorted within folders and globs; scenes that cannot be translated have failed.
-
-    Raises
-    ------
-    SettingsError, OutputError
-        If no scene could be translated as asked: settings, names, the report.
+    Raises `SettingsError` or `OutputError` if no scene could be translated as asked: settings, names, the
+    report.
     """
     settings = recipe.settings
     Lattice((settings.tile, settings.tile), settings.tile, settings.overlap, spec.factor)

@@ -8,6 +8,7 @@ rasterised once, so that thousands cost little.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +24,12 @@ from sar2eo.errors import SceneError, SettingsError
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.model.spec import ModelSpec
-from sar2eo.scenes import open_scene
+from sar2eo.scenes import find_reader, open_scene
 from sar2eo.scenes.gdal import check_readable
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.sources import read_vectors
 from sar2eo.settings import RegionSettings, TranslateRecipe
 from sar2eo.translation.dataset import translate
-from sar2eo.translation.provenance import fingerprint_result
-
-__all__ = ["Region", "clip_to", "cut_region", "open_region", "read_area", "translate_region"]
 
 # Blocks of the journal: wide, so that there are few tasks, but not so wide that memory follows the scene.
 _BLOCK = (512, 2048)
@@ -43,11 +41,18 @@ _POLE = 90 + 1e-6
 _MARGIN = 0.25  # around a grid, as a fraction of its sides
 
 
+FINGERPRINT = "fingerprint"
+"""The tag of a COG that holds the fingerprint of its `Region`, as JSON."""
+
+# Where and how fast a model ran: results of two machines belong to one archive.
+_FREE = ("device", "batch", "compile", "threads", "torch", "diffusers")
+
+
 class Region(NamedTuple):
     """The part of a scene that a recipe translates, opened but not read.
 
     `scene` is the DataArray, `area` the area of interest in the scene's CRS (or None), `fingerprint` what
-    distinguishes its result from others (`sar2eo.translation.provenance.fingerprint_result`).
+    distinguishes its result from others (`fingerprint_result`).
     """
 
     scene: xr.DataArray
@@ -60,6 +65,27 @@ def open_region(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> Region
     whole = open_scene(source, **dataclasses.asdict(recipe.scene))
     scene, area = cut_region(whole, decode_attributes(whole)["scene_grid"], recipe.region)
     return Region(scene, area, fingerprint_result(scene, area, recipe, spec))
+
+
+def fingerprint_result(
+    scene: xr.DataArray, area: Any, recipe: TranslateRecipe, spec: ModelSpec
+) -> dict[str, Any]:
+    """Return what distinguishes a finished result from those of other settings or input, as JSON values.
+
+    `scene` is the opened slice, `area` the shapely geometry outside of which pixels are masked, or None. Of
+    the model, neither the machine nor versions of libraries count.
+    """
+    read = find_reader(scene)
+    assert read is not None  # noqa: S101  (of a scene just opened)
+    settings, attrs = recipe.settings, scene.attrs
+    return {
+        "input": read[0].identity(),
+        "scene": {name: attrs.get(name) for name in ("quantity", "calibration", "datetime")},
+        "region": [list(read[1]), None if area is None else hashlib.sha256(area.wkb).hexdigest()[:20]],
+        "model": {name: value for name, value in spec.fingerprint().items() if name not in _FREE},
+        "settings": {name: getattr(settings, name) for name in ("tile", "overlap", "scaling")},
+        "compress": recipe.compress,
+    }
 
 
 def translate_region(region: Region, recipe: TranslateRecipe, spec: ModelSpec) -> xr.Dataset:

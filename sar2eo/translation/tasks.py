@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import add_count, timed
 from sar2eo.errors import RadiometryError, Sar2eoError
 from sar2eo.geo.blending import gather_block, upsample
 from sar2eo.geo.radiometry import (
@@ -24,6 +24,7 @@ from sar2eo.geo.radiometry import (
     FloatArray,
     compute_percentiles,
     fill_invalid,
+    reference_amplitudes,
     sample_percentiles,
     to_amplitude,
     to_model_range,
@@ -32,16 +33,6 @@ from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.loading import load_translator
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import SceneReader
-
-__all__ = [
-    "TaskContext",
-    "TileResult",
-    "blend_block",
-    "sample_chunk",
-    "scale_from_reader",
-    "scale_from_samples",
-    "translate_batches",
-]
 
 SCALING_PERCENTILE = 99.0
 _BRIGHTEST = 1e3  # amplitude; 60 dB
@@ -54,25 +45,21 @@ class TaskContext:
 
     Parameters
     ----------
-    lattice : Lattice
-        Tiles of the whole scene.
-    region : Window
-        The translated part, in pixels of the whole scene.
+    lattice, region : Lattice, Window
+        Tiles of the whole scene; the translated part of it, in pixels.
     reader : SceneReader or None
         Reads any window of the whole scene. None: pixels come from the chunks of a Dask array over
         `region`, and nothing outside of it is known.
     row_edges, col_edges : tuple of int
         Chunk borders of that Dask array, in pixels of the whole scene.
-    bands : tuple of int
-        Indices of the scene's bands that the model takes.
-    polarisations : tuple of str
-        Names of these bands.
+    bands, polarisations : tuple
+        Indices of the scene's bands that the model takes, and their names.
     channels : tuple of tuple of str
         Polarisations that are averaged into each of the model's three channels.
-    quantity : str
-        Quantity of the scene's values.
-    spec : ModelSpec
-        The model, by path and options.
+    calibration, stored_as : str or None
+        What decides the level besides the quantity (see `sar2eo.geo.radiometry.reference_amplitudes`).
+    anchor : tuple of int, optional (default: (0, 0))
+        Row and column on the map's grid of the corner that noise is counted from.
     run : int, optional (default: 1)
         Batches per task. Pixels do not depend on it.
     """
@@ -86,8 +73,28 @@ class TaskContext:
     polarisations: tuple[str, ...]
     channels: Channels
     quantity: str
+    calibration: str | None
+    stored_as: str | None
     spec: ModelSpec
+    anchor: tuple[int, int] = (0, 0)
     run: int = 1
+
+    @property
+    def decibels(self) -> bool:
+        """Whether the model takes dB."""
+        return self.spec.card is not None and self.spec.card.scaling == "db"
+
+    def to_divisors(self, percentiles: Sequence[float]) -> FloatArray:
+        """Return what amplitude is divided by, given the scene's 99th percentiles, shape (polarisation,)."""
+        if self.decibels:
+            percentiles = reference_amplitudes(
+                percentiles,
+                self.polarisations,
+                quantity=self.quantity,
+                calibration=self.calibration,
+                stored_as=self.stored_as,
+            )
+        return np.asarray(percentiles, np.float32)
 
     def task_of(self, tile: int) -> int:
         """Return the number of the task that translates a tile."""
@@ -144,21 +151,21 @@ def _drop_causes() -> Iterator[None]:
 
 @_drop_causes()
 def scale_from_reader(context: TaskContext, seed: int) -> FloatArray:
-    """Return the 99th percentile of amplitude in the whole scene, shape (polarisation,)."""
+    """Return what amplitude is divided by, from a sample of the whole scene, shape (polarisation,)."""
     reader = context.reader
     assert reader is not None  # noqa: S101  (the graph builder chooses by this)
 
     def read(window: Window) -> FloatArray:
         return to_amplitude(reader.read(window)[list(context.bands)], context.quantity)
 
-    with counters.timed("scaling_seconds"):
+    with timed("scaling_seconds"):
         found = sample_percentiles(read, context.lattice.shape, percentile=SCALING_PERCENTILE, seed=seed)
     if context.quantity == "db" and max(found) > _BRIGHTEST:
         raise RadiometryError(
             f"dB values whose 99th percentile is {20 * np.log10(max(found)):.0f}, brighter than any ground: "
             "is --quantity right?"
         )
-    return np.asarray(found, np.float32)
+    return context.to_divisors(found)
 
 
 def sample_chunk(context: TaskContext, chunk: npt.NDArray[Any], seed: int) -> FloatArray:
@@ -170,8 +177,8 @@ def sample_chunk(context: TaskContext, chunk: npt.NDArray[Any], seed: int) -> Fl
     return values
 
 
-def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray:
-    """Return the 99th percentile of amplitude over samples of some of the chunks, shape (polarisation,)."""
+def scale_from_samples(context: TaskContext, samples: Sequence[FloatArray], chunks: int) -> FloatArray:
+    """Return what amplitude is divided by, from samples of some of the chunks, shape (polarisation,)."""
     bands = ([sample[band] for sample in samples] for band in range(len(samples[0])))
     valid = [np.concatenate([part[np.isfinite(part)] for part in parts]) for parts in bands]
     if any(values.size == 0 for values in valid) and len(samples) == chunks:
@@ -181,40 +188,35 @@ def scale_from_samples(samples: Sequence[FloatArray], chunks: int) -> FloatArray
             f"no valid pixel in {len(samples)} sampled chunks of {chunks}: give the amplitude that becomes 1 "
             "as scaling, or make the chunks larger"
         )
-    return np.asarray(compute_percentiles(valid, percentile=SCALING_PERCENTILE), np.float32)
+    return context.to_divisors(compute_percentiles(valid, percentile=SCALING_PERCENTILE))
 
 
 @_drop_causes()
 def translate_batches(context: TaskContext, divisors: FloatArray, task: int, *read: Any) -> Results:
     """Translate the tiles of a task's batches that have a valid pixel.
 
-    Parameters
-    ----------
-    context : TaskContext
-    divisors : ndarray of float32, shape (polarisation,)
-        Amplitude that becomes 1.
-    task : int
-        Number of the task.
-    *read
-        Row number, column number and pixels of each chunk in turn, if the context has no reader.
+    `divisors` are the amplitudes that become 1, float32, shape (polarisation,). `read` holds row number,
+    column number and pixels of each chunk in turn, if the context has no reader.
     """
     chunks = {(i, j): values for i, j, values in zip(read[::3], read[1::3], read[2::3], strict=True)}
     results: Results = {}
     for batch in context.batches_of(task):
         inputs: dict[int, tuple[FloatArray, npt.NDArray[np.bool_] | None]] = {}
         for index in batch:
-            with counters.timed("read_seconds"):
+            with timed("read_seconds"):
                 prepared = _read_tile(context, divisors, context.lattice[index], chunks)
             if prepared is not None:
                 inputs[index] = prepared
-        counters.add("tiles_skipped", len(batch) - len(inputs))
+        add_count("tiles_skipped", len(batch) - len(inputs))
         if not inputs:
             continue
         tiles = [context.lattice[index] for index in inputs]
+        top, left = context.anchor
         found = load_translator(context.spec).translate(
-            np.stack([sar for sar, _ in inputs.values()]), [(tile.row, tile.col) for tile in tiles]
+            np.stack([sar for sar, _ in inputs.values()]),
+            [(top + tile.row, left + tile.col) for tile in tiles],
         )
-        counters.add("tiles_translated", len(inputs))
+        add_count("tiles_translated", len(inputs))
         for at, (index, (_, valid)) in enumerate(inputs.items()):
             variance, spread = (None if part is None else part[at] for part in (found.variance, found.spread))
             results[index] = TileResult(found.eo[at], variance, spread, valid)
@@ -239,7 +241,13 @@ def _read_tile(
     if pad != ((0, 0), (0, 0)):
         amplitude = np.pad(amplitude, ((0, 0), *pad), mode="reflect")
         valid, whole = np.pad(valid, pad), False
-    sar = to_model_range(amplitude, [float(d) for d in divisors], context.polarisations, context.channels)
+    sar = to_model_range(
+        amplitude,
+        [float(d) for d in divisors],
+        context.polarisations,
+        context.channels,
+        decibels=context.decibels,
+    )
     return sar, None if whole else valid
 
 
@@ -259,22 +267,10 @@ def _read_chunks(context: TaskContext, window: Window, chunks: Chunks) -> FloatA
 def blend_block(
     context: TaskContext, variable: str, row: int, col: int, height: int, width: int, *batches: Results
 ) -> npt.NDArray[Any]:
-    """Blend one block of one variable from the tiles under it.
+    """Blend one block of one variable from the tiles under it, given by the results of their batches.
 
-    Parameters
-    ----------
-    context : TaskContext
-    variable : {"eo", "valid", "confidence", "spread"}
-    row, col, height, width : int
-        The block, in pixels of the whole scene.
-    *batches : dict
-        Results of all tiles that touch the block.
-
-    Returns
-    -------
-    ndarray
-        eo: uint8, shape (3, height, width), 0 where invalid. valid: bool. confidence: float32, 1 /
-        variance. spread: float32, in levels. The last two are NaN where invalid.
+    The block is in pixels of the whole scene. "eo" is uint8, shape (3, height, width), 0 where invalid;
+    "valid" is bool; "confidence" (1 / variance) and "spread" (in levels) are float32, NaN where invalid.
     """
     block = Window(row, col, height, width)
     lattice = context.lattice
@@ -291,7 +287,7 @@ def blend_block(
         latent = result.variance
         return None if latent is None else upsample(latent, context.spec.factor, rows, cols)[None]
 
-    with counters.timed("blend_seconds"):
+    with timed("blend_seconds"):
         valid = np.zeros((height, width), bool)
         for index in lattice.touching(block):
             if index in results:

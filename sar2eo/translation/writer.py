@@ -11,25 +11,29 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, get_args
 
 import dask.array as da
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
+from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from sar2eo.compute import counters
+from sar2eo._version import __version__
 from sar2eo.compute.dask_run import (
     Progress,
     WorkerLostError,
     active_client,
+    add_count,
     collect_telemetry,
     compute_keys,
     pace,
     report_progress,
     reset_telemetry,
+    timed,
 )
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
 from sar2eo.geo.grid import Grid
@@ -40,12 +44,12 @@ from sar2eo.scenes.identity import is_part
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
-from sar2eo.translation.dataset import EO_BANDS, count_tiles, find_place
-from sar2eo.translation.provenance import FINGERPRINT, build_report, fingerprint_work, format_tags
-
-__all__ = ["ResultWriter", "check_dataset", "write_cog"]
+from sar2eo.translation.dataset import EO_BANDS, SAMPLING, SYNTHETIC, count_tiles, find_place
+from sar2eo.translation.region import FINGERPRINT
 
 _LOSSES_AT_MOST = 3
+
+Divisors = npt.NDArray[np.float32] | None
 
 
 def write_cog(
@@ -87,7 +91,7 @@ def write_cog(
     force : bool
         Begin even if the disk may not hold the result.
     progress : callable, optional
-        Called about once a second with counters (see `sar2eo.compute.counters`) and ``blocks_total``,
+        Called about once a second with counters of the work and ``blocks_total``,
         ``blocks_resumed``.
 
     Returns
@@ -128,21 +132,10 @@ class ResultWriter:
     """Takes one result from its Dataset to its files: open a journal, compute, publish.
 
     While one result is computed, the next may be opened and the one before published, each in its own thread.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Returned by `sar2eo.translate`, or edited since; checked by `check_dataset`.
-    outputs : Outputs
-        Checked before, and here again under the journal's lock.
-    compress, overwrite, restart, tmp, force
-        As of `write_cog`.
-    tags : mapping of str to str
-        Further tags of the COGs.
-    collection : str, optional
-        Id of the STAC collection that the item belongs to.
-    opened_in : float, optional (default: 0.0)
-        Seconds that it took to open the scene, for the report.
+    The Dataset is checked by `check_dataset`, the outputs before, and here again under the journal's lock.
+    `fingerprint` is that of the `Region`, for a tag of the COGs; `collection` the id of the STAC collection
+    that the item belongs to; `opened_in` the seconds that it took to open the scene. All else is as in
+    `write_cog`.
     """
 
     def __init__(
@@ -155,12 +148,13 @@ class ResultWriter:
         restart: bool = False,
         tmp: Path | None = None,
         force: bool = False,
-        tags: Mapping[str, str] = MappingProxyType({}),
+        fingerprint: Mapping[str, Any] | None = None,
         collection: str | None = None,
         opened_in: float = 0.0,
     ) -> None:
         self.outputs, self.dataset = outputs, _normalise(dataset)
-        self._compress, self._force, self._tags, self._collection = compress, force, tags, collection
+        self._compress, self._force, self._collection = compress, force, collection
+        self._fingerprint = None if fingerprint is None else json.dumps(fingerprint, sort_keys=True)
         self._attrs, self._grid = decode_attributes(dataset), _find_grid(dataset)
         self._work: dict[str, float] = {}
         started = time.perf_counter()
@@ -189,7 +183,7 @@ class ResultWriter:
             fingerprint_work(self.dataset, self._attrs, self._grid, self._divisors),
             restart=restart,
             tmp=tmp if outputs.destination is None else None,  # where its folder lies
-            result=tags.get(FINGERPRINT),
+            result=self._fingerprint,
         )
         try:
             # Again, now that nobody else writes here: another run may just have ended.
@@ -201,14 +195,9 @@ class ResultWriter:
     def compute(self, progress: Progress | None = None) -> None:
         """Compute the blocks that are not in the journal yet.
 
-        If a worker is lost (a warning says so), blocks that are not in the journal are started again.
-
-        Raises
-        ------
-        OutputError
-            If blocks cannot be written, or would not fit on the disk.
-        ClusterError
-            If workers die time and again while no block is finished.
+        If a worker is lost (a warning says so), blocks that are not in the journal are started again. Raises
+        `OutputError` if blocks cannot be written, or would not fit on the disk; `ClusterError` if workers die
+        time and again while no block is finished.
         """
         started = time.perf_counter()
         reset_telemetry()
@@ -251,7 +240,7 @@ class ResultWriter:
             self._journal,
             self._grid,
             list(self._blocks),
-            tags=format_tags(self._attrs, self._divisors) | dict(self._tags),
+            tags=format_tags(self._attrs, self._divisors, self._fingerprint),
             when=self._attrs.get("datetime"),
             compress=self._compress,
             collection=self._collection,
@@ -364,8 +353,82 @@ def _store_block(
     place = Window(row, col, height, width)
     valid, eo = arrays.pop("valid", None), arrays.pop("eo")
     mask = np.full(eo.shape[1:], 255, np.uint8) if valid is None else valid.astype(np.uint8) * np.uint8(255)
-    with counters.timed("journal_seconds"):
+    with timed("journal_seconds"):
         for name, values in arrays.items():
             writer.write(name, place, values[None].astype(np.float32, copy=False))
         writer.write("eo", place, np.concatenate([eo, mask[None]]))
-    counters.add("blocks_done", 1)
+    add_count("blocks_done", 1)
+
+
+def fingerprint_work(
+    dataset: xr.Dataset, attrs: Mapping[str, Any], grid: Grid, divisors: Divisors
+) -> dict[str, Any]:
+    """Return everything that pixels depend on: readable settings first, then the graph's own names."""
+    readable = ["software", "input", "model", "model_sha256", "quantity", "polarisations"]
+    readable += ["tile", "overlap", "fingerprint", "region"]
+    return {
+        **{name: attrs[name] for name in readable if name in attrs},
+        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
+        "scaling": None if divisors is None else [float(d) for d in divisors],
+        "graph": {str(name): tokenize(variable.data) for name, variable in dataset.data_vars.items()},
+    }
+
+
+def format_tags(attrs: Mapping[str, Any], divisors: Divisors, fingerprint: str | None) -> dict[str, str]:
+    """Return the provenance in the attributes of a translated Dataset as tags for its files."""
+    software, when = attrs.get("software", f"sar2eo {__version__}"), attrs.get("datetime")
+    kept = ["source", "platform", "orbit_direction", "polarisations", "quantity", "geolocation"]
+    kept += ["model", "model_sha256"]
+    values = {
+        "software": software,
+        "synthetic": SYNTHETIC,  # also where a Dataset was made anew, and has no attributes
+        **{name: attrs.get(name) for name in kept},
+        **{name: attrs.get("settings", {}).get(name) for name in SAMPLING},
+        "card": attrs.get("card"),
+        "amplitude_divisor": None if divisors is None else [f"{d:.9g}" for d in divisors],
+        "TIFFTAG_DATETIME": (
+            None if when is None else datetime.fromisoformat(when).strftime("%Y:%m:%d %H:%M:%S")
+        ),
+        "TIFFTAG_SOFTWARE": software,
+        FINGERPRINT: fingerprint,
+    }
+    texts = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        for name, value in texts.items()
+        if value is not None
+    }
+
+
+def build_report(
+    attrs: Mapping[str, Any],
+    grid: Grid,
+    tiles: int,
+    divisors: Divisors,
+    work: Mapping[str, float],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the report of a written result, as JSON values.
+
+    `tiles` counts those of the whole result, `work` holds the counters of all processes, `seconds` are by
+    phase.
+    """
+    counted = {name: int(work.get(f"tiles_{name}", 0)) for name in ("translated", "skipped")}
+    kinds = ("load", "read", "model", "blend", "journal")
+    return {
+        "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
+        "tiles": {"total": tiles, **counted, "resumed": max(0, tiles - sum(counted.values()))},
+        "scaling": {
+            **{name: attrs.get(name) for name in ("quantity", "calibration", "polarisations")},
+            "p99": None if divisors is None else [float(d) for d in divisors],
+        },
+        "model": {
+            "id": attrs.get("model"),
+            "sha256": attrs.get("model_sha256"),
+            "parameters": attrs.get("model_parameters"),
+        },
+        "settings": {**{name: attrs.get(name) for name in ("tile", "overlap")}, **attrs.get("settings", {})},
+        "seconds": {**seconds, **{name: work.get(f"{name}_seconds", 0.0) for name in kinds}},
+        "megapixels": grid.shape[0] * grid.shape[1] / 1e6,
+        "peak_rss_bytes": int(work["peak_rss_bytes"]),
+    }

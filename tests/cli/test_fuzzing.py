@@ -14,8 +14,7 @@ from affine import Affine
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sar2eo.cli.commands import TABLES, read_stages
-from sar2eo.cli.options import SettingType
+from sar2eo.cli.commands import TABLES, SettingType, read_stages
 from sar2eo.errors import GeoreferenceError, Sar2eoError, SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window, axis_origins

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster, get_client
 
-from sar2eo.compute import cluster, counters, dask_run
+from sar2eo.compute import cluster, dask_run
 from sar2eo.errors import ClusterError, SettingsError
 
 
@@ -59,12 +59,12 @@ def test_a_joined_cluster_is_used_and_stays(joined: str, tmp_path: Path) -> None
 def test_a_worker_within_this_process_is_counted_once(joined: str) -> None:
     with cluster.connect_cluster(scheduler=joined):
         dask_run.reset_telemetry()
-        counters.add("tiles_translated", 9)
+        dask_run.add_count("tiles_translated", 9)
         assert dask_run.collect_telemetry()["tiles_translated"] == 9
     with cluster.connect_cluster(workers=1):
         dask_run.reset_telemetry()
-        counters.add("tiles_translated", 2)
-        get_client().run(counters.add, "tiles_translated", 5)
+        dask_run.add_count("tiles_translated", 2)
+        get_client().run(dask_run.add_count, "tiles_translated", 5)
         assert dask_run.collect_telemetry()["tiles_translated"] == 7
 
 

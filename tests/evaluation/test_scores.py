@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from sar2eo.errors import PairsError
 from sar2eo.evaluation.model_probe import ModelImages, pad_to_multiple
-from sar2eo.evaluation.plan import spread_evenly
 from sar2eo.evaluation.scores import (
     ShuffleControl,
     compute_calibration,
@@ -16,7 +15,7 @@ from sar2eo.evaluation.scores import (
     predict_constant,
     predict_sar_grey,
 )
-from sar2eo.evaluation.translators import pick_best_median_worst
+from sar2eo.evaluation.translators import pick_best_median_worst, spread_evenly
 from sar2eo.model.spec import resolve_model
 
 

@@ -18,8 +18,7 @@ import sar2eo
 from sar2eo.datasets import collate, open_dataset
 from sar2eo.errors import EvaluationWarning, OutputError, PairsError, SettingsError
 from sar2eo.evaluation.model_probe import ModelImages, Probe
-from sar2eo.evaluation.plan import adapt_pairs, plan_translators
-from sar2eo.evaluation.translators import plan_evaluation
+from sar2eo.evaluation.translators import adapt_pairs, plan_evaluation
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.interface import Translation
@@ -219,7 +218,7 @@ def test_each_model_sees_its_own_channels(checkpoint: Path, tmp_path: Path) -> N
     card = json.loads((other / "sar2eo.json").read_text())
     card |= {"polarisations": ["VH"], "channels": [["VH"]] * 3}
     (other / "sar2eo.json").write_text(json.dumps(card))
-    request = plan_translators(
+    request = plan_evaluation(
         checkpoint, pairs, tmp_path / "out", EvaluateSettings(against=(str(other),)), overwrite=False
     )
     assert request.seen["model"].channels == TranslatorCard.read(checkpoint).channels == (("VV",),) * 3
@@ -331,7 +330,7 @@ def test_progress_counts_up_to_all_pairs(pairs: Path, tmp_path: Path) -> None:
 
 def test_a_plan_checks_and_counts(checkpoint: Path, pairs: Path, tmp_path: Path) -> None:
     settings = EvaluateSettings(sweep_steps=(1, 2), samples=2, limit=4)
-    plan = plan_evaluation(checkpoint, pairs, tmp_path / "out", settings)
+    plan = plan_evaluation(checkpoint, pairs, tmp_path / "out", settings).describe()
     assert plan["pairs"] == 4
     assert plan["images_to_draw"] == 4 * 2 + 4 * 2
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import collect_telemetry
 from sar2eo.errors import CheckpointError, SettingsError
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model import loading
@@ -48,12 +48,12 @@ def test_identity_returns_its_input_as_bytes() -> None:
     assert (spec.factor, spec.parameters, spec.card, spec.confidence) == (1, 0, None, False)
     assert spec.sha256 == "689f6a627384c7dcb2dcc1487e540223e77bdf9dcd0d8be8a326eda65b0ce9a4"
     sar = np.random.default_rng(0).uniform(-1, 1, (2, 3, 7, 9)).astype(np.float32)
-    before = counters.snapshot().get("model_seconds", 0.0)
+    before = collect_telemetry().get("model_seconds", 0.0)
     translation = load_translator(spec).translate(sar, [(0, 0), (0, 9)])
     assert np.array_equal(translation.eo, to_eo_bytes(sar))
     assert translation.variance is None
     assert translation.spread is None
-    assert counters.snapshot().get("model_seconds", 0.0) > before
+    assert collect_telemetry().get("model_seconds", 0.0) > before
 
 
 def test_identity_of_several_samples_has_no_spread() -> None:

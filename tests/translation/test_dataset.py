@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.scenes import amplitude, holes, scene_array, write_scene
 
 import sar2eo
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import collect_telemetry, reset_telemetry
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.geo.radiometry import fill_invalid
 from sar2eo.model.loading import IdentityTranslator
@@ -173,12 +173,12 @@ def test_very_many_slices_in_any_chunks_are_that_part_of_the_whole(
 def test_only_needed_batches_run_and_empty_tiles_never_reach_the_model(scene_file: Path) -> None:
     scene = sar2eo.open_scene(scene_file)
     eo = sar2eo.translate(scene, "identity", tile=128, overlap=16, batch=1, block=(64, 64), scaling=(255.0,))
-    counters.reset()
+    reset_telemetry()
     eo.eo.isel(y=slice(0, 10), x=slice(0, 10)).compute()
-    assert counters.snapshot()["tiles_translated"] == 1
-    counters.reset()
+    assert collect_telemetry()["tiles_translated"] == 1
+    reset_telemetry()
     eo.eo.isel(y=slice(0, 60), x=slice(560, 700)).compute()
-    counts = counters.snapshot()
+    counts = collect_telemetry()
     assert counts.get("tiles_translated", 0) == 0
     assert counts["tiles_skipped"] >= 2
 
@@ -196,13 +196,13 @@ def test_a_task_may_run_several_batches(
         tasks = sum(
             str(key[0]).startswith("batch-") for key in dict(lazy_array.eo.data.dask) if len(key) == 2
         )
-        counters.reset()
+        reset_telemetry()
         values = {name: lazy_array[name].values for name in ("eo", "valid")}
         # Each of the two variables is computed by itself.
         return (
             values,
             tasks,
-            int(counters.snapshot()["tiles_translated"]),
+            int(collect_telemetry()["tiles_translated"]),
             count_tiles(lazy_array.eo.data),
         )
 

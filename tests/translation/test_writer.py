@@ -15,7 +15,7 @@ from rio_cogeo.cogeo import cog_validate
 from support.scenes import amplitude, scene_array, write_scene
 
 import sar2eo
-from sar2eo.compute import counters
+from sar2eo.compute.dask_run import reset_telemetry
 from sar2eo.errors import JournalError, OutputError, Sar2eoWarning, SettingsError
 from sar2eo.results import cog, outputs
 from sar2eo.translation import writer
@@ -134,7 +134,7 @@ def test_an_edited_dataset_and_a_slice_are_written_as_they_are(dataset: xr.Datas
 def test_scaling_is_sampled_once(scene_file: Path, tmp_path: Path) -> None:
     scene = sar2eo.open_scene(scene_file)
     default = sar2eo.translate(scene, "identity", tile=128, overlap=16)
-    counters.reset()
+    reset_telemetry()
     sar2eo.write_cog(default, tmp_path / "eo.tif")
     np.testing.assert_array_equal(pixels(tmp_path / "eo.tif")[0], default.eo.values)
 

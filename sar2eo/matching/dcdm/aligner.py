@@ -19,8 +19,6 @@ from sar2eo.matching.shifts import Aligner, Displacement, LocalShift, SceneDrift
 from sar2eo.model.card import MatcherCard
 from sar2eo.model.folder import BUNDLED_MATCHER, ModelFolder, find_folder
 
-__all__ = ["DcdmAligner", "find_learned", "open_calibrated"]
-
 FloatArray = npt.NDArray[np.float32]
 
 

@@ -16,19 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = [
-    "MASKED",
-    "Attended",
-    "AttentionCalibration",
-    "CalibratedAttention",
-    "Mapped",
-    "RegionAttention",
-    "count_displacement_votes",
-    "from_regions",
-    "gather_regions",
-    "to_regions",
-]
-
 MASKED = -1e4
 """Logit of masked keys: finite, so that a row of masked keys alone is not NaN."""
 

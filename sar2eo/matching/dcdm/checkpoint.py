@@ -27,17 +27,6 @@ from sar2eo.model.weights import (
     refuse_existing,
 )
 
-__all__ = [
-    "MatcherCheckpoint",
-    "compute_alpha_bars",
-    "create_matching_scheduler",
-    "describe_matcher",
-    "hash_values",
-    "load_matcher",
-    "pack_matcher",
-    "save_matcher",
-]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatcherCheckpoint:

@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-__all__ = ["WINDOW", "place_targets", "position_loss", "routing_loss", "similarity_loss", "structure_loss"]
-
 WINDOW = 7
 """Side of the windows of SSIM, in latents."""
 

@@ -20,8 +20,6 @@ from sar2eo.matching.dcdm.similarity import Images, MapWeights, SimilarityMaps, 
 from sar2eo.model.card import MatcherCard
 from sar2eo.model.folder import BUNDLED_MATCHER, ModelFolder, find_folder
 
-__all__ = ["DcdmMatch", "Matcher", "match_dcdm"]
-
 FloatArray = npt.NDArray[np.float32]
 
 _PERCENTILE = 99.0

@@ -28,8 +28,6 @@ from torch.nn import functional
 from sar2eo.matching.dcdm.attention import CalibratedAttention, RegionAttention
 from sar2eo.model.network import pool_validity
 
-__all__ = ["FEATURE_SCALE", "REGION", "Denoised", "MatchingDenoiser", "SearchContext"]
-
 REGION = 4
 """Side of a region of attention, in tokens; sides of latents must be multiples of it."""
 

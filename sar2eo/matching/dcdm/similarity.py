@@ -26,23 +26,6 @@ from sar2eo.model.diffusion import set_timesteps
 from sar2eo.model.network import decode_latents, encode_images, pool_validity
 from sar2eo.model.noise import draw_scene_noise
 
-__all__ = [
-    "BestPlaces",
-    "Correlation",
-    "Images",
-    "MapWeights",
-    "SimilarityMaps",
-    "compare_images",
-    "compute_match_probability",
-    "correlate",
-    "correlate_features",
-    "find_subpixel_peak",
-    "interpolate_to_pixels",
-    "pixel_multiple",
-    "translate_latents",
-]
-
-
 FloatArray = npt.NDArray[np.float32]
 
 

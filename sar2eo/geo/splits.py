@@ -21,17 +21,6 @@ from scipy.spatial import cKDTree
 
 from sar2eo.settings import PairsSettings
 
-__all__ = [
-    "SPLITS",
-    "Assignment",
-    "Chips",
-    "assign",
-    "choose_split",
-    "find_near",
-    "measure_distance",
-    "name_blocks",
-]
-
 SPLITS = ("train", "val", "test")
 BLOCK_CRS = "EPSG:6933"
 """NSIDC EASE-Grid 2.0 Global: cylindrical, equal-area, in metres."""
@@ -39,18 +28,10 @@ BLOCK_CRS = "EPSG:6933"
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """The splits of chips.
+    """The splits of chips, in their order: the square that each lies in, its split, and whether it is kept.
 
-    Attributes
-    ----------
-    block : list of str
-        The square that every chip lies in.
-    split : list of str
-        "train", "val" or "test".
-    kept : ndarray of bool
-        Whether a chip keeps its distance from chips of other splits.
-    audit : dict
-        Counts, and the smallest distances measured among the chips that are kept.
+    A chip is dropped that is too near to one of another split. `audit` holds counts, and the smallest
+    distances measured among the chips that are kept.
     """
 
     block: list[str]
@@ -62,12 +43,8 @@ class Assignment:
 def name_blocks(lonlat: npt.NDArray[np.float64], block: float) -> list[str]:
     """Name the squares that points lie in: ``x_y``, counted from longitude and latitude 0.
 
-    Parameters
-    ----------
-    lonlat : ndarray of float64, shape (point, 2)
-        Longitude and latitude in degrees.
-    block : float
-        Side in metres of EPSG:6933, in which areas are those on the ground.
+    `lonlat` is in degrees, shape (point, 2); `block` is the side in metres of EPSG:6933, in which areas are
+    those on the ground.
     """
     if not len(lonlat):
         return []
@@ -87,12 +64,8 @@ def choose_split(block_name: str, *, val: float, test: float, seed: int) -> str:
 def assign(corners: npt.NDArray[np.float64], settings: PairsSettings) -> Assignment:
     """Assign chips to splits, and drop those that are too near to chips of another.
 
-    Training chips give way to all others, and validation chips to test chips; test chips stay.
-
-    Parameters
-    ----------
-    corners : ndarray of float64, shape (chip, 4, 2)
-        Longitude and latitude.
+    Training chips give way to all others, and validation chips to test chips; test chips stay. `corners` are
+    longitude and latitude, shape (chip, 4, 2).
     """
     chips = Chips(corners)
     names = name_blocks(_centres_lonlat(chips), settings.block)
@@ -160,13 +133,7 @@ _AT_ONCE = 500_000
 
 @dataclass(frozen=True, eq=False)
 class Chips:
-    """Quadrilaterals on the ellipsoid.
-
-    Parameters
-    ----------
-    corners : ndarray of float64, shape (chip, 4, 2)
-        Longitude and latitude in degrees, in order around the chip.
-    """
+    """Quadrilaterals on the ellipsoid; `corners` are longitude and latitude in order, shape (chip, 4, 2)."""
 
     corners: FloatArray
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
-from sar2eo.pairs import splits
-from sar2eo.pairs.splits import Chips, assign, choose_split, find_near, measure_distance, name_blocks
+from sar2eo.geo import splits
+from sar2eo.geo.splits import Chips, assign, choose_split, find_near, measure_distance, name_blocks
 from sar2eo.settings import PairsSettings
 
 UTM = "EPSG:32633"
