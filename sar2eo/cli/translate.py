@@ -30,8 +30,9 @@ def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, d
     """Translate SAR scenes into EO images: Cloud Optimized GeoTIFFs on the scenes' grids.
 
     A SCENE is a raster, a product or a STAC item; for a folder also a glob, a folder of scenes or a STAC
-    item collection. Results in a folder are named by a template with {id}, {stem}, {date}, {time},
-    {platform}, {orbit} and {polarisations}; --confidence, --spread and --quicklook are templates, too.
+    item collection. Results in a folder are named by a template with {id}, {folder}, {stem}, {date},
+    {time}, {platform}, {orbit} and {polarisations}; --confidence, --spread and --quicklook are templates,
+    too.
 
     The same command goes on where an interrupted one stopped, and skips finished results. Results for s3://
     are made in a folder NAME-HASH.partial, here or in --tmp, and uploaded when they are whole. The images are
@@ -64,7 +65,11 @@ def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, d
                 _show_estimate(entries, recipe, spec, single=single)
                 _exit_if_failed(entries)
                 return
-            report = _SceneReporter(progress, single=single)
+
+            def report(entry: Entry) -> None:
+                progress.clear()
+                _say_outcome(entry, single=single)
+
             started = time.perf_counter()
             entries = archive.run(recipe, spec, target, planned=check, report=report, progress=progress)
     if single:
@@ -97,20 +102,18 @@ def _show_estimate(
     click.echo(format_table({"status": entry.status} if skipped else estimate(entry, recipe, spec)))
 
 
-class _SceneReporter:
-    """Prints the result of a scene as soon as it is known."""
-
-    def __init__(self, progress: ProgressLine, *, single: bool) -> None:
-        self.progress, self.single = progress, single
-
-    def __call__(self, entry: Entry) -> None:
-        self.progress.clear()
-        if entry.status == "done" and entry.report is not None:
-            say(_summary(entry.output, entry.report))
-        elif entry.status == "skipped":
-            say(f"{entry.output}: done before by the same settings (--restart makes it anew)")
-        elif not self.single:
-            say(f"Error: {entry.name}: {entry.reason}", err=True)
+def _say_outcome(entry: Entry, *, single: bool) -> None:
+    if entry.status == "done" and entry.report is not None:
+        tiles, seconds = entry.report["tiles"], entry.report["seconds"]
+        resumed = f", {tiles['resumed']} were done before" if tiles["resumed"] else ""
+        say(
+            f"{entry.output}: {entry.megapixels:.1f} megapixels in {seconds['total']:.1f} s, "
+            f"{tiles['translated']} tiles translated, {tiles['skipped']} without data{resumed}"
+        )
+    elif entry.status == "skipped":
+        say(f"{entry.output}: done before by the same settings (--restart makes it anew)")
+    elif not single:
+        say(f"Error: {entry.name}: {entry.reason}", err=True)
 
 
 def _table(summary: Mapping[str, Any]) -> str:
@@ -124,15 +127,6 @@ def _table(summary: Mapping[str, Any]) -> str:
         if status == "failed":
             rows += [f"    {scene['source']}: {scene['error']}" for scene in scenes]
     return "\n".join([*rows, f"{format_duration(summary['seconds'])} in all"])
-
-
-def _summary(path: Any, report: Mapping[str, Any]) -> str:
-    tiles, seconds = report["tiles"], report["seconds"]
-    resumed = f", {tiles['resumed']} were done before" if tiles["resumed"] else ""
-    return (
-        f"{path}: {report['megapixels']:.1f} megapixels in {seconds['total']:.1f} s, "
-        f"{tiles['translated']} tiles translated, {tiles['skipped']} without data{resumed}"
-    )
 
 
 def _format_progress(counts: Mapping[str, float], seconds: float) -> str:

@@ -120,7 +120,7 @@ def coregister(
     """
     started = time.perf_counter()
     settings = replace_settings(settings or CoregisterSettings(), changes)
-    scene = scene or SceneSettings()
+    scene = dataclasses.replace(scene or SceneSettings(), force=settings.force)
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, report_path = Path(out), None if report is None else Path(report)
@@ -128,7 +128,11 @@ def coregister(
     _check_targets(target, report_path, scenes, overwrite=overwrite or dry_run)
     finder = create_finder(settings)
     pair = open_pair(
-        str(reference), str(moving), scene=scene, eo_range=(settings.eo_range[0], settings.eo_range[1])
+        str(reference),
+        str(moving),
+        scene=scene,
+        eo_range=(settings.eo_range[0], settings.eo_range[1]),
+        eo_bands=settings.eo_bands,
     )
     if settings.matcher is not None:
         check_fit(pair, open_calibrated(settings.matcher)[1], force=settings.force)

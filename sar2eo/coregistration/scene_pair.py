@@ -105,7 +105,12 @@ class ScenePair:
 
 
 def open_pair(
-    reference: str, moving: str, *, scene: SceneSettings, eo_range: tuple[float, float]
+    reference: str,
+    moving: str,
+    *,
+    scene: SceneSettings,
+    eo_range: tuple[float, float],
+    eo_bands: tuple[int, ...] | None,
 ) -> ScenePair:
     """Open two scenes, find out which is SAR and which optical, and where they overlap.
 
@@ -123,7 +128,8 @@ def open_pair(
         If they share no place.
     """
     (first, first_outline), (second, second_outline) = (
-        _open_scene(href, scene, eo_range, own_grid=href == reference) for href in (reference, moving)
+        _open_scene(href, scene, eo_range, eo_bands, own_grid=href == reference)
+        for href in (reference, moving)
     )
     if isinstance(first, SarScene) == isinstance(second, SarScene):
         kind = "SAR" if isinstance(first, SarScene) else "optical"
@@ -149,13 +155,18 @@ def open_pair(
 
 
 def _open_scene(
-    href: str, scene: SceneSettings, eo_range: tuple[float, float], *, own_grid: bool
+    href: str,
+    scene: SceneSettings,
+    eo_range: tuple[float, float],
+    eo_bands: tuple[int, ...] | None,
+    *,
+    own_grid: bool,
 ) -> tuple[Scene, EoScene | xr.DataArray]:
     """Open a SAR or optical scene; return it, and what `read_footprint` takes for it."""
     refused = None
     if not _has_polarisations(href):
         try:
-            found = open_eo_scene(href, eo_range=eo_range)
+            found = open_eo_scene(href, eo_range=eo_range, eo_bands=eo_bands)
             return found, found
         except (PairsError, SceneError) as error:
             refused = error

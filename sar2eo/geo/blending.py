@@ -36,19 +36,10 @@ class Span:
 
 
 def axis_weights(origins: tuple[int, ...], tile: int, overlap: int) -> npt.NDArray[np.float64]:
-    """Compute the weights of every tile along one axis, not normalised.
+    """Compute the weights of every tile along one axis, not normalised; shape (tile number, tile), float64.
 
-    Parameters
-    ----------
-    origins : tuple of int
-        First pixels of the tiles.
-    tile, overlap : int
-        Side of a tile, and width of the crossfades, in pixels.
-
-    Returns
-    -------
-    ndarray of float64, shape (tile number, tile)
-        From 0 to 1. The sum over tiles is positive at every pixel that a tile covers.
+    `origins` are the tiles' first pixels, `overlap` is the width of the crossfades. Weights are from 0 to 1;
+    their sum over tiles is positive at every pixel that a tile covers.
     """
     weights = np.ones((len(origins), tile))
     at = np.arange(tile)
@@ -89,25 +80,11 @@ def axis_spans(origins: tuple[int, ...], tile: int, overlap: int) -> tuple[Span,
 def gather_block(
     block: Window, lattice: Lattice, bands: int, dtype: npt.DTypeLike, fetch: Fetch
 ) -> npt.NDArray[Any]:
-    """Blend the tiles under a block of the scene.
+    """Blend the tiles under a block of the scene: ``sum(w x) / sum(w)``, shape (bands, height, width).
 
-    Parameters
-    ----------
-    block : Window
-        Inside the scene.
-    lattice : Lattice
-    bands : int
-        Bands of the result.
-    dtype : dtype
-        uint8 (rounded to nearest) or a float type.
-    fetch : callable
-        ``fetch(index, rows, cols)`` returns shape (bands, rows, cols) of one tile, by slices within it. None
-        is a tile without a valid pixel, which was skipped: its pixels count as 0, and all are masked later.
-
-    Returns
-    -------
-    ndarray, shape (bands, block.height, block.width)
-        ``sum(w x) / sum(w)``. Where a single tile counts, its values unchanged.
+    Where a single tile counts, its values are unchanged. `dtype` is uint8 (rounded to nearest) or a float
+    type. ``fetch(index, rows, cols)`` returns shape (bands, rows, cols) of one tile, by slices within it.
+    None is a tile without a valid pixel, which was skipped: its pixels count as 0, and all are masked later.
     """
     out = np.zeros((bands, block.height, block.width), dtype)
     for rows in _clip(axis_spans(lattice.rows, lattice.tile, lattice.overlap), block.row, block.stop_row):
@@ -158,20 +135,8 @@ def upsample(field: FloatArray, factor: int, rows: slice, cols: slice) -> FloatA
     """Upsample a part of a field bilinearly, with aligned pixel centres and repeated edges.
 
     A pixel is the same sum whatever part is asked for (the last bits of a matrix product would depend on its
-    size).
-
-    Parameters
-    ----------
-    field : ndarray of float32, shape (h, w)
-        At latent resolution.
-    factor : int
-        Pixels per sample, along both axes.
-    rows, cols : slice
-        The part, in pixels of the whole result of shape (h * factor, w * factor).
-
-    Returns
-    -------
-    ndarray of float32, shape (rows, cols)
+    size). `field` has shape (h, w); `rows` and `cols` are the part, in pixels of the whole result of shape (h
+    * factor, w * factor).
     """
     low, high, share = _neighbours(field.shape[0], factor, rows)
     stretched = field[low] * (1 - share[:, None]) + field[high] * share[:, None]

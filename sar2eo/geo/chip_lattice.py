@@ -51,19 +51,11 @@ def name_lattice(grid: Grid) -> str:
 def list_cells(
     grid: Grid, *, size: int, stride: int, within: Any = None, min_valid: float = 0.0
 ) -> list[Cell]:
-    """List the cells that lie wholly on a scene's grid, row by row.
+    """List the cells that lie wholly on a scene's north-up grid, row by row.
 
-    Parameters
-    ----------
-    grid : Grid
-        North-up.
-    size, stride : int
-        Side of a cell, and distance of neighbours, in pixels.
-    within : Polygon or MultiPolygon, optional
-        In the CRS of `grid`, the outline from a decimated read. Cells with less than half of `min_valid` of
-        their area in it are left out, and all that do not touch it.
-    min_valid : float, optional (default: 0)
-        Share of a cell that will have to be valid, from 0 to 1.
+    `size` is a cell's side, `stride` the distance of neighbours, in pixels. `within` is the outline of the
+    valid pixels in the grid's CRS, from a decimated read: cells with less than half of `min_valid`, the share
+    that will have to be valid, of their area in it are left out, and all that do not touch it.
     """
     a, _, c, _, e, f = grid.transform
     # Place of the grid's first pixel from the origin, in pixels, downwards and to the right.
@@ -106,18 +98,8 @@ def corners_lonlat(
 ) -> npt.NDArray[np.float64]:
     """Compute the corners of chips on north-up grids of one CRS, in longitude and latitude.
 
-    Parameters
-    ----------
-    crs : str
-    transforms : ndarray of float64, shape (chip, 6)
-        Affine coefficients a to f.
-    shape : tuple of int
-        Rows and columns of each chip.
-
-    Returns
-    -------
-    ndarray of float64, shape (chip, 4, 2)
-        Counter-clockwise from the lower left.
+    `transforms` are affine coefficients a to f, shape (chip, 6); `shape` is that of each chip. Returns
+    float64, shape (chip, 4, 2), counter-clockwise from the lower left.
     """
     a, _, c, _, e, f = transforms.T
     west, east, north, south = c, c + a * shape[1], f, f + e * shape[0]

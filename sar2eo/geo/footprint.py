@@ -22,20 +22,10 @@ _POINTS_PER_SIDE = 20
 
 
 def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16) -> Polygon | MultiPolygon:
-    """Outline the valid pixels of a scene.
+    """Outline the valid pixels of a scene, to about one pixel of `valid`; empty where nothing is valid.
 
-    Parameters
-    ----------
-    valid : ndarray of bool, shape (row, col)
-        Validity over the extent of `grid`, usually decimated (`sar2eo.results.outputs.read_valid_pixels`).
-    grid : Grid
-    smallest : int, optional (default: 16)
-        Holes and islands of fewer pixels of `valid` are left out; the largest island never is.
-
-    Returns
-    -------
-    Polygon or MultiPolygon
-        In the CRS of `grid`, accurate to about one pixel of `valid`. Empty where nothing is valid.
+    `valid` is bool, shape (row, col), over the extent of `grid`, usually decimated. Holes and islands of
+    fewer than `smallest` pixels are left out; the largest island never is. The outline is in the grid's CRS.
     """
     cell = Affine.scale(grid.shape[1] / valid.shape[1], grid.shape[0] / valid.shape[0])
     # In pixels of `valid` first, so that sizes are counted in pixels whatever the CRS is.
@@ -60,23 +50,9 @@ def trace_footprint(valid: npt.NDArray[np.bool_], grid: Grid, smallest: int = 16
 def to_lonlat(area: Polygon | MultiPolygon, crs: Any) -> Polygon | MultiPolygon:
     """Transform a polygon to longitude and latitude (WGS 84), as GeoJSON wants it.
 
-    Parameters
-    ----------
-    area : Polygon or MultiPolygon
-        In `crs`.
-    crs
-        Anything pyproj reads.
-
-    Returns
-    -------
-    Polygon or MultiPolygon
-        Split at the antimeridian, closed over a pole that it contains, exterior rings counter-clockwise
-        (RFC 7946, sections 3.1.6 and 3.1.9).
-
-    Raises
-    ------
-    GeoreferenceError
-        If part of the polygon has no longitude and latitude.
+    It is split at the antimeridian, closed over a pole that it contains, and has exterior rings
+    counter-clockwise (RFC 7946, sections 3.1.6 and 3.1.9). Raises `GeoreferenceError` if part of it has no
+    longitude and latitude.
     """
     to_wgs84 = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     parts: list[Any] = []

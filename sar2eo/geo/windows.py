@@ -60,23 +60,11 @@ class Window(NamedTuple):
 
 
 def axis_origins(size: int, tile: int, overlap: int, factor: int) -> tuple[int, ...]:
-    """Place tiles along one axis.
+    """Place tiles along one axis of `size` pixels; `tile` and `overlap` are multiples of the VAE's `factor`.
 
-    Parameters
-    ----------
-    size : int
-        Pixels of the scene along the axis, at least 1.
-    tile, overlap : int
-        Side of a tile, and overlap of neighbours, in pixels; multiples of `factor`.
-    factor : int
-        Downsampling factor of the VAE.
-
-    Returns
-    -------
-    tuple of int
-        First pixels: rising multiples of `factor`, from 0, ``tile - overlap`` apart. The last is pulled back
-        to the edge: its tile reaches past it by fewer than `factor` pixels (or by ``tile - size`` where the
-        scene is smaller than a tile).
+    Returns their first pixels: rising multiples of `factor`, from 0, ``tile - overlap`` apart. The last is
+    pulled back to the edge: its tile reaches past it by fewer than `factor` pixels (or by ``tile - size``
+    where the scene is smaller than a tile).
     """
     last = max(0, -(-(size - tile) // factor) * factor)
     return (*range(0, last, tile - overlap), last)
@@ -90,17 +78,12 @@ class Lattice:
     ----------
     shape : tuple of int
         Rows and columns of the whole scene.
-    tile : int
-        Side of a tile in pixels, a multiple of `factor`.
-    overlap : int
-        Overlap of neighbours in pixels, a multiple of `factor`, at most half of `tile`.
+    tile, overlap : int
+        Side of a tile and overlap of neighbours in pixels, multiples of `factor`; at most half overlaps.
     factor : int, optional (default: 1)
         Downsampling factor of the VAE.
 
-    Raises
-    ------
-    SettingsError
-        For sizes that are not multiples of the factor, or an overlap that is too large.
+    Raises `SettingsError` for sizes that are not multiples of the factor, or an overlap that is too large.
     """
 
     shape: tuple[int, int]

@@ -51,17 +51,7 @@ _TRACE = 1e-6
 
 
 class LocalShift(NamedTuple):
-    """Where one neighbourhood of an EO image is found in the SAR image.
-
-    Parameters
-    ----------
-    rows, cols : float
-        The shift, in pixels.
-    score : float
-        Similarity at the shift; larger is better.
-    sure : bool
-        Whether the shift can be relied on.
-    """
+    """Shift in pixels by which a neighbourhood of an EO image lies in the SAR image, and how sure it is."""
 
     rows: float
     cols: float
@@ -71,15 +61,7 @@ class LocalShift(NamedTuple):
 
 @dataclass(frozen=True)
 class Displacement:
-    """A local shift and the place it was measured at.
-
-    Parameters
-    ----------
-    row, col : float
-        Centre of the neighbourhood, in pixels of the SAR scene's grid.
-    rows, cols, score, sure
-        See `LocalShift`.
-    """
+    """A `LocalShift`, and the centre of its neighbourhood in pixels of the SAR scene's grid."""
 
     row: float
     col: float
@@ -190,13 +172,9 @@ class Aligner(Protocol):
     """Side of the square images that `displacement` takes."""
 
     def displacement(self, sar: FloatArray, eo: FloatArray) -> LocalShift:
-        """Find the shift of one neighbourhood.
+        """Find the shift of one neighbourhood, of amplitude and grey values; NaN where invalid.
 
-        Parameters
-        ----------
-        sar, eo : ndarray of float32, shape (row, col)
-            Amplitude and grey values of the same place; NaN where invalid. With polarisations, shapes
-            (polarisation, row, col) and (row, col, 3).
+        With polarisations, shapes are (polarisation, row, col) and (row, col, 3), else (row, col).
         """
         ...
 
@@ -208,21 +186,10 @@ class Aligner(Protocol):
 def fit_drift(
     displacements: Sequence[Displacement], *, apart_px: float, seed: int = 2025
 ) -> SceneDrift | None:
-    """Fit the smooth shift of a scene to local shifts, some of which are wrong.
+    """Fit the smooth shift of a scene to the sure ones of local shifts, some of which are wrong.
 
-    Parameters
-    ----------
-    displacements : sequence of Displacement
-        Only sure ones count.
-    apart_px : float
-        Side of the neighbourhoods: local shifts at least this far apart share no pixel.
-    seed : int
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    SceneDrift or None
-        None if too few shifts are sure, too few of them agree, or predictions are off by too much.
+    Local shifts at least `apart_px`, the side of the neighbourhoods, apart share no pixel; the bootstrap has
+    a seed. None if too few shifts are sure, too few of them agree, or predictions are off by too much.
     """
     sure = [d for d in displacements if d.sure and np.isfinite([d.rows, d.cols]).all()]
     if len(sure) < _LEAST:
@@ -249,19 +216,10 @@ def fit_drift(
 
 
 def predict_shifts(displacements: Sequence[Displacement], drift: SceneDrift, places: Points) -> Points:
-    """Predict shifts at places from local shifts, by a model of the same order and stiffness as a drift's.
+    """Predict shifts at places, shape (place, 2), by a model of the same order and stiffness as a drift's.
 
-    Parameters
-    ----------
-    displacements : sequence of Displacement
-        Sure ones, perhaps others than the drift was fitted to.
-    places : ndarray of float64, shape (place, 2)
-        Row and column in pixels.
-
-    Returns
-    -------
-    ndarray of float64, shape (place, 2)
-        NaN if there are too few local shifts.
+    Places are rows and columns in pixels. The local shifts may be others than the drift was fitted to. NaN if
+    there are too few.
     """
     at = np.array([(d.row, d.col) for d in displacements], float).reshape(-1, 2) / _UNIT
     shifts = np.array([(d.rows, d.cols) for d in displacements], float).reshape(-1, 2)

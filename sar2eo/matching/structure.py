@@ -112,17 +112,9 @@ def match(
 def compare_structure(sar: FloatArray, eo: FloatArray) -> FloatArray:
     """Compare the structure of an EO template with a SAR image at every place where it fits in whole.
 
-    Parameters
-    ----------
-    sar : ndarray of float32, shape (H, W)
-        Amplitude, not negative; NaN where there is no data.
-    eo : ndarray of float32, shape (h, w) or (h, w, 3)
-        No larger than that along either axis; NaN where there is no data.
-
-    Returns
-    -------
-    ndarray of float32, shape (H - h + 1, W - w + 1)
-        Agreement, at most 1; NaN where the overlap is too small.
+    `sar` is amplitude, shape (H, W); `eo` has shape (h, w) or (h, w, 3), and is no larger; both are NaN where
+    there is no data. Returns the agreement, at most 1, shape (H - h + 1, W - w + 1); NaN where the overlap is
+    too small.
     """
     lags = tuple(range(a - b + 1) for a, b in zip(sar.shape, eo.shape[:2], strict=True))
     return _structure(_log_amplitude(sar), _grey(eo), lags)
@@ -303,20 +295,10 @@ def find_vertex(line: FloatArray, top: int) -> float:
 class StructuralAligner:
     """Matches structure in square neighbourhoods, and fits a smooth drift to their shifts.
 
-    Parameters
-    ----------
-    neighbourhood_px : int
-        Side of the neighbourhoods.
-    radius_px : int
-        Largest shift along either axis.
-    min_score, min_ratio : float
-        A local shift is sure from this score and ratio on; see `Match`.
-
-    Notes
-    -----
-    The defaults are measured on Sentinel-1 and Sentinel-2 scenes at 10 m. Of local shifts that score above
-    0.2, 93 % are within 4 pixels of the prediction from distant neighbourhoods; below 0.12, a quarter are.
-    Neighbourhoods of 512 pixels are as sure as those of 1024, and follow relief better.
+    A local shift is sure from `min_score` and `min_ratio` on; see `Match`. The defaults are measured on
+    Sentinel-1 and Sentinel-2 scenes at 10 m. Of local shifts that score above 0.2, 93 % are within 4 pixels
+    of the prediction from distant neighbourhoods; below 0.12, a quarter are. Neighbourhoods of 512 pixels are
+    as sure as those of 1024, and follow relief better.
     """
 
     neighbourhood_px: int = 512
@@ -351,21 +333,10 @@ _REACH = 2.0
 
 
 def smooth_valid(image: FloatArray, sigma: float) -> tuple[FloatArray, BoolArray]:
-    """Smooth an image over its valid pixels, and tell where holes have no influence.
+    """Smooth an image over its valid pixels by a Gaussian, and tell where holes, NaN, have no influence.
 
-    Parameters
-    ----------
-    image : ndarray of float32, shape (row, col)
-        NaN where there is no data.
-    sigma : float
-        Standard deviation of the Gaussian, in pixels.
-
-    Returns
-    -------
-    mean : ndarray of float32, shape (row, col)
-        Without NaN; far from valid pixels the mean of all valid pixels.
-    valid : ndarray of bool, shape (row, col)
-        Valid pixels with no hole within two sigma; the border of the image is not a hole.
+    The mean has no NaN; far from valid pixels it is that of all valid ones. Valid are then pixels with no
+    hole within two sigma; the border of the image is not a hole.
     """
     valid = np.isfinite(image)
     if valid.all():
@@ -380,22 +351,12 @@ def smooth_valid(image: FloatArray, sigma: float) -> tuple[FloatArray, BoolArray
 def describe_structure(image: FloatArray, *, scale: float, spread: float) -> tuple[FloatArray, BoolArray]:
     """Describe every pixel by the strength of edges around it in eight orientations.
 
-    Parameters
-    ----------
-    image : ndarray of float32, shape (row, col)
-        NaN where there is no data. For SAR the logarithm of amplitude, so that the same ratio is the
-        same edge in dark and bright ground.
-    scale : float
-        Sigma, in pixels, of the Gaussian whose derivatives find the edges: large enough for speckle.
-    spread : float
-        Sigma, in pixels, over which edges are gathered.
+    For SAR the image is the logarithm of amplitude, so that the same ratio is the same edge in dark and
+    bright ground; NaN where there is no data. `scale` is the sigma, in pixels, of the Gaussian whose
+    derivatives find the edges: large enough for speckle. Edges are gathered over a sigma of `spread`.
 
-    Returns
-    -------
-    channels : ndarray of float32, shape (orientation, row, col)
-        Not negative, of norm below one at each pixel; 0 where there is no data.
-    valid : ndarray of bool, shape (row, col)
-        Where only valid pixels contribute.
+    Returns channels, shape (orientation, row, col), not negative, of norm below one at each pixel, 0 where
+    there is no data; and where only valid pixels contribute.
     """
     mean, valid = smooth_valid(image, scale)
     down, right = (ndimage.correlate1d(mean, [-0.5, 0, 0.5], axis=axis, mode="nearest") for axis in (0, 1))

@@ -38,6 +38,7 @@ from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, read_recor
 from sar2eo.pairs.plan import Footprints, Meeting, Scenes, find_meetings, open_scenes, survey
 from sar2eo.results.targets import check_report, write_report
 from sar2eo.scenes.gdal import display_name
+from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import PairsSettings, SceneSettings, replace_settings
 from sar2eo.store.atomic import json_values, write_json
 from sar2eo.store.task_results import TaskResults
@@ -117,7 +118,7 @@ def _make_pairs(
         raise
     shared = scenes.named(found)
     sar_keys = {each.sar: each.sar_key for each in found}
-    tasks = {f"scaling-{at}": (_percentiles, key) for at, key in sar_keys.items()}
+    tasks = {f"scaling-{at}": (SarScene.percentiles, key) for at, key in sar_keys.items()}
     percentiles = results.compute(tasks, shared)
     scaling = {at: tuple(percentiles[f"scaling-{at}"]) for at in sar_keys}
     planned, alignment = align(found, scenes, settings, aligner, scaling, results, progress)
@@ -206,10 +207,6 @@ def _cut_tasks(
             run = CutRun(each.label, chosen, common, create_chip_tags(common), settings, folder)
             tasks[f"cut-{each.label}-{start:06d}"] = (cut_run, each.sar_key, each.eo_key, run)
     return tasks
-
-
-def _percentiles(sar: Any) -> list[float]:
-    return list(sar.percentiles())
 
 
 def _warn_of_empty_splits(audit: Mapping[str, Any]) -> None:

@@ -159,15 +159,12 @@ def _file_names(href: str) -> str:
     return ",".join(f"{polarisation}={Path(file).name}" for polarisation, file in parsed.items())
 
 
-def _gap(row: Row) -> float:
-    return inf if row["day_gap"] is None else float(row["day_gap"])
-
-
 def drop_duplicates(rows: Sequence[Row], scenes: Scenes, footprints: Footprints) -> tuple[list[Row], int]:
     """Keep one chip of each cell, SAR pass and EO pass: the most valid, then the closest in time."""
     lattices = [name_lattice(sar.grid) for sar in scenes.sar]
     places: dict[Any, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (-row["valid_share"], _gap(row), row["id"])):
+    gaps = {row["id"]: inf if row["day_gap"] is None else row["day_gap"] for row in rows}
+    for row in sorted(rows, key=lambda row: (-row["valid_share"], gaps[row["id"]], row["id"])):
         places.setdefault((lattices[row["scenes"][0]], *row["cell"]), []).append(row)
 
     @cache

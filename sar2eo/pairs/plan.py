@@ -125,14 +125,22 @@ def open_scenes(
     or `SceneError` if there are none, or one cannot be opened.
     """
     # Sorted, so that ids and fingerprint do not depend on the order of arguments.
-    sources = _sort_sources(expand_sources(sar, "sar")), _sort_sources(expand_sources(eo, "eo"))
+    sources = (
+        _sort_sources(expand_sources(sar, "sar")),
+        _sort_sources(expand_sources(eo, "eo", settings.eo_bands)),
+    )
     for source in (*sources[0], *sources[1]):
         if Path(source.href).absolute().is_relative_to(out.absolute()):
             raise SettingsError(f"{source.href} lies in --out {out}: build pairs into a folder of their own")
     low, high = settings.eo_range
     with ThreadPoolExecutor(_THREADS) as pool:
         opened = list(pool.map(lambda source: open_sar_scene(source.href, settings, scene), sources[0]))
-        optical = list(pool.map(lambda source: open_eo_scene(source, eo_range=(low, high)), sources[1]))
+        optical = list(
+            pool.map(
+                lambda source: open_eo_scene(source, eo_range=(low, high), eo_bands=settings.eo_bands),
+                sources[1],
+            )
+        )
     return Scenes([each for each, _ in opened], optical, [array for _, array in opened], sources)
 
 

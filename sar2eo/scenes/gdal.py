@@ -57,7 +57,8 @@ _SCHEMES = {
     "az": "/vsiaz/",
     "file": "/",
 }
-_PAIR = re.compile(rf"(?:^|,)\s*({'|'.join(POLARISATIONS)})=", re.I)
+_COLOURS = ("red", "green", "blue", "cloud")
+_PAIR = re.compile(rf"(?:^|,)\s*({'|'.join((*POLARISATIONS, *_COLOURS))})=", re.I)
 _ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
 _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
 
@@ -109,6 +110,7 @@ def display_name(source: str) -> str:
 def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[str, str]:
     """Read ``VV=a.tif,VH=b.tif`` as a dict of files by polarisation; leave a path or URL as it is.
 
+    Of optical scenes, ``red=a.tif,green=b.tif,blue=c.tif`` and a mask, ``cloud=d.tif``, are read alike.
     A `PolarisationError` is raised for a name that is no polarisation, is given twice, or has no file.
     """
     if isinstance(source, Mapping):
@@ -119,7 +121,9 @@ def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[st
     if not starts or starts[0].start() != 0:
         return text
     stops = [match.start() for match in starts[1:]] + [len(text)]
-    names = check_polarisations([match[1] for match in starts]) or ()
+    colours = [match[1].lower() for match in starts]
+    optical = set(colours) <= set(_COLOURS) and len(set(colours)) == len(colours)
+    names = tuple(colours) if optical else check_polarisations([match[1] for match in starts]) or ()
     files = [text[match.end() : stop].strip() for match, stop in zip(starts, stops, strict=True)]
     unnamed = [name for name, file in zip(names, files, strict=True) if not file]
     if unnamed:
@@ -280,9 +284,10 @@ def _surplus() -> list[Any]:
     """Take the handles used longest ago out of the idle ones, down to the limit."""
     taken = []
     while sum(map(len, _idle.values())) > IDLE_LIMIT:
-        oldest = next(iter(_idle))
-        taken.append(_idle[oldest].pop(0))
-        if not _idle[oldest]:
+        oldest, handles = next(iter(_idle.items()))
+        taken += handles[:1]
+        del handles[:1]
+        if not handles:  # perhaps before: its only handle is in use
             del _idle[oldest]
     return taken
 

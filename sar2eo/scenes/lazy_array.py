@@ -1,4 +1,4 @@
-"""A SAR scene as a lazy DataArray, whose slices know their reader and their window, and its attributes."""
+"""A SAR scene as a lazy DataArray, whose parts know their reader and their window, and its attributes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ import numpy.typing as npt
 import rioxarray  # noqa: F401 (registers .rio)
 import xarray as xr
 
-from sar2eo.errors import RadiometryError, SceneError, SettingsError, one_line
 from sar2eo.geo.grid import Grid
-from sar2eo.geo.radiometry import QUANTITIES
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.identity import digest
-from sar2eo.scenes.metadata import iso_datetime
 from sar2eo.scenes.reader import SceneReader
 
 _PREFIX = "scene-"
@@ -30,58 +27,72 @@ _TRUTHS = ("terrain_corrected",)
 _LISTS = ("polarisations",)  # netCDF gives one of a single item back as the item
 
 
-class PlacedArray(da.Array):
-    """A Dask array that knows its reader, and which window of it it holds.
+IntArray = npt.NDArray[np.int64]
 
-    Slices along rows and columns, rechunked arrays and copies keep this knowledge. Everything else made of it
-    is a plain Dask array, whose pixels may differ. Assigning to it changes its name, and ends the knowledge
-    too.
+
+class PlacedArray(da.Array):
+    """A Dask array that knows its reader, and which bands, rows and columns of it it holds.
+
+    What is selected from it along any axis, rechunked arrays and copies keep this knowledge. Everything else
+    made of it is a plain Dask array, whose pixels may differ. Assigning to it changes its name, and ends the
+    knowledge too.
     """
 
-    _placed: tuple[str, SceneReader, Window] | None = None
+    _placed: tuple[str, SceneReader, list[IntArray]] | None = None
 
     @classmethod
-    def create(cls, array: da.Array, reader: SceneReader, window: Window) -> PlacedArray:
-        """Make one of a Dask array whose pixels are those of the window."""
+    def create(cls, array: da.Array, reader: SceneReader, axes: list[IntArray]) -> PlacedArray:
+        """Make one of a Dask array with the pixels at these bands, rows and columns.
+
+        With two dims, rows and columns, it is of one band.
+        """
         placed = cls(array.dask, array.name, array.chunks, meta=array)
-        placed._placed = (array.name, reader, window)
+        placed._placed = (array.name, reader, axes)
         return placed
 
     @property
-    def place(self) -> tuple[SceneReader, Window] | None:
-        """The reader, and the window of it."""
-        if self._placed is None or self._placed[0] != self.name:
+    def place(self) -> tuple[SceneReader, IntArray, Window] | None:
+        """The reader, the numbers of its bands, and its window, if rows and columns are those of one."""
+        if self._placed is None or self._placed[0] != self.name or 0 in self.shape:
             return None
-        return self._placed[1:]
+        _, reader, (bands, rows, cols) = self._placed
+        if any((np.diff(axis) != 1).any() for axis in (rows, cols)):
+            return None
+        return reader, bands, Window(int(rows[0]), int(cols[0]), len(rows), len(cols))
 
     def __getitem__(self, index: Any) -> da.Array:
-        """Slice; the window is kept track of with step 1 and all bands."""
-        return self._moved(da.Array.__getitem__(self, index), index if isinstance(index, tuple) else (index,))
+        """Select; bands, rows and columns are kept track of."""
+        return self._follow(da.Array.__getitem__(self, index), index)
 
     def rechunk(self, *args: Any, **kwargs: Any) -> da.Array:
         """Return the same pixels in other chunks."""
-        return self._moved(da.Array.rechunk(self, *args, **kwargs))
+        return self._follow(da.Array.rechunk(self, *args, **kwargs))
 
     def copy(self) -> da.Array:
         """Return the same array."""
-        return self._moved(da.Array.copy(self))
+        return self._follow(da.Array.copy(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        plain = da.Array.copy(self)
-        return plain.__reduce__() if self.place is None else (PlacedArray.create, (plain, *self.place))
+        plain, placed = da.Array.copy(self), self._placed
+        known = placed is not None and placed[0] == self.name
+        return (PlacedArray.create, (plain, *placed[1:])) if known else tuple(plain.__reduce__())  # type: ignore[index]
 
-    def _moved(self, array: da.Array, index: tuple[Any, ...] = ()) -> da.Array:
-        """Give an array made of this one the window that an index of slices leads to, if any."""
-        if self.place is None or not all(isinstance(part, slice) for part in index):
+    def _follow(self, array: da.Array, index: Any = ()) -> da.Array:
+        """Give an array made of this one by an index the axes that it leads to, if it is a scene still."""
+        if self._placed is None or self._placed[0] != self.name:
             return array
-        index += (slice(None),) * (3 - len(index))
-        taken = [range(size)[part] for size, part in zip(self.shape, index, strict=True)]
-        if len(taken[0]) < self.shape[0] or any(r != range(r.start, r.start + len(r)) for r in taken):
+        _, reader, axes = self._placed
+        parts = index if isinstance(index, tuple) else (index,)
+        if self.ndim == 2:
+            new_axis = len(parts) == 2 and parts[0] is None and parts[1] is Ellipsis
+            parts = () if new_axis else (slice(None), *parts)
+        if not all(isinstance(part, int | np.integer | slice | list | np.ndarray) for part in parts):
             return array
-        reader, window = self.place
-        _, rows, cols = taken
-        at = Window(window.row + rows.start, window.col + cols.start, len(rows), len(cols))
-        return PlacedArray.create(array, reader, at)
+        parts += (slice(None),) * (len(axes) - len(parts))
+        bands, rows, cols = (axis[part] for axis, part in zip(axes, parts, strict=True))
+        if rows.ndim != 1 or cols.ndim != 1:
+            return array
+        return PlacedArray.create(array, reader, [np.atleast_1d(bands), rows, cols])
 
 
 def make_lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
@@ -97,9 +108,9 @@ def make_lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
         meta=np.empty((0, 0, 0), dtype=np.float32),
         inline_array=False,
     )
-    y, x = _centres(reader.grid)
+    y, x = pixel_centres(reader.grid)
     scene = xr.DataArray(
-        PlacedArray.create(block, reader, reader.grid.window),
+        PlacedArray.create(block, reader, [np.arange(size) for size in reader.shape]),
         dims=("band", "y", "x"),
         coords={"band": list(reader.polarisations), "y": y, "x": x},
         name="sar",
@@ -111,14 +122,21 @@ def make_lazy_scene(reader: SceneReader, attrs: dict[str, Any]) -> xr.DataArray:
 def find_reader(scene: xr.DataArray) -> tuple[SceneReader, Window] | None:
     """Find the reader under a scene, and the window of it that the scene is.
 
-    The scene is what `open_scene` returned, or a slice of it along y and x with step 1, in any chunks. None
-    for anything that was computed, reordered, given other coordinates, or subset along bands: its values are
-    not those of a window of the reader.
+    The scene is what `open_scene` returned, or a part of it along y and x with step 1, in any chunks, of the
+    bands that its labels name. None for anything that was computed, reordered, or given other coordinates:
+    its values are not those of a window of the reader.
     """
     place = scene.data.place if isinstance(scene.data, PlacedArray) else None
-    if place is None or scene.dims != ("band", "y", "x") or 0 in scene.shape:
+    if place is None or scene.dims != ("band", "y", "x"):
         return None
-    return place if _lies_at(scene, *place) else None
+    reader, bands, window = place
+    y, x = pixel_centres(reader.grid)
+    rows, cols = window.slices
+    labels = np.array(reader.polarisations)[bands]
+    for name, values in (("band", labels), ("y", y[rows]), ("x", x[cols])):
+        if name not in scene.coords or not np.array_equal(scene[name].values, values):
+            return None
+    return reader, window
 
 
 def find_window(scene: xr.DataArray, grid: Grid) -> Window | None:
@@ -182,101 +200,12 @@ def _chunk_shape(reader: SceneReader) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _centres(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def pixel_centres(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return y of the middle of each row, and x of each column, of a grid without rotation."""
     a, _, c, _, e, f = grid.transform
     rows, cols = grid.shape
     row, col = np.arange(rows, dtype=np.float64) + 0.5, np.arange(cols, dtype=np.float64) + 0.5
     return np.asarray(e * row + f), np.asarray(a * col + c)
-
-
-def _lies_at(scene: xr.DataArray, reader: SceneReader, window: Window) -> bool:
-    """Whether the coordinates still are those of the window."""
-    y, x = _centres(reader.grid)
-    rows, cols = window.slices
-    expected = {"band": np.array(reader.polarisations), "y": y[rows], "x": x[cols]}
-    return all(
-        name in scene.coords and np.array_equal(scene[name].values, values)
-        for name, values in expected.items()
-    )
-
-
-def normalise_array(scene: xr.DataArray) -> xr.DataArray:
-    """Check the attributes of an array (band, y, x), and bring its values into the form of `open_scene`.
-
-    Declared nodata (``scene.rio.nodata``) becomes NaN, complex samples become amplitude, declared scale and
-    offset are applied, and all bands go into one chunk. Values over a reader stay as they are.
-
-    Raises
-    ------
-    RadiometryError
-        If attrs["quantity"] is missing or unknown, or complex samples are declared other than amplitude.
-    SceneError
-        If attrs["datetime"] is no time, or scale and offset are no numbers or differ between bands.
-    """
-    quantity, acquired = scene.attrs.get("quantity"), scene.attrs.get("datetime")
-    if quantity not in QUANTITIES:
-        raise RadiometryError(
-            f"the scene's attrs['quantity']={quantity!r}: set it to one of {', '.join(QUANTITIES)}"
-        )
-    try:
-        known = acquired is None or (isinstance(acquired, str) and bool(iso_datetime(acquired)))
-    except SettingsError:
-        known = False
-    if not known:
-        raise SceneError(
-            f"the scene's attrs['datetime']={acquired!r}: must be ISO 8601 text, as 2020-11-07T13:52:41Z"
-        )
-    scene = scene if find_reader(scene) is not None else _values(scene, str(quantity))
-    return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
-
-
-def _values(scene: xr.DataArray, quantity: str) -> xr.DataArray:
-    nodata = _nodata(scene)
-    if nodata is not None:
-        scene = scene.where(scene != nodata)
-    if scene.dtype.kind == "c":
-        if quantity != "amplitude":
-            raise RadiometryError(
-                f"complex samples, and attrs['quantity']={quantity!r}: their magnitude is amplitude"
-            )
-        scene = scene.copy(data=abs(scene.data))
-    return _unpack(scene)
-
-
-def _unpack(scene: xr.DataArray) -> xr.DataArray:
-    """Apply the declared scale and offset, as `open_scene` does.
-
-    rioxarray leaves them as attributes where it does not apply them (``mask_and_scale=False``, its default).
-    """
-    if "scales" in scene.attrs or "offsets" in scene.attrs:
-        raise SceneError(
-            "the scene's attrs say that its bands differ in scale or offset: open it with "
-            "mask_and_scale=True, or by sar2eo.open_scene"
-        )
-    try:
-        scale = float(scene.attrs.get("scale_factor", 1))
-        offset = float(scene.attrs.get("add_offset", 0))
-    except (TypeError, ValueError) as error:
-        raise SceneError(f"the scene's scale or offset is no number: {one_line(error, 200)}") from error
-    if (scale, offset) == (1.0, 0.0):
-        return scene
-    kept = {name: value for name, value in scene.attrs.items() if name not in ("scale_factor", "add_offset")}
-    values: xr.DataArray = scene.astype(np.float64) * scale + offset
-    return values.astype(np.float32).assign_attrs(kept)
-
-
-def _nodata(scene: xr.DataArray) -> Any:
-    """Return the declared nodata value in the type of the array, or None."""
-    try:
-        found = scene.rio.nodata
-        if found is None or np.isnan(found):
-            return None
-        with np.errstate(over="ignore"):  # 32 bits know no -1.8e308
-            return np.asarray(found).astype(scene.dtype) if scene.dtype.kind in "fc" else found
-    except OverflowError:  # it does not fit into the type of the values, so none of them is nodata
-        return None
-    except (TypeError, ValueError) as error:
-        raise SceneError(f"the scene's nodata is no number: {one_line(error, 200)}") from error
 
 
 def encode_attributes(values: Mapping[str, Any]) -> dict[str, Any]:

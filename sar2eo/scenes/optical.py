@@ -16,9 +16,17 @@ import numpy.typing as npt
 from sar2eo.errors import PairsError, PairsWarning, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.scenes.band_names import COLOURS, SCENE_CLASSES, BandText, CloudRule, choose_cloud, choose_rgb
-from sar2eo.scenes.gdal import gdal_path, open_dataset
-from sar2eo.scenes.metadata import Facts, iso_datetime, read_optical_facts, zero_is_nodata
+from sar2eo.scenes.band_names import (
+    COLOURS,
+    SCENE_CLASSES,
+    BandText,
+    CloudRule,
+    choose_cloud,
+    choose_rgb,
+    find_band_file,
+)
+from sar2eo.scenes.gdal import gdal_path, open_dataset, parse_source
+from sar2eo.scenes.metadata import Facts, read_optical_facts, settle_time, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 from sar2eo.scenes.sentinel2 import (
@@ -28,7 +36,7 @@ from sar2eo.scenes.sentinel2 import (
     read_coding_of_item,
     read_coding_of_tags,
 )
-from sar2eo.scenes.sources import Source
+from sar2eo.scenes.sources import Source, expand_sources
 from sar2eo.scenes.stac_input import (
     BandAsset,
     CloudAsset,
@@ -41,6 +49,9 @@ from sar2eo.scenes.warp import read_onto
 
 # A Sentinel-2 product of a processing baseline: S2A_MSIL2A_20220308T101841_N0400_...
 _BASELINE = re.compile(r"(?<![A-Za-z0-9])S2[A-D]_MSIL\w\w_\d{8}T\d{6}_N(\d{4})_", re.I)
+
+# Its surface reflectance is coded alike in all products: USGS LSDS-1619, table 6-1.
+_COLLECTION_2 = re.compile(r"L[COTE]0\d_L2S[PR]_\d{6}_\d{8}_\d{8}_02_T\d", re.I)
 
 Kind = Literal["rgb", "reflectance"]
 """Bytes that stay as they are, or numbers that a range maps to bytes."""
@@ -156,19 +167,25 @@ class EoScene:
         return {**self.reader.identity(), "range": list(self.eo_range), "cloud": cloud}
 
 
-def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float]) -> EoScene:
+def open_eo_scene(
+    source: Source | str | Path, *, eo_range: tuple[float, float], eo_bands: tuple[int, ...] | None = None
+) -> EoScene:
     """Open an EO scene.
 
     Parameters
     ----------
     source : Source or str or Path
-        A raster, local or remote, a Sentinel-2 product (``.SAFE`` folder or zip), or a STAC item
-        (``items.json#ID``: of an item collection). Its red, green and blue are found by names, wavelengths or
-        roles; see `sar2eo.scenes.band_names.choose_rgb`.
+        A raster, local or remote, a Sentinel-2 product (``.SAFE`` folder or zip), a STAC item
+        (``items.json#ID``: of an item collection), a folder with one file per band, or those files as
+        ``"red=a.tif,green=b.tif,blue=c.tif"``, with ``cloud=d.tif`` where there is a mask. Red, green and
+        blue are found by what is said of bands; see `sar2eo.scenes.band_names.choose_rgb`.
     eo_range : tuple of float
         Reflectance that becomes 0 and 255: times 10000 where the scene declares a scale (so it is 0, 3000 for
         every Sentinel-2, whatever its offset), else in its own numbers. Bytes stay as they are, whatever
         scale is declared.
+    eo_bands : tuple of int, optional
+        Numbers of red, green and blue, which count whatever the scene says: of the bands of a file, from 1;
+        of separate files and assets, those in their names.
 
     Raises
     ------
@@ -179,7 +196,13 @@ def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float])
     """
     given = source if isinstance(source, Source) else Source(str(source))
     path = given.href
-    parts = _choose_parts(path)
+    if Path(path).is_dir() and not is_sentinel2(Path(path)):
+        inside = expand_sources([path], "eo", eo_bands)
+        if len(inside) > 1:
+            names = ", ".join(Path(each.href).name for each in inside[:3])
+            raise SceneError(f"{path}: a folder of {len(inside)} scenes ({names} ...): name one")
+        given, path = inside[0], inside[0].href
+    parts = _choose_parts(path, eo_bands)
     kind: Kind = "rgb" if parts.dtype == "uint8" else "reflectance"
     if kind == "reflectance":
         bands = tuple(_as_reflectance(band, parts.coding, parts.dtype) for band in parts.bands)
@@ -187,7 +210,7 @@ def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float])
         bands = tuple(replace(band, scale=1.0, offset=0.0) for band in parts.bands)
     raster = parts.first
     reader = RasterReader(bands, COLOURS, raster.grid, raster.block_shape, raster.files)
-    time = given.datetime or parts.facts.datetime
+    facts = settle_time(Facts(datetime=given.datetime, platform=given.platform).over(parts.facts), path)
     scene = EoScene(
         href=path,
         reader=PictureReader(reader, kind),
@@ -196,11 +219,11 @@ def open_eo_scene(source: Source | str | Path, *, eo_range: tuple[float, float])
         coding=parts.coding,
         eo_range=(float(eo_range[0]), float(eo_range[1])),
         cloud=parts.cloud,
-        datetime=Datetime.fromisoformat(iso_datetime(time)) if time else None,
-        platform=given.platform or parts.facts.platform,
+        datetime=Datetime.fromisoformat(facts.datetime) if facts.datetime else None,
+        platform=facts.platform,
     )
-    if parts.dtype.startswith("float"):
-        _check_range(scene)
+    if kind == "reflectance":
+        _check_range(scene, parts.dtype)
     return scene
 
 
@@ -211,21 +234,28 @@ def _as_reflectance(band: Band, coding: Coding, dtype: str) -> Band:
     return replace(band, scale=coding.factor, offset=coding.offset, nodata=nodata)
 
 
-def _check_range(scene: EoScene) -> None:
-    """Refuse a range that leaves a scene black, by windows spread over it: reflectance may be 0 to 1."""
+def _check_range(scene: EoScene, dtype: str) -> None:
+    """Refuse a range that leaves a scene black or white, by windows spread over it."""
     rows, cols = scene.grid.shape
     side = 64
-    largest = 0.0
+    smallest, largest = np.inf, 0.0
     for i in (1, 3, 5):
         for j in (1, 3, 5):
             window = Window(i * rows // 6, j * cols // 6, side, side).intersection(scene.grid.window)
             values = scene.reader.read(window) if window else np.empty(0, np.float32)
             largest = max(largest, float(np.nanmax(values, initial=0.0)))
+            smallest = min(smallest, float(np.nanmin(values, initial=np.inf)))
     low, high = scene.eo_range
-    if 0 < largest < low + (high - low) / 100:
+    if 0 < largest < low + (high - low) / 100 and dtype.startswith("float"):
         raise PairsError(
             f"{scene.href}: its values reach {largest:.4g}, and eo_range={low:g},{high:g} would leave it "
             "black: give --eo-range in its own numbers, such as 0,0.3 for reflectance from 0 to 1"
+        )
+    if high <= smallest < np.inf:
+        raise PairsError(
+            f"{scene.href}: its values begin at {smallest:.4g}, and eo_range={low:g},{high:g} would leave it "
+            "white: give --eo-range in its own numbers, or declare its scale and offset (of Landsat's "
+            "Collection 2: gdal_translate -a_scale 0.0000275 -a_offset -0.2)"
         )
 
 
@@ -245,33 +275,41 @@ class _EoParts:
     facts: Facts
 
 
-def _choose_parts(href: str) -> _EoParts:
-    """Choose the bands of a raster, STAC item or Sentinel-2 product."""
+def _choose_parts(href: str, numbers: tuple[int, ...] | None) -> _EoParts:
+    """Choose the bands of a raster, files of one band each, a STAC item or a Sentinel-2 product."""
     if is_stac(href):
-        return _choose_from_item(href)
-    return _choose_from_product(href) if is_sentinel2(Path(href)) else _choose_from_raster(href)
+        return _choose_from_item(href, numbers)
+    if isinstance(files := parse_source(href), dict):
+        return _choose_from_files(href, files)
+    product = is_sentinel2(Path(href))
+    return _choose_from_product(href) if product else _choose_from_raster(href, None, numbers)
 
 
-def _choose_from_raster(path: str, nodata: float | None = None) -> _EoParts:
+def _choose_from_raster(path: str, nodata: float | None, numbers: tuple[int, ...] | None) -> _EoParts:
     """Choose the bands of one file by what it says; `nodata` counts where the file declares none."""
     raster = _open_placed(path)
     with open_dataset(raster.path) as dataset:
+        # A band that GDAL takes for opacity is pixels where the user says so.
         texts = [BandText.read(dataset, band.index) for band in raster.bands]
         dtypes = [dataset.dtypes[band.index - 1] for band in raster.bands]
         tags = dataset.tags()
+    name = PurePosixPath(raster.path.partition("?")[0]).name
+    facts = read_optical_facts(name, tags)
     cloud = choose_cloud(texts)
     pictured = [text for text in texts if cloud is None or text.index != cloud[0]]
-    chosen = choose_rgb(pictured, dtypes[0])
+    sensor = " ".join([facts.platform or "", *(tags.get(key, "") for key in ("SENSOR_ID", "INSTRUMENT"))])
+    chosen = numbers or choose_rgb(pictured, dtypes[0], sensor.strip())
     if chosen is None:
         raise _unknown_bands_error(raster, texts)
+    if absent := set(chosen) - {text.index for text in texts}:
+        raise PairsError(f"{path}: --eo-bands names band {min(absent)}, and it has {len(texts)}, from 1")
     at = [[band.index for band in raster.bands].index(index) for index in chosen]
-    name = PurePosixPath(raster.path.partition("?")[0]).name
     undeclared = 0.0 if nodata is None and zero_is_nodata(name, tags, optical=True) else nodata
     bands = tuple(
         replace(band, nodata=undeclared) if band.nodata is None and not band.masked else band
         for band in (raster.bands[i] for i in at)
     )
-    coding = _one_coding(path, [read_coding_of_tags(tags, band.scale, band.offset) for band in bands])
+    coding = _one_coding(path, [_read_coding(tags, band, name, dtypes[at[0]]) for band in bands])
     if dtypes[at[0]] != "uint8" and coding == Coding():
         _warn_of_offset(path, name, tags)
     reader = None
@@ -279,20 +317,43 @@ def _choose_from_raster(path: str, nodata: float | None = None) -> _EoParts:
         label = next(text.label for text in texts if text.index == cloud[0])
         reader = _cloud_reader(raster, cloud[0], cloud[1], label)
     labels = tuple(texts[i].label for i in at)
-    return _EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, read_optical_facts(name, tags))
+    return _EoParts(bands, labels, raster, dtypes[at[0]], coding, reader, facts)
 
 
-def _choose_from_item(path: str) -> _EoParts:
+def _read_coding(tags: Mapping[str, str], band: Band, name: str, dtype: str) -> Coding:
+    """Read the coding that a file declares, or that its product's name stands for."""
+    coding = read_coding_of_tags(tags, band.scale, band.offset)
+    if coding == Coding() and dtype == "uint16" and _COLLECTION_2.search(name):
+        return Coding.declared(2.75e-5, -0.2, "Landsat Collection 2 Level 2")
+    return coding
+
+
+def _choose_from_files(path: str, files: Mapping[str, str]) -> _EoParts:
+    """Take one band from each of the files of red, green and blue, and a mask of clouds."""
+    missing = [colour for colour in COLOURS if colour not in files]
+    if missing:
+        raise PairsError(f"{path}: no {', '.join(missing)}: name red=FILE,green=FILE,blue=FILE")
+    assets = tuple(BandAsset(files[colour], 1, Path(files[colour]).stem, {}) for colour in COLOURS)
+    parts = _choose_from_assets(path, assets, lambda asset, stored: stored)
+    mask = files.get("cloud")
+    if mask is None:
+        return parts
+    rule = find_band_file(Path(mask).name).cloud or CloudRule("nonzero")
+    return replace(parts, cloud=_cloud_of_asset(CloudAsset(mask, rule, Path(mask).stem)))
+
+
+def _choose_from_item(path: str, numbers: tuple[int, ...] | None) -> _EoParts:
     """Choose the assets of a STAC item."""
     item = read_item(path)
-    assets = choose_eo_assets(item)
+    assets = choose_eo_assets(item, numbers)
     if assets is None:
         raise PairsError(
             f"{path}: no EO asset among {', '.join(item.assets) or 'none'}: it takes a visual asset, or "
-            "assets named red, green, blue or B04, B03, B02; is this a SAR item?"
+            "assets named red, green, blue or B04, B03, B02, or numbered as --eo-bands R,G,B; "
+            "is this a SAR item?"
         )
     if assets.picture:
-        parts = _choose_from_raster(assets.picture, assets.nodata)
+        parts = _choose_from_raster(assets.picture, assets.nodata, numbers)
     else:
         parts = _choose_from_assets(
             path, assets.bands, lambda asset, stored: read_coding_of_item(item.properties, asset.said, stored)
@@ -318,7 +379,7 @@ def _choose_from_assets(
     path: str, assets: tuple[BandAsset, ...], coding_of: Callable[[BandAsset, Coding], Coding]
 ) -> _EoParts:
     """Take one band from each file; `coding_of` decides how numbers are read, given the file's coding."""
-    bands, codings, dtypes, rasters = [], [], [], []
+    bands, codings, dtypes, rasters, facts = [], [], [], [], Facts()
     for asset in assets:
         raster = _open_placed(asset.href)
         rasters.append(raster)
@@ -327,9 +388,10 @@ def _choose_from_assets(
             raise PairsError(f"{path}: {asset.label} is band {asset.index} of a file that has fewer")
         with open_dataset(raster.path) as dataset:
             dtypes.append(dataset.dtypes[asset.index - 1])
-            stored = read_coding_of_tags(
-                {**dataset.tags(), **dataset.tags(asset.index)}, band.scale, band.offset
-            )
+            tags = {**dataset.tags(), **dataset.tags(asset.index)}
+            name = PurePosixPath(raster.path.partition("?")[0]).name
+            stored = _read_coding(tags, band, name, dtypes[-1])
+            facts = facts.over(read_optical_facts(name, tags))
         if band.nodata is None and "nodata" in asset.said:
             band = replace(band, nodata=asset.said["nodata"])
         bands.append(band)
@@ -340,7 +402,7 @@ def _choose_from_assets(
     files = tuple({str(file): file for raster in rasters for file in raster.files}.values())
     labels = tuple(asset.label for asset in assets)
     coding = _one_coding(path, codings)
-    return _EoParts(tuple(bands), labels, replace(first, files=files), dtypes[0], coding, None, first.facts)
+    return _EoParts(tuple(bands), labels, replace(first, files=files), dtypes[0], coding, None, facts)
 
 
 def _open_placed(path: str) -> Raster:
@@ -360,13 +422,18 @@ def _unknown_bands_error(raster: Raster, texts: list[BandText]) -> PairsError:
     found = ", ".join(text.label for text in texts)
     if raster.names is not None or len(texts) <= 2:
         names = ", ".join(raster.names or ())
+        of_many = find_band_file(PurePosixPath(raster.path).name).band is not None and raster.names is None
         return PairsError(
             f"{raster.path}: no red, green and blue, but {names or f'{len(texts)} bands ({found})'}: "
-            "is this a SAR scene, given as --eo by mistake?"
+            + (
+                "is it one file of several, one per band? Give their folder, or red=FILE,green=FILE,blue=FILE"
+                if of_many
+                else "is this a SAR scene, given as --eo by mistake?"
+            )
         )
     return PairsError(
         f"{raster.path}: which of its {len(texts)} bands ({found}) are red, green and blue is not known: "
-        "describe them as red, green, blue or B04, B03, B02"
+        "give their numbers with --eo-bands R,G,B, or describe them as red, green, blue"
     )
 
 

@@ -40,15 +40,9 @@ def place_on_grid(
 ) -> tuple[SceneReader, dict[str, Any]]:
     """Put a source on a north-up grid, warped where its own is none.
 
-    `crs`, `resolution` and `allow_ungeoreferenced` are those of `sar2eo.open_scene`.
-
-    Returns
-    -------
-    reader : SceneReader
-        The source itself, or the source warped.
-    attrs : dict
-        ``geolocation`` in words; of control points also ``geolocation_rmse_m``, their residual where left out
-        of the fit, and ``terrain_corrected``: False.
+    `crs`, `resolution` and `allow_ungeoreferenced` are those of `sar2eo.open_scene`. Returns the reader, and
+    attributes: ``geolocation`` in words; of control points also ``geolocation_rmse_m``, their residual where
+    left out of the fit, and ``terrain_corrected``: False.
     """
     wanted, size = _check_crs(crs), _check_resolution(resolution)
     reader, control, label = source.reader, source.control, source.label

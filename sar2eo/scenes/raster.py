@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.enums import Resampling
 
-from sar2eo.errors import GeoreferenceError, SceneError
+from sar2eo.errors import GeoreferenceError, SceneError, SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.gdal import (
@@ -31,8 +32,10 @@ from sar2eo.scenes.gdal import (
 from sar2eo.scenes.identity import digest, identify_file, identify_files
 from sar2eo.scenes.metadata import (
     Facts,
+    band_polarisations,
+    is_layer,
     polarisation_names,
-    polarisation_words,
+    polarisation_tag,
     read_facts,
     zero_is_nodata,
 )
@@ -66,6 +69,7 @@ class Band:
     stamp: str  # names the content of the file
     index: int  # from 1
     nodata: float | None = None  # stored value that means nodata
+    fill: float | None = None  # another one, that no header declares
     masked: bool = False  # whether a mask or alpha band says which pixels are valid
     scale: float = 1.0  # ``value = stored * scale + offset``
     offset: float = 0.0
@@ -79,6 +83,9 @@ class Raster:
     bands: tuple[Band, ...]  # without an alpha band
     names: tuple[str, ...] | None  # polarisations of the bands, if known
     named_by_band: bool  # whether the bands carry the names; otherwise their order is a convention
+    texts: tuple[str, ...]  # descriptions of the bands, and tags that name polarisations
+    layers: tuple[str, ...]  # names of bands left out, which are no radar
+    unapplied: str  # scale and offset that only tags state, and GDAL does not apply; empty for none
     kind: str  # "bytes", "unsigned", "signed", "float" or "complex", after scale and offset
     grid: Grid  # its CRS is None where there is none
     ground_control: GroundControl | None  # where there are points and no CRS with a transform
@@ -101,17 +108,22 @@ class RasterReader(SceneReader):
     def read(self, window: Window) -> FloatArray:
         """Read a window; see `SceneReader.read`."""
         out = np.empty((len(self.bands), window.height, window.width), dtype=np.float32)
-        for path, stamp in dict.fromkeys((band.path, band.stamp) for band in self.bands):
-            at = [i for i, band in enumerate(self.bands) if band.path == path]
-            bands = [self.bands[i] for i in at]
-            stored, masks = self._stored(path, stamp, bands, window)
-            valid = iter(masks)
-            for i, values in zip(at, stored, strict=True):
-                band = self.bands[i]
-                out[i] = _decode(values, band, next(valid) if band.masked else None)
+        for i, stored, valid in self.read_stored(window):
+            out[i] = decode(stored, valid, self.bands[i])
         return out
 
-    def _stored(self, path: str, stamp: str, bands: list[Band], window: Window) -> Planes:
+    def read_stored(self, window: Window) -> Iterator[tuple[int, npt.NDArray[Any], BoolArray]]:
+        """Read the number of each band, its values as they are stored, and which of them are valid."""
+        for path, stamp in dict.fromkeys((band.path, band.stamp) for band in self.bands):
+            at = [i for i, band in enumerate(self.bands) if band.path == path]
+            stored, masks = self._read_file(path, stamp, [self.bands[i] for i in at], window)
+            masked = iter(masks)
+            for i, values in zip(at, stored, strict=True):
+                band = self.bands[i]
+                valid = _is_valid(values, band)
+                yield i, values, valid & next(masked) if band.masked else valid
+
+    def _read_file(self, path: str, stamp: str, bands: list[Band], window: Window) -> Planes:
         """Read bands of one file as they are stored, and the masks of those that have one."""
         indexes = [band.index for band in bands]
         masked = [band.index for band in bands if band.masked]
@@ -145,18 +157,18 @@ class RasterReader(SceneReader):
             if band.masked:
                 valid &= dataset.read_masks(band.index, out_shape=shape) > 0
             floats = dataset.dtypes[band.index - 1].startswith(("float", "complex"))
-            if band.nodata is not None or floats:
+            if floats or (band.nodata, band.fill) != (None, None):
                 values = dataset.read(band.index, out_shape=shape, resampling=Resampling.nearest)
-                valid &= np.isfinite(values)
-                if band.nodata is not None:
-                    valid &= values != band.nodata
+                valid &= _is_valid(values, band) & np.isfinite(values)
             return valid
 
         return np.stack([read_dataset(b.path, b.stamp, partial(read, band=b)) for b in self.bands])
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of the files, and how their values are read."""
-        how = [[b.index, repr(b.nodata), b.masked, b.scale, b.offset] for b in self.bands]
+        how: list[list[Any]] = [[b.index, repr(b.nodata), b.masked, b.scale, b.offset] for b in self.bands]
+        for band, said in zip(self.bands, how, strict=True):
+            said += [] if band.fill is None else [f"fill {band.fill!r}"]
         return {
             "files": list(self.files),
             "bands": dict(zip(self.polarisations, how, strict=True)),
@@ -173,9 +185,14 @@ class OpenedSource:
     facts: Facts
     kind: str  # as of a `Raster`, or "calibrated"
     label: str  # names the scene in messages
+    plain: bool = False  # whether it is no product, whose values are defined, but rasters
+    unnamed: bool = False  # whether the caller alone says its polarisations
+    unapplied: str = ""  # as of a `Raster`
 
 
-def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = None) -> Raster:
+def open_raster(
+    source: str | Path, *, names: int = 0, nodata: float | None = None, chosen: Sequence[int] | None = None
+) -> Raster:
     """Read the header of a GDAL raster.
 
     Parameters
@@ -187,11 +204,15 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         polarisation too (GDAL marks the fourth of four byte bands so, unless set otherwise).
     nodata : float, optional
         Replaces the nodata value of the file.
+    chosen : sequence of int, optional
+        Bands to take, from 1; by default all that hold pixels.
 
     Raises
     ------
     SceneError
         If GDAL cannot open it, it holds no pixels, or more than a scene can have.
+    SettingsError
+        If a chosen band is not there.
     """
     path = gdal_path(source)
     # One request whose failure says what those of GDAL do not: no such file, refused, not reached.
@@ -208,7 +229,17 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         before = stamp_files(listed, known.get(path, {}).get("etag"))
         files = tuple(identify_files(listed, known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
-        found, by_band, indexes = _band_names(dataset, file_name, names)
+        indexes = _choose_indexes(dataset, names) if chosen is None else list(chosen)
+        if absent := [index for index in indexes if index not in dataset.indexes]:
+            raise SettingsError(
+                f"{display_name(path)}: has no band {absent[0]}, it has {dataset.count}, counted from 1"
+            )
+        found, by_band = polarisation_names(
+            [dataset.descriptions[i - 1] for i in indexes],
+            [dataset.tags(i) for i in indexes],
+            dataset.tags(),
+            file_name,
+        )
         stamp = digest(files) + before
         bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
         kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
@@ -218,15 +249,23 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         roles = {role.name for role in dataset.colorinterp}
         facts = read_facts(
             file_name,
-            dataset.tags(),
+            {**dataset.tags(ns="ENVI"), **dataset.tags()},
             [dataset.descriptions[i - 1] for i in indexes],
             [dataset.units[i - 1] for i in indexes],
         )
+        left_out = [i for i in dataset.indexes if chosen is None and i not in indexes]
         return Raster(
             path=path,
             bands=bands,
             names=found,
             named_by_band=by_band,
+            texts=tuple(
+                text or ""
+                for i in (0, *indexes)
+                for text in (polarisation_tag(dataset.tags(i)), dataset.descriptions[i - 1] if i else "")
+            ),
+            layers=tuple(dataset.descriptions[i - 1] for i in left_out if not _is_alpha(dataset, i)),
+            unapplied=_unapplied_scale(dataset, bands),
             kind=kind,
             grid=grid,
             ground_control=control,
@@ -237,29 +276,28 @@ def open_raster(source: str | Path, *, names: int = 0, nodata: float | None = No
         )
 
 
-def _band_names(dataset: Any, file_name: str, given: int) -> tuple[tuple[str, ...] | None, bool, list[int]]:
-    """Return polarisations, whether the bands say so, and the indexes of the bands that hold pixels."""
-
-    def named(indexes: list[int]) -> tuple[tuple[str, ...] | None, bool]:
-        descriptions = [dataset.descriptions[i - 1] for i in indexes]
-        return polarisation_names(descriptions, [dataset.tags(i) for i in indexes], dataset.tags(), file_name)
-
+def _choose_indexes(dataset: Any, given: int) -> list[int]:
+    """Return the bands that hold pixels of the scene: no alpha, and no layers beside polarisations."""
     everything = list(dataset.indexes)
-    opaque = [i for i in everything if not _is_alpha(dataset, i)]
-    names, by_band = named(everything)
-    if given == len(everything) or by_band or not opaque:
-        return names, by_band, everything
-    chosen = _polarised(dataset, opaque)
-    return (*named(chosen), chosen)
+    opaque = [i for i in everything if not _is_alpha(dataset, i)] or everything
+    said = {i: band_polarisations(dataset.descriptions[i - 1], dataset.tags(i)) for i in everything}
+    single = [i for i in everything if len(said[i]) == 1 and not is_layer(dataset.descriptions[i - 1])]
+    distinct = len({said[i][0] for i in single}) == len(single)
+    if single and distinct and all(said[i] or dataset.descriptions[i - 1] for i in opaque):
+        return single
+    return everything if given == len(everything) else opaque
 
 
-def _polarised(dataset: Any, indexes: list[int]) -> list[int]:
-    """Leave out described bands that are no polarisation, beside some that are: VV, VH, angle."""
-    words = {i: polarisation_words(dataset.descriptions[i - 1] or "") for i in indexes}
-    found = [i for i in indexes if len(words[i]) == 1]
-    others = [i for i in indexes if not words[i]]
-    distinct = len({words[i][0] for i in found}) == len(found) == len(indexes) - len(others)
-    return found if found and distinct and all(dataset.descriptions[i - 1] for i in others) else indexes
+def _unapplied_scale(dataset: Any, bands: Sequence[Band]) -> str:
+    """Return what tags state of scale and offset where GDAL applies none: other programs' packed numbers."""
+    if any((band.scale, band.offset) != (1, 0) for band in bands):
+        return ""
+    tags = {key.lower(): value for key, value in {**dataset.tags(bands[0].index), **dataset.tags()}.items()}
+    found = {"scale": tags.get("scale_factor", "1"), "offset": tags.get("add_offset", "0")}
+    with suppress(ValueError):
+        scale, offset = (float(value) for value in found.values())
+        return "" if (scale, offset) == (1, 0) else f"-a_scale {scale:g} -a_offset {offset:g}"
+    return ""
 
 
 def _is_alpha(dataset: Any, index: int) -> bool:
@@ -315,17 +353,24 @@ def _georeference(dataset: Any) -> tuple[Grid, GroundControl | None]:
         raise GeoreferenceError(f"{dataset.name}: {error}") from error
 
 
-def _decode(stored: npt.NDArray[Any], band: Band, valid: npt.NDArray[np.bool_] | None) -> FloatArray:
+def _is_valid(stored: npt.NDArray[Any], band: Band) -> BoolArray:
+    """Return where stored values are neither nodata nor fill."""
+    valid = np.ones(stored.shape, dtype=bool)
+    with np.errstate(over="ignore"):
+        for value in (band.nodata, band.fill):
+            if value is not None:
+                valid &= stored != value
+    return valid
+
+
+def decode(stored: npt.NDArray[Any], valid: BoolArray, band: Band) -> FloatArray:
     """Turn stored values into float32 with NaN, and complex samples into amplitude."""
     with np.errstate(over="ignore", invalid="ignore"):
-        missing = np.zeros(stored.shape, dtype=bool) if valid is None else ~valid
-        if band.nodata is not None:
-            missing |= stored == band.nodata
         values = np.abs(stored) if np.iscomplexobj(stored) else stored
         if band.scale != 1 or band.offset != 0:
             values = values.astype(np.float64) * band.scale + band.offset
         decoded = values.astype(np.float32)
-    decoded[missing | ~np.isfinite(decoded)] = np.nan
+    decoded[~valid | ~np.isfinite(decoded)] = np.nan
     return decoded
 
 

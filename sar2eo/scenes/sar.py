@@ -10,34 +10,31 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import datetime as Datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
 
 from sar2eo.errors import (
+    PairsError,
     PolarisationError,
-    RadiometryError,
     RadiometryWarning,
     Sar2eoWarning,
     SceneError,
     SettingsError,
 )
-from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES, sample_windows
+from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES
+from sar2eo.scenes.containers import read_container
 from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import make_lazy_scene
-from sar2eo.scenes.metadata import Facts, iso_datetime
+from sar2eo.scenes.metadata import Facts, compact_polarisations, is_layer, iso_datetime
 from sar2eo.scenes.placement import place_on_grid
 from sar2eo.scenes.raster import Band, OpenedSource, Raster, RasterReader, open_raster, with_nodata
-from sar2eo.scenes.reader import FloatArray, SceneReader
 from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
+from sar2eo.scenes.sources import expand_sources, holds_scenes
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
+from sar2eo.scenes.values import look_at_values, looks_like_parts
 
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
-
-_ASK = f"say what they are with --quantity {'|'.join(QUANTITIES)}"
-_DB_RANGE = (-100.0, 60.0)
-_FILL = 0.001
 
 
 def open_scene(
@@ -46,12 +43,15 @@ def open_scene(
     polarisations: str | Sequence[str] | None = None,
     quantity: str | None = None,
     calibration: str | None = None,
-    nodata: float | None = None,
+    bands: Sequence[int] | None = None,
+    nodata: float | Literal["none"] | None = None,
     crs: Any = None,
     resolution: float | tuple[float, float] | None = None,
     datetime: str | Datetime | None = None,
     allow_ungeoreferenced: bool = False,
     calibrate: str | None = None,
+    asset: str | None = None,
+    force: bool = False,
 ) -> xr.DataArray:
     """Open a SAR scene, lazily.
 
@@ -62,14 +62,17 @@ def open_scene(
         mapping or as ``"VV=a.tif,VH=b.tif"``; a Sentinel-1 GRD ``.SAFE`` folder or zip; a STAC item
         (``items.json#ID`` for one of an item collection).
     polarisations : str or sequence of str, optional
-        Names of the bands in order (``"VV,VH"``); of a source that names its bands itself, those to take. By
-        default from band descriptions, tags and file names, all of them.
+        Those to take (``"VV,VH"``); of a source that does not name its bands, their names in order. By
+        default all, from band descriptions, tags and file names.
     quantity : {"dn", "amplitude", "intensity", "db"}, optional
         What the values are. By default from metadata, or from values that leave no doubt.
     calibration : {"none", "beta0", "sigma0", "gamma0", "rtc"}, optional
         What the values refer to. By default from metadata.
-    nodata : float, optional
-        Value that means nodata, instead of the one the file declares.
+    bands : sequence of int, optional
+        Bands of a raster to take, from 1. By default all, without alpha and layers beside polarisations.
+    nodata : float or "none", optional
+        Value that means nodata, instead of the one the file declares. By default a constant that fills a
+        scene from its border inwards means it, too; "none" keeps that constant.
     crs : optional
         CRS to warp to, anything pyproj reads; "source" is that of the source. By default a projected,
         north-up grid is used as it is, and anything else is warped to its UTM zone.
@@ -81,6 +84,10 @@ def open_scene(
         Whether to open a source without a georeference.
     calibrate : {"sigma0", "beta0", "gamma0"}, optional
         Of a ``.SAFE``: calibrate by the vectors in its annotation. Values are then amplitude.
+    asset : str, optional
+        Of a STAC item: key of the asset to take. By default all that hold polarisations.
+    force : bool
+        Go on, with a warning, where values contradict what is said of them.
 
     Returns
     -------
@@ -102,6 +109,8 @@ def open_scene(
     -----
     GeolocationWarning
         If control points are few, or the spline through them misplaces points by over 100 m.
+    RadiometryWarning
+        If undeclared fill is masked, bands are left out, or values contradict what is said of them.
     """
     names = check_polarisations(polarisations)
     for option, value, allowed in (
@@ -116,13 +125,21 @@ def open_scene(
             f"calibrate={calibrate}: makes {calibrate} amplitude, leave out quantity and calibration"
         )
     parsed = parse_source(source)
+    declared = None if nodata == "none" else nodata
+    if isinstance(parsed, str) and holds_scenes(Path(parsed)):
+        parsed = parse_source(_find_inside(parsed))
     if isinstance(parsed, str):
-        opened = _open_path(_absolute(parsed), names, nodata, calibrate)
+        opened = _open_path(_absolute(parsed), names, declared, calibrate, bands, asset)
+    elif not parsed.keys() <= set(POLARISATIONS):
+        raise SceneError(f"{source}: the files of an optical scene, where a SAR scene is due")
     else:
         _refuse_calibrate(calibrate)
+        _refuse_bands(bands)
         files: dict[tuple[str, ...], str] = {(name,): _absolute(file) for name, file in parsed.items()}
-        opened = _open_files(files, names, nodata)
-    facts = _complete_facts(opened, Facts(quantity=quantity, calibration=calibration, datetime=time))
+        opened = _open_files(files, names, declared)
+    given = Facts(quantity=quantity, calibration=calibration, datetime=time)
+    opened = look_at_values(opened, given, keep=nodata is not None, force=force)
+    facts = opened.facts
     reader, geolocation = place_on_grid(
         opened,
         quantity=str(facts.quantity),
@@ -146,7 +163,12 @@ def _absolute(source: str) -> str:
 
 
 def _open_path(
-    source: str, names: tuple[str, ...] | None, nodata: float | None, calibrate: str | None
+    source: str,
+    names: tuple[str, ...] | None,
+    nodata: float | None,
+    calibrate: str | None,
+    chosen: Sequence[int] | None,
+    asset: str | None,
 ) -> OpenedSource:
     if not source:
         raise SceneError("the name of the scene is empty")
@@ -158,14 +180,19 @@ def _open_path(
                 raise SettingsError(
                     f"nodata={nodata:g}: in a Sentinel-1 product it is 0 by definition, leave it out"
                 )
+            _refuse_bands(chosen)
             return open_sentinel1(Path(path), polarisations=names, calibrate=calibrate)
     _refuse_calibrate(calibrate)
+    if asset is not None and not is_stac(source):
+        raise SettingsError(f"asset={asset}: goes with a STAC item, and {source} is none")
     label = display_name(source)
-    if is_stac(source):
-        item = read_sar_assets(source)
+    container = None if path.startswith("/vsi") else read_container(Path(path))
+    if container is not None or is_stac(source):
+        _refuse_bands(chosen)
+        item = container or read_sar_assets(source, asset, names)
         found = _open_files(select_assets(item.files, names, source), names, nodata, item)
-        return replace(found, facts=item.facts.over(found.facts), label=label)
-    raster = open_raster(path, names=len(names or ()), nodata=nodata)
+        return replace(found, facts=item.facts.over(found.facts), label=label, unnamed=False)
+    raster = open_raster(path, names=len(names or ()), nodata=nodata, chosen=chosen)
     return _join_rasters([(raster, *_choose_bands(raster, names))], label)
 
 
@@ -214,36 +241,48 @@ def _join_rasters(parts: list[tuple[Raster, tuple[Band, ...], tuple[str, ...]]],
         block_shape=first.block_shape,
         files=tuple(file for raster, _, _ in parts for file in raster.files),
     )
-    return OpenedSource(reader, first.ground_control, facts, first.kind, label)
-
-
-def _complete_facts(opened: OpenedSource, given: Facts) -> Facts:
-    """Combine what the caller and the source say, and determine the quantity."""
-    facts = given.over(opened.facts)
-    if opened.kind == "complex" and given.quantity not in (None, "amplitude"):
-        raise RadiometryError(f"{opened.label}: complex samples are read as amplitude, not {given.quantity}")
-    if given.quantity is None and opened.kind != "calibrated":
-        quantity = _determine_quantity(opened.reader, opened.kind, facts.quantity, opened.label)
-        facts = replace(facts, quantity=quantity)
-    uncalibrated = facts.calibration is None and facts.quantity == "dn"
-    return replace(facts, calibration="none") if uncalibrated else facts
+    return OpenedSource(
+        *(reader, first.ground_control, facts, first.kind, label),
+        plain=True,
+        unnamed=any(raster.names is None for raster, _, _ in parts),
+        unapplied=first.unapplied,
+    )
 
 
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
     check_readable(str(path))
-    if path.is_dir() and not is_sentinel1(path):
-        raise SceneError(f"{path}: a folder, and not a Sentinel-1 .SAFE: name the raster in it")
     if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:
         raise SceneError(f"{path}: a Sentinel-1 annotation, which holds no pixels: give the .SAFE folder")
     if not path.exists() and not _GDAL_PREFIX.match(str(path)):
         raise SceneError(f"{path}: no such file")
 
 
+def _find_inside(path: str) -> str:
+    """Return the one scene in a folder or a zip."""
+    try:
+        found = expand_sources([path], "sar")
+    except PairsError as error:
+        names = sorted(each.name for each in Path(path).iterdir()) if Path(path).is_dir() else []
+        inside = ", ".join(names[:6]) or "nothing that can be read"
+        raise SceneError(f"{path}: a folder without a SAR scene, but with {inside}") from error
+    if len(found) > 1:
+        names = [Path(each.href).name for each in found]
+        raise SceneError(f"{path}: holds {len(found)} scenes, name one: {', '.join(names[:6])}")
+    return found[0].href
+
+
 def _refuse_calibrate(calibrate: str | None) -> None:
     if calibrate is not None:
         raise SettingsError(
             f"calibrate={calibrate}: only a Sentinel-1 .SAFE folder or zip carries the tables this needs"
+        )
+
+
+def _refuse_bands(chosen: Sequence[int] | None) -> None:
+    if chosen is not None:
+        raise SettingsError(
+            f"bands={','.join(map(str, chosen))}: goes with one raster; elsewhere polarisations choose"
         )
 
 
@@ -289,39 +328,44 @@ def _check_companions(first: Raster, other: Raster) -> None:
 def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[Band, ...], tuple[str, ...]]:
     """Pair bands with polarisations; both tuples are of equal length.
 
-    `wanted` names all bands in their order; or, where the bands carry names of their own, those to take. None
-    takes all.
+    `wanted` are those to take of the names that the file says; where it says none, the names of all bands in
+    their order. None takes all.
     """
     bands, names, count = raster.bands, raster.names, len(raster.bands)
+    label = display_name(raster.path)
+    _refuse_no_radar(raster, label)
     if count > len(POLARISATIONS):
         raise SceneError(
-            f"{display_name(raster.path)}: {count} bands, and a SAR scene has 1 to {len(POLARISATIONS)} "
-            "polarisations: is this an optical image?"
+            f"{label}: {count} bands, and a SAR scene has 1 to {len(POLARISATIONS)} polarisations: is this "
+            "an optical image? Else choose with --band"
         )
-    if wanted is not None and names is not None and set(wanted) <= set(names):
+    if raster.layers:
+        warnings.warn(
+            f"{label}: left out {', '.join(raster.layers)}, which is no radar backscatter",
+            RadiometryWarning,
+            stacklevel=2,
+        )
+    if names is not None and wanted is not None:
+        if absent := [name for name in wanted if name not in names]:
+            raise PolarisationError(
+                f"{label}: no {', '.join(absent)}, the file says that it has {', '.join(names)}; --pol "
+                "chooses among these"
+            )
         if raster.named_by_band or len(wanted) < count:
             return tuple(bands[names.index(name)] for name in wanted), wanted
         return bands, wanted
     if wanted is not None:
         if len(wanted) != count:
-            known = f" ({', '.join(names)})" if names else ""
             raise PolarisationError(
-                f"{display_name(raster.path)}: --pol {','.join(wanted)} names {len(wanted)} polarisations, "
-                f"and the file has {count} bands{known}"
-            )
-        if names is not None:
-            warnings.warn(
-                f"{display_name(raster.path)}: says that it has {','.join(names)}, and is read as "
-                f"{','.join(wanted)}, as --pol says",
-                RadiometryWarning,
-                stacklevel=2,
+                f"{label}: --pol {','.join(wanted)} names {len(wanted)} polarisations, and the file has "
+                f"{count} bands: choose bands with --band"
             )
         return bands, wanted
     if names is not None:
         return bands, names
     if raster.optical:
         raise SceneError(
-            f"{display_name(raster.path)}: its bands are marked red, green, blue: is this an optical image? "
+            f"{label}: its bands are marked red, green, blue: is this an optical image? "
             "If not, name its polarisations with --pol"
         )
     if count == 1:
@@ -330,69 +374,31 @@ def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple
             "for certain ones; give --pol VV (or VH, HH, HV)"
         )
     else:
-        example = ",".join(("VV", "VH", "HH", "HV")[:count])
+        dual = re.search(r"_1SD([HV])_", raster.path) if count == 2 else None
+        usual = {"V": "VH,VV (SNAP's order of this product)", "H": "HH,HV"}
+        example = usual[dual[1]] if dual else ",".join(("VV", "VH", "HH", "HV")[:count])
         question = (
             f"the polarisations of its {count} bands are not known; give them in order, such as "
-            f"--pol {example}"
+            f"--pol {example}, or choose some with --band"
         )
-    raise PolarisationError(f"{display_name(raster.path)}: {question}")
+    raise PolarisationError(f"{label}: {question}")
 
 
-def _determine_quantity(reader: SceneReader, kind: str, said: str | None, label: str) -> str:
-    """Determine the quantity of a scene whose caller did not give it, or raise `RadiometryError`.
-
-    Unsigned integers are dn, complex samples amplitude. Other numbers are dB if most are negative and all lie
-    within -100 to 60, and signed integers without a negative one are dn. `said` is the quantity according to
-    metadata.
-    """
-    if kind == "complex":
-        return "amplitude"
-    if kind in ("bytes", "unsigned"):
-        if said == "db":
-            raise RadiometryError(
-                f"{label}: named as dB, but stored as unsigned integers without GDAL scale and offset; {_ASK}"
-            )
-        return said or "dn"
-    values = _sample(reader, label)
-    # Undeclared fill is often exactly 0, and says nothing about the rest.
-    real = values[values != 0]
-    low, high = (float(real.min()), float(real.max())) if real.size else (0.0, 0.0)
-    in_range = _DB_RANGE[0] <= low and high <= _DB_RANGE[1]
-    looks_db = bool(real.size) and in_range and float(np.mean(real < 0)) > 0.5
-    shown = f"{label}: values from {low:g} to {high:g}"
-    if said is not None:
-        if (said == "db" and not in_range) or (said != "db" and looks_db):
-            raise RadiometryError(
-                f"{shown} do not look like {said}, which the metadata say; {_nodata(low)}{_ASK}"
-            )
-        return _check_fill(said, values, label)
-    if looks_db:
-        return _check_fill("db", values, label)
-    if kind == "signed" and low >= 0:
-        return "dn"
-    raise RadiometryError(f"{shown} may be amplitude or intensity; {_nodata(low)}{_ASK}")
-
-
-def _check_fill(quantity: str, values: FloatArray, label: str) -> str:
-    """Refuse dB with many values of exactly 0: as fill they would count as brighter than nearly all land."""
-    share = float(np.mean(values == 0)) if quantity == "db" else 0.0
-    if share > _FILL:
-        raise RadiometryError(
-            f"{label}: dB, and {share:.1%} of the values are exactly 0, brighter than nearly all land: "
-            "if 0 means nodata, give --nodata 0, else --quantity db"
+def _refuse_no_radar(raster: Raster, label: str) -> None:
+    """Refuse what is named as no linear polarisation: layers beside radar, parts of samples, compact ones."""
+    stem = Path(raster.path.partition("?")[0]).stem
+    if len(raster.bands) == 1 and is_layer(stem):
+        raise SceneError(
+            f"{label}: named as what stands beside radar (DEM, angle, mask, ratio, coherence), not as radar"
         )
-    return quantity
-
-
-def _nodata(low: float) -> str:
-    return f"if {low:g} means nodata, give --nodata {low:g}; " if low < _DB_RANGE[0] else ""
-
-
-def _sample(reader: SceneReader, label: str) -> FloatArray:
-    """Read valid values of a few seeded windows at full resolution; of many while all is nodata."""
-    for strata, size in ((4, 64), (32, 64)):
-        blocks = [reader.read(w) for w in sample_windows(reader.grid.shape, strata=strata, size=size)]
-        valid = np.concatenate([block[np.isfinite(block)] for block in blocks])
-        if valid.size:
-            return valid
-    raise RadiometryError(f"{label}: no valid pixel found to determine the quantity from; {_ASK}")
+    compact = compact_polarisations([stem, *raster.texts])
+    if compact and raster.names is None:
+        raise PolarisationError(
+            f"{label}: compact polarimetry ({', '.join(compact)}), transmitted circularly: no model is "
+            f"trained for it; allowed are {', '.join(POLARISATIONS)}"
+        )
+    if looks_like_parts(raster):
+        raise SceneError(
+            f"{label}: two signed bands of one polarisation look like the real and imaginary parts of "
+            "complex samples: compute their amplitude, sqrt(i^2 + q^2), and open that"
+        )

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sar2eo.errors import PolarisationError, SceneError, SettingsError
 from sar2eo.geo.windows import Window
 from sar2eo.scenes.identity import digest, identify_file
-from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
+from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, polarisation_words
 from sar2eo.scenes.raster import GroundControl, OpenedSource, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 
@@ -91,7 +91,9 @@ class _Measurement:
 def is_sentinel1(path: Path) -> bool:
     """Whether a path is a .SAFE folder, its manifest, or a zip that holds a product."""
     if path.is_dir():
-        return (path / "manifest.safe").is_file() or (path / "measurement").is_dir()
+        # Others keep measurements, too; level 1 has an annotation in XML for each.
+        level_1 = (path / "measurement").is_dir() and any(path.glob("annotation/**/*.xml"))
+        return level_1 or (path / "manifest.safe").is_file()
     if path.name.lower() == "manifest.safe":
         return True
     if path.suffix.lower() != ".zip" or not path.is_file():
@@ -181,18 +183,30 @@ def _slashes(name: str) -> str:
 def _measurements(label: str, members: _Members) -> dict[str, _Measurement]:
     """Find the measurement and annotation of every polarisation, in the product's order."""
     found: dict[str, _Measurement] = {}
+    unknown = []
     for name, path in members.paths.items():
         match = _MEASUREMENT.search(name)
         if not match:
             continue
-        annotation = _parse(label, f"annotation/{match[1]}.xml".lower(), members)
+        wanted = f"annotation/{match[1]}.xml".lower()
+        if not any(("/" + other.lower()).endswith("/" + wanted) for other in members.paths):
+            unknown.append((match[1], wanted))
+            continue
+        annotation = _parse(label, wanted, members)
         product_type = annotation.findtext("adsHeader/productType", "GRD")
         polarisation = annotation.findtext("adsHeader/polarisation", "").upper()
-        if product_type != "GRD" or polarisation in found:
+        if product_type != "GRD" or (polarisation in found and found[polarisation].stem != match[1]):
             raise SceneError(f"{label}: a product of type {product_type}, and only GRD products can be read")
         found[polarisation] = _Measurement(polarisation, path, annotation, match[1])
+    # What users add, say a picture, has no annotation; nor have measurements of an incomplete product.
+    missing = [
+        wanted for stem, wanted in unknown if set(polarisation_words(stem)) - found.keys() or not found
+    ]
+    if missing:
+        raise SceneError(f"{label}: {missing[0]} is missing: is the product complete?")
     if not found:
-        raise SceneError(f"{label}: no measurement/*.tiff inside: is the product complete?")
+        inside = ", ".join(list(members.paths)[:6]) or "nothing of the kind"
+        raise SceneError(f"{label}: no measurement/*.tiff inside, but {inside}: is the product complete?")
     # Co-polarisation first, as the products number them.
     return dict(sorted(found.items(), key=lambda item: (item[0][:1] != item[0][1:], item[0])))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
+import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,8 +18,10 @@ from pyproj import CRS
 
 from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError, one_line
 from sar2eo.geo.footprint import to_lonlat
+from sar2eo.geo.radiometry import POLARISATIONS
+from sar2eo.scenes.band_names import COLOURS, BandText, choose_named, find_band_file, rank_cloud_rule
 from sar2eo.scenes.gdal import gdal_path, is_remote, parse_source
-from sar2eo.scenes.metadata import iso_datetime
+from sar2eo.scenes.metadata import is_layer, iso_datetime, polarisation_words, read_optical_facts
 from sar2eo.scenes.sentinel1 import is_sentinel1
 from sar2eo.scenes.sentinel2 import is_sentinel2
 from sar2eo.scenes.stac_input import choose_eo_assets, is_stac, read_item, read_item_facts, read_sar_assets
@@ -52,7 +56,7 @@ class Source:
         return replace(other, **{name: value for name, value in mine.items() if value is not None})
 
 
-def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
+def expand_sources(given: Sequence[str], role: Role, eo_bands: tuple[int, ...] | None = None) -> list[Source]:
     """List the scenes that paths name; no pixels are read.
 
     Parameters
@@ -62,9 +66,12 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
         their folders, hidden ones left out); globs (``**`` for folders in folders); STAC items; item
         collections (the items that have assets of this role); tables of footprints with a column ``href``,
         and ``datetime``, ``platform``, ``orbit_direction`` where known, as GeoPackage, GeoParquet or GeoJSON.
-        Relative hrefs start from the file that holds them.
+        Relative hrefs start from the file that holds them. In folders and zips, files of one scene that hold
+        one polarisation or one band each are put together.
     role : {"sar", "eo"}
         Which assets of STAC items count.
+    eo_bands : tuple of int, optional
+        Numbers of red, green and blue in the names of files of one band each.
 
     Returns
     -------
@@ -78,7 +85,7 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
     """
     found: dict[str, Source] = {}
     for text in given:
-        sources = list(_expand(str(text), role))
+        sources = list(_expand(str(text), role, eo_bands))
         if not sources:
             raise PairsError(f"{text}: no {role.upper()} scene there")
         for source in sources:
@@ -89,17 +96,17 @@ def expand_sources(given: Sequence[str], role: Role) -> list[Source]:
     return list(found.values())
 
 
-def _expand(text: str, role: Role) -> Iterator[Source]:
+def _expand(text: str, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     local = _file(text)
     if isinstance(parse_source(text), dict) or is_remote(gdal_path(text)):
-        yield from [_of_item(text, role)] if is_stac(text) else [Source(text)]
-    elif local.is_dir() and not _is_product(local):
-        yield from (Source(str(path)) for path in _in_folder(local, role))
+        yield from [_of_item(text, role, eo_bands)] if is_stac(text) else [Source(text)]
+    elif holds_scenes(local):
+        yield from _inside(local, role, eo_bands)
     elif local.exists():
-        yield from _in_file(text, local, role)
+        yield from _in_file(text, local, role, eo_bands)
     elif glob.has_magic(text):
         for path in expand_glob(text):
-            yield from _expand(path, role)
+            yield from _expand(path, role, eo_bands)
     elif text.startswith("/vsi") or ":" in text:
         yield Source(text)
     else:
@@ -115,17 +122,123 @@ def expand_glob(text: str) -> list[str]:
     return [path for path in found if not _is_sidecar(Path(path))]
 
 
-def _in_folder(folder: Path, role: Role) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or _is_sidecar(path):
+def _inside(path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
+    """List the scenes in a folder or a zip."""
+    if path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in sorted(archive.namelist()) if _is_raster(Path(name))]
+        return _join([f"/vsizip/{{{path.resolve()}}}/{name}" for name in names], role, eo_bands)
+    names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
+    rasters, others = [], []
+    for each in (path / name for name in names):
+        # What lies beside measurements only belongs to them, and a zip that was unpacked lies there twice.
+        belongs = "measurement" in names and each.name != "measurement" and each.is_dir()
+        if belongs or _is_sidecar(each) or (each.suffix.lower() == ".zip" and each.stem in names):
             continue
-        if _is_product(path):
-            if is_sentinel2(path) == (role == "eo"):
-                yield path
-        elif path.is_dir():
-            yield from _in_folder(path, role)
-        elif path.suffix.lower() in _RASTERS:
-            yield path
+        if _is_product(each):
+            others += [Source(str(each))] if is_sentinel2(each) == (role == "eo") else []
+        elif holds_scenes(each):
+            others += _inside(each, role, eo_bands)
+        elif _is_raster(each):
+            rasters.append(str(each))
+        elif each.suffix.lower() in (".dim", ".zarr") and role == "sar":
+            others.append(Source(str(each)))
+    # By the name of the first file, where there are several.
+    return sorted([*_join(rasters, role, eo_bands), *others], key=lambda s: re.sub(r"^\w+=", "", s.href))
+
+
+def _is_raster(path: Path) -> bool:
+    return path.suffix.lower() in _RASTERS and not _is_sidecar(path)
+
+
+def holds_scenes(path: Path) -> bool:
+    """Whether a path is a folder or a zip of any files, and not of one product."""
+    folder = (
+        path.is_dir()
+        and path.suffix.lower() != ".zarr"
+        and not path.parent.joinpath(f"{path.stem}.dim").is_file()
+    )
+    return (folder or (path.suffix.lower() == ".zip" and zipfile.is_zipfile(path))) and not _is_product(path)
+
+
+def _join(paths: list[str], role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
+    """Put files together that hold one polarisation or one band of a scene each; leave out other layers."""
+    if role == "sar":
+        return _join_polarisations(paths)
+    groups: dict[tuple[str, str], dict[str, str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        scene, band, _ = find_band_file(name)
+        if band is not None:
+            groups.setdefault((folder, scene), {}).setdefault(band, path)
+    found = []
+    for (folder, scene), files in groups.items():
+        if len(files) >= len(COLOURS):
+            inside = [path for path in paths if path.rpartition("/")[0] == folder]
+            source, mine = _join_bands(folder, scene, files, inside, eo_bands)
+            found.append(source)
+            paths = [path for path in paths if path not in mine]
+    return [*found, *map(Source, paths)]
+
+
+def _join_bands(
+    folder: str, scene: str, files: dict[str, str], inside: list[str], eo_bands: tuple[int, ...] | None
+) -> tuple[Source, set[str]]:
+    """Make a scene of the files of its bands; return it and all files of the folder that belong to it."""
+    named = read_optical_facts(scene, {})
+    facts = named.over(read_optical_facts(folder.rpartition("/")[2], {}))
+    chosen = choose_named([BandText(0, (band,)) for band in files], facts.platform or "", eo_bands)
+    if chosen is None:
+        raise PairsError(
+            f"{folder}: which of {', '.join(files)} are red, green and blue is not known: give their "
+            "numbers with --eo-bands R,G,B"
+        )
+    parts = {colour: list(files.values())[place] for colour, place in zip(COLOURS, chosen, strict=True)}
+    masks = {path: rule for path in inside if (rule := find_band_file(path.rpartition("/")[2]).cloud)}
+    shared = re.compile(rf"{re.escape(f'{folder}/{scene}')}(?![A-Za-z0-9])")
+    mine = {path for path in inside if shared.match(path)} if scene else {*masks}
+    ranked = sorted((rank_cloud_rule(masks[path]), path) for path in mine & masks.keys())
+    parts |= {"cloud": ranked[0][1]} if ranked else {}
+    href = ",".join(f"{name}={path}" for name, path in parts.items())
+    # The time in the files' own names is read with their tags.
+    return Source(href, None if named.datetime else facts.datetime, facts.platform), {*mine, *files.values()}
+
+
+def _join_polarisations(paths: list[str]) -> list[Source]:
+    stems = {path: PurePosixPath(path).stem for path in paths}
+    groups: dict[str, dict[str, str]] = {}
+    for path, stem in stems.items():
+        folder = path.rpartition("/")[0]
+        beside = [
+            other for each, other in stems.items() if each != path and each.rpartition("/")[0] == folder
+        ]
+        if is_layer(stem, beside) or _is_derived(path):
+            continue
+        names = polarisation_words(stem)
+        key = without_polarisation(path) if len(names) == 1 else path
+        group = groups.setdefault(key, {})
+        group[names[0] if len(names) == 1 and names[0] not in group else path] = path
+    found = []
+    for files in groups.values():
+        names = sorted(
+            (name for name in files if name in POLARISATIONS), key=lambda name: (name[0] != name[1], name)
+        )
+        found += [Source(path) for name, path in files.items() if len(names) < 2 or name not in names]
+        found += [Source(",".join(f"{name}={files[name]}" for name in names))] if len(names) > 1 else []
+    return found
+
+
+def without_polarisation(name: str) -> str:
+    """Return a name without its polarisation: that of a scene of which there is one file for each."""
+    return re.sub(rf"(?i)[^a-z0-9/]?(?<![a-z0-9])(?:{'|'.join(POLARISATIONS)})(?![a-z0-9])", "", name)
+
+
+def _is_derived(path: str) -> bool:
+    """Whether a file is a VRT that computes its pixels from other files."""
+    if not path.lower().endswith(".vrt") or path.startswith("/vsi"):
+        return False
+    with Path(path).open(errors="replace") as file:
+        return "VRTDerivedRasterBand" in file.read(1 << 16)
 
 
 def _is_product(path: Path) -> bool:
@@ -141,19 +254,19 @@ def _is_sidecar(path: Path) -> bool:
     )
 
 
-def _in_file(text: str, path: Path, role: Role) -> Iterator[Source]:
+def _in_file(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     suffix = path.suffix.lower()
     if suffix not in _TABLES:
         yield Source(text)
     elif suffix in (".json", ".geojson"):
-        yield from _in_json(text, path, role)
+        yield from _in_json(text, path, role, eo_bands)
     else:
         yield from _in_table(path)
 
 
-def _in_json(text: str, path: Path, role: Role) -> Iterator[Source]:
+def _in_json(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     if "#" in text:
-        yield _of_item(text, role)
+        yield _of_item(text, role, eo_bands)
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -161,29 +274,29 @@ def _in_json(text: str, path: Path, role: Role) -> Iterator[Source]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PairsError(f"{path}: neither STAC nor GeoJSON that can be read ({one_line(error)})") from error
     if kind == "Feature":
-        yield _of_item(text, role)
+        yield _of_item(text, role, eo_bands)
     elif kind != "FeatureCollection":
         raise PairsError(f"{path}: a {kind}: give a STAC item, an item collection, or a table of footprints")
     elif any("assets" in feature for feature in content.get("features", ())):
-        yield from _in_collection(text, path, role)
+        yield from _in_collection(text, path, role, eo_bands)
     else:
         yield from _in_table(path)
 
 
-def _in_collection(text: str, path: Path, role: Role) -> Iterator[Source]:
+def _in_collection(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> Iterator[Source]:
     try:
         names = [item.id for item in pystac.ItemCollection.from_file(str(path))]
     except (OSError, pystac.STACError, pystac.STACTypeError, KeyError, TypeError, ValueError) as error:
         raise PairsError(f"{path}: an item collection that cannot be read ({one_line(error)})") from error
     for name in names:
         href = f"{text}#{name}"
-        if _fits(href, role):
-            yield _of_item(href, role)
+        if _fits(href, role, eo_bands):
+            yield _of_item(href, role, eo_bands)
 
 
-def _fits(href: str, role: Role) -> bool:
+def _fits(href: str, role: Role, eo_bands: tuple[int, ...] | None) -> bool:
     if role == "eo":
-        return choose_eo_assets(read_item(href)) is not None
+        return choose_eo_assets(read_item(href), eo_bands) is not None
     try:
         read_sar_assets(href)
     except SceneError:
@@ -191,15 +304,12 @@ def _fits(href: str, role: Role) -> bool:
     return True
 
 
-def _of_item(href: str, role: Role) -> Source:
+def _of_item(href: str, role: Role, eo_bands: tuple[int, ...] | None) -> Source:
     item = read_item(href)
-    if role == "sar":
-        facts = read_sar_assets(href).facts
-    else:
-        if choose_eo_assets(item) is None:
-            assets = ", ".join(item.assets) or "none"
-            raise PairsError(f"{href}: no EO asset (visual, or red, green and blue) among {assets}")
-        facts = read_item_facts(item)
+    if role == "eo" and choose_eo_assets(item, eo_bands) is None:
+        assets = ", ".join(item.assets) or "none"
+        raise PairsError(f"{href}: no EO asset (visual, or red, green and blue) among {assets}")
+    facts = read_item_facts(item)
     area = shapely.from_geojson(json.dumps(item.geometry)) if item.geometry else None
     placed = _area(area, "EPSG:4326")
     return Source(href, facts.datetime, facts.platform, facts.orbit_direction, placed)

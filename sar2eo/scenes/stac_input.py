@@ -19,7 +19,13 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from sar2eo.errors import PolarisationError, SceneError, one_line
-from sar2eo.scenes.band_names import COLOURS, CloudRule, find_cloud_rule, find_colour, rank_cloud_rule
+from sar2eo.scenes.band_names import (
+    BandText,
+    CloudRule,
+    choose_named,
+    find_cloud_rule,
+    rank_cloud_rule,
+)
 from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
@@ -98,32 +104,51 @@ def _read_collection(file: str, *_version: int) -> dict[str, pystac.Item]:
     return {item.id: item for item in reversed(list(pystac.ItemCollection.from_file(file, _Io())))}
 
 
-def read_sar_assets(source: str) -> SarAssets:
+def read_sar_assets(
+    source: str, asset: str | None = None, polarisations: tuple[str, ...] | None = None
+) -> SarAssets:
     """Read a STAC item, and find its SAR assets; a `SceneError` is raised where it has none.
 
-    `source` is a path or URL; ``items.json#ID`` is one item of an item collection.
+    Parameters
+    ----------
+    source : str
+        A path or URL; ``items.json#ID`` is one item of an item collection.
+    asset : str, optional
+        Key of the asset to take.
+    polarisations : tuple of str, optional
+        What the asset holds, where the item does not say.
     """
     item = read_item(source)
     try:
-        return _assets(item, source)
+        return _assets(item, source, asset, polarisations or ())
     except _WRONG_TYPES as error:
         raise SceneError(
             f"{display_name(source)}: a field of the STAC item is of the wrong type ({one_line(error)})"
         ) from error
 
 
-def _assets(item: pystac.Item, source: str) -> SarAssets:
+def _assets(item: pystac.Item, source: str, wanted: str | None, given: tuple[str, ...]) -> SarAssets:
     files: dict[tuple[str, ...], str] = {}
     used = []
-    for key, asset in item.assets.items():
+    keys = ", ".join(item.assets) or "none"
+    if wanted is not None and wanted not in item.assets:
+        raise SceneError(f"{display_name(source)}: no asset {wanted}, the item has {keys}")
+    chosen = item.assets if wanted is None else {wanted: item.assets[wanted]}
+    for key, asset in chosen.items():
         names = _names(key, asset, item)
+        if wanted is not None and not names:
+            names = _upper(item.properties.get("sar:polarizations", [])) or given
+            if not names:
+                raise PolarisationError(
+                    f"{display_name(source)}: asset {wanted}: its polarisations are not said: give --pol"
+                )
         if names and not any(set(names) & set(known) for known in files):
             files[names] = _local_path(asset.get_absolute_href() or asset.href)
             used.append(asset)
     if not files:
         raise SceneError(
-            f"{display_name(source)}: no SAR asset among {', '.join(item.assets) or 'none'}: their keys are "
-            "such as vv, or they have sar:polarizations"
+            f"{display_name(source)}: no SAR asset among {keys}: their keys are such as vv, or they have "
+            "sar:polarizations; choose one with --asset"
         )
     bands = [band for asset in used for band in _raster_bands(asset)]
     nodata = {float(band["nodata"]) for band in bands if band.get("nodata") is not None}
@@ -154,8 +179,11 @@ def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
     of_key = polarisation_words(key)
     if len(of_key) == 1:
         return tuple(of_key)
-    data = [a for a in item.assets.values() if "data" in (a.roles or ())]
-    if data == [asset]:
+    data = [k for k, a in item.assets.items() if "data" in (a.roles or ()) and _is_raster(a)]
+    if len(data) > 1:  # Umbra's GEC and CSI: the one of the item's type of product
+        words = {k: re.split(r"[^A-Z0-9]+", f"{k} {item.assets[k].title}".upper()) for k in data}
+        data = [k for k in data if _product_type(item) in words[k]]
+    if data == [key]:
         return _upper(item.properties.get("sar:polarizations", []))
     return ()
 
@@ -190,17 +218,17 @@ def _local_path(href: str) -> str:
 
 
 def _facts(item: pystac.Item, bands: list[dict[str, Any]]) -> Facts:
-    properties = item.properties
     units = {str(band.get("unit", "")).lower() for band in bands}
-    is_rtc = _product_type(item) == "RTC"
-    return Facts(
+    # Some catalogues keep the type that the product was made from: ``sentinel-1-rtc``, ``..._rtc``.
+    is_rtc = _product_type(item) == "RTC" or any(
+        re.search(r"(?<![a-z])rtc(?![a-z])", text or "", re.I) for text in (item.collection_id, item.id)
+    )
+    values = Facts(
         quantity="db" if units == {"db"} else None,
         calibration="rtc" if is_rtc else None,
-        datetime=iso_datetime_or_none(item.datetime or properties.get("start_datetime")),
-        platform=platform_name(properties.get("platform")),
-        orbit_direction=properties.get("sat:orbit_state"),
         terrain_corrected=True if is_rtc else None,
     )
+    return values.over(read_item_facts(item))
 
 
 def _product_type(item: pystac.Item) -> str:
@@ -237,33 +265,53 @@ class EoAssets:
     nodata: float | None = None  # of the picture, where the item declares it
 
 
-def choose_eo_assets(item: pystac.Item) -> EoAssets | None:
+def choose_eo_assets(item: pystac.Item, numbers: tuple[int, ...] | None = None) -> EoAssets | None:
     """Choose the optical assets of an item; None where there are none.
 
-    The true-colour asset if there is one; else red, green and blue by the names of bands; else the only
-    raster of an item that holds no SAR.
+    The true-colour asset if there is one; else red, green and blue by what is said of bands; else the only
+    raster of an item that holds no SAR. `numbers` are those of red, green and blue in the names of bands,
+    where the user gives them.
     """
     rasters = {key: asset for key, asset in item.assets.items() if _is_raster(asset, jp2=True)}
     cloud = _cloud(rasters)
+    sensor = " ".join(
+        str(item.properties.get(name, "")) for name in ("platform", "constellation", "instruments")
+    )
+    visual = (a for key, a in rasters.items() if _plain(key) in _PICTURES or "visual" in (a.roles or ()))
+    picture = next(visual, None)
+    if picture is not None and numbers is None:
+        said = _list(picture)
+        return EoAssets(_href(picture), (), cloud, _numbers(said[0]).get("nodata") if said else None)
+    # Assets of several bands each by itself, then those of one band together, each of a name once.
+    single: dict[str, tuple[BandText, BandAsset]] = {}
+    groups = []
     for key, asset in rasters.items():
-        if _plain(key) in _PICTURES or "visual" in (asset.roles or ()):
-            said = _list(asset)
-            return EoAssets(_href(asset), (), cloud, _numbers(said[0]).get("nodata") if said else None)
-    found: dict[str, BandAsset] = {}
-    for key, asset in rasters.items():
-        for colour, band in _colours(key, asset):
-            found.setdefault(colour, band)
-    if len(found) == len(COLOURS):
-        return EoAssets(None, tuple(found[colour] for colour in COLOURS), cloud)
+        bands = [
+            (_text(said, None if many else _plain(key)), BandAsset(_href(asset), at, label, _numbers(said)))
+            for many in [len(_list(asset)) > 1]
+            for at, said in enumerate(_list(asset) or [{}], start=1)
+            for label in [f"{key} {at}" if many else key]
+        ]
+        groups += [bands] if len(bands) > 1 else []
+        single |= {} if len(bands) > 1 else {_plain(key): single.get(_plain(key), bands[0])}
+    for bands in (*groups, list(single.values())):
+        chosen = choose_named([text for text, _ in bands], sensor, numbers)
+        if chosen is not None:
+            return EoAssets(None, tuple(bands[at][1] for at in chosen), cloud)
     is_sar = any(name.startswith("sar:") for name in item.properties) or any(map(polarisation_words, rasters))
     rest = [asset for key, asset in rasters.items() if find_cloud_rule(_plain(key)) is None]
-    return EoAssets(_href(rest[0]), (), cloud) if len(rest) == 1 and not is_sar else None
+    picture = rest[0] if len(rest) == 1 and not is_sar else picture
+    return None if picture is None else EoAssets(_href(picture), (), cloud)
 
 
 def read_item_facts(item: pystac.Item) -> Facts:
-    """Return when and by what an optical item was acquired."""
-    time = item.datetime or item.properties.get("start_datetime")
-    return Facts(datetime=iso_datetime_or_none(time), platform=platform_name(item.properties.get("platform")))
+    """Return when and by what an item was acquired."""
+    properties = item.properties
+    return Facts(
+        datetime=iso_datetime_or_none(item.datetime or properties.get("start_datetime")),
+        platform=platform_name(properties.get("platform")),
+        orbit_direction=properties.get("sat:orbit_state"),
+    )
 
 
 def _cloud(rasters: dict[str, pystac.Asset]) -> CloudAsset | None:
@@ -289,20 +337,6 @@ def _plain(key: str) -> str:
     return re.sub(r"(-jp2|_\d+m)$", "", key.lower())
 
 
-def _colours(key: str, asset: pystac.Asset) -> list[tuple[str, BandAsset]]:
-    """Find colours in an asset; by its name where it has one band, or does not list its bands."""
-    bands = _list(asset)
-    if len(bands) <= 1:
-        said = bands[0] if bands else {}
-        colour = _colour_of(said) or find_colour(key)
-        return [(colour, BandAsset(_href(asset), 1, key, _numbers(said)))] if colour else []
-    return [
-        (colour, BandAsset(_href(asset), number, f"{key} {colour}", _numbers(said)))
-        for number, said in enumerate(bands, start=1)
-        if (colour := _colour_of(said)) is not None
-    ]
-
-
 def _list(asset: pystac.Asset) -> list[dict[str, Any]]:
     """Merge what all lists of bands say of each band."""
     lists = [asset.extra_fields.get(name) or [] for name in ("bands", "eo:bands", "raster:bands")]
@@ -314,9 +348,12 @@ def _list(asset: pystac.Asset) -> list[dict[str, Any]]:
     return merged or ([whole] if whole else [])
 
 
-def _colour_of(said: dict[str, Any]) -> str | None:
-    common = said.get("eo:common_name") or said.get("common_name")
-    return find_colour(str(common or said.get("name") or ""))
+def _text(said: dict[str, Any], key: str | None) -> BandText:
+    """Return what an item says of a band; `key` is that of an asset of one band."""
+    fields = [said.get(f"{space}{name}") for name in ("common_name", "name") for space in ("eo:", "")]
+    micrometres = said.get("eo:center_wavelength", said.get("center_wavelength"))
+    texts = dict.fromkeys(str(text) for text in (*fields, key) if text)
+    return BandText(0, tuple(texts), micrometres if isinstance(micrometres, int | float) else None)
 
 
 def _numbers(said: dict[str, Any]) -> dict[str, float]:

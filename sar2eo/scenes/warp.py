@@ -245,25 +245,12 @@ def _from_intensity(power: Array, quantity: str) -> FloatArray:
 
 
 def read_shifted(reader: SceneReader, window: Window, rows: float, cols: float, quantity: str) -> FloatArray:
-    """Read a window moved by (rows, cols) pixels, which need not be whole.
+    """Read a window moved by (rows, cols) pixels down and to the right, which need not be whole.
 
     Whole shifts copy pixels. Others are interpolated in amplitude by a Lanczos kernel of three lobes, limited
-    to the range of the values around, and converted back to the quantity.
-
-    Parameters
-    ----------
-    reader : SceneReader
-    window : Window
-        Before it is moved; it may reach past the scene's edge, afterwards too.
-    rows, cols : float
-        Downwards and to the right, in pixels.
-    quantity : str
-        What the values are.
-
-    Returns
-    -------
-    ndarray of float32, shape (polarisation, row, col)
-        NaN where one of the (up to four) pixels next to the place is invalid or past the edge.
+    to the range of the values around, and converted back to the quantity. The window may reach past the
+    scene's edge. A value is NaN where one of the (up to four) pixels next to its place is invalid or past the
+    edge.
     """
     down, row_part = _parts(rows)
     right, col_part = _parts(cols)

@@ -16,6 +16,7 @@ from sar2eo.settings.vocabulary import (
     Checkpoint,
     Count,
     Device,
+    EoBands,
     EoRange,
     Folder,
     JsonFile,
@@ -61,6 +62,7 @@ class PairsSettings(Settings):
         0.0,
         3000.0,
     )
+    eo_bands: EoBands = None
     align: Annotated[Align, "Leave the registration, record how well it holds, or correct it."] = "off"
     split: Annotated[Literal["place"], "How chips are split."] = "place"
     block: Annotated[Positive, "Side in metres of the squares that go to one split as a whole."] = 20000.0
@@ -116,6 +118,7 @@ class CoregisterSettings(Settings):
         0.0,
         3000.0,
     )
+    eo_bands: EoBands = None
     steps: Annotated[SamplingSteps | None, "Denoising steps of dcdm; by default as the card says."] = None
     seed: Annotated[Seed, "Seed of the samples of a fit, of folds, and of dcdm's noise."] = 2025
     device: Device = "auto"
@@ -140,7 +143,7 @@ class CoregisterRecipe(Recipe):
     reference: Annotated[Source, "Scene that stays where it is and gives the grid."]
     moving: Annotated[Source, "Scene that is moved. One is SAR, the other optical."]
     out: Annotated[str, "The moving scene on the reference's grid.", Flag(metavar="FILE.tif")]
-    scene: Annotated[SceneSettings, Without("resolution allow_ungeoreferenced datetime")] = field(
+    scene: Annotated[SceneSettings, Without("resolution allow_ungeoreferenced datetime force")] = field(
         default_factory=SceneSettings
     )
     settings: CoregisterSettings = field(default_factory=CoregisterSettings)

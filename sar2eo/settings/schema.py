@@ -278,7 +278,7 @@ def _convert_arm(arm: Any, value: Any) -> Any:
     raise TypeError
 
 
-_COUNTS = {2: "two", 4: "four"}
+_COUNTS = {2: "two", 3: "three", 4: "four"}
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 

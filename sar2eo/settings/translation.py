@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from sar2eo.errors import SettingsError
-from sar2eo.settings.schema import Bounds, Flag, Names, Recipe, Settings, quote_name
+from sar2eo.settings.schema import Bounds, Flag, Names, Recipe, Settings, Without, quote_name
 from sar2eo.settings.vocabulary import (
     INPUT,
     MODEL,
@@ -48,7 +48,9 @@ class SceneSettings(Settings):
 
     group = "Scene"
 
-    polarisations: Annotated[Polarisations | None, "Polarisations of the bands, or the ones to take."] = None
+    polarisations: Annotated[
+        Polarisations | None, "Polarisations to take; of bands without names, their names in order."
+    ] = None
     quantity: Annotated[Quantity | None, "What the values are, where the file does not say."] = None
     calibration: Annotated[Calibration | None, "Calibration of the values, where the file does not say."] = (
         None
@@ -57,11 +59,20 @@ class SceneSettings(Settings):
         Literal["beta0", "sigma0", "gamma0"] | None,
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
     ] = None
-    nodata: Annotated[float | None, "Value that means no data, instead of the file's own."] = None
+    asset: Annotated[str | None, "Asset to take of a STAC item.", Flag(metavar="KEY")] = None
+    bands: Annotated[
+        tuple[int, ...] | None, "Bands of the file to take, by number from 1.", Flag("--band", "N,N")
+    ] = None
+    nodata: Annotated[
+        float | Literal["none"] | None,
+        "Value that means no data, instead of the file's own; none: undeclared fill is no such value.",
+        Flag(metavar="VALUE|none"),
+    ] = None
     crs: Annotated[str | None, "CRS to warp to; 'source' keeps a geographic grid."] = None
     resolution: Annotated[float | None, "Pixel size to warp to, in units of the CRS."] = None
     datetime: Annotated[IsoTime | None, "Acquisition time, where the file does not say."] = None
     allow_ungeoreferenced: Annotated[bool, "Take an image without a georeference."] = False
+    force: Annotated[bool, "Go on where values contradict what is said of them."] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +123,11 @@ class TranslateSettings(Settings):
     compile: Annotated[bool, "Compile the U-Net: slower to start, at first by minutes.", RUN] = False
     threads: Threads = None
     revision: Revision = None
-    force: Annotated[bool, "Go on where scene and model, or result and free disk space, do not fit.", RUN] = (
-        False
-    )
+    force: Annotated[
+        bool,
+        "Go on where scene and model, values and what is said of them, or result and disk space do not fit.",
+        RUN,
+    ] = False
 
     def _check(self) -> None:
         for name, value in self.scaling.items() if isinstance(self.scaling, dict) else ():
@@ -140,7 +153,7 @@ class TranslateRecipe(Recipe):
         "Checkpoint; 'bundled' is the package's own for VH of Sentinel-1 at 10 m, 'identity' is for tests.",
         MODEL,
     ] = "bundled"
-    scene: SceneSettings = field(default_factory=SceneSettings)
+    scene: Annotated[SceneSettings, Without("force")] = field(default_factory=SceneSettings)
     region: RegionSettings = field(default_factory=RegionSettings)
     settings: TranslateSettings = field(default_factory=TranslateSettings)
     compress: Annotated[Compression, "Compression of the EO image; jpeg and webp lose detail."] = "deflate"

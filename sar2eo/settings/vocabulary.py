@@ -61,6 +61,10 @@ Positive = Annotated[float, Bounds(above=0, below=float("inf"))]
 Weight = Annotated[float, Bounds(least=0, below=float("inf"))]
 Share = Annotated[float, Bounds(0, 1)]
 Fraction = Annotated[float, Bounds(least=0, below=1)]
+EoBands = Annotated[
+    Annotated[tuple[Count, ...], Names("R,G,B")] | None,
+    "Numbers of red, green and blue, of a file's bands or in the names of files; by default as bands say.",
+]
 EoRange = Annotated[tuple[float, ...], Names("LOW,HIGH")]
 PixelWindow = Annotated[tuple[int, ...], Names("ROW,COL,HEIGHT,WIDTH")]
 

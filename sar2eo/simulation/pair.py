@@ -37,16 +37,12 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedPair:
-    """A simulated SAR scene, the EO scene of the same place, and the truth.
+    """A simulated SAR scene, the EO scene of the same place, and the truth, on one grid.
 
     The truth is in the EO's geometry: with a shift, the SAR shows an object that far from its mask.
 
     Parameters
     ----------
-    settings : SimulationSettings
-        The settings of the simulation.
-    grid : Grid
-        Grid of all rasters, in UTM.
     sar : ndarray of float32, shape (polarisation, H, W)
         Amplitude, the square root of sigma nought; NaN without data.
     backscatter : ndarray of float32, shape (polarisation, H, W)
@@ -55,10 +51,8 @@ class SimulatedPair:
         Where the scenes have data.
     eo : ndarray of uint8, shape (3, H, W)
         Red, green, blue; 0 without data.
-    land_cover : ndarray of uint8, shape (H, W)
-        `LandCover` of each pixel.
-    label : ndarray of uint16, shape (H, W)
-        Number of the planted object at each pixel, 0 for none.
+    land_cover, label : ndarray, shape (H, W)
+        `LandCover` of each pixel, and the number of the planted object there, 0 for none.
     objects : tuple of PlantedObject
         Every planted object, by number.
     """
@@ -73,12 +67,6 @@ class SimulatedPair:
     land_cover: npt.NDArray[np.uint8]
     label: npt.NDArray[np.uint16]
     objects: tuple[PlantedObject, ...]
-
-    def mask(self, *states: ObjectState, kinds: tuple[ObjectKind, ...] = tuple(ObjectKind)) -> BoolArray:
-        """Return the mask of all objects in any of the states, of the given kinds."""
-        chosen = [False, *(found.state in states and found.kind in kinds for found in self.objects)]
-        mask: BoolArray = np.array(chosen)[self.label]
-        return mask
 
 
 def simulate_pair(settings: SimulationSettings) -> SimulatedPair:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,13 +29,13 @@ def read_file(path: Path, most: int = _DOCUMENT_BYTES) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"{path}: not a file, but a folder, a pipe or a device")
     with path.open("rb") as file:
-        return read_limited(file.read, str(path), most)
+        return join_pieces(iter(lambda: file.read(_PIECE), b""), str(path), most)
 
 
-def read_limited(read: Callable[[int], bytes], name: str, most: int = _DOCUMENT_BYTES) -> bytes:
-    """Read to the end by a function that takes a number of bytes; `OSError` after more than `most`."""
+def join_pieces(pieces: Iterable[bytes], name: str, most: int = _DOCUMENT_BYTES) -> bytes:
+    """Join the pieces of a document; `OSError` as soon as they are more than `most` bytes."""
     whole = bytearray()
-    while piece := read(_PIECE):
+    for piece in pieces:
         whole += piece
         if len(whole) > most:
             raise OSError(f"{name}: larger than {most >> 20} MiB: is it the right file?")

@@ -27,13 +27,7 @@ from rasterio.crs import CRS
 from sar2eo._version import __version__
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError, refuse_misfit
 from sar2eo.geo.grid import Grid
-from sar2eo.geo.radiometry import (
-    POLARISATIONS,
-    Channels,
-    choose_recorded,
-    default_channels,
-    nearest_polarisation,
-)
+from sar2eo.geo.radiometry import Channels, choose_recorded, default_channels, nearest_polarisation
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.folder import BUNDLED
@@ -66,7 +60,7 @@ _misfit = partial(refuse_misfit, verb="translates")
 
 
 def translate(
-    scene: xr.DataArray,
+    scene: xr.DataArray | xr.Dataset,
     model: str | Path | ModelSpec = BUNDLED,
     *,
     settings: TranslateSettings | None = None,
@@ -77,11 +71,12 @@ def translate(
 
     Parameters
     ----------
-    scene : DataArray, dims (band, y, x)
+    scene : DataArray, dims (band, y, x), or Dataset
         Opened by `sar2eo.open_scene`, or a slice or a function of such an array. A slice, in whatever chunks,
         keeps its place in the whole scene: tiles, noise and scaling are those of the whole, and so are the
         pixels. (A slice of a function, say of ``2 * scene``, keeps tiles and noise only: nothing outside of
-        it is known, so scaling and borders are its own. Slice the result instead.)
+        it is known, so scaling and borders are its own. Slice the result instead.) Arrays of rioxarray,
+        odc-stac and stackstac are taken, too: see `sar2eo.scenes.user_arrays`.
     model : str, Path or ModelSpec
         "bundled", "identity", a checkpoint folder, or a hub id.
     settings : TranslateSettings, optional
@@ -107,19 +102,17 @@ def translate(
     SettingsError, SceneError, CheckpointError
         If settings, scene and model do not fit each other; before any pixel is read.
     """
-    if not isinstance(scene, xr.DataArray):
-        raise SceneError(f"{type(scene).__name__} is not a scene: open it with sar2eo.open_scene first")
     settings = replace_settings(settings or TranslateSettings(), options)
     spec = model if isinstance(model, ModelSpec) else resolve_spec(model, settings)
-    whole, region = find_place(scene)
     scene = normalise_array(scene)
+    whole, region = find_place(scene)
     _check_fit(scene, whole, spec.card, force=settings.force)
     context = _make_context(scene, whole, region, spec, settings)
     scaling = _choose_scaling(scene, context, settings)
     token = tokenize(_identify(scene, context), scaling, block)
     arrays = build_arrays(context, scene, scaling, block, token)
     dims = {"eo": ("band", "y", "x"), "amplitude_divisor": ("polarisation",)}
-    coords = {name: scene.coords[name] for name in ("y", "x", "spatial_ref") if name in scene.coords}
+    coords = {name: scene.coords[name].variable for name in ("y", "x", "spatial_ref") if name in scene.coords}
     return xr.Dataset(
         {name: (dims.get(name, ("y", "x")), array) for name, array in arrays.items()},
         coords | {"band": list(EO_BANDS), "polarisation": list(context.polarisations)},
@@ -136,6 +129,8 @@ def find_place(scene: xr.DataArray) -> tuple[Grid, Window]:
     if scene.dims != ("band", "y", "x") or min(scene.shape) < 1:
         raise SceneError(f"scene dims={scene.dims}, shape={scene.shape}: must be (band, y, x) and not empty")
     for name in ("y", "x"):
+        if name not in scene.coords:
+            raise SceneError(f"there are no coordinates {name}, which say where on Earth pixels are")
         places = scene[name].values
         steps, last = np.diff(places.astype(float)), np.spacing(abs(places).max())  # digits of float32, too
         if steps.size and np.ptp(steps) > max(1e-3 * abs(steps).max(), 2 * last):
@@ -186,11 +181,12 @@ def _check_fit(scene: xr.DataArray, grid: Grid, card: TranslatorCard | None, *, 
 def _make_context(
     scene: xr.DataArray, whole: Grid, region: Window, spec: ModelSpec, settings: TranslateSettings
 ) -> TaskContext:
-    found = _read_polarisations(scene)
+    found = tuple(map(str, scene["band"].values))
     polarisations, channels = _choose_channels(found, spec.card, force=settings.force)
     read = find_reader(scene)
     if read is not None and (read[0].grid.shape, read[1]) != (whole.shape, region):
         read = None  # the reader's pixels are counted from another corner
+    stored = found if read is None else read[0].polarisations
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
     lattice = Lattice(whole.shape, settings.tile, settings.overlap, spec.factor)
     decibels = spec.card is not None and spec.card.scaling == "db"
@@ -201,7 +197,7 @@ def _make_context(
         reader=None if read is None else read[0],
         row_edges=tuple(np.cumsum((region.row, *rows)).tolist()),
         col_edges=tuple(np.cumsum((region.col, *cols)).tolist()),
-        bands=tuple(found.index(name) for name in polarisations),
+        bands=tuple(stored.index(name) for name in polarisations),
         polarisations=polarisations,
         channels=channels,
         quantity=str(scene.attrs["quantity"]),
@@ -217,20 +213,6 @@ def _find_anchor(grid: Grid, factor: int) -> tuple[int, int]:
     a, _, left, _, e, top = grid.transform
     row, col = (round(offset / size) // factor * factor % _WORLD for offset, size in ((top, e), (left, a)))
     return row, col
-
-
-def _read_polarisations(scene: xr.DataArray) -> tuple[str, ...]:
-    """Return the bands' polarisations: their labels, which follow every selection, else the attribute."""
-    labels = tuple(map(str, np.atleast_1d(scene["band"].values)))
-    if set(labels) <= set(POLARISATIONS):
-        return labels
-    named = tuple(decode_attributes(scene).get("polarisations") or labels)
-    if len(named) != len(labels):
-        raise PolarisationError(
-            f"the scene has {len(labels)} bands, and its attrs name {', '.join(named)}: label them, as in "
-            "scene.assign_coords(band=['VV', 'VH'])"
-        )
-    return named
 
 
 def _choose_channels(

@@ -33,7 +33,7 @@ from sar2eo.results.targets import check_report
 from sar2eo.scenes import describe_scene
 from sar2eo.scenes.gdal import display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import decode_attributes
-from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key
+from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key, without_polarisation
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe
 from sar2eo.store.journal import Journal, differences
@@ -293,8 +293,8 @@ def _check_paths(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[Entr
         sources = [entry.name for entry, outputs in named if twice[0] in outputs.paths]
         raise SettingsError(
             f"{named[0][1].display_name(twice[0])} would be written twice, of {' and '.join(sources[:2])}: "
-            "give a --name that distinguishes scenes, such as {id}_{date}, instead of "
-            f"{recipe.name!r}"
+            "give a --name that distinguishes scenes, by "
+            f"{', '.join(f'{{{field}}}' for field in FIELDS)}, instead of {recipe.name!r}"
         )
     if recipe.report is not None:
         area = filter(None, [recipe.region.aoi])
@@ -308,11 +308,12 @@ def _check_paths(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[Entr
     return kept
 
 
-FIELDS = ("id", "stem", "date", "time", "platform", "orbit", "polarisations")
+FIELDS = ("id", "folder", "stem", "date", "time", "platform", "orbit", "polarisations")
 """Fields of a template.
 
-``id`` is a STAC item's id, else the ``stem``, which is the name of the scene's file without its suffix;
-``date`` and ``time`` are those of the acquisition, as in 20240506 and 070809, in UTC.
+``id`` is a STAC item's id, else the ``stem``, which is the name of the scene's file without its suffix, and
+of several files without their polarisations; ``folder`` is the name of the folder it lies in; ``date`` and
+``time`` are those of the acquisition, as in 20240506 and 070809, in UTC.
 """
 
 _NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f]+")
@@ -334,8 +335,10 @@ def check_template(template: str) -> None:
 
 def read_name_fields(source: str, attrs: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the values of `FIELDS` for a scene, from its source and the attributes of the opened scene."""
-    first = _split_source(source)[0]
-    named = display_name(first)
+    files = _split_source(source)
+    first = files[0]
+    joined = {without_polarisation(file) for file in files}
+    named = display_name(joined.pop() if len(files) > 1 and len(joined) == 1 else first)
     file, _, item = named.partition("#") if is_stac(first) else (named, "", "")
     file = file.removesuffix("/manifest.safe")  # of the product that it lies in
     stem = file.rstrip("/").rsplit("/", 1)[-1].removesuffix(".zip").rsplit(".", 1)[0]
@@ -343,6 +346,7 @@ def read_name_fields(source: str, attrs: Mapping[str, Any]) -> dict[str, str | N
     return {
         "id": item or (read_item(source).id if is_stac(source) else stem),
         "stem": stem,
+        "folder": Path(first).absolute().parent.name.rstrip("}").removesuffix(".zip") or None,
         "date": digits[:8] or None,
         "time": digits[9:15] or None,
         "platform": attrs.get("platform"),

@@ -62,7 +62,8 @@ class Region(NamedTuple):
 
 def open_region(source: str, recipe: TranslateRecipe, spec: ModelSpec) -> Region:
     """Open a scene and cut out the region of a recipe; no pixels are read."""
-    whole = open_scene(source, **dataclasses.asdict(recipe.scene))
+    options = dataclasses.asdict(recipe.scene)
+    whole = open_scene(source, **options | {"force": recipe.scene.force or recipe.settings.force})
     scene, area = cut_region(whole, decode_attributes(whole)["scene_grid"], recipe.region)
     return Region(scene, area, fingerprint_result(scene, area, recipe, spec))
 

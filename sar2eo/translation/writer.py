@@ -42,6 +42,7 @@ from sar2eo.results.cog import check_space
 from sar2eo.results.outputs import Outputs, check_tmp
 from sar2eo.scenes.identity import is_part
 from sar2eo.scenes.lazy_array import decode_attributes
+from sar2eo.scenes.user_arrays import face_north
 from sar2eo.settings import Compression
 from sar2eo.store.journal import BlockWriter, Journal
 from sar2eo.translation.dataset import EO_BANDS, SAMPLING, SYNTHETIC, count_tiles, find_place
@@ -155,7 +156,7 @@ class ResultWriter:
         self.outputs, self.dataset = outputs, _normalise(dataset)
         self._compress, self._force, self._collection = compress, force, collection
         self._fingerprint = None if fingerprint is None else json.dumps(fingerprint, sort_keys=True)
-        self._attrs, self._grid = decode_attributes(dataset), _find_grid(dataset)
+        self._attrs, self._grid = decode_attributes(dataset), _find_grid(self.dataset)
         self._work: dict[str, float] = {}
         started = time.perf_counter()
         sampled = "amplitude_divisor" in dataset
@@ -334,7 +335,7 @@ def _normalise(dataset: xr.Dataset) -> xr.Dataset:
     labels = [str(label) for label in dataset["band"].values]
     if labels != list(EO_BANDS) and sorted(labels) == sorted(EO_BANDS):
         dataset = dataset.sel(band=list(EO_BANDS))
-    dataset = dataset.transpose("band", "y", "x", ...)
+    dataset = face_north(dataset.transpose("band", "y", "x", ...))
     chunks = dataset["eo"].chunks
     whole = chunks is None or len(chunks[0]) == 1
     return dataset if whole else dataset.assign(eo=dataset["eo"].chunk(band=-1))

@@ -109,7 +109,7 @@ def test_the_same_place_of_one_pass_is_there_once(tmp_path):
     assert index.sar_href.nunique() == 2
     # Another day is another pair.
     with rasterio.open(scenes / "sar/b.tif", "r+") as late:
-        late.update_tags(TIFFTAG_DATETIME="2024:05:18 07:08:09")
+        late.update_tags(ACQUISITION_DATETIME="2024:05:18 07:08:09")
     apart = build(scenes, tmp_path / "apart", buffer=0.0)
     assert apart.attrs["report"]["refused"]["duplicate"] < index.attrs["report"]["refused"]["duplicate"]
     assert len(apart) > len(index)
@@ -529,14 +529,14 @@ def test_passes_are_those_over_one_place(tmp_path):
     start = datetime(2024, 5, 6, 7, 7, 9, tzinfo=UTC)
     shutil.copy(scenes / "sar/a.tif", scenes / "sar/later.tif")
     with rasterio.open(scenes / "sar/later.tif", "r+") as later:
-        later.update_tags(TIFFTAG_DATETIME=f"{start + timedelta(hours=2):%Y:%m:%d %H:%M:%S}")
+        later.update_tags(ACQUISITION_DATETIME=f"{start + timedelta(hours=2):%Y:%m:%d %H:%M:%S}")
     alone = build(scenes, tmp_path / "alone", val=0.0, test=0.0)
     assert len(alone) > 8
     for step in range(1, 15):  # far away, one every eight minutes
         write_raster(
             scenes / f"sar/x{step:02}.tif", np.ones((40, 40), np.uint8), names=("VV",), crs=CRS,
             transform=Affine(10, 0, 300_000, 0, -10, 4_000_000),
-            tags={"TIFFTAG_DATETIME": f"{start + timedelta(minutes=8 * step):%Y:%m:%d %H:%M:%S}"},
+            tags={"ACQUISITION_DATETIME": f"{start + timedelta(minutes=8 * step):%Y:%m:%d %H:%M:%S}"},
         )  # fmt: skip
     among = build(scenes, tmp_path / "among", val=0.0, test=0.0)
     assert len(among) == len(alone)

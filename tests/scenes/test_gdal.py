@@ -22,7 +22,7 @@ def server(tmp_path, monkeypatch):
 
 
 def test_a_small_window_of_a_remote_file_needs_a_small_part_of_it(server, tmp_path):
-    values = speckle((1536, 1536))
+    values = speckle((2560, 2560))
     tiled = {"tiled": True, "blockxsize": 256, "blockysize": 256}
     path = write_raster(tmp_path / "vv.tif", values, **tiled)
     size = path.stat().st_size

@@ -27,7 +27,7 @@ NOVEMBER = "2020-11-07T13:52:41Z"
         ("S2A_MSIL2A_20201107T135241_N0214_R067_T32TQM_20201107T170000.tif", (None, None)),
         ("NovaSAR_01_12345_slc_11_221015_091530_HH_1.tif", ("NovaSAR-1", "2022-10-15T09:15:30Z")),
         ("novasar_01_12345_slc_11_221315_091530_hh_1.tif", ("NovaSAR-1", None)),  # no month 13
-        ("vv_20201107T135241.tif", (None, None)),
+        ("vv_20201107T135241.tif", (None, NOVEMBER)),
     ],
 )
 def test_names_of_sar_products(name: str, expected: tuple[str | None, str | None]) -> None:

@@ -1,5 +1,6 @@
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support.scene_fixtures import speckle, write_raster, write_safe, zip_safe
 from sar2eo.errors import PairsError, PairsWarning, SceneError
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes.band_names import BandText, choose_rgb, find_cloud_rule, find_colour
+from sar2eo.scenes.metadata import platform_name
 from sar2eo.scenes.optical import open_eo_scene
 from sar2eo.scenes.sources import Source, expand_sources
 
@@ -236,8 +238,9 @@ def test_a_range_that_leaves_the_scene_black_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "colour"),
     [
-        ("B04", "red"), ("b4", "red"), ("Red (665 nm)", "red"), ("green", "green"), ("SR_B2", "blue"),
+        ("Red (665 nm)", "red"), ("green", "green"), ("SR_B2 blue", "blue"), ("B04", None),
         ("red edge 1", None), ("rededge", None), ("B8A", None), ("red/green", None), ("", None),
+        ("coastal_blue", None), ("green_i", None), ("Infra Red", None),
     ],
 )  # fmt: skip
 def test_colours_by_name(text, colour):
@@ -253,6 +256,119 @@ def test_bands_by_role_wavelength_and_number():
     assert choose_rgb(plain[:3], "uint8") == (1, 2, 3)
     assert choose_rgb(plain[:3], "uint16") is None
     assert choose_rgb(plain, "uint16") is None
+
+
+S2 = [f"B{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8)]
+DOVE = ["coastal_blue", "blue", "green_i", "green", "yellow", "red", "rededge", "nir"]
+
+
+@pytest.mark.parametrize(
+    ("sensor", "names", "expected"),
+    [
+        # https://www.usgs.gov/faqs/what-are-band-designations-landsat-satellites
+        ("Landsat-5", ["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"], (3, 2, 1)),
+        ("Landsat-7", ["B4", "B3", "B2", "B1"], (2, 3, 4)),
+        ("LANDSAT_8", ["SR_B2", "SR_B3", "SR_B4"], (3, 2, 1)),
+        ("", ["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B6", "SR_B7"], (4, 3, 2)),
+        ("Landsat-9", [""] * 7, (4, 3, 2)),
+        ("Landsat-5 MSS", ["B1", "B2", "B3", "B4"], None),
+        ("", ["SR_B1", "SR_B2", "SR_B3", "SR_B4", "SR_B5", "SR_B7"], None),
+        ("", ["B4", "B3", "B2"], None),
+        ("", ["B2", "B3", "B4", "B8"], (3, 2, 1)),
+        ("", ["B04", "B03", "B02"], (1, 2, 3)),
+        ("Sentinel-2A", ["b4", "b3", "b2"], (1, 2, 3)),
+        ("", [*S2, "B8A", "B9", "B11", "B12"], (4, 3, 2)),
+        ("HLS-L30", ["B02", "B03", "B04", "B05"], (3, 2, 1)),
+        ("MODIS", [f"sur_refl_b0{n}" for n in range(1, 8)], (1, 4, 3)),
+        ("", [f"sur_refl_b0{n}" for n in range(1, 8)], (1, 4, 3)),
+        ("", ["Oa04_radiance", "Oa06_radiance", "Oa08_radiance"], (3, 2, 1)),
+        ("", DOVE, (6, 4, 2)),
+        ("PlanetScope", [""] * 8, (6, 4, 2)),
+        ("PlanetScope", ["B1", "B2", "B3", "B4"], (3, 2, 1)),
+        ("PlanetScope", [""] * 3, (1, 2, 3)),
+        ("SkySat", [""] * 4, (3, 2, 1)),
+        ("RapidEye", [""] * 5, (3, 2, 1)),
+        ("Gaofen-2", [""] * 4, (3, 2, 1)),
+        ("Gaofen-4", [""] * 5, (4, 3, 2)),
+        ("WorldView-3", [""] * 8, (5, 3, 2)),
+        ("WorldView-3", [""] * 4, (3, 2, 1)),
+        ("ASTER", ["B1", "B2", "B3N"], None),
+        ("", ["Band 48 (664.6 nm)", "Band 35 (559 nm)", "Band 16 (489.5 nm)", "Band 70 (842 nm)"], (1, 2, 3)),
+        ("", ["red_20230601", "green_20230601", "blue_20230601", "red_20230613"], None),
+    ],
+)  # fmt: skip
+def test_band_numbers_are_those_of_the_sensor(tmp_path, sensor, names, expected):
+    path = tmp_path / "a.tif"
+    write_raster(path, np.ones((len(names), 9, 9), np.uint16), names=names)
+    with rasterio.open(path) as dataset:
+        bands = [BandText.read(dataset, index) for index in dataset.indexes]
+    assert choose_rgb(bands, "uint16", platform_name(sensor) or "") == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["20170831_172754_101c_3B_AnalyticMS.tif", "20191014_083416_ssc9d1_0018_analytic.tif"]
+)
+def test_planets_photometric_lies_and_the_numbers_given_count(tmp_path, name):
+    values = np.stack([np.full(TARGET.shape, v, np.uint16) for v in (500, 900, 1700, 2900)])
+    path = write_raster(tmp_path / name, values, photometric="RGB")
+    assert open_eo_scene(path, eo_range=RANGE).facts()["indexes"] == [3, 2, 1]
+    assert open_eo_scene(path, eo_range=RANGE, eo_bands=(4, 3, 2)).facts()["indexes"] == [4, 3, 2]
+    unknown = write_raster(tmp_path / "a.tif", values, photometric="RGB")
+    with pytest.raises(PairsError, match="--eo-bands R,G,B"):
+        open_eo_scene(unknown, eo_range=RANGE)
+    with pytest.raises(PairsError, match="--eo-bands names band 5, and it has 4"):
+        open_eo_scene(unknown, eo_range=RANGE, eo_bands=(5, 3, 2))
+
+
+LANDSAT = "LC08_L2SP_193028_20230610_20230620_02_T1"
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "expected", "platform"),
+    [
+        (LANDSAT, [f"{LANDSAT}_SR_B{n}.TIF" for n in (2, 3, 4, 5)] + [f"{LANDSAT}_QA_PIXEL.TIF"],
+         ["SR_B4", "SR_B3", "SR_B2", "QA_PIXEL"], "Landsat-8"),
+        ("LT05_193028_20070610", ["B1.tif", "B2.tif", "B3.tif", "B4.tif"], ["B3", "B2", "B1"], "Landsat-5"),
+        ("x", [f"HLS.S30.T32TNT.2023161T102601.v2.0.{b}.tif" for b in ("B02", "B03", "B04", "B8A", "Fmask")],
+         ["B04", "B03", "B02", "Fmask"], "HLS-S30"),
+        ("S2A_32TNT_20230610_0_L2A", ["B02.tif", "B03.tif", "B04.tif", "SCL.tif"],
+         ["B04", "B03", "B02", "SCL"], "Sentinel-2A"),
+        ("x", [f"T32TNT_20230610T102601_{b}_10m.jp2" for b in ("B02", "B03", "B04", "TCI")],
+         ["B04_10m", "B03_10m", "B02_10m"], "Sentinel-2"),
+        ("x", ["a_blue.tif", "a_green.tif", "a_red.tif", "a_nir.tif"], ["a_red", "a_green", "a_blue"], None),
+    ],
+)  # fmt: skip
+def test_a_folder_of_one_file_per_band_is_a_scene(tmp_path, folder, names, expected, platform):
+    for name in names:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).touch()
+    (source,) = expand_sources([str(tmp_path / folder)], "eo")
+    files = [part.partition("=")[2] for part in source.href.split(",")]
+    assert [Path(file).stem.endswith(end) for file, end in zip(files, expected, strict=True)] == [True] * len(
+        files
+    )
+    assert source.platform == platform
+
+
+def test_files_of_one_band_each_are_read_by_their_product_or_the_numbers_given(tmp_path):
+    def written(stem, band, value):
+        return write_raster(tmp_path / stem / f"{stem}_{band}.TIF", np.full(TARGET.shape, value, np.uint16))
+
+    for stem in (LANDSAT, "unknown"):
+        (tmp_path / stem).mkdir()
+        for band, value in (("SR_B2", 8200), ("SR_B3", 9100), ("SR_B4", 9800)):
+            written(stem, band, value)
+    scene = open_eo_scene(tmp_path / LANDSAT, eo_range=RANGE)
+    near(scene.read_onto(TARGET).rgb[:, 0, 0], [59, 43, 22])  # reflectance 0.0695, 0.0503, 0.0255
+    assert f"{scene.datetime:%Y-%m-%d}" == "2023-06-10"
+    with pytest.raises(PairsError, match="--eo-bands R,G,B"):
+        open_eo_scene(tmp_path / "unknown", eo_range=RANGE)
+    found = open_eo_scene(tmp_path / "unknown", eo_range=(0, 10000), eo_bands=(4, 3, 2))
+    assert found.labels == ("unknown_SR_B4", "unknown_SR_B3", "unknown_SR_B2")
+    with pytest.raises(PairsError, match=r"begin at 8200.*white: give --eo-range"):
+        open_eo_scene(tmp_path / "unknown", eo_range=RANGE, eo_bands=(4, 3, 2))
+    with pytest.raises(PairsError, match="one file of several"):
+        open_eo_scene(tmp_path / "unknown/unknown_SR_B4.TIF", eo_range=RANGE)
 
 
 def test_names_go_before_the_roles_that_gdal_gives_to_any_bytes(tmp_path):

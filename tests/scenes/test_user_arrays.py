@@ -1,5 +1,6 @@
 """Arrays that users made: opened with other tools, computed, joined, or changed since."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from support.scenes import amplitude, write_scene
 
 import sar2eo
-from sar2eo.errors import RadiometryError, SceneError
+from sar2eo.errors import GeoreferenceError, PolarisationError, RadiometryError, Sar2eoWarning, SceneError
 
 SMALL = {"tile": 64, "overlap": 16}
 
@@ -42,12 +43,16 @@ def test_the_scaling_is_that_of_all_valid_pixels_however_the_array_came_about(sc
 def test_a_scene_with_data_in_none_of_the_chunks_that_are_looked_at_asks_for_a_scaling() -> None:
     sparse = np.full((1, 640, 640), np.nan, np.float32)
     sparse[:, :10, :10] = 5
-    array = xr.DataArray(
-        sparse,
-        dims=("band", "y", "x"),
-        coords={"band": ["VV"], "y": np.arange(640.0)[::-1], "x": np.arange(640.0)},
-        attrs={"quantity": "amplitude"},
-    ).chunk(y=32, x=32)
+    array = (
+        xr.DataArray(
+            sparse,
+            dims=("band", "y", "x"),
+            coords={"band": ["VV"], "y": np.arange(640.0)[::-1], "x": np.arange(640.0)},
+            attrs={"quantity": "amplitude"},
+        )
+        .chunk(y=32, x=32)
+        .rio.write_crs(32611)
+    )
     with pytest.raises(RadiometryError, match=r"in 64 sampled chunks of 400: .* scaling"):
         divisors(array)
     eo = sar2eo.translate(array, "identity", scaling=(5.0,), **SMALL)
@@ -214,3 +219,111 @@ def test_statistics_that_another_program_left_beside_a_scene_do_not_make_it_anot
     described = name()
     leave(statistics, more="<Description>VV</Description>")
     assert name() == described
+
+
+DATE = np.datetime64("2023-06-12T05:40:21")
+SCALED = {"scaling": (200.0, 90.0), **SMALL}
+
+
+def stack(scene: xr.DataArray) -> xr.DataArray:
+    """As stackstac makes it: coordinates of pixel corners, and the transform among the attributes."""
+    corners = scene.assign_coords(band=["vv", "vh"], y=scene.y + 5, x=scene.x - 5).drop_vars("spatial_ref")
+    attrs = {"transform": scene.rio.transform(), "crs": "epsg:32611", "quantity": "dn"}
+    return corners.drop_attrs(deep=False).assign_attrs(attrs).expand_dims(time=[DATE])
+
+
+def variables(scene: xr.DataArray, names: tuple[str, str] = ("vv", "vh")) -> xr.Dataset:
+    """As odc-stac makes it: a Dataset of polarisations, with a time."""
+    arrays = {name: scene.isel(band=i, drop=True).drop_attrs(deep=False) for i, name in enumerate(names)}
+    arrays = {name: array.fillna(-9).assign_attrs(nodata=-9) for name, array in arrays.items()}
+    return xr.Dataset(arrays, attrs={"quantity": "dn"}).expand_dims(time=[DATE])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        stack,
+        variables,
+        lambda s: variables(s, ("Gamma0_VV", "Gamma0_VH")).assign(angle=s[0], number=3),
+        lambda s: variables(s).isel(time=0).to_array("polarization").assign_attrs(quantity="dn", nodata=-9),
+        lambda s: s.rename(y="lat", x="lon", band="variable").rio.set_spatial_dims("lon", "lat"),
+        lambda s: s.rename(y="Northing", x="Easting").transpose("Easting", "Northing", "band"),
+        lambda s: (
+            s.assign_coords(band=[1, 2])
+            .drop_attrs(deep=False)
+            .assign_attrs(long_name=("VV", "VH"), quantity="dn")
+        ),
+        lambda s: s.drop_vars(["y", "x"]).rio.write_transform(s.rio.transform()),
+        lambda s: s.isel(y=slice(None, None, -1), x=slice(None, None, -1)),
+        lambda s: s.to_dataset(name="measurement"),
+        lambda s: s.to_dataset("band").assign_attrs(quantity="dn"),
+    ],
+)
+def test_arrays_of_other_libraries_are_taken(scene: xr.DataArray, made: object) -> None:
+    expected = sar2eo.translate(scene, "identity", **SCALED).compute()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Sar2eoWarning)
+        found = sar2eo.translate(made(scene.compute()), "identity", **SCALED).compute()
+    xr.testing.assert_equal(found, expected)
+    if "time" in made(scene).coords:
+        assert found.attrs["datetime"] == "2023-06-12T05:40:21Z"
+
+
+def test_one_polarisation_may_have_no_dim_of_its_own(scene: xr.DataArray) -> None:
+    expected = sar2eo.translate(scene.sel(band=["VH"]), "identity", **SMALL).compute()
+    for array in (scene.sel(band="VH"), scene.to_dataset("band").VH.assign_attrs(scene.attrs)):
+        found = sar2eo.translate(array, "identity", **SMALL).compute()
+        xr.testing.assert_equal(found, expected)
+
+
+def test_layers_beside_the_polarisations_are_left_out_and_listed(scene: xr.DataArray) -> None:
+    labelled = scene.compute().assign_coords(band=["vv", "angle"])
+    with pytest.warns(Sar2eoWarning, match="^angle: left out"):
+        found = sar2eo.translate(labelled, "identity", **SMALL)
+    assert found.polarisation.values.tolist() == ["VV"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        (
+            lambda s: s.drop_vars("spatial_ref").drop_attrs(deep=False),
+            GeoreferenceError,
+            r"rio\.write_crs\('EPSG:",
+        ),
+        (lambda s: s.drop_vars(["y", "x"]), GeoreferenceError, r"rio\.write_transform\("),
+        (
+            lambda s: s.drop_vars(["y", "x"]).rio.write_transform(rasterio.Affine(9, 4, 5e5, 4, -9, 4e6)),
+            GeoreferenceError,
+            r"rio\.reproject\(",
+        ),
+        (lambda s: xr.concat([s, s], "time"), SceneError, r"time has 2 steps.*isel\(time=0\)"),
+        (lambda s: s.rename(y="azimuth", x="range"), SceneError, r"rename\(azimuth='y', range='x'\)"),
+        (
+            lambda s: s.assign_coords(band=["a", "b"]).drop_attrs(deep=False),
+            PolarisationError,
+            r"assign_attrs\(pol",
+        ),
+        (lambda s: s.assign_coords(band=["vv", "VV"]), PolarisationError, "one for each polarisation"),
+        (lambda s: variables(s, ("a", "b")), PolarisationError, r"dataset\.rename\(NAME='VV'\)"),
+        (
+            lambda s: variables(s).drop_attrs(deep=False),
+            RadiometryError,
+            r"assign_attrs\(quantity='intensity'\)",
+        ),
+    ],
+)
+def test_arrays_that_cannot_be_taken_name_the_code_that_mends_them(
+    scene: xr.DataArray, changed: object, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        sar2eo.translate(changed(scene.compute()), "identity", **SMALL)
+
+
+def test_a_result_whose_rows_were_turned_is_written_north_up(scene: xr.DataArray, tmp_path: Path) -> None:
+    dataset = sar2eo.translate(scene, "identity", **SCALED)
+    sar2eo.write_cog(dataset, tmp_path / "plain.tif")
+    sar2eo.write_cog(dataset.isel(y=slice(None, None, -1)), tmp_path / "turned.tif")
+    with rasterio.open(tmp_path / "plain.tif") as expected, rasterio.open(tmp_path / "turned.tif") as found:
+        assert found.transform == expected.transform
+        np.testing.assert_array_equal(found.read(), expected.read())

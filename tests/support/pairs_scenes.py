@@ -34,12 +34,12 @@ def write_scenes(folder: Path) -> Path:
         transform = Affine(10, 0, corner[0], 0, -10, corner[1])
         write_raster(
             folder / f"sar/{name}.tif", np.where(valid, values, 0), transform=transform, nodata=0,
-            names=("VV",), tags={"TIFFTAG_DATETIME": f"2024:05:06 07:0{minute}:09"}, tiled=True,
+            names=("VV",), tags={"ACQUISITION_DATETIME": f"2024:05:06 07:0{minute}:09"}, tiled=True,
             blockxsize=64, blockysize=64,
         )  # fmt: skip
         write_raster(
             folder / f"eo/{name}.tif", np.stack([values // 2, values, 255 - values]), transform=transform,
-            names=("red", "green", "blue"), tags={"TIFFTAG_DATETIME": "2024:05:04 19:08:09"},
+            names=("red", "green", "blue"), tags={"ACQUISITION_DATETIME": "2024:05:04 19:08:09"},
             mask=np.ones_like(valid), tiled=True, blockxsize=64, blockysize=64,
         )  # fmt: skip
     return folder

@@ -66,5 +66,5 @@ def write_scene(
         target.write(bands.astype(settings["dtype"]))
         for number, name in enumerate(names, start=1):
             target.set_band_description(number, name)
-        target.update_tags(TIFFTAG_DATETIME="2024:05:06 07:08:09")
+        target.update_tags(ACQUISITION_DATETIME="2024:05:06 07:08:09")
     return path

@@ -272,7 +272,7 @@ def test_co_and_cross_become_co_cross_and_their_mean() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "word"),
     [
-        (lambda s: s.isel(band=0), SceneError, "band"),
+        (lambda s: s.isel(band=0, drop=True).assign_attrs(polarisations=()), SceneError, "band"),
         (lambda s: s.assign_attrs(quantity=None), RadiometryError, "quantity"),
         (lambda s: s.isel(y=slice(0, 0)), SceneError, "empty"),
         (lambda s: s.isel(x=[1, 2, 9]), SceneError, "evenly"),

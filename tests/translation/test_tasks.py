@@ -21,6 +21,8 @@ def test_variance_is_blended_and_confidence_is_one_over_it() -> None:
         polarisations=("VH",),
         channels=(("VH",),) * 3,
         quantity="dn",
+        calibration=None,
+        stored_as=None,
         spec=spec,
     )
     left, right = 0.01, 4.0

@@ -52,19 +52,9 @@ def find_learned(
 ) -> LocalShift:
     """Find the shift of an optical template from the middle of a larger SAR image.
 
-    Parameters
-    ----------
-    sar : ndarray of float32, shape (polarisation, row, col)
-        Amplitude of the card's polarisations, divided as the card's scaling says.
-    eo : ndarray of float32, shape (row, col) or (row, col, 3)
-        0 to 255.
-    folder, device, threads, steps, seed
-        See `sar2eo.matching.dcdm.matcher.match_dcdm`.
-
-    Returns
-    -------
-    LocalShift
-        NaN if no pixel is valid or the template cannot be matched.
+    `sar`, shape (polarisation, row, col), is amplitude of the card's polarisations, divided as the card's
+    scaling says; `eo`, shape (row, col) or (row, col, 3), is 0 to 255. The other arguments are those of
+    `sar2eo.matching.dcdm.matcher.match_dcdm`. NaN if no pixel is valid or the template cannot be matched.
     """
     from sar2eo.matching.dcdm.matcher import match_dcdm
 

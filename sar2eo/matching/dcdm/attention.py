@@ -24,7 +24,7 @@ _OPEN = 3.0  # bias of a new gate: nearly open, sigmoid(3) = 0.95
 
 
 class Attended(NamedTuple):
-    """Output of cross-attention.
+    """Output of cross-attention of B templates, over T tokens of each region.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Attended(NamedTuple):
     chosen : Tensor of int64, shape (B, regions of queries, K)
         Regions of keys that each region of queries attends to.
     weights : Tensor, shape (B, regions of queries, T, K * T)
-        Attention of each token to the tokens of the chosen regions, before the gate, mean over the heads.
+        Attention to the tokens of the chosen regions, before the gate, mean over the heads.
     """
 
     output: Tensor
@@ -47,14 +47,8 @@ class Attended(NamedTuple):
 class RegionAttention(nn.Module):
     """Cross-attention from a template's features to a search image's, by regions.
 
-    Parameters
-    ----------
-    width, context_width : int
-        Channels of the template's and the search image's features.
-    region : int
-        Side of a region in tokens.
-    top : int
-        Regions attended to; where there are fewer, all.
+    `width` and `context_width` are their channels. A `region` is that many tokens wide, and attends to `top`
+    others, or all where there are fewer.
     """
 
     def __init__(self, width: int, context_width: int, *, heads: int, region: int, top: int) -> None:
@@ -68,16 +62,9 @@ class RegionAttention(nn.Module):
         self.gate = _gate()
 
     def forward(self, features: Tensor, context: Tensor, valid: Tensor) -> Attended:
-        """Attend.
+        """Attend from features, shape (B, C, h, w), to a context, shape (B, C', H, W), where it is valid.
 
-        Parameters
-        ----------
-        features : Tensor, shape (B, C, h, w)
-            Sides multiples of the region's.
-        context : Tensor, shape (B, C', H, W)
-            Likewise.
-        valid : Tensor, shape (B, 1, H, W)
-            1 where the context may be attended to, else 0.
+        Sides are multiples of the region's; `valid`, shape (B, 1, H, W), is 1 or 0.
         """
         normed = self.context_norm(context)
         q, k, v = self.to_q(self.norm(features)), self.to_k(normed), self.to_v(normed)
@@ -181,17 +168,8 @@ class Mapped(NamedTuple):
 
 
 class AttentionCalibration(nn.Module):
-    """The attention calibration block, ACB (supplement, section 2.2).
+    """The attention calibration block, ACB (supplement, section 2.2), of maps of `heads`.
 
-    Parameters
-    ----------
-    heads : int
-        Maps that are calibrated together.
-    hidden : int
-        Channels of the convolutions.
-
-    Notes
-    -----
     It starts as the identity: its last convolution and the weight of the votes are 0.
     """
 
@@ -205,19 +183,9 @@ class AttentionCalibration(nn.Module):
         self.vote = nn.Parameter(torch.zeros(heads))
 
     def forward(self, logits: Tensor, closed: Tensor) -> Tensor:
-        """Calibrate and renormalise.
+        """Calibrate and renormalise logits of attention, float32, shape (B, heads, h, w, H, W).
 
-        Parameters
-        ----------
-        logits : Tensor of float32, shape (B, heads, h, w, H, W)
-            Of each query's attention to each key.
-        closed : Tensor of bool, shape (B, H, W)
-            Keys that must not be attended to.
-
-        Returns
-        -------
-        Tensor of float32, shape (B, heads, h, w, H, W)
-            Probabilities over the keys.
+        Keys that are `closed`, shape (B, H, W), must not be attended to. Returns probabilities over the keys.
         """
         barred = closed[:, None, None, None]
         free = (~closed).sum(dim=(1, 2)).clamp_min(1).log()[:, None, None, None, None, None]
@@ -246,15 +214,7 @@ class AttentionCalibration(nn.Module):
 def count_displacement_votes(evidence: Tensor) -> Tensor:
     """Return for each query and key the mean evidence of all queries for keys with the same displacement.
 
-    Keys outside the search image count as 0.
-
-    Parameters
-    ----------
-    evidence : Tensor, shape (B, heads, h, w, H, W)
-
-    Returns
-    -------
-    Tensor of the same shape
+    Evidence and votes have shape (B, heads, h, w, H, W); keys outside the search image count as 0.
     """
     h, w, H, W = evidence.shape[2:]
     rows, cols = (
@@ -270,12 +230,7 @@ def count_displacement_votes(evidence: Tensor) -> Tensor:
 class CalibratedAttention(nn.Module):
     """Dense cross-attention from a template's features to a search image's, its map calibrated.
 
-    Parameters
-    ----------
-    width, context_width : int
-        Channels of the template's and the search image's features.
-    hidden : int
-        Channels of the calibration.
+    `width` and `context_width` are their channels, `hidden` those of the calibration.
     """
 
     def __init__(self, width: int, context_width: int, *, heads: int, hidden: int) -> None:

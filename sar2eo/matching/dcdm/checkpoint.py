@@ -30,15 +30,7 @@ from sar2eo.model.weights import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MatcherCheckpoint:
-    """A matcher in memory.
-
-    Parameters
-    ----------
-    vae : AutoencoderKL, AutoencoderTiny or AutoencoderDC
-        Frozen.
-    schedule : dict
-        Noise schedule of training, as `sar2eo.model.diffusion.read_schedule` returns it.
-    """
+    """A matcher in memory: its frozen VAE, and the noise schedule of its training (`read_schedule`)."""
 
     denoiser: MatchingDenoiser
     vae: Vae
@@ -112,15 +104,8 @@ def pack_matcher(folder: str | Path, out: str | Path, *, dtype: str = "float16",
 def load_matcher(folder: str | Path, *, device: str = "cpu") -> MatcherCheckpoint:
     """Load a matcher for use, in evaluation mode and float32.
 
-    Parameters
-    ----------
-    device : str
-        As torch spells it.
-
-    Raises
-    ------
-    CheckpointError
-        If something is missing, unsafe, or does not fit, or the VAE is not the one it was trained with.
+    Raises `CheckpointError` if something is missing, unsafe, or does not fit, or the VAE is not the one it
+    was trained with.
     """
     model = ModelFolder(Path(folder), MatcherCard)
     model.files()

@@ -23,12 +23,8 @@ _FLOOR = 1e-8
 def structure_loss(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Return 1 - SSIM of latents over uniform windows of 7 x 7, where all of a window is valid.
 
-    Parameters
-    ----------
-    prediction, truth : Tensor, shape (B, C, h, w)
-        Of deviation about 1.
-    valid : Tensor, shape (B, 1, h, w)
-        1 where latents count, else 0.
+    Latents, shape (B, C, h, w), have a deviation about 1; `valid`, shape (B, 1, h, w), is 1 where they count,
+    else 0.
     """
     _, similarity = structural_similarity_index_measure(
         prediction.float(),
@@ -48,16 +44,7 @@ def structure_loss(prediction: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 def place_targets(shifts: Tensor, queries: int, keys: int, sigma: float = 1.0) -> Tensor:
     """Return target attention along one axis: for each query a Gaussian over the keys that sums to 1.
 
-    Parameters
-    ----------
-    shifts : Tensor, shape (B,)
-        Of the template in the search image, in tokens; query q lies at key q + shift.
-    sigma : float
-        Standard deviation of the Gaussian, in tokens.
-
-    Returns
-    -------
-    Tensor, shape (B, queries, keys)
+    Query q lies at key q + shift, in tokens, and so is `sigma`. The result has shape (B, queries, keys).
     """
     steps = torch.arange(queries, device=shifts.device)[:, None]
     places = torch.arange(keys, device=shifts.device)
@@ -68,17 +55,9 @@ def place_targets(shifts: Tensor, queries: int, keys: int, sigma: float = 1.0) -
 def position_loss(attention: Tensor, shifts: Tensor, valid: Tensor) -> Tensor:
     """Draw attention to the true places: cross-entropy, and the distance of its mean place.
 
-    The cross-entropy is that to a Gaussian of one token; the distance, of the soft-argmax along each axis,
-    is in sides of the search image.
-
-    Parameters
-    ----------
-    attention : Tensor, shape (B, h, w, H, W)
-        Probabilities over (H, W).
-    shifts : Tensor, shape (B, 2)
-        Of the template in the search image, in tokens.
-    valid : Tensor, shape (B, 1, h, w)
-        1 where queries count, else 0.
+    The cross-entropy is that to a Gaussian of one token; the distance, of the soft-argmax along each axis, is
+    in sides of the search image. `attention` holds probabilities over (H, W), shape (B, h, w, H, W); `shifts`
+    of the template are in tokens, shape (B, 2); `valid`, shape (B, 1, h, w), is 1 where queries count.
     """
     h, w, H, W = attention.shape[1:]
     rows, cols = place_targets(shifts[:, 0], h, H), place_targets(shifts[:, 1], w, W)
@@ -96,16 +75,8 @@ def position_loss(attention: Tensor, shifts: Tensor, valid: Tensor) -> Tensor:
 def routing_loss(affinity: Tensor, shifts: Tensor, grid: tuple[int, int, int, int], region: int) -> Tensor:
     """Cross-entropy of the routing to the regions in which a region's tokens lie.
 
-    Parameters
-    ----------
-    affinity : Tensor, shape (B, regions of queries, regions of keys)
-        Logits.
-    shifts : Tensor, shape (B, 2)
-        In tokens.
-    grid : tuple of int
-        Rows and columns of queries, then of keys, in tokens.
-    region : int
-        Side of a region in tokens.
+    `affinity` holds logits, shape (B, regions of queries, regions of keys); `shifts`, shape (B, 2), are in
+    tokens, and so is the side of a `region`; `grid` are rows and columns of queries, then of keys.
     """
     h, w, H, W = grid
     rows, cols = (
@@ -125,16 +96,9 @@ def similarity_loss(
 ) -> Tensor:
     """Cross-entropy on the similarity map over all places and, as one more outcome, no match.
 
-    Parameters
-    ----------
-    surface : Tensor, shape (B, n, m)
-        Correlations.
-    places : Tensor, shape (B, 2)
-        True rows and columns in the map, fractional; ignored where nothing matches.
-    matches : Tensor of bool, shape (B,)
-        Whether the template lies in the search image at all.
-    sharpness, none : Tensor, scalars
-        As of `sar2eo.matching.dcdm.similarity.compute_match_probability`.
+    `surface` holds correlations, shape (B, n, m); `places` true rows and columns in the map, fractional,
+    shape (B, 2), ignored where nothing `matches`. `sharpness` and `none` are those of
+    `sar2eo.matching.dcdm.similarity.compute_match_probability`.
     """
     n, m = surface.shape[1:]
     factor = sharpness.exp()

@@ -135,27 +135,17 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> tuple[Denoised, Tensor, Tensor, Tensor, Tensor]:
         """Compute everything for a training step: accelerate wraps forward passes only.
 
-        Returns
-        -------
-        denoised : Denoised
-        template_features, search_features : Tensor
-            See `features`.
-        sharpness, none : Tensor
-            Turn correlations into probabilities; see `sar2eo.matching.dcdm.similarity`.
+        Returns what is denoised, the features of template and search image (see `features`), and `sharpness`
+        and `none`, which turn correlations into probabilities (`sar2eo.matching.dcdm.similarity`).
         """
         denoised = self.denoise(noisy, optical, self.encode_search(search, search_valid), timesteps)
         compared = self.features(denoised.clean), self.features(search)
         return denoised, *compared, self.sharpness, self.none
 
     def encode_search(self, search: Tensor, valid: Tensor) -> SearchContext:
-        """Compute the features that all steps attend to.
+        """Compute the features that all steps attend to, of scaled latents (B, C, H, W), multiples of 4.
 
-        Parameters
-        ----------
-        search : Tensor, shape (B, C, H, W)
-            Scaled latents of the search image; H and W multiples of 4.
-        valid : Tensor, shape (B, 1, H, W)
-            1 where they are of valid pixels alone, else 0.
+        `valid`, shape (B, 1, H, W), is 1 where they are of valid pixels alone, else 0.
         """
         x = self.search_in(search)
         for block in self.search_fine:
@@ -168,11 +158,8 @@ class MatchingDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def denoise(self, noisy: Tensor, optical: Tensor, context: SearchContext, timesteps: Tensor) -> Denoised:
         """Predict the clean latent (supplement, Eq. 4).
 
-        Parameters
-        ----------
-        noisy, optical : Tensor, shape (B, C, h, w)
-            Scaled latents; h and w multiples of 4.
-        timesteps : Tensor of int64, shape (B,)
+        `noisy` and `optical` are scaled latents, shape (B, C, h, w), multiples of 4; timesteps are int64,
+        shape (B,).
         """
         waves = self.time_waves(timesteps).to(noisy.dtype)
         time = self.time_embedding(waves)

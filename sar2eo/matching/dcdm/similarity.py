@@ -161,10 +161,7 @@ class SimilarityMaps:
     def find_best(self, weights: MapWeights, within: tuple[int, int] | None = None) -> BestPlaces:
         """Find the best place in the weighted sum of the maps.
 
-        Parameters
-        ----------
-        within : tuple of int, optional
-            Number of rows and columns of places that count, from the first; by default all.
+        `within` is the number of rows and columns of places that count, from the first; by default all.
         """
         total = self.learned + weights.pixels * self.pixels.surface
         if weights.structure:
@@ -209,15 +206,9 @@ def translate_latents(
 ) -> Denoised:
     """Translate optical latents into the SAR domain in a few steps (DDIM, eta 0, of a predicted x0).
 
-    Parameters
-    ----------
-    optical : Tensor of float32, shape (B, C, h, w)
-    schedule : dict
-        As `sar2eo.model.diffusion.read_schedule` returns it.
-    steps : int
-        1 to 1000; the supplement takes 5 (section 2.2).
-    seed : int
-        Of the starting noise, which is the same for every template of a batch.
+    Latents have shape (B, C, h, w); the schedule is that of `sar2eo.model.diffusion.read_schedule`. Of 1 to
+    1000 steps the supplement takes 5 (section 2.2). The starting noise is the same for every template of a
+    batch.
     """
     if not 1 <= steps <= TRAIN_TIMESTEPS:
         raise SettingsError(f"steps={steps}: must be 1 to {TRAIN_TIMESTEPS}")
@@ -239,14 +230,9 @@ def translate_latents(
 
 @torch.no_grad()
 def compare_images(checkpoint: MatcherCheckpoint, images: Images, *, steps: int, seed: int) -> SimilarityMaps:
-    """Translate templates and compare them with every place of their search images.
+    """Translate templates, and compare them with every place of their search images.
 
-    Parameters
-    ----------
-    images : Images
-        Sides multiples of `pixel_multiple`.
-    steps, seed : int
-        As of `translate_latents`.
+    Sides are multiples of `pixel_multiple`; `steps` and `seed` are those of `translate_latents`.
     """
     network, vae, factor = checkpoint.denoiser, checkpoint.vae, checkpoint.factor
     optical, search = encode_images(vae, images.template), encode_images(vae, images.search)
@@ -312,19 +298,8 @@ class Correlation(NamedTuple):
 def correlate(template: Tensor, template_valid: Tensor, search: Tensor, search_valid: Tensor) -> Correlation:
     """Correlate a template with every place of a search image in which it lies as a whole.
 
-    Of what is valid in both, each channel's mean is taken away; the channels share one norm.
-
-    Parameters
-    ----------
-    template : Tensor, shape (B, F, h, w)
-    template_valid : Tensor, shape (B, 1, h, w)
-        1 where valid, else 0.
-    search : Tensor, shape (B, F, H, W)
-    search_valid : Tensor, shape (B, 1, H, W)
-
-    Returns
-    -------
-    Correlation
+    Of what is valid in both, each channel's mean is taken away; the channels share one norm. Images have
+    shapes (B, F, h, w) and (B, F, H, W), their validity, 1 or 0, one channel.
     """
     size = search.shape[-2:]
     places = tuple(whole - part + 1 for whole, part in zip(size, template.shape[-2:], strict=True))
@@ -401,13 +376,7 @@ def compute_match_probability(
 def interpolate_to_pixels(surface: Tensor, step: int) -> Tensor:
     """Interpolate a map with a place every `step` pixels to every pixel (bicubic), between its corners.
 
-    Parameters
-    ----------
-    surface : Tensor, shape (B, n, m)
-
-    Returns
-    -------
-    Tensor, shape (B, (n - 1) * step + 1, (m - 1) * step + 1)
+    From shape (B, n, m) to (B, (n - 1) * step + 1, (m - 1) * step + 1).
     """
     size = [(length - 1) * step + 1 for length in surface.shape[1:]]
     fine = functional.interpolate(surface[:, None], size=size, mode="bicubic", align_corners=True)
@@ -415,11 +384,6 @@ def interpolate_to_pixels(surface: Tensor, step: int) -> Tensor:
 
 
 def find_subpixel_peak(surface: FloatArray) -> tuple[float, float]:
-    """Return row and column of the highest place, to a fraction by a parabola along either axis.
-
-    Parameters
-    ----------
-    surface : ndarray of float32, shape (n, m)
-    """
+    """Return row and column of the highest place, to a fraction by a parabola along either axis."""
     row, col = (int(i) for i in np.unravel_index(int(np.argmax(surface)), surface.shape))
     return row + find_vertex(surface[:, col], row), col + find_vertex(surface[row], col)

@@ -1,0 +1,92 @@
+"""Containers of rasters of one polarisation each: SNAP's BEAM-DIMAP, HDF5, netCDF and Zarr."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+from sar2eo.errors import SceneError
+from sar2eo.scenes.gdal import open_dataset
+from sar2eo.scenes.metadata import Facts, is_layer, polarisation_words, read_facts
+from sar2eo.scenes.stac_input import SarAssets
+
+_ARRAYS = (".h5", ".hdf5", ".he5", ".nc", ".nc4", ".cdf")
+
+
+def read_container(path: Path) -> SarAssets | None:
+    """Find the rasters in a container that hold a polarisation each; None where the path is no container.
+
+    Parameters
+    ----------
+    path : Path
+        A BEAM-DIMAP product (the ``.dim``, its ``.data`` folder, or an ``.img`` in that); a HDF5 or netCDF
+        file with several rasters; or a Zarr folder.
+
+    Raises
+    ------
+    SceneError
+        If no raster names a polarisation, or several name the same.
+    """
+    folder = path.parent if path.suffix.lower() == ".img" else path
+    dim = folder.with_suffix(".dim") if folder.suffix.lower() == ".data" else path
+    if dim.suffix.lower() == ".dim" and dim.is_file():
+        return _read_dimap(dim, path if folder != path else None)
+    if not (path.is_file() and path.suffix.lower() in _ARRAYS) and path.suffix.lower() != ".zarr":
+        return None
+    with open_dataset(str(path)) as dataset:
+        if dataset.count > 0 and 0 not in dataset.shape:
+            return None
+        # GDAL's driver of HDF5 places nothing, that of netCDF reads coordinates and grid mappings.
+        found = [re.sub(r"^HDF5:(.*?):/+", r"netcdf:\1:/", name) for name in dataset.subdatasets]
+        tags = dataset.tags()
+    files = _choose(path, {re.split(r"[:/]", name)[-1]: name for name in found}, found)
+    return SarAssets(files, None, False, read_facts(path.name, tags))
+
+
+def _choose(path: Path, named: Mapping[str, str], every: list[str]) -> dict[tuple[str, ...], str]:
+    """Return the rasters that hold a polarisation each, co-polarisation first."""
+    files: dict[str, list[str]] = {}
+    for name, file in named.items():
+        words = polarisation_words(name)
+        if len(words) == 1 and not is_layer(name):
+            files.setdefault(words[0], []).append(file)
+    twice = next((several for several in files.values() if len(several) > 1), None)
+    if not files or twice:
+        what = f"several rasters of {', '.join(files)}" if twice else "no raster that names a polarisation"
+        raise SceneError(f"{path}: holds {what}: name one, such as {' or '.join((twice or every)[:6])}")
+    return {(name,): files[name][0] for name in sorted(files, key=lambda name: (name[0] != name[1], name))}
+
+
+def _read_dimap(dim: Path, only: Path | None) -> SarAssets:
+    try:
+        root = ElementTree.parse(dim).getroot()  # noqa: S314 (a local file the user named)
+    except ElementTree.ParseError as error:
+        raise SceneError(f"{dim}: not readable XML ({error})") from error
+    hrefs = {e.findtext("BAND_INDEX"): e.find("DATA_FILE_PATH") for e in root.iter("Data_File")}
+    paths, nodata, units = {}, set(), set()
+    for band in root.iter("Spectral_Band_Info"):
+        href = hrefs.get(band.findtext("BAND_INDEX"))
+        name = band.findtext("BAND_NAME", "")
+        if href is None or not polarisation_words(name):
+            continue
+        path = (dim.parent / href.get("href", "")).with_suffix(".img")
+        if only in (None, path):
+            paths[name] = str(path)
+            units.add(
+                "db" if "db" in band.findtext("PHYSICAL_UNIT", "").lower() else band.findtext("PHYSICAL_UNIT")
+            )
+            used = band.findtext("NO_DATA_VALUE_USED", "").lower() == "true"
+            nodata.add(float(band.findtext("NO_DATA_VALUE", "nan")) if used else None)
+    files = _choose(dim, paths, [str(path) for path in sorted(dim.with_suffix(".data").glob("*.img"))])
+    tags = {str(e.get("name")): e.text or "" for e in root.iter("MDATTR")}
+    tags |= {e.tag: e.text or "" for e in root.iter("PRODUCT_SCENE_RASTER_START_TIME")}
+    facts = read_facts(dim.name, tags, list(paths), units)
+    corrected = {"1": True, "0": False}.get(tags.get("is_terrain_corrected", ""))
+    return SarAssets(
+        files,
+        nodata.pop() if len(nodata) == 1 else None,
+        False,
+        facts.over(Facts(terrain_corrected=corrected)),
+    )
