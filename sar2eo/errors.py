@@ -156,6 +156,26 @@ def refuse_misfit(message: str, error: type[SceneError], *, verb: str, force: bo
     warnings.warn(message, FitWarning, stacklevel=4)
 
 
+_NO_MEMORY = re.compile("can(?:'t|not) allocate memory|not enough memory|can't start new thread", re.I)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, of any library, says that the machine's memory has run out."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what went wrong; with the class's name if it is no error of ours, files or memory."""
+    if isinstance(error, Sar2eoError):
+        return one_line(error)
+    if lacks_memory(error):
+        return f"out of memory ({one_line(error, 80)}): use a smaller --tile or --batch, or fewer --workers"
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}: was it moved or removed, or is a disk full or gone?"
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def one_line(error: object, most: int | None = None) -> str:
     """Return the message of an exception or a warning on one line, or its class's name where it has none.
 

@@ -35,6 +35,7 @@ from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.settings import Compression
 from sar2eo.store import s3
 from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, write_json
+from sar2eo.store.documents import read_file
 from sar2eo.store.http import Found
 from sar2eo.store.journal import Journal
 
@@ -275,7 +276,7 @@ class Outputs:
         overwrite = overwrite or (Journal.is_publishing(self.journal) and not restart)
         if overwrite and self.exists(self.item):
             name, remote = self.item.name, self.destination
-            text = self.item.read_bytes() if remote is None else remote.read_texts([name])[name]
+            text = read_file(self.item) if remote is None else remote.read_texts([name])[name]
             if not is_item_of_result(text):
                 raise OutputError(
                     f"{self.display_name(self.item)} is not the STAC item of a result and would be replaced "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
@@ -24,6 +25,7 @@ from sar2eo.geo.footprint import lonlat_bounds, to_lonlat
 from sar2eo.geo.grid import Grid
 from sar2eo.results.cog import LAYERS
 from sar2eo.store.atomic import write_file
+from sar2eo.store.documents import RECORD_BYTES, parse_json, read_file
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 _TEXTS: Mapping[str, tuple[str, list[str]]] = {
@@ -165,8 +167,8 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     """
     texts = {}
     for path in folder.glob("*.json"):
-        with suppress(OSError):  # a folder, a broken link, another user's
-            texts[path.name] = path.read_bytes()
+        with suppress(OSError):  # a folder, a pipe, a broken link, another user's, larger than any item
+            texts[path.name] = read_file(path, RECORD_BYTES)
     content = make_stac_collection(texts, {path.name for path in folder.iterdir()}, name)
     if content is None:
         return None
@@ -194,7 +196,7 @@ def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], n
     """
     title = None
     with suppress(ValueError, KeyError, TypeError):
-        title = json.loads(texts[COLLECTION])["title"]
+        title = parse_json(texts[COLLECTION])["title"]
     if COLLECTION in texts and title != _COLLECTION_TITLE:
         warnings.warn(
             f"{COLLECTION} in the folder of results was not written by sar2eo and is kept: "
@@ -208,7 +210,7 @@ def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], n
     if not items:
         return None
     times = [_to_utc(item["properties"]["datetime"]) for item in items.values()]
-    boxes = [item["bbox"] for item in items.values() if item.get("bbox")]
+    boxes = [box for item in items.values() if (box := _flat_box(item.get("bbox"))) is not None]
     collection = pystac.Collection(
         id=name,
         title=_COLLECTION_TITLE,
@@ -231,18 +233,26 @@ def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], n
 def is_item_of_result(text: bytes) -> bool:
     """Whether a text is the STAC item of a result."""
     with suppress(ValueError, KeyError, TypeError):
-        return bool(json.loads(text)["properties"]["sar2eo:synthetic"] is True)
+        return bool(parse_json(text)["properties"]["sar2eo:synthetic"] is True)
     return False
 
 
 def _parse_item(text: bytes, present: Collection[str]) -> dict[str, Any] | None:
     """Return the item of a result whose EO image is present; None for other files."""
     try:
-        item: dict[str, Any] = json.loads(text)
+        item: dict[str, Any] = parse_json(text)
         ours = item["properties"]["sar2eo:synthetic"] is True and _to_utc(item["properties"]["datetime"])
         return item if ours and item["assets"]["eo"]["href"].removeprefix("./") in present else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _flat_box(box: Any) -> list[float] | None:
+    """Return west, south, east, north of a bbox, which may have heights; None of what is none."""
+    if not isinstance(box, list) or len(box) not in (4, 6):
+        return None
+    found = [*box[:2], *box[len(box) // 2 :][:2]]
+    return found if all(isinstance(n, int | float) and math.isfinite(n) for n in found) else None
 
 
 def _join_boxes(boxes: list[list[float]]) -> list[float]:

@@ -72,6 +72,7 @@ _lock = threading.Lock()
 # within what coordinates and windows can be counted for: more is a header that was damaged or made up.
 MAX_SIDE = 1 << 22
 MAX_PIXELS = 1 << 36
+MAX_BANDS = 2000  # more than any stack of dates or hyperspectral image, and each takes time
 # A block is decoded as one. Programs write a whole image as one strip, and then every window costs all of it.
 MAX_BLOCK_BYTES = 1 << 30
 _NUMPY_NAMES = {"complex_int16": "complex64"}  # which NumPy does not have
@@ -360,6 +361,8 @@ def check_readable(path: str) -> None:
 def check_size(dataset: Any, path: str) -> None:
     """Refuse a raster with more pixels than a scene can have, or in blocks too large for memory."""
     rows, cols = dataset.shape
+    if dataset.count > MAX_BANDS:
+        raise SceneError(f"{path}: {dataset.count} bands, and a scene has {MAX_BANDS} at most")
     if max(rows, cols) > MAX_SIDE or rows * cols > MAX_PIXELS:
         raise SceneError(
             f"{path}: its header claims {rows} x {cols} pixels, more than any SAR scene has (at most "

@@ -15,6 +15,7 @@ import numpy as np
 from sar2eo.errors import SceneError
 from sar2eo.scenes.gdal import display_name, find_archive, is_remote
 from sar2eo.store import http, s3
+from sar2eo.store.documents import parse_xml, read_file
 
 _SIDECAR = ".aux.xml"
 _ARRAY = (".zarray", "zarr.json")  # of Zarr, version 2 and 3: what GDAL names of an array
@@ -98,8 +99,8 @@ def _sidecar_identity(path: str) -> dict[str, Any] | None:
     if is_remote(path) or not local.is_file():
         return None
     try:
-        root = ElementTree.parse(local).getroot()  # noqa: S314 (GDAL has read it already)
-    except (OSError, ElementTree.ParseError):
+        root = parse_xml(read_file(local))
+    except (OSError, ValueError):
         return None
     for parent in list(root.iter()):
         for child in list(parent):

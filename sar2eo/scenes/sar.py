@@ -252,7 +252,7 @@ def _join_rasters(parts: list[tuple[Raster, tuple[Band, ...], tuple[str, ...]]],
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
     check_readable(str(path))
-    if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:
+    if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.open("rb").read(4096):
         raise SceneError(f"{path}: a Sentinel-1 annotation, which holds no pixels: give the .SAFE folder")
     if not path.exists() and not _GDAL_PREFIX.match(str(path)):
         raise SceneError(f"{path}: no such file")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ from xml.etree import ElementTree
 RECORD_BYTES = 16 * 2**20
 """Most that an item or a report of sar2eo may have."""
 
-# Annotations have 5 MB, item collections of thousands of scenes 50; objects in memory take twenty times that.
-_DOCUMENT_BYTES = 64 * 2**20
+DOCUMENT_BYTES = 64 * 2**20
+"""Most that a document may have: annotations have 5 MB, item collections of thousands of scenes 50."""
+
+# Objects in memory take twenty times as much.
 _XML_BYTES = 32 * 2**20
 _DEPTH = 100
 _PIECE = 2**16
 
 
-def read_file(path: Path, most: int = _DOCUMENT_BYTES) -> bytes:
+def read_file(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
     """Read a regular file of at most `most` bytes."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"{path}: not a file, but a folder, a pipe or a device")
@@ -32,7 +36,16 @@ def read_file(path: Path, most: int = _DOCUMENT_BYTES) -> bytes:
         return join_pieces(iter(lambda: file.read(_PIECE), b""), str(path), most)
 
 
-def join_pieces(pieces: Iterable[bytes], name: str, most: int = _DOCUMENT_BYTES) -> bytes:
+def read_member(archive: Path, name: str) -> bytes:
+    """Read a member of a zip, which may claim another size than it unpacks to."""
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as file:
+            return join_pieces(iter(lambda: file.read(_PIECE), b""), f"{archive}: {name}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise OSError(f"{archive}: {name}: cannot be unpacked ({error})") from error
+
+
+def join_pieces(pieces: Iterable[bytes], name: str, most: int = DOCUMENT_BYTES) -> bytes:
     """Join the pieces of a document; `OSError` as soon as they are more than `most` bytes."""
     whole = bytearray()
     for piece in pieces:

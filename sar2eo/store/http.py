@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     import requests
@@ -38,16 +38,16 @@ _PATIENCE = 2
 _PIECE = 2**16
 
 
-def _timely(work: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+def _timely(work: Callable[P, T]) -> Callable[P, T]:
     """Let a function of a URL raise `ConnectionError` at the deadline; what it does then ends unseen."""
 
     @functools.wraps(work)
-    def call(url: str, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         answer: Future[T] = Future()
 
         def run() -> None:
             try:
-                answer.set_result(work(url, *args, **kwargs))
+                answer.set_result(work(*args, **kwargs))
             except BaseException as error:
                 answer.set_exception(error)
 
@@ -56,7 +56,7 @@ def _timely(work: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str,
             return answer.result(DEADLINE_SECONDS)
         except TimeoutError as error:
             raise ConnectionError(
-                f"{hide_secrets(url)}: no whole answer within {DEADLINE_SECONDS} s: is the server well?"
+                f"{hide_secrets(str(args[0]))}: no whole answer in {DEADLINE_SECONDS} s: is the server well?"
             ) from error
 
     return call
@@ -87,8 +87,18 @@ def find(url: str) -> Found:
 @_timely
 def fetch_start(url: str, size: int) -> bytes:
     """Return the first bytes of a file, at most `size`; `OSError` if they cannot be had."""
+    import requests
+
     with _request(url, {"Range": f"bytes=0-{size - 1}"}) as answer:
-        return bytes(answer.raw.read(size))
+        try:
+            data = bytearray()
+            for piece in answer.iter_content(_PIECE):
+                data += piece
+                if len(data) >= size:
+                    break
+            return bytes(data[:size])
+        except requests.RequestException as error:
+            raise _transfer_error(url, error) from error
 
 
 @_timely

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from sar2eo.compute.dask_run import Progress
-from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
+from sar2eo.errors import OutputError, SceneError, SettingsError, explain
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.folder import BUNDLED
@@ -95,10 +95,7 @@ class Entry:
     @property
     def reason(self) -> str | None:
         """Why it failed, on one line."""
-        if self.error is None:
-            return None
-        text = one_line(self.error)
-        return text if isinstance(self.error, Sar2eoError) else f"{type(self.error).__name__}: {text}"
+        return None if self.error is None else explain(self.error)
 
     @property
     def inputs(self) -> list[Path]:
