@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -17,12 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 import rasterio
 from rasterio.errors import RasterioIOError
+from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
 from sar2eo.errors import PolarisationError, SceneError, hide_secrets, one_line
 from sar2eo.geo.grid import ignore_missing_georeference
 from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.store import http, s3
+from sar2eo.store.documents import read_start
 
 T = TypeVar("T")
 
@@ -43,6 +46,19 @@ REMOTE_OPTIONS = {
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+}
+# Drivers of text that leads to other files or to the network, and what such a file is called.
+_LEADING: dict[str, tuple[str, ...]] = {
+    "VRT": (".vrt",),
+    "GTI": (".gti",),
+    "WMS": (".xml", ".wms"),
+    "WMTS": (".xml",),
+    "WCS": (".xml", ".wcs"),
+    "MRF": (".mrf",),
+    "KMLSUPEROVERLAY": (".kml", ".kmz"),
+    "STACIT": (".json",),
+    "STACTA": (".json",),
+    **dict.fromkeys(("DAAS", "EEDAI", "HTTP", "NGW", "OGCAPI", "PLMOSAIC"), ()),
 }
 # A VRT may hold Python code, which would run.
 _SAFE_OPTIONS = {"GDAL_VRT_ENABLE_PYTHON": "NO"}
@@ -241,7 +257,7 @@ def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
             except RasterioIOError as error:
                 _check_unchanged(path, stamp, dataset)
                 dataset.close()
-                reason = _line(error)
+                reason = _line(error, path)
                 raise SceneError(
                     f"{display_name(path)}: cannot be read, is it damaged? ({reason})"
                 ) from error
@@ -320,16 +336,45 @@ def _open(path: str) -> Any:
     try:
         # Whether a scene needs a georeference is decided by who opens it, with a better message.
         with ignore_missing_georeference():
-            return rasterio.open(path, sharing=False)
+            return DatasetReader(path, driver=_choose_drivers(path), sharing=False)
     except RasterioIOError as error:
-        reason = _line(error)
+        reason = _line(error, path)
+        if _is_markup(path):
+            reason = "it is text that may lead elsewhere: a VRT must be called .vrt, a WMS .xml"
+        elif is_remote(path) and "412" in reason:
+            reason = "it has changed since it was opened"
         raise SceneError(f"{display_name(path)}: GDAL cannot open it as a raster ({reason})") from error
 
 
-def _line(error: Exception) -> str:
+def _choose_drivers(path: str) -> list[str]:
+    """Return the drivers that may open a path: those whose files lead elsewhere only where it says so."""
+    plain = path.partition("?")[0].lower()
+    return [
+        name
+        for name in _list_drivers()
+        if name not in _LEADING or plain.endswith(_LEADING[name]) or plain.startswith(f"{name.lower()}:")
+    ]
+
+
+@functools.cache
+def _list_drivers() -> list[str]:
+    with rasterio.Env() as environment:
+        return sorted(environment.drivers())
+
+
+def _is_markup(path: str) -> bool:
+    with suppress(OSError, ValueError):
+        if Path(path).is_file():
+            return read_start(Path(path)).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<")
+    return False
+
+
+def _line(error: Exception, path: str) -> str:
     """Put GDAL's message, and that of its cause, on one line."""
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
-    return one_line("; ".join(map(str, causes)))
+    text = one_line("; ".join(map(str, causes)))
+    query = path.partition("?")[2]  # GDAL also names a file without its server
+    return text.replace(f"?{query}", "") if query else text
 
 
 def check_readable(path: str) -> None:

@@ -36,6 +36,12 @@ def read_file(path: Path, most: int = DOCUMENT_BYTES) -> bytes:
         return join_pieces(iter(lambda: file.read(_PIECE), b""), str(path), most)
 
 
+def read_start(path: Path, size: int = 4096) -> bytes:
+    """Read the first bytes of a regular file."""
+    with path.open("rb") as file:
+        return file.read(size)
+
+
 def read_member(archive: Path, name: str) -> bytes:
     """Read a member of a zip, which may claim another size than it unpacks to."""
     try:
