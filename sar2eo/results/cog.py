@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import shutil
 import threading
@@ -27,7 +28,7 @@ from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.results.targets import SIDECARS
 from sar2eo.settings import Compression
-from sar2eo.store.atomic import refuse, sync_file, sync_folder
+from sar2eo.store.atomic import open_alone, refuse, sync_file, sync_folder
 from sar2eo.store.journal import Journal
 
 BLOCK = 512
@@ -241,8 +242,10 @@ def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
 def _copy_beside(source: Path, target: Path, copies: ExitStack) -> Path:
     """Copy a file beside its target; closing the stack deletes the copy."""
     copy = target.with_name(f".{target.name}.tmp")
+    handle = open_alone(copy)
     copies.callback(copy.unlink, missing_ok=True)
-    shutil.copyfile(source, copy)
+    with os.fdopen(handle, "wb") as file, source.open("rb") as original:
+        shutil.copyfileobj(original, file, 1 << 20)
     sync_file(copy)
     return copy
 

@@ -34,7 +34,7 @@ from sar2eo.results.targets import check_file, check_raster
 from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.settings import Compression
 from sar2eo.store import s3
-from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, write_json
+from sar2eo.store.atomic import check_owner, json_values, refuse, sync_folder, write_file, write_json
 from sar2eo.store.documents import read_file
 from sar2eo.store.http import Found
 from sar2eo.store.journal import Journal
@@ -94,6 +94,7 @@ class Destination:
         """Create the local folder."""
         try:
             self.folder.mkdir(exist_ok=True)
+            check_owner(self.folder, self.folder.lstat())
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be made ({error.strerror}): give a --tmp") from error
 
