@@ -324,7 +324,7 @@ def write_scene(path: Path, values: np.ndarray, *, names: Iterable[str], **profi
         file.write(values.astype(file.dtypes[0]))
         for place, name in enumerate(names, start=1):
             file.set_band_description(place, name)
-        file.update_tags(TIFFTAG_DATETIME="2024:05:06 07:08:09")
+        file.update_tags(ACQUISITION_DATETIME="2024:05:06 07:08:09")
     return path
 
 

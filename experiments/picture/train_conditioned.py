@@ -3,7 +3,7 @@
 ``train_conditioned.py --prepared DIR --direct FILE --bundled DIR --run DIR``
 
 Crops are encoded once, by the bundled VAE and the frozen direct network, into a ring of which batches are
-drawn: every step puts new crops in. Half of the timesteps are high ones, where the mapping is learnt.
+drawn: every step puts new crops in. Half of the timesteps are those near 500, where sampling starts.
 """
 
 import argparse
@@ -77,7 +77,9 @@ def encode(net, vae, crops, n):
     bias = torch.cat([torch.zeros(1, 3), net.bias])[source][:, :, None, None]
     truth = ((torch.from_numpy(eo).float() / 255 - bias) / gain).clamp(0, 1)
     with torch.autocast("cpu", torch.bfloat16):
-        plain = gaussian(F.pad(truth, (6, 6, 6, 6), mode="replicate"), 2.0)
+        sigma = float(crops.rng.uniform(0.4, 2.0))  # the direct picture has some texture of its own
+        r = int(3 * sigma + 0.5)
+        plain = gaussian(F.pad(truth, (r, r, r, r), mode="replicate"), sigma)
         z = encode_images(vae, torch.cat([image.clamp(0, 1), truth, plain]) * 2 - 1).float()
     return trunk, *z.split(n)
 
@@ -168,8 +170,8 @@ def main():
         ring.put(*encode(net, vae, crops, o.fresh))
         trunk, direct, eo, plain = ring.draw(rng, o.batch)
         n = len(eo)
-        high = torch.rand(n) < 0.5
-        t = torch.where(high, torch.randint(400, 1000, (n,)), torch.randint(0, 1000, (n,)))
+        near = torch.rand(n) < 0.5
+        t = torch.where(near, torch.randint(300, 700, (n,)), torch.randint(0, 1000, (n,)))
         a = alphas[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(eo)
         noisy = a.sqrt() * eo + (1 - a).sqrt() * noise

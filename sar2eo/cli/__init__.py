@@ -69,6 +69,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # names of any alphabet
     try:
         cli()
+    except OSError as error:  # --help into a full disk
+        say(f"Error: {explain(error)}", err=True)
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
             # Threads may be inside the model for minutes; the journal is safe at any moment.

@@ -15,7 +15,8 @@ from sar2eo.errors import OutputError
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Print on standard output or error; nobody reading it is no error."""
+    """Print on standard output or error, with flags for Python's words; nobody reading it is no error."""
+    text = str(text).replace("overwrite=True", "--overwrite")
     with _ignore_closed(sys.stderr if err else sys.stdout):
         click.echo(text, err=err)
 

@@ -130,6 +130,8 @@ def coregister(recipe: CoregisterRecipe, *, workers: int, scheduler: str | None,
 
 
 def _summarise_coregistration(report: Mapping[str, Any]) -> str:
+    if "done_before" in report:
+        return f"{report['out']}: done before by the same settings (--overwrite makes it anew)"
     ties, quality = report["ties"], report["quality"]
     before, after = (
         f"{each['rmse_px']:.2f} px ({each['rmse_m']:.1f} m)" for each in (quality["before"], quality["after"])

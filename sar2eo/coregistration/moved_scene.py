@@ -21,7 +21,7 @@ from sar2eo.errors import OutputError, RadiometryError, one_line
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.geo.windows import Window
-from sar2eo.results.cog import BLOCK, copy_cog, validate
+from sar2eo.results.cog import BLOCK, copy_cog, raise_gdal_errors, validate
 from sar2eo.scenes.band_names import BandText, choose_cloud
 from sar2eo.scenes.gdal import open_dataset
 from sar2eo.scenes.geolocation import AffineMapping, Mapping
@@ -451,7 +451,8 @@ def write_moved(
     plain, target = folder / "plain.tif", folder / "moved.tif"
     try:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_CACHEMAX=_CACHE_BYTES):
-            valid = _write_plain(reader, layout, grid, plain, tags, progress)
+            with raise_gdal_errors():
+                valid = _write_plain(reader, layout, grid, plain, tags, progress)
             if valid:
                 copy_cog(
                     plain, target, COMPRESS="deflate", PREDICTOR="YES", NUM_THREADS="ALL_CPUS",

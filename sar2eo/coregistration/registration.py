@@ -6,12 +6,14 @@ import dataclasses
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 
 from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
@@ -33,13 +35,13 @@ from sar2eo.coregistration.tie_points import (
     versions,
 )
 from sar2eo.coregistration.transforms import LEAST, Evidence, MovingTransform, weigh
-from sar2eo.errors import CoregistrationError, SettingsError
+from sar2eo.errors import CoregistrationError, Sar2eoWarning, SettingsError
 from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.matching.shifts import Displacement
 from sar2eo.results.cog import check_space, publish
 from sar2eo.results.targets import check_file, check_raster, check_report, write_report
 from sar2eo.scenes.gdal import display_name
-from sar2eo.scenes.identity import is_part
+from sar2eo.scenes.identity import digest, is_part
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings, SceneSettings, replace_settings
 from sar2eo.store.atomic import refuse
@@ -48,6 +50,11 @@ from sar2eo.store.task_results import TaskResults
 
 # Settings that change where and how fast it runs, or what is insisted on, but not the result.
 _FREE = ("device", "threads", "force", "model")
+# The tag of a result that says what it was made of, and facts that are not in its other tag.
+_FINGERPRINT = "COREGISTRATION_FINGERPRINT"
+_ELSEWHERE = ("points", "reference", "moving", "grid")
+# Templates are made no smaller, in pixels, where tie points are too few.
+_FINEST = 128
 
 
 def coregister(
@@ -69,7 +76,8 @@ def coregister(
     those that agree, and the moving scene is read through it on the reference's grid, so that equal pixels
     show equal places. Beside `out` the tie points are written with their residuals, ``<stem>_ties.geojson``,
     and drawn, ``<stem>_ties.png``. Until all is done, tie points are kept in ``<out>.partial``: the same call
-    goes on where one was interrupted.
+    goes on where one was interrupted, and does nothing where one was finished. Where too few tie points are
+    sure, they are measured anew at half the distance.
 
     Parameters
     ----------
@@ -98,7 +106,8 @@ def coregister(
     -------
     dict
         The report, as JSON values: ``transform``; ``ties``, counts; ``quality``, RMSE in pixels and metres
-        before and after, of tie points against fits that did not see them; ``points``, each of them.
+        before and after, of tie points against fits that did not see them; ``points``, each of them; and
+        ``done_before``, if an earlier call wrote the result.
 
     Raises
     ------
@@ -125,24 +134,36 @@ def coregister(
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, report_path = Path(out), None if report is None else Path(report)
     scenes = (str(reference), str(moving))
-    _check_targets(target, report_path, scenes, overwrite=overwrite or dry_run)
-    finder = create_finder(settings)
     pair = open_pair(
         str(reference),
         str(moving),
         scene=scene,
         eo_range=(settings.eo_range[0], settings.eo_range[1]),
         eo_bands=settings.eo_bands,
+        learned=settings.matcher is not None,
     )
     if settings.matcher is not None:
         check_fit(pair, open_calibrated(settings.matcher)[1], force=settings.force)
+    finder = create_finder(settings)
+    fingerprint = _fingerprint(pair, scene, settings, finder)
+    known = None if overwrite or dry_run else _read_finished(target, fingerprint)
+    read = fingerprint["reference"], fingerprint["moving"]
+    done = dry_run or known is not None
+    _check_targets(target, report_path, scenes, overwrite=overwrite, done=done, identity=read)
+    if known is not None:
+        known = {**_describe_request(pair, settings, finder, 0), **known}
+        write_report(report_path, known)
+        return known
     needed = needed_bytes(read_layout(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = place_templates(pair, settings.grid, settings.points)
+    while len(cells) < LEAST[settings.transform] and (finer := _refine(settings, finder)) is not None:
+        settings, finder = finer, create_finder(finer)
+        cells = place_templates(pair, settings.grid, settings.points)
     facts = {**_describe_request(pair, settings, finder, len(cells)), "disk_bytes": needed}
     if len(cells) < LEAST[settings.transform]:
         refusal = (
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
-            f"{settings.transform} needs {LEAST[settings.transform]}: a smaller --grid, or more overlap?"
+            f"{settings.transform} needs {LEAST[settings.transform]}: is there more overlap?"
         )
         if not dry_run:
             write_report(report_path, {**facts, "accepted": False, "refusal": refusal})
@@ -152,18 +173,29 @@ def coregister(
     if not settings.force:
         check_space([(target.absolute().parent, needed)], elsewhere="--out")
     reset_telemetry()
-    fingerprint = _fingerprint(pair, scene, settings, finder)
     with _open_journal(target, fingerprint, overwrite=overwrite) as journal:
         # Again, under the lock: another run may just have ended.
-        read = fingerprint["reference"], fingerprint["moving"]
         _check_targets(target, report_path, scenes, overwrite=overwrite, identity=read)
         results = TaskResults(journal.blocks / "parts")
-        ties = measure_ties(pair, cells, settings, finder, results, progress)
-        lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
-        evidence = weigh(ties, lattice, settings, finder.radius)
+        while True:
+            ties = measure_ties(pair, cells, settings, finder, results, progress)
+            lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
+            evidence = weigh(ties, lattice, settings, finder.radius)
+            finer = _refine(settings, finder)
+            if len(evidence.at) >= LEAST[settings.transform] or finer is None:
+                break
+            warnings.warn(
+                f"{len(evidence.at)} of {len(ties)} tie points are sure with templates of {settings.grid} "
+                f"pixels: measured anew with {finer.grid}",
+                Sar2eoWarning,
+                stacklevel=2,
+            )
+            settings, finder = finer, create_finder(finer)
+            cells = place_templates(pair, settings.grid, settings.points)
+        facts |= _describe_request(pair, settings, finder, len(cells))
         facts |= _describe_evidence(pair, len(cells), ties, evidence)
         if evidence.refusal is None and evidence.transform is not None:
-            _write(pair, settings, evidence.transform, facts, target, journal, progress)
+            _write(pair, settings, evidence.transform, facts, fingerprint, target, journal, progress)
             facts["out"] = str(target)
         facts |= _describe_costs(started)
         write_report(report_path, facts)
@@ -192,6 +224,29 @@ def _open_journal(target: Path, fingerprint: Mapping[str, Any], *, overwrite: bo
                 parts.rmdir()  # without a tie point there is nothing to keep
 
 
+def _refine(settings: CoregisterSettings, finder: Finder) -> CoregisterSettings | None:
+    """Return the settings with half the distance of tie points, while templates show enough; or None."""
+    grid = settings.grid // 2
+    least = _FINEST if settings.matcher is None else finder.side
+    return dataclasses.replace(settings, grid=grid) if grid >= least else None
+
+
+def _read_finished(out: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the report of a result that is there already, if it is of this fingerprint."""
+    try:
+        if not all(path.is_file() for path in result_paths(out)):
+            return None
+        with rasterio.open(out) as raster:
+            tags = raster.tags()
+        if tags.get(_FINGERPRINT) != digest(fingerprint):
+            return None
+        features = json.loads(result_paths(out)[0].read_bytes())["features"]
+        points = [feature["properties"] for feature in features]
+        return {**json.loads(tags["COREGISTRATION"]), "points": points, "out": str(out), "done_before": True}
+    except (rasterio.errors.RasterioError, OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def _journal_folder(target: Path) -> Path:
     return target.absolute().with_name(f"{target.name}.partial")
 
@@ -218,16 +273,25 @@ def result_paths(out: Path) -> tuple[Path, Path, Path]:
 
 
 def _check_targets(
-    out: Path, report: Path | None, scenes: tuple[str, str], *, overwrite: bool, identity: Any = None
+    out: Path,
+    report: Path | None,
+    scenes: tuple[str, str],
+    *,
+    overwrite: bool,
+    identity: Any,
+    done: bool = False,
 ) -> None:
-    """Refuse results that cannot be written, or would replace a scene or another file of the user's."""
+    """Refuse results that cannot be written, or would replace a scene or another file of the user's.
+
+    Results that are `done`, or were being replaced, are not in the way.
+    """
     parts = [part.split("=")[-1] for scene in scenes for part in (scene, *scene.split(","))]
     inputs = {Path(part).resolve() for part in parts}
     again = overwrite or Journal.is_publishing(_journal_folder(out))
     for path in result_paths(out):
         if path.resolve() in inputs or is_part(path, identity):
             raise SettingsError(f"{path} is one of the scenes: give the result another name")
-        (check_raster if path == out else check_file)(path, overwrite=again)
+        (check_raster if path == out else check_file)(path, overwrite=again or done)
     check_report(report, overwrite=overwrite, inputs=inputs, outputs=result_paths(out), identity=identity)
 
 
@@ -291,6 +355,7 @@ def _write(
     settings: CoregisterSettings,
     transform: MovingTransform,
     facts: dict[str, Any],
+    fingerprint: Mapping[str, Any],
     target: Path,
     journal: Journal,
     progress: Progress | None,
@@ -305,7 +370,10 @@ def _write(
         "TIFFTAG_SOFTWARE": facts["software"],
         "COREGISTERED_TO": facts["reference"]["href"],
         "COREGISTERED_FROM": facts["moving"]["href"],
-        "COREGISTRATION": json.dumps({name: facts[name] for name in ("transform", "ties", "quality")}),
+        "COREGISTRATION": json.dumps(
+            {name: value for name, value in facts.items() if name not in _ELSEWHERE}
+        ),
+        _FINGERPRINT: digest(fingerprint),
     }
     # Of amplitude, intensities are averaged.
     overviews = "RMS" if is_sar and quantity in ("dn", "amplitude") else "AVERAGE"
@@ -324,5 +392,7 @@ def _write(
         draw_ties(facts["points"], pair.grid, settings.grid, made[1])
         journal.begin_publishing()
         publish(list(zip(made, result_paths(target), strict=True)))
+    except OSError as error:
+        refuse(error, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

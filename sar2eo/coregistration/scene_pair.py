@@ -30,8 +30,8 @@ from sar2eo.model.card import MatcherCard
 from sar2eo.scenes.extent import read_footprint
 from sar2eo.scenes.gdal import gdal_path
 from sar2eo.scenes.optical import EoScene, open_eo_scene
-from sar2eo.scenes.raster import open_raster
-from sar2eo.scenes.sar_scene import SarScene, open_sar_scene
+from sar2eo.scenes.raster import Raster, open_raster
+from sar2eo.scenes.sar_scene import SarScene, fill_unknown, open_sar_scene
 from sar2eo.scenes.sources import Source
 from sar2eo.scenes.stac_input import is_stac
 from sar2eo.scenes.warp import read_onto
@@ -111,10 +111,12 @@ def open_pair(
     scene: SceneSettings,
     eo_range: tuple[float, float],
     eo_bands: tuple[int, ...] | None,
+    learned: bool,
 ) -> ScenePair:
     """Open two scenes, find out which is SAR and which optical, and where they overlap.
 
     What names polarisations is SAR; what has red, green and blue is optical; anything else is opened as SAR.
+    If nothing `learned` looks at it, a single band needs neither polarisation nor quantity.
 
     Raises
     ------
@@ -128,7 +130,7 @@ def open_pair(
         If they share no place.
     """
     (first, first_outline), (second, second_outline) = (
-        _open_scene(href, scene, eo_range, eo_bands, own_grid=href == reference)
+        _open_scene(href, scene, eo_range, eo_bands, own_grid=href == reference, learned=learned)
         for href in (reference, moving)
     )
     if isinstance(first, SarScene) == isinstance(second, SarScene):
@@ -161,16 +163,19 @@ def _open_scene(
     eo_bands: tuple[int, ...] | None,
     *,
     own_grid: bool,
+    learned: bool,
 ) -> tuple[Scene, EoScene | xr.DataArray]:
     """Open a SAR or optical scene; return it, and what `read_footprint` takes for it."""
-    refused = None
-    if not _has_polarisations(href):
+    refused, plain = None, _open_plain(href)
+    if plain is None or plain.names is None:
         try:
             found = open_eo_scene(href, eo_range=eo_range, eo_bands=eo_bands)
             return found, found
         except (PairsError, SceneError) as error:
             refused = error
     try:
+        if not learned and plain is not None and len(plain.bands) == 1:
+            scene = SceneSettings(**fill_unknown(href, dataclasses.asdict(scene)))
         sar, array = open_sar_scene(href, PairsSettings(), scene)
     except SceneError as error:
         if refused is None or str(refused) == str(error) or not _exists(href):
@@ -185,15 +190,15 @@ def _open_scene(
     return sar, array
 
 
-def _has_polarisations(href: str) -> bool:
-    """Whether a plain raster's bands, tags or name say polarisations."""
+def _open_plain(href: str) -> Raster | None:
+    """Open the header of a plain raster; None for anything else."""
     path = gdal_path(href)
     if is_stac(href) or path.endswith(".zip") or not (path.startswith("/vsi") or Path(path).is_file()):
-        return False
+        return None
     try:
-        return open_raster(path).names is not None
+        return open_raster(path)
     except SceneError:
-        return False
+        return None
 
 
 def _exists(href: str) -> bool:

@@ -140,7 +140,7 @@ def measure_ties(
     shared = {"radar": _open_radar(pair.sar, settings), "optical": pair.eo, "finder": finder}
     where = settings.grid, pair.grid, isinstance(pair.moving, SarScene)
     tasks = {
-        f"ties-{start:05d}": (_measure_run, *shared, cells[start : start + _RUN_TIES], *where)
+        f"ties-{settings.grid}-{start:05d}": (_measure_run, *shared, cells[start : start + _RUN_TIES], *where)
         for start in range(0, len(cells), _RUN_TIES)
     }
     add_count("ties_resumed", sum(map(len, results.known.values())))

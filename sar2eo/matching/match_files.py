@@ -66,7 +66,8 @@ def match_files(
     Parameters
     ----------
     search : str or Path
-        Anything `sar2eo.open_scene` opens, with a georeference or without.
+        Anything `sar2eo.open_scene` opens, with a georeference or without. Only dcdm must know which
+        polarisations it has, and of what quantity its values are.
     template : str or Path
         Raster of bytes with one or three bands; for dcdm smaller than the search image. If both are
         georeferenced they must share CRS and pixel size.
@@ -104,7 +105,7 @@ def match_files(
         if method != "dcdm" and value is not None:
             raise SettingsError(f"{name}={value}: goes with method dcdm, not with {method}")
     folder = None if out is None else _new_folder(Path(out), overwrite)
-    inputs = _read(search, template, scene)
+    inputs = _read(search, template, scene, learned=method == "dcdm")
     started = time.perf_counter()
     if method == "dcdm":
         options = {"steps": steps, "seed": seed, "scaling": scaling}
@@ -195,10 +196,12 @@ def _by_dcdm(
     }
 
 
-def _read(search: str | Path, template: str | Path, options: dict[str, Any]) -> _Inputs:
+def _read(search: str | Path, template: str | Path, options: dict[str, Any], *, learned: bool) -> _Inputs:
     from sar2eo.scenes import open_scene
+    from sar2eo.scenes.sar_scene import fill_unknown
 
-    scene = open_scene(search, **{**options, "allow_ungeoreferenced": True})
+    options = {**options, "allow_ungeoreferenced": True}
+    scene = open_scene(search, **(options if learned else fill_unknown(search, options)))
     amplitude = to_amplitude(scene.values, str(scene.attrs["quantity"]))
     values, grid = _read_template(Path(template))
     expected, pixel = _expected(decode_attributes(scene)["scene_grid"], grid)
@@ -256,7 +259,9 @@ def _new_folder(out: Path, overwrite: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file: give a folder")
     if out.is_dir() and any(out.iterdir()) and not (overwrite and (out / _REPORT).is_file()):
-        raise OutputError(f"{out} is not empty: choose another folder, or --overwrite an earlier match")
+        raise OutputError(
+            f"{out} is not empty: choose another folder, or overwrite=True for an earlier match"
+        )
     return out
 
 

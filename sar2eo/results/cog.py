@@ -154,7 +154,7 @@ def assemble(
 
 def copy_cog(source: Path, target: Path, **options: str | int) -> None:
     """Copy a raster to a COG by GDAL's driver, with its creation options, and flush it to disk."""
-    with _raise_gdal_errors():
+    with raise_gdal_errors():
         rasterio.shutil.copy(
             str(source), str(target), driver="COG", BLOCKSIZE=BLOCK, BIGTIFF="IF_SAFER", **options
         )
@@ -162,7 +162,7 @@ def copy_cog(source: Path, target: Path, **options: str | int) -> None:
 
 
 @contextmanager
-def _raise_gdal_errors() -> Iterator[None]:
+def raise_gdal_errors() -> Iterator[None]:
     """Raise errors that GDAL ignores: if the disk is full for a while, it leaves holes in the COG.
 
     rasterio only logs errors on the way to a dataset that opens in the end.
@@ -290,7 +290,7 @@ def check_space(needs: Iterable[tuple[Path, int]], *, elsewhere: str = "--tmp or
         if free < needed:
             raise OutputError(
                 f"{folder}: {free / 1e6:.0f} MB are free, and this takes about {needed / 1e6:.0f} MB: free "
-                f"some, choose another {elsewhere}, or pass --force"
+                f"some, choose another {elsewhere}, or pass force=True"
             )
 
 

@@ -39,7 +39,7 @@ def check_file(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file in it")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: pass --overwrite to replace it")
+        raise OutputError(f"{path} exists: pass overwrite=True to replace it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: its folder is not writable")
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,7 +34,10 @@ from sar2eo.scenes.identity import digest, identify_file, identify_files
 from sar2eo.scenes.metadata import (
     Facts,
     band_polarisations,
+    find_time,
     is_layer,
+    iso_datetime,
+    iso_datetime_or_none,
     polarisation_names,
     polarisation_tag,
     read_facts,
@@ -91,6 +95,7 @@ class Raster:
     ground_control: GroundControl | None  # where there are points and no CRS with a transform
     optical: bool  # whether red, green and blue are marked as such
     facts: Facts  # from tags and names
+    dates: tuple[str, ...]  # days that the bands name
     block_shape: tuple[int, int]  # rows and columns
     files: tuple[dict[str, Any], ...]  # identity of every file that belongs to it
 
@@ -191,7 +196,12 @@ class OpenedSource:
 
 
 def open_raster(
-    source: str | Path, *, names: int = 0, nodata: float | None = None, chosen: Sequence[int] | None = None
+    source: str | Path,
+    *,
+    names: int = 0,
+    nodata: float | None = None,
+    chosen: Sequence[int] | None = None,
+    date: str | None = None,
 ) -> Raster:
     """Read the header of a GDAL raster.
 
@@ -206,6 +216,8 @@ def open_raster(
         Replaces the nodata value of the file.
     chosen : sequence of int, optional
         Bands to take, from 1; by default all that hold pixels.
+    date : str, optional
+        Day to take of a stack of dates, ISO 8601.
 
     Raises
     ------
@@ -229,7 +241,7 @@ def open_raster(
         before = stamp_files(listed, known.get(path, {}).get("etag"))
         files = tuple(identify_files(listed, known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
-        indexes = _choose_indexes(dataset, names) if chosen is None else list(chosen)
+        indexes = _choose_indexes(dataset, names, date) if chosen is None else list(chosen)
         if absent := [index for index in indexes if index not in dataset.indexes]:
             raise SettingsError(
                 f"{display_name(path)}: has no band {absent[0]}, it has {dataset.count}, counted from 1"
@@ -253,7 +265,9 @@ def open_raster(
             [dataset.descriptions[i - 1] for i in indexes],
             [dataset.units[i - 1] for i in indexes],
         )
-        left_out = [i for i in dataset.indexes if chosen is None and i not in indexes]
+        times = [_time_of_band(dataset, i) for i in indexes]
+        facts = Facts(datetime=times[0]).over(facts) if len(set(times)) == 1 else facts
+        left_out = [i for i in dataset.indexes if (chosen, date) == (None, None) and i not in indexes]
         return Raster(
             path=path,
             bands=bands,
@@ -271,14 +285,21 @@ def open_raster(
             ground_control=control,
             optical={"red", "green", "blue"} <= roles,
             facts=facts,
+            dates=tuple(sorted({time[:10] for time in times if time})),
             block_shape=tuple(dataset.block_shapes[0]),
             files=files,
         )
 
 
-def _choose_indexes(dataset: Any, given: int) -> list[int]:
-    """Return the bands that hold pixels of the scene: no alpha, and no layers beside polarisations."""
+def _choose_indexes(dataset: Any, given: int, date: str | None) -> list[int]:
+    """Return the bands that hold pixels of the scene: no alpha, no layers beside polarisations; of a date."""
     everything = list(dataset.indexes)
+    days = {i: (_time_of_band(dataset, i) or "")[:10] for i in everything}
+    if date is not None:
+        everything = [i for i in everything if days[i] == iso_datetime(date)[:10]]
+        if not everything:
+            known = list_dates(sorted(set(days.values()) - {""}))
+            raise SceneError(f"{dataset.name}: no band of {date}, but {known or 'none that names a date'}")
     opaque = [i for i in everything if not _is_alpha(dataset, i)] or everything
     said = {i: band_polarisations(dataset.descriptions[i - 1], dataset.tags(i)) for i in everything}
     single = [i for i in everything if len(said[i]) == 1 and not is_layer(dataset.descriptions[i - 1])]
@@ -286,6 +307,22 @@ def _choose_indexes(dataset: Any, given: int) -> list[int]:
     if single and distinct and all(said[i] or dataset.descriptions[i - 1] for i in opaque):
         return single
     return everything if given == len(everything) else opaque
+
+
+def list_dates(days: Sequence[str]) -> str:
+    """Name days in a message; of many the first and the last."""
+    return ", ".join(days if len(days) < 9 else [*days[:4], "...", *days[-2:]])
+
+
+def _time_of_band(dataset: Any, index: int) -> str | None:
+    """Return the time in a band's description, or that of its place in time in a netCDF file."""
+    tags = dataset.tags(index)
+    units = re.match(r"(second|minute|hour|day)s since (.+)", dataset.tags().get("time#units", ""))
+    start = iso_datetime_or_none(units[2]) if units else None
+    if start is None or units is None or "NETCDF_DIM_time" not in tags:
+        return find_time(dataset.descriptions[index - 1] or "")
+    passed = timedelta(**{f"{units[1]}s": float(tags["NETCDF_DIM_time"])})
+    return iso_datetime(datetime.fromisoformat(start) + passed)
 
 
 def _unapplied_scale(dataset: Any, bands: Sequence[Band]) -> str:

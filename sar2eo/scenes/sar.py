@@ -28,7 +28,15 @@ from sar2eo.scenes.gdal import check_polarisations, check_readable, display_name
 from sar2eo.scenes.lazy_array import make_lazy_scene
 from sar2eo.scenes.metadata import Facts, compact_polarisations, is_layer, iso_datetime
 from sar2eo.scenes.placement import place_on_grid
-from sar2eo.scenes.raster import Band, OpenedSource, Raster, RasterReader, open_raster, with_nodata
+from sar2eo.scenes.raster import (
+    Band,
+    OpenedSource,
+    Raster,
+    RasterReader,
+    list_dates,
+    open_raster,
+    with_nodata,
+)
 from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
 from sar2eo.scenes.sources import expand_sources, holds_scenes
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
@@ -52,6 +60,7 @@ def open_scene(
     allow_ungeoreferenced: bool = False,
     calibrate: str | None = None,
     asset: str | None = None,
+    date: str | None = None,
     force: bool = False,
 ) -> xr.DataArray:
     """Open a SAR scene, lazily.
@@ -87,6 +96,8 @@ def open_scene(
         Of a ``.SAFE``: calibrate by the vectors in its annotation. Values are then amplitude.
     asset : str, optional
         Of a STAC item: key of the asset to take. By default all that hold polarisations.
+    date : str, optional
+        Of a stack of dates: the day to take, ISO 8601.
     force : bool
         Go on, with a warning, where values contradict what is said of them.
 
@@ -130,14 +141,14 @@ def open_scene(
     if isinstance(parsed, str) and holds_scenes(Path(parsed)):
         parsed = parse_source(_find_inside(parsed))
     if isinstance(parsed, str):
-        opened = _open_path(_absolute(parsed), names, declared, calibrate, bands, asset)
+        opened = _open_path(_absolute(parsed), names, declared, calibrate, bands, asset, date)
     elif not parsed.keys() <= set(POLARISATIONS):
         raise SceneError(f"{source}: the files of an optical scene, where a SAR scene is due")
     else:
         _refuse_calibrate(calibrate)
         _refuse_bands(bands)
         files: dict[tuple[str, ...], str] = {(name,): _absolute(file) for name, file in parsed.items()}
-        opened = _open_files(files, names, declared)
+        opened = _open_files(files, names, declared, date)
     given = Facts(quantity=quantity, calibration=calibration, datetime=time)
     opened = look_at_values(opened, given, keep=nodata is not None, force=force)
     facts = opened.facts
@@ -170,6 +181,7 @@ def _open_path(
     calibrate: str | None,
     chosen: Sequence[int] | None,
     asset: str | None,
+    date: str | None,
 ) -> OpenedSource:
     if not source:
         raise SceneError("the name of the scene is empty")
@@ -191,9 +203,9 @@ def _open_path(
     if container is not None or is_stac(source):
         _refuse_bands(chosen)
         item = container or read_sar_assets(source, asset, names)
-        found = _open_files(select_assets(item.files, names, source), names, nodata, item)
+        found = _open_files(select_assets(item.files, names, source), names, nodata, date, item)
         return replace(found, facts=item.facts.over(found.facts), label=label, unnamed=False)
-    raster = open_raster(path, names=len(names or ()), nodata=nodata, chosen=chosen)
+    raster = open_raster(path, names=len(names or ()), nodata=nodata, chosen=chosen, date=date)
     return _join_rasters([(raster, *_choose_bands(raster, names))], label)
 
 
@@ -201,12 +213,13 @@ def _open_files(
     files: dict[tuple[str, ...], str],
     wanted: tuple[str, ...] | None,
     nodata: float | None,
+    date: str | None,
     item: SarAssets | None = None,
 ) -> OpenedSource:
     """Open files that are known to hold certain polarisations, as one scene."""
     parts = []
     for names, file in files.items():
-        raster = open_raster(file, names=len(names), nodata=nodata)
+        raster = open_raster(file, names=len(names), nodata=nodata, date=date)
         if item is not None and item.nodata is not None:
             raster = replace(raster, bands=with_nodata(raster.bands, item.nodata))
         elif item is not None and item.grd and raster.kind in ("bytes", "unsigned"):
@@ -335,6 +348,8 @@ def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple
     bands, names, count = raster.bands, raster.names, len(raster.bands)
     label = display_name(raster.path)
     _refuse_no_radar(raster, label)
+    if len(raster.dates) > 1:
+        raise SceneError(f"{label}: a stack of dates ({list_dates(raster.dates)}): choose one with --date")
     if count > len(POLARISATIONS):
         raise SceneError(
             f"{label}: {count} bands, and a SAR scene has 1 to {len(POLARISATIONS)} polarisations: is this "

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from sar2eo.errors import GeoreferenceError, PairsWarning, RadiometryError, SettingsError
+from sar2eo.errors import GeoreferenceError, PairsWarning, PolarisationError, RadiometryError, SettingsError
 from sar2eo.geo.grid import Grid
-from sar2eo.geo.radiometry import sample_percentiles, to_amplitude
+from sar2eo.geo.radiometry import POLARISATIONS, sample_percentiles, to_amplitude
 from sar2eo.scenes import SceneReader, find_reader, open_scene
-from sar2eo.scenes.gdal import open_dataset
+from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.scenes.lazy_array import decode_attributes
-from sar2eo.scenes.raster import RasterReader
+from sar2eo.scenes.raster import RasterReader, open_raster
 from sar2eo.settings import PairsSettings, SceneSettings
 
 # Integers that float32 holds exactly, so that what is read can be written back as it was.
@@ -80,6 +83,27 @@ def open_sar_scene(href: str, settings: PairsSettings, scene: SceneSettings) -> 
         calibration=attrs.get("calibration"),
     )
     return opened_scene, array
+
+
+def fill_unknown(source: str | Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete options of `sar2eo.open_scene` for a scene that does not say what it is.
+
+    For uses that look at structure alone: bands are named in order, and values taken for amplitude.
+    """
+    filled = dict(options)
+    while True:
+        try:
+            open_scene(source, **filled)
+        except PolarisationError:
+            if filled.get("polarisations") is not None:
+                raise
+            filled["polarisations"] = POLARISATIONS[: len(open_raster(gdal_path(source)).bands)]
+        except RadiometryError:
+            if filled.get("quantity") is not None or filled.get("calibrate") is not None:
+                raise
+            filled["quantity"] = "amplitude"
+        else:
+            return filled
 
 
 def _check_metres(grid: Grid, href: str) -> None:

@@ -60,6 +60,7 @@ class SceneSettings(Settings):
         "Calibrate a Sentinel-1 SAFE product to this, by its annotation.",
     ] = None
     asset: Annotated[str | None, "Asset to take of a STAC item.", Flag(metavar="KEY")] = None
+    date: Annotated[str | None, "Day to take of a stack of dates.", Flag(metavar="YYYY-MM-DD")] = None
     bands: Annotated[
         tuple[int, ...] | None, "Bands of the file to take, by number from 1.", Flag("--band", "N,N")
     ] = None

@@ -111,13 +111,28 @@ def translate(
     scaling = _choose_scaling(scene, context, settings)
     token = tokenize(_identify(scene, context), scaling, block)
     arrays = build_arrays(context, scene, scaling, block, token)
-    dims = {"eo": ("band", "y", "x"), "amplitude_divisor": ("polarisation",)}
-    coords = {name: scene.coords[name].variable for name in ("y", "x", "spatial_ref") if name in scene.coords}
+    coords = {
+        name: scene.coords[name].variable.copy() for name in ("y", "x", "spatial_ref") if name in scene.coords
+    }
+    for name in ("y", "x"):
+        coords[name].encoding = {"_FillValue": None}
+    # Coordinates that differ are those of the first variable, where rioxarray makes a Dataset anew.
+    arrays["amplitude_divisor"] = arrays.pop("amplitude_divisor")
     return xr.Dataset(
-        {name: (dims.get(name, ("y", "x")), array) for name, array in arrays.items()},
+        {name: _make_variable(name, array, placed="spatial_ref" in coords) for name, array in arrays.items()},
         coords | {"band": list(EO_BANDS), "polarisation": list(context.polarisations)},
         encode_attributes(_describe(scene, context, settings) | {"grid": whole.crop(region)}),
     )
+
+
+def _make_variable(name: str, array: da.Array, *, placed: bool) -> xr.Variable:
+    """Return a variable of the Dataset that says what its file says: bands, nodata, CRS, and "synthetic"."""
+    if name == "amplitude_divisor":
+        return xr.Variable("polarisation", array)
+    attrs: dict[str, Any] = {"long_name": list(EO_BANDS) if name == "eo" else name, "synthetic": SYNTHETIC}
+    attrs |= {} if name == "valid" else {"nodata": 0 if name == "eo" else np.nan}
+    dims = ("band", "y", "x")[-array.ndim :]
+    return xr.Variable(dims, array, attrs, {"grid_mapping": "spatial_ref"} if placed else {})
 
 
 def find_place(scene: xr.DataArray) -> tuple[Grid, Window]:

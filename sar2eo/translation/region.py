@@ -249,7 +249,7 @@ def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:
     masks = _mask_blocks(area, grid, *dataset["eo"].data.chunks[-2:])
     token = tokenize(masks)
     clipped = {
-        name: (dataset[name].dims, _clip(dataset[name].data, masks, token, fill))
+        name: dataset[name].copy(data=_clip(dataset[name].data, masks, token, fill))
         for name, fill in fills.items()
         if name in dataset
     }

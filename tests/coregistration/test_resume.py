@@ -202,7 +202,7 @@ def test_the_same_call_goes_on_where_one_was_stopped(scenes, tmp_path, monkeypat
     assert told[0] == told[1]
     for name in ("moved.tif", "moved_ties.geojson"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
-    with pytest.raises(OutputError, match="exists: pass --overwrite"):
+    with pytest.raises(OutputError, match="exists: pass overwrite=True"):
         go(stopped)
 
 

@@ -324,7 +324,7 @@ def test_targets_are_checked_before_work(tmp_path: Path) -> None:
     check_raster(tmp_path / "new.TIFF", overwrite=False)
     check_raster(there, overwrite=True)
     for path, message in (
-        (there, "exists: pass --overwrite"),
+        (there, "exists: pass overwrite=True"),
         (tmp_path / "eo.png", r"must end in \.tif or \.tiff"),
         (tmp_path / "absent" / "eo.tif", "no folder .*absent"),
         (there / "eo.tif", "no folder"),

@@ -1,10 +1,12 @@
 """The lazy result: identity through the whole path, regions, slices, and what is refused."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from sar2eo.compute.dask_run import collect_telemetry, reset_telemetry
 from sar2eo.errors import PolarisationError, RadiometryError, SceneError, SettingsError
 from sar2eo.geo.radiometry import fill_invalid
 from sar2eo.model.loading import IdentityTranslator
+from sar2eo.model.noise import draw_scene_noise
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes import lazy_array
 from sar2eo.settings import TranslateSettings
@@ -120,8 +123,23 @@ def test_a_slice_of_the_result_the_result_of_a_slice_and_the_whole_agree(
 CHUNKED = {"tile": 64, "overlap": 16, "block": (96, 96)}
 
 
-@pytest.fixture(scope="module")
-def chunked(tmp_path_factory: pytest.TempPathFactory) -> tuple[xr.DataArray, xr.Dataset]:
+def add_noise(self: IdentityTranslator, sar: np.ndarray, origins: list[tuple[int, int]]) -> object:
+    """Return the input under the noise of its place, of which a latent pixel is 8 pixels wide."""
+    noisy = sar.copy()
+    for tile, (row, col) in zip(noisy, origins, strict=True):
+        rows, cols = (range(at // 8, -(-(at + 64) // 8)) for at in (row, col))
+        noise = draw_scene_noise(2025, rows, cols, 3).repeat(8, axis=1).repeat(8, axis=2)
+        tile += 0.2 * noise[:, row % 8 :, col % 8 :][:, :64, :64]
+    return identity(self, noisy, origins)
+
+
+identity = IdentityTranslator.translate
+
+
+@pytest.fixture(scope="module", params=[identity, add_noise])
+def chunked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[xr.DataArray, xr.Dataset]]:
     """A scene in chunks of 64 pixels, bright in a corner, and the whole of its translation."""
     values, valid = amplitude((200, 270), 6), np.ones((200, 270), bool)
     values[:, 130:, 200:] = np.minimum(255, 3 * values[:, 130:, 200:])
@@ -131,7 +149,9 @@ def chunked(tmp_path_factory: pytest.TempPathFactory) -> tuple[xr.DataArray, xr.
         patch.setattr(lazy_array, "_CHUNK", 64)
         scene = sar2eo.open_scene(path)
     assert scene.chunks == ((1,), (64, 64, 64, 8), (64, 64, 64, 64, 14))
-    return scene, sar2eo.translate(scene, "identity", **CHUNKED).compute(scheduler="sync")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IdentityTranslator, "translate", request.param)
+        yield scene, sar2eo.translate(scene, "identity", **CHUNKED).compute(scheduler="sync")
 
 
 def slices(chunks: tuple[int, ...]) -> st.SearchStrategy[slice]:
@@ -154,7 +174,7 @@ def check_slices(chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject) 
 
 
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_slices_in_any_chunks_are_that_part_of_the_whole(
     chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject
 ) -> None:
@@ -168,6 +188,42 @@ def test_very_many_slices_in_any_chunks_are_that_part_of_the_whole(
     chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject
 ) -> None:
     check_slices(chunked, data)
+
+
+@pytest.mark.parametrize(
+    "where", [{}, {"y": slice(0, 64), "x": slice(64, 128)}, {"y": slice(30, 90), "x": slice(40, 41)}]
+)
+def test_a_part_of_the_bands_is_scaled_by_the_whole_of_them(where: dict[str, slice], tmp_path: Path) -> None:
+    values = amplitude((150, 170), 6, bands=2) * [[[0.8]], [[0.3]]]
+    values[:, :80, 100:] *= 0.5
+    path = write_scene(tmp_path / "scene.tif", values.clip(1), names=("VV", "VH"))
+    expected = sar2eo.translate(sar2eo.open_scene(path, polarisations="VH"), "identity", tile=64, overlap=16)
+    scene = sar2eo.open_scene(path).chunk(y=64, x=64)
+    for part in (scene.sel(band=["VH"]).isel(where), scene.isel(where).sel(band="VH")):
+        found = sar2eo.translate(part, "identity", tile=64, overlap=16).compute()
+        xr.testing.assert_equal(found, expected.isel(where).compute())
+
+
+def test_the_variables_of_a_result_say_what_its_files_say(scene_file: Path, tmp_path: Path) -> None:
+    lazy = sar2eo.translate(sar2eo.open_scene(scene_file), "identity", tile=128, overlap=16, samples=2)
+    eo = lazy.isel(y=slice(100, 200), x=slice(380, 460)).compute()
+    for name, bands, nodata in (("eo", ("red", "green", "blue"), 0), ("spread", ("spread",), np.nan)):
+        eo[name].rio.to_raster(tmp_path / f"{name}.tif")
+        with rasterio.open(tmp_path / f"{name}.tif") as written:
+            assert written.descriptions == bands
+            np.testing.assert_equal(written.nodata, nodata)
+            assert written.tags()["synthetic"].startswith("true")
+            np.testing.assert_array_equal(written.dataset_mask() > 0, eo.valid)
+    eo.to_netcdf(tmp_path / "eo.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "eo.nc", engine="h5netcdf") as kept:
+        assert [kept[name].attrs["grid_mapping"] for name in ("eo", "valid")] == ["spatial_ref"] * 2
+        assert "_FillValue" not in kept.x.encoding
+        xr.testing.assert_equal(kept.set_coords("spatial_ref"), eo)
+    warped = eo.rio.reproject("EPSG:32612")
+    assert (warped.eo.dtype, warped.valid.dtype, warped.rio.crs) == (np.uint8, bool, "EPSG:32612")
+    np.testing.assert_array_equal(warped.valid, np.isfinite(warped.spread))
+    assert not warped.eo.where(~warped.valid, 0).any()
+    sar2eo.write_cog(warped, tmp_path / "warped.tif")
 
 
 def test_only_needed_batches_run_and_empty_tiles_never_reach_the_model(scene_file: Path) -> None:
