@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from xml.etree import ElementTree
 
 from sar2eo.errors import SceneError
 from sar2eo.scenes.gdal import open_dataset
 from sar2eo.scenes.metadata import Facts, is_layer, polarisation_words, read_facts
 from sar2eo.scenes.snap import read_snap_product
 from sar2eo.scenes.stac_input import SarAssets
+from sar2eo.store.documents import parse_xml, read_file
 
 _ARRAYS = (".h5", ".hdf5", ".he5", ".nc", ".nc4", ".cdf")
 
@@ -62,8 +62,8 @@ def _choose(path: Path, named: Mapping[str, str], every: list[str]) -> dict[tupl
 
 def _read_dimap(dim: Path, only: Path | None) -> SarAssets:
     try:
-        root = ElementTree.parse(dim).getroot()  # noqa: S314 (a local file the user named)
-    except ElementTree.ParseError as error:
+        root = parse_xml(read_file(dim))
+    except (OSError, ValueError) as error:
         raise SceneError(f"{dim}: not readable XML ({error})") from error
     hrefs = {e.findtext("BAND_INDEX"): e.find("DATA_FILE_PATH") for e in root.iter("Data_File")}
     product = read_snap_product(root)

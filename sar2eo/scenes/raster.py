@@ -20,7 +20,16 @@ from rasterio.enums import Resampling
 from sar2eo.errors import GeoreferenceError, SceneError, SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
-from sar2eo.scenes.gdal import check_size, display_name, gdal_path, is_remote, open_dataset, read_dataset
+from sar2eo.scenes.gdal import (
+    check_size,
+    display_name,
+    gdal_path,
+    is_remote,
+    list_files,
+    open_dataset,
+    read_dataset,
+    stamp_files,
+)
 from sar2eo.scenes.identity import digest, identify_file, identify_files
 from sar2eo.scenes.metadata import (
     Facts,
@@ -229,7 +238,9 @@ def open_raster(
                 f"{display_name(path)}: no pixels ({dataset.count} bands, shape {dataset.shape}){hint}"
             )
         check_size(dataset, path)
-        files = tuple(identify_files(dataset.files or [path], known))
+        listed = list_files(dataset) or [path]
+        before = stamp_files(listed, known.get(path, {}).get("etag"))
+        files = tuple(identify_files(listed, known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
         texts = _read_texts(dataset, path)
         indexes = list(dict.fromkeys(chosen)) if chosen else _choose_indexes(dataset, texts, names, date)
@@ -240,7 +251,7 @@ def open_raster(
         described = [texts.descriptions[i - 1] for i in indexes]
         band_tags = [dataset.tags(i) for i in indexes]
         found, by_band = polarisation_names(described, band_tags, texts.tags, file_name)
-        stamp = digest(files)
+        stamp = digest(files) + before
         bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
         kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
         if kind in ("bytes", "unsigned") and zero_is_nodata(file_name, texts.tags):

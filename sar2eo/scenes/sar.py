@@ -42,6 +42,7 @@ from sar2eo.scenes.sentinel1 import is_sentinel1, open_sentinel1
 from sar2eo.scenes.sources import expand_sources, holds_scenes
 from sar2eo.scenes.stac_input import SarAssets, is_stac, read_sar_assets, select_assets
 from sar2eo.scenes.values import look_at_values, looks_like_parts
+from sar2eo.store.documents import read_start
 
 _GDAL_PREFIX = re.compile(r"[A-Za-z0-9_]{2,}:")
 
@@ -270,7 +271,7 @@ def _join_rasters(parts: list[tuple[Raster, tuple[Band, ...], tuple[str, ...]]],
 def _check_local(path: Path) -> None:
     """Refuse what cannot be a scene with a better message than GDAL's."""
     check_readable(str(path))
-    if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in path.read_bytes()[:4096]:
+    if path.is_file() and path.suffix.lower() == ".xml" and b"<adsHeader>" in read_start(path):
         raise SceneError(f"{path}: a Sentinel-1 annotation, which holds no pixels: give the .SAFE folder")
     if not path.exists() and not _GDAL_PREFIX.match(str(path)):
         raise SceneError(f"{path}: no such file")

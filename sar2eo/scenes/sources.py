@@ -33,6 +33,7 @@ from sar2eo.scenes.metadata import is_layer, iso_datetime, polarisation_words, r
 from sar2eo.scenes.sentinel1 import is_sentinel1
 from sar2eo.scenes.sentinel2 import is_sentinel2
 from sar2eo.scenes.stac_input import choose_eo_assets, is_stac, read_item, read_item_facts, read_sar_assets
+from sar2eo.store.documents import parse_json, read_file
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -126,13 +127,21 @@ def expand_glob(text: str) -> list[str]:
     """Return the files that a glob matches, without files that belong to others; anything else is itself."""
     if not glob.has_magic(text) or _file(text).exists() or is_remote(gdal_path(text)):
         return [text]
-    # Path.glob takes no absolute patterns.
-    found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
-    return [path for path in found if not _is_sidecar(Path(path))]
+    # The module glob follows links in circles; Path.glob does not, but it takes no absolute patterns.
+    anchor = Path(text).anchor
+    found = sorted(Path(anchor).glob(text.removeprefix(anchor)))
+    hidden = text.startswith(".") or "/." in text
+    return [str(p) for p in found if not _is_sidecar(p) and (hidden or "/." not in f"/{p}")]
 
 
-def _inside(path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
-    """List the scenes in a folder or a zip."""
+def _inside(
+    path: Path, role: Role, eo_bands: tuple[int, ...] | None, seen: set[Path] | None = None
+) -> list[Source]:
+    """List the scenes in a folder or a zip; `seen` are folders that were listed: links may make circles."""
+    seen = set() if seen is None else seen
+    if path.resolve() in seen:
+        return []
+    seen.add(path.resolve())
     if path.is_file():
         with zipfile.ZipFile(path) as archive:
             names = [name for name in sorted(archive.namelist()) if _is_raster(Path(name))]
@@ -147,7 +156,7 @@ def _inside(path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> list[So
         if _is_product(each):
             others += [Source(str(each))] if is_sentinel2(each) == (role == "eo") else []
         elif holds_scenes(each):
-            others += _inside(each, role, eo_bands)
+            others += _inside(each, role, eo_bands, seen)
         elif _is_raster(each):
             rasters.append(str(each))
         elif each.suffix.lower() in (".dim", ".zarr") and role == "sar":
@@ -280,15 +289,16 @@ def _in_json(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None
         yield _of_item(text, role, eo_bands)
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(read_file(path))
         kind = content["type"]
+        of_items = any("assets" in feature for feature in content.get("features", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PairsError(f"{path}: neither STAC nor GeoJSON that can be read ({one_line(error)})") from error
     if kind == "Feature":
         yield _of_item(text, role, eo_bands)
     elif kind != "FeatureCollection":
         raise PairsError(f"{path}: a {kind}: give a STAC item, an item collection, or a table of footprints")
-    elif any("assets" in feature for feature in content.get("features", ())):
+    elif of_items:
         yield from _in_collection(text, path, role, eo_bands)
     else:
         yield from _in_table(path)
