@@ -156,7 +156,7 @@ def test_a_report_never_replaces_the_scene(tmp_path: Path) -> None:
     before = scene.read_bytes()
     done = run("translate", scene, "--out", tmp_path / "eo.tif", *SMALL, "--report", scene)
     assert done.exit_code == 2, done.output
-    assert "the scene itself" in done.stderr
+    assert "is one of the scenes, or another file that the run reads" in done.stderr
     assert scene.read_bytes() == before
 
 
@@ -175,7 +175,10 @@ def area_of(path: Path, ring: list[list[float]] = TRIANGLE) -> Path:
     ("options", "words"),
     [
         (("--aoi", "eo.json"), "eo.json is the file of --aoi"),
-        (("--aoi", "area.json", "--report", "area.json"), "is the file of --aoi"),
+        (
+            ("--aoi", "area.json", "--report", "area.json"),
+            "area.json is one of the scenes, or another file that the run reads",
+        ),
         ((), "eo.json is not the STAC item of a result"),
         (("--report", "."), "is a folder"),
     ],

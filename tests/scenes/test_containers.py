@@ -10,7 +10,7 @@ import rasterio
 import xarray as xr
 from support.scene_fixtures import speckle, write_raster
 
-from sar2eo.errors import SceneError, SettingsError
+from sar2eo.errors import RadiometryWarning, SceneError, SettingsError
 from sar2eo.scenes import open_scene
 from sar2eo.scenes.sources import expand_sources
 
@@ -52,6 +52,12 @@ def indigo(folder: Path) -> Path:
     return folder
 
 
+def test_what_is_left_out_of_a_folder_is_listed(tmp_path: Path) -> None:
+    with pytest.warns(RadiometryWarning, match=rf"left out {STEM}_area\.tif, .*_dem\.tif, .* no radar"):
+        open_scene(hyp3(tmp_path / "product"))
+
+
+@pytest.mark.filterwarnings("ignore:left out")
 @pytest.mark.parametrize(("make", "zipped"), [(hyp3, False), (hyp3, True), (nrb, False), (indigo, False)])
 def test_a_folder_of_one_scene_is_that_scene(tmp_path: Path, make, zipped: bool) -> None:
     folder = make(tmp_path / "product")

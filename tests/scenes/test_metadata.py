@@ -1,7 +1,10 @@
 """What names and times in metadata mean."""
 
+import numpy as np
 import pytest
+import tifffile
 
+from sar2eo.scenes import open_scene
 from sar2eo.scenes.metadata import (
     Facts,
     iso_datetime,
@@ -141,3 +144,104 @@ def test_zero_is_nodata_in_some_products() -> None:
 
 def test_years_have_four_digits() -> None:
     assert iso_datetime("0001-01-01") == "0001-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("tags", "quantity", "calibration", "orbit", "platform", "time"),
+    [
+        (
+            {
+                "PLATFORM": "Sentinel-1A",
+                "PRODUCT_TYPE": "RTC-S1",
+                "ORBIT_PASS_DIRECTION": "descending",
+                "ZERO_DOPPLER_START_TIME": "2020-11-07T13:52:41.123456Z",
+                "PROCESSING_DATETIME": "2023-09-05T02:41:02Z",
+                "X_OUTPUT_BACKSCATTER_EXPRESSION_CONVENTION": "linear backscatter intensity",
+                "X_OUTPUT_BACKSCATTER_NORMALIZATION_CONVENTION": "gamma0",
+                "X_OUTPUT_BACKSCATTER_DECIBEL_CONVERSION_EQUATION": "10*log10(backscatter_linear)",
+            },
+            *("intensity", "rtc", "descending", "Sentinel-1A", NOVEMBER),
+        ),
+        (  # CARD4L
+            {
+                "card4l:specification": "NRB",
+                "card4l:backscatter_measurement": "gamma0",
+                "card4l:backscatter_convention": "linear power",
+                "card4l:conversion_eq": "10*log10(DN)",
+                "sat:orbit_state": "ascending",
+                "start_datetime": "2020-11-07T13:52:41Z",
+            },
+            *("intensity", "rtc", "ascending", None, NOVEMBER),
+        ),
+        (
+            {
+                "TIFFTAG_IMAGEDESCRIPTION": """{"processing_time": "2020-12-10T03:00:00Z", "collect": {
+                    "start_timestamp": "2020-11-07T13:52:41.0Z", "platform": "capella-2",
+                    "state": {"direction": "ascending"}, "image": {"radiometry": "sigma_nought"}}}"""
+            },
+            *(None, "sigma0", "ascending", "capella-2", NOVEMBER),
+        ),
+        (
+            {
+                "SATELLITE_IDENTIFIER": "RADARSAT-2",
+                "ACQUISITION_START_TIME": "2020-11-07T13:52:41.000000Z",
+                "ORBIT_DIRECTION": "Ascending",
+                "PRODUCT_TYPE": "SGF",
+            },
+            *(None, None, "ascending", "RADARSAT-2", NOVEMBER),
+        ),
+        (
+            {
+                "MISSION": "SENTINEL-1A",
+                "PASS": "DESCENDING",
+                "first_line_time": "07-NOV-2020 13:52:41.500000",
+            },
+            *(None, None, "descending", "Sentinel-1A", NOVEMBER),
+        ),
+        ({"measurementType": "Sigma Naught", "unit": "decibel"}, "db", "sigma0", None, None, None),
+        ({"look_direction": "right", "calibration": "full", "unit": "m"}, None, None, None, None, None),
+    ],
+)
+def test_facts_in_the_words_of_agencies(tags, quantity, calibration, orbit, platform, time) -> None:
+    found = read_facts("vv.tif", tags)
+    assert (found.quantity, found.calibration) == (quantity, calibration)
+    assert (found.orbit_direction, found.platform, found.datetime) == (orbit, platform, time)
+
+
+@pytest.mark.parametrize(
+    ("name", "tags", "expected"),
+    [
+        ("a.tif", {"transmitPolarization": "H", "receive_polarization": "V"}, ("HV",)),
+        ("S1A_IW_GRDH_1SSV_20201107T135241_TC.tif", {}, ("VV",)),
+        ("S1A_IW_GRDH_1SDV_20201107T135241_TC.tif", {}, None),
+        ("a_vh.tif", {"LIST_OF_POLARIZATIONS": "VV VH"}, ("VH",)),
+    ],
+)
+def test_polarisations_in_other_words(name, tags, expected) -> None:
+    assert polarisation_names([None], [{}], tags, name) == (expected, False)
+
+
+SNAP = """<Dimap_Document><Image_Interpretation>{bands}</Image_Interpretation>
+<MDElem name="Abstracted_Metadata"><MDATTR name="PASS">DESCENDING</MDATTR><MDATTR name="MISSION">SENTINEL-1A
+</MDATTR><MDATTR name="first_line_time">07-NOV-2020 13:52:41.500000</MDATTR></MDElem></Dimap_Document>"""
+SNAP_BAND = """<Spectral_Band_Info><BAND_INDEX>{}</BAND_INDEX><BAND_NAME>{}</BAND_NAME><PHYSICAL_UNIT>{}
+</PHYSICAL_UNIT><NO_DATA_VALUE_USED>true</NO_DATA_VALUE_USED><NO_DATA_VALUE>0.0</NO_DATA_VALUE>
+</Spectral_Band_Info>"""
+
+
+def test_a_geotiff_of_snap_says_what_its_bands_are(tmp_path) -> None:
+    values = np.random.default_rng(1).gamma(4, 0.02, (2, 40, 60)).astype("float32")
+    values[:, 10:20, 10:20] = 0
+    names = ("Sigma0_VH", "intensity"), ("Sigma0_VV", "intensity")
+    text = SNAP.format(bands="".join(SNAP_BAND.format(i, *each) for i, each in enumerate(names)))
+    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32632)
+    tags = [(33550, "d", 3, (10.0, 10.0, 0.0), True), (33922, "d", 6, (0.0, 0.0, 0.0, 5e5, 5e6, 0.0), True)]
+    tags += [(34735, "H", len(keys), keys, True), (65000, "s", 0, text, True)]
+    path = tmp_path / "product.tif"
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="separate", extratags=tags)
+    scene = open_scene(path)
+    assert scene.attrs["polarisations"] == ("VH", "VV")
+    assert (scene.attrs["quantity"], scene.attrs["calibration"]) == ("intensity", "sigma0")
+    assert (scene.attrs["platform"], scene.attrs["orbit_direction"]) == ("Sentinel-1A", "descending")
+    assert scene.attrs["datetime"] == NOVEMBER
+    assert np.isnan(scene.values).sum() == 200
