@@ -44,7 +44,7 @@ class ReportKind:
                 f"{out} exists and is not a report of sar2eo {self.command}: choose another folder"
             )
         if not overwrite:
-            raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
+            raise OutputError(f"{out} exists already: choose another folder, or pass overwrite=True")
 
     def write(
         self,

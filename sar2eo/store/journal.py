@@ -40,6 +40,7 @@ from sar2eo.errors import JournalError
 from sar2eo.geo.windows import Window
 from sar2eo.store.atomic import (
     LOCK,
+    check_owner,
     checksum,
     json_values,
     lock_folder,
@@ -80,7 +81,7 @@ class Journal:
         fingerprint: Mapping[str, Any],
         *,
         restart: bool = False,
-        discards: str = "--restart",
+        discards: str = "restart=True",
         tmp: Path | None = None,
         result: str | None = None,
     ) -> Journal:
@@ -94,8 +95,8 @@ class Journal:
             Everything that the result depends on; nested mappings of JSON values.
         restart : bool, optional (default: False)
             Discard unfinished work.
-        discards : str, optional (default: "--restart")
-            The flag that does so, for messages.
+        discards : str, optional (default: "restart=True")
+            The setting that does so, for messages.
         tmp : Path, optional
             Folder to keep a new journal in, with a link in its own place.
         result : str, optional
@@ -131,7 +132,7 @@ class Journal:
     def resume(cls, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Journal:
         """Begin, or go on, for a command with ``--overwrite``, which discards work of another fingerprint."""
         restart = overwrite and _differs(folder, fingerprint)
-        return cls.open(folder, fingerprint, restart=restart, discards="--overwrite")
+        return cls.open(folder, fingerprint, restart=restart, discards="overwrite=True")
 
     def __enter__(self) -> Self:
         return self
@@ -283,10 +284,13 @@ def _make(folder: Path, tmp: Path | None) -> None:
         folder.unlink()  # temporary space is cleared now and then
     if tmp is None or folder.exists():
         folder.mkdir(exist_ok=True)
+        check_owner(folder, folder.lstat())
+        check_owner(folder.resolve(), folder.stat())
         return
     here = folder.absolute()
     place = tmp.absolute() / f"{here.stem}-{hashlib.sha256(str(here).encode()).hexdigest()[:8]}{here.suffix}"
     place.mkdir(exist_ok=True)
+    check_owner(place, place.lstat())
     with suppress(FileExistsError):  # of another run: the lock decides
         folder.symlink_to(place, target_is_directory=True)
 

@@ -77,7 +77,7 @@ def test_other_settings_are_refused_and_overwrite_discards(
     interrupted: Path, checkpoint: Path, pairs: Path
 ) -> None:
     other = QUICK | {"seed": 7}
-    with pytest.raises(JournalError, match=r"seed 2025 -> 7.*--overwrite"):
+    with pytest.raises(JournalError, match=r"seed 2025 -> 7.*overwrite=True"):
         sar2eo.evaluate(checkpoint, pairs, interrupted, **other)
     assert len(kept(interrupted)) == 2
     assert sar2eo.evaluate(checkpoint, pairs, interrupted, overwrite=True, **other)["pairs"]
