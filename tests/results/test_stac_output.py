@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -161,6 +162,25 @@ def test_nothing_valid_gives_no_geometry(rasters) -> None:
     check_core_schema(content)
     assert content["geometry"] is None
     assert "bbox" not in content
+
+
+@pytest.mark.parametrize("bbox", [[1, 2, 3], "text", [-180, -80, 0, 170, 80, 9], [1, None, 3, 4]])
+def test_other_files_in_the_folder_of_results_are_no_hindrance(tmp_path: Path, bbox: object) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tif").touch()
+        item = make_stac_item(
+            {"eo": tmp_path / f"{name}.tif"}, GRID, box(*GRID.bounds), "2020-11-07", tags=TAGS
+        )
+        write_stac_item(item, tmp_path / f"{name}.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(content | {"bbox": bbox}))
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with (tmp_path / "giant.json").open("wb") as file:
+        file.truncate(2**31)
+    written = write_stac_collection(tmp_path, "archive")
+    found = json.loads(written.read_text())["extent"]["spatial"]["bbox"][0]
+    assert found == ([-180, -80, 170, 80] if len(bbox) == 6 else content["bbox"])
 
 
 def test_a_collection_holds_the_results_of_its_folder(tmp_path: Path) -> None:
