@@ -24,12 +24,23 @@
     ├── TrainingWarning         a run goes on otherwise than it would have
     └── EvaluationWarning       a measure that was asked for could not be computed
 
-A message names the value, what is allowed, and the likely mistake, on one line.
+A message names the value, what is allowed, and the likely mistake, on one line, without passwords and
+signatures of URLs.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
+
+_USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+# A query may be a signature; GDAL puts options of a request there, and requests leaves out the server.
+_QUERY = re.compile(r"((?:https?://|(?<=url: )/|/vsicurl)[^\s?'\"]*)\?[^\s'\"<>|)\]]*(?<![:;,.])", re.I)
+
+
+def hide_secrets(text: str) -> str:
+    """Leave user, password and query out of the URLs in a text."""
+    return _QUERY.sub(r"\1", _USER.sub("", text))
 
 
 class Sar2eoError(Exception):
@@ -42,6 +53,9 @@ class Sar2eoError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(hide_secrets(str(message)))
 
 
 class SettingsError(Sar2eoError, ValueError):
@@ -97,6 +111,9 @@ class ClusterError(Sar2eoError):
 class Sar2eoWarning(UserWarning):
     """Base of all warnings of this package."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(hide_secrets(str(message)))
+
 
 class GeolocationWarning(Sar2eoWarning):
     """The geolocation of a scene is of limited accuracy."""
@@ -139,6 +156,26 @@ def refuse_misfit(message: str, error: type[SceneError], *, verb: str, force: bo
     warnings.warn(message, FitWarning, stacklevel=4)
 
 
+_NO_MEMORY = re.compile("can(?:'t|not) allocate memory|not enough memory|can't start new thread", re.I)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, of any library, says that the machine's memory has run out."""
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what went wrong; with the class's name if it is no error of ours, files or memory."""
+    if isinstance(error, Sar2eoError):
+        return one_line(error)
+    if lacks_memory(error):
+        return f"out of memory ({one_line(error, 80)}): use a smaller --tile or --batch, or fewer --workers"
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}: was it moved or removed, or is a disk full or gone?"
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
 def one_line(error: object, most: int | None = None) -> str:
     """Return the message of an exception or a warning on one line, or its class's name where it has none.
 
@@ -148,4 +185,4 @@ def one_line(error: object, most: int | None = None) -> str:
     most : int, optional
         Characters to keep: some libraries append whole configurations.
     """
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    return hide_secrets(" ".join(str(error).split()))[:most] or type(error).__name__

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ import click
 from sar2eo._version import __version__
 from sar2eo.cli.commands import CommandGroup
 from sar2eo.cli.output import say
-from sar2eo.errors import Sar2eoError, Sar2eoWarning, one_line
+from sar2eo.errors import Sar2eoError, Sar2eoWarning, explain, one_line
 
 _INTERRUPTED = 130
 
@@ -37,9 +38,9 @@ class _CommandLine(CommandGroup):
         except Exception as error:
             if ctx.meta.get("sar2eo.debug"):
                 raise
-            text = one_line(error)
-            if not isinstance(error, Sar2eoError):
-                text = f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
+            text = explain(error)
+            if text.startswith(type(error).__name__):
+                text += " (unexpected; --debug shows where)"
             say(f"Error: {text}", err=True)
             ctx.exit(error.exit_code if isinstance(error, Sar2eoError) else 1)
 
@@ -63,8 +64,14 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line as a program."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(AttributeError):  # of another kind
+            stream.reconfigure(errors="backslashreplace")  # names of any alphabet
     try:
         cli()
+    except OSError as error:  # --help into a full disk
+        say(f"Error: {explain(error)}", err=True)
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
             # Threads may be inside the model for minutes; the journal is safe at any moment.

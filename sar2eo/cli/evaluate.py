@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import click
-
-from sar2eo.cli.output import allow_resuming, format_table, say, show_stages
+from sar2eo.cli.output import allow_resuming, format_table, say, show, show_stages
 from sar2eo.settings import EvaluateRecipe, MatchEvaluationRecipe
 
 
@@ -23,7 +21,7 @@ def evaluate(recipe: EvaluateRecipe, *, dry_run: bool) -> None:
 
     options: dict[str, Any] = dict(vars(recipe))
     if dry_run:
-        click.echo(format_table(translators.plan_evaluation(**options).describe()))
+        show(format_table(translators.plan_evaluation(**options).describe()))
         return
     allow_resuming()
     with show_stages() as progress:
@@ -45,7 +43,7 @@ def evaluate_matcher(recipe: MatchEvaluationRecipe, *, dry_run: bool) -> None:
     from sar2eo.evaluation import matchers
 
     if dry_run:
-        click.echo(format_table(dataclasses.asdict(recipe)))
+        show(format_table(dataclasses.asdict(recipe)))
         return
     with show_stages() as progress:
         results = matchers.evaluate_matcher(**vars(recipe), progress=progress)

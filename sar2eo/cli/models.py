@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sar2eo.cli.output import format_table, say
+from sar2eo.cli.output import format_table, say, show
 from sar2eo.errors import CheckpointError, OutputError
 from sar2eo.settings import ImportSettings, InitRecipe, ModelInfoSettings, PackSettings, SimulateRecipe
 
@@ -96,7 +96,7 @@ def show_model(settings: ModelInfoSettings) -> None:
     name = settings.folder
     own = name in (BUNDLED, BUNDLED_MATCHER)
     facts = _describe(find_folder(BUNDLED, own=name) if own else Path(name))
-    click.echo(json.dumps(facts, indent=2) if settings.json else format_table(facts))
+    show(json.dumps(facts, indent=2) if settings.json else format_table(facts))
 
 
 def _is_matcher(folder: Path) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from sar2eo.errors import OutputError
+
 
 def say(text: object, *, err: bool = False) -> None:
     """Print on standard output or error, in the words of the command line; nobody reading it is no error."""
@@ -20,17 +22,31 @@ def say(text: object, *, err: bool = False) -> None:
         click.echo(re.sub(r"\bresolution=(?=\d)", "--resolution ", words), err=err)
 
 
+def show(text: object) -> None:
+    """Print what a command was asked for: where it cannot be written, the command has failed."""
+    try:
+        with _ignore_closed(sys.stdout, BrokenPipeError):  # whoever stops reading has read enough
+            click.echo(text)
+    except OSError as error:
+        _discard(sys.stdout)
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+
+
 @contextmanager
-def _ignore_closed(stream: Any) -> Iterator[None]:
+def _ignore_closed(stream: Any, kind: type[OSError] = OSError) -> Iterator[None]:
     """Let work of hours go on where its terminal is gone, or nobody reads the other end of a pipe."""
     try:
         yield
-    except OSError:
-        # What is left in the stream's buffer would fail once more when the process ends.
-        with suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except kind:
+        _discard(stream)
     except ValueError:
         pass  # closed
+
+
+def _discard(stream: Any) -> None:
+    """Lead a stream nowhere: what is in its buffer would fail once more when the process ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def allow_resuming() -> None:

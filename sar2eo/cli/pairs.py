@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
-from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say
+from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say, show
 from sar2eo.settings import CoregisterRecipe, MatchSettings, PairsRecipe
 
 
@@ -50,10 +48,10 @@ def _show_plan(plan: Any) -> None:
         "scene pairs": len(plan),
         "cells": int(plan["cells"].sum()),
     }
-    click.echo(format_table(counts))
+    show(format_table(counts))
     for row in plan.itertuples():
         gap = "time unknown" if math.isnan(row.day_gap) else f"{row.day_gap:.1f} days apart"
-        click.echo(f"{row.cells:6d} cells, {gap}: {row.sar_href} {row.eo_href}")
+        show(f"{row.cells:6d} cells, {gap}: {row.sar_href} {row.eo_href}")
 
 
 def _summarise_pairs(out: str, report: Mapping[str, Any]) -> str:
@@ -128,7 +126,7 @@ def coregister(recipe: CoregisterRecipe, *, workers: int, scheduler: str | None,
                 report=recipe.report,
                 progress=progress,
             )
-    click.echo(format_table(report) if dry_run else _summarise_coregistration(report))
+    show(format_table(report) if dry_run else _summarise_coregistration(report))
 
 
 def _summarise_coregistration(report: Mapping[str, Any]) -> str:
@@ -163,7 +161,7 @@ def match(settings: MatchSettings) -> None:
     options = dict(vars(settings))
     as_json, scene = options.pop("json"), options.pop("scene")
     report = match_files(**options, **vars(scene))
-    click.echo(json.dumps(report, indent=2) if as_json else _summarise_match(report))
+    show(json.dumps(report, indent=2) if as_json else _summarise_match(report))
 
 
 def _summarise_match(report: Mapping[str, Any]) -> str:

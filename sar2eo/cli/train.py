@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import click
-
-from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say
+from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say, show
 from sar2eo.settings import MatcherRecipe, TrainRecipe, VaeRecipe
 
 
@@ -25,7 +23,7 @@ def train(recipe: TrainRecipe, *, dry_run: bool) -> None:
     from sar2eo.training.unet_run import plan_training, run_training
 
     if dry_run:
-        click.echo(format_table(plan_training(recipe)))
+        show(format_table(plan_training(recipe)))
     else:
         _run(run_training, recipe)
 
@@ -65,7 +63,7 @@ def train_matcher(recipe: MatcherRecipe, *, dry_run: bool) -> None:
 def _show_plan(recipe: Any, prepared: Any, network: Any) -> None:
     count = sum(p.numel() for p in network.parameters())
     facts = {"pairs": prepared.pairs.describe(), "factor": prepared.task.factor, "parameters": count}
-    click.echo(format_table({**dataclasses.asdict(recipe), "would train": facts}))
+    show(format_table({**dataclasses.asdict(recipe), "would train": facts}))
 
 
 def _run(run: Callable[..., Any], recipe: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say
+from sar2eo.cli.output import ProgressLine, allow_resuming, format_duration, format_table, say, show
 from sar2eo.settings import InfoSettings, TranslateRecipe
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def show_scene(settings: InfoSettings) -> None:
     from sar2eo.scenes import describe_scene, open_scene
 
     facts = describe_scene(open_scene(settings.source, **vars(settings.scene)))
-    click.echo(json.dumps(facts, indent=2) if settings.json else format_table(facts))
+    show(json.dumps(facts, indent=2) if settings.json else format_table(facts))
 
 
 def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, dry_run: bool) -> None:
@@ -93,13 +93,13 @@ def _show_estimate(
     from sar2eo.translation.plan import estimate, estimate_archive
 
     if not single:
-        click.echo(format_table(estimate_archive(entries, recipe, spec)))
+        show(format_table(estimate_archive(entries, recipe, spec)))
         return
     (entry,) = entries
     if entry.error is not None:
         raise entry.error
     skipped = entry.status == "skipped"
-    click.echo(format_table({"status": entry.status} if skipped else estimate(entry, recipe, spec)))
+    show(format_table({"status": entry.status} if skipped else estimate(entry, recipe, spec)))
 
 
 def _say_outcome(entry: Entry, *, single: bool) -> None:

@@ -1,13 +1,15 @@
 """Clusters: threads of this process, worker processes that are started, or a running cluster to join.
 
-Only the command line starts clusters; the library uses whatever Dask scheduler is active. All servers
-bind to the loopback interface, and there is no dashboard.
+Only the command line starts clusters; the library uses whatever Dask scheduler is active. All servers bind
+to the loopback interface and take only who has a certificate of this run: whoever can connect runs code here.
+There are no pages to look at.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from sar2eo.compute.device import resolve_device
-from sar2eo.errors import ClusterError, SettingsError
+from sar2eo.errors import ClusterError, Sar2eoWarning, SettingsError
 
 # Beside the one thread that is inside the model, others read ahead and write behind.
 _THREADS_PER_WORKER = 3
@@ -89,7 +91,7 @@ def connect_cluster(*, workers: int = 0, scheduler: str | None = None) -> Iterat
 @contextmanager
 def _start(workers: int) -> Iterator[None]:
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
     threads = str(threads_per_worker(workers))
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
@@ -101,6 +103,9 @@ def _start(workers: int) -> Iterator[None]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": False,
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
+        "distributed.nanny.http.routes": [],
         # Ctrl-C reaches every process of a terminal; the driver alone is to stop the run.
         "distributed.worker.preload": ["import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"],
     }
@@ -113,9 +118,10 @@ def _start(workers: int) -> Iterator[None]:
             threads_per_worker=_THREADS_PER_WORKER,
             memory_limit=0,
             dashboard_address=None,
-            # A health page is served all the same, by default on a port that others may have.
+            # A server without pages listens all the same, by default on a port that others may have.
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             host="127.0.0.1",
+            security=Security.temporary(),
             silence_logs="CRITICAL",  # a worker that dies is reported by our own warning
         ) as cluster,
         Client(cluster),
@@ -158,6 +164,12 @@ def _join(address: str) -> Iterator[None]:
             pass
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(f"--scheduler {address}: cannot be reached: is it tcp://HOST:PORT?") from error
+    if not address.startswith("tls://"):
+        warnings.warn(
+            f"--scheduler {address}: without TLS, whoever reaches the cluster can run code on it and here",
+            Sar2eoWarning,
+            stacklevel=3,
+        )
     with Client(address, timeout=_JOIN_SECONDS) as client:
         _check_versions(client, address)
         yield

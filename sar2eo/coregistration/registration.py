@@ -35,14 +35,16 @@ from sar2eo.coregistration.tie_points import (
     versions,
 )
 from sar2eo.coregistration.transforms import LEAST, Evidence, MovingTransform, weigh
-from sar2eo.errors import CoregistrationError, OutputError, Sar2eoWarning, SettingsError
+from sar2eo.errors import CoregistrationError, Sar2eoWarning, SettingsError
 from sar2eo.matching.dcdm.aligner import open_calibrated
 from sar2eo.matching.shifts import Displacement
-from sar2eo.results.cog import check_space, check_target, publish
-from sar2eo.scenes.identity import digest
+from sar2eo.results.cog import check_space, publish
+from sar2eo.results.targets import check_file, check_raster, check_report, write_report
+from sar2eo.scenes.gdal import display_name
+from sar2eo.scenes.identity import digest, is_part
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import CoregisterSettings, SceneSettings, replace_settings
-from sar2eo.store.atomic import refuse, write_json
+from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal
 from sar2eo.store.task_results import TaskResults
 
@@ -131,7 +133,7 @@ def coregister(
     if scene.resolution is not None or scene.allow_ungeoreferenced:
         raise SettingsError("scene: resolution and allow_ungeoreferenced do not go with coregistering")
     target, report_path = Path(out), None if report is None else Path(report)
-    _check_inputs(target, report_path, (str(reference), str(moving)))
+    scenes = (str(reference), str(moving))
     pair = open_pair(
         str(reference),
         str(moving),
@@ -145,11 +147,12 @@ def coregister(
     finder = create_finder(settings)
     fingerprint = _fingerprint(pair, scene, settings, finder)
     known = None if overwrite or dry_run else _read_finished(target, fingerprint)
-    _check_targets(target, report_path, overwrite=overwrite or dry_run or known is not None)
+    read = fingerprint["reference"], fingerprint["moving"]
+    done = dry_run or known is not None
+    _check_targets(target, report_path, scenes, overwrite=overwrite, done=done, identity=read)
     if known is not None:
         known = {**_describe_request(pair, settings, finder, 0), **known}
-        if report_path is not None:
-            write_json(report_path, known)
+        write_report(report_path, known)
         return known
     needed = needed_bytes(read_layout(pair.moving)[1], pair.grid.window_of(pair.overlap.bounds))
     cells = place_templates(pair, settings.grid, settings.points)
@@ -162,8 +165,8 @@ def coregister(
             f"{reference} and {moving} share room for {len(cells)} templates of {settings.grid} pixels, and "
             f"{settings.transform} needs {LEAST[settings.transform]}: is there more overlap?"
         )
-        if report_path is not None and not dry_run:
-            write_json(report_path, {**facts, "accepted": False, "refusal": refusal})
+        if not dry_run:
+            write_report(report_path, {**facts, "accepted": False, "refusal": refusal})
         raise CoregistrationError(refusal)
     if dry_run:
         return facts
@@ -172,7 +175,7 @@ def coregister(
     reset_telemetry()
     with _open_journal(target, fingerprint, overwrite=overwrite) as journal:
         # Again, under the lock: another run may just have ended.
-        _check_targets(target, report_path, overwrite=overwrite)
+        _check_targets(target, report_path, scenes, overwrite=overwrite, identity=read)
         results = TaskResults(journal.blocks / "parts")
         while True:
             ties = measure_ties(pair, cells, settings, finder, results, progress)
@@ -195,8 +198,7 @@ def coregister(
             _write(pair, settings, evidence.transform, facts, fingerprint, target, journal, progress)
             facts["out"] = str(target)
         facts |= _describe_costs(started)
-        if report_path is not None:
-            write_json(report_path, facts)
+        write_report(report_path, facts)
         if evidence.refusal is not None:
             raise CoregistrationError(f"{moving} is not laid on {reference}: {evidence.refusal}")
     return facts
@@ -259,7 +261,7 @@ def _fingerprint(
         "software": f"sar2eo {__version__}",
         "reference": sar if pair.reference is pair.sar else eo,
         "moving": sar if pair.moving is pair.sar else eo,
-        "scene": dataclasses.asdict(scene),
+        "scene": dataclasses.asdict(dataclasses.replace(scene, force=False)),
         "settings": named,
         "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},
     }
@@ -270,23 +272,27 @@ def result_paths(out: Path) -> tuple[Path, Path, Path]:
     return out.with_name(f"{out.stem}_ties.geojson"), out.with_name(f"{out.stem}_ties.png"), out
 
 
-def _check_inputs(out: Path, report: Path | None, scenes: tuple[str, str]) -> None:
-    """Refuse to replace a scene by a result."""
+def _check_targets(
+    out: Path,
+    report: Path | None,
+    scenes: tuple[str, str],
+    *,
+    overwrite: bool,
+    identity: Any,
+    done: bool = False,
+) -> None:
+    """Refuse results that cannot be written, or would replace a scene or another file of the user's.
+
+    Results that are `done`, or were being replaced, are not in the way.
+    """
     parts = [part.split("=")[-1] for scene in scenes for part in (scene, *scene.split(","))]
     inputs = {Path(part).resolve() for part in parts}
-    for path in (*result_paths(out), *([] if report is None else [report])):
-        if path.resolve() in inputs:
+    again = overwrite or Journal.is_publishing(_journal_folder(out))
+    for path in result_paths(out):
+        if path.resolve() in inputs or is_part(path, identity):
             raise SettingsError(f"{path} is one of the scenes: give the result another name")
-
-
-def _check_targets(out: Path, report: Path | None, *, overwrite: bool) -> None:
-    overwrite = overwrite or Journal.is_publishing(_journal_folder(out))
-    check_target(out, overwrite)
-    for path in result_paths(out)[:2]:
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists: pass overwrite=True to replace it")
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise OutputError(f"--report {report}: is a folder, or there is none to write it into")
+        (check_raster if path == out else check_file)(path, overwrite=again or done)
+    check_report(report, overwrite=overwrite, inputs=inputs, outputs=result_paths(out), identity=identity)
 
 
 def _describe_request(
@@ -298,8 +304,8 @@ def _describe_request(
     return {
         "software": f"sar2eo {__version__}",
         "versions": versions(learned=settings.method == "dcdm"),
-        "reference": {"href": pair.reference.href, "kind": roles[0]},
-        "moving": {"href": pair.moving.href, "kind": roles[1]},
+        "reference": {"href": display_name(pair.reference.href), "kind": roles[0]},
+        "moving": {"href": display_name(pair.moving.href), "kind": roles[1]},
         "grid": {"crs": grid.crs, "transform": list(grid.transform), "shape": list(grid.shape)},
         "settings": dataclasses.asdict(settings),
         "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},

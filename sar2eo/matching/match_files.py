@@ -16,6 +16,7 @@ from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.radiometry import to_amplitude
 from sar2eo.matching.structure import Method, StructuralAligner, match
 from sar2eo.model.folder import BUNDLED
+from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.store.atomic import write_json
 
@@ -113,8 +114,8 @@ def match_files(
         answer, pictures = _by_structure(inputs, method)
     report = {
         "software": f"sar2eo {__version__}",
-        "search": str(search),
-        "template": str(template),
+        "search": display_name(str(search)),
+        "template": display_name(str(template)),
         "method": method,
         **answer,
         **_displacement(inputs, answer["shift"]),

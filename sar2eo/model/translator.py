@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sar2eo.compute.dask_run import timed
-from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError
+from sar2eo.errors import CheckpointError, Sar2eoWarning, SettingsError, lacks_memory
 from sar2eo.geo.radiometry import to_eo_bytes
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import load_checkpoint
@@ -110,6 +110,8 @@ class DiffusionTranslator:
         except torch.OutOfMemoryError:
             return None  # what the traceback holds is free only after this
         except Exception as error:
+            if lacks_memory(error):  # a CPU's
+                return None
             reason = getattr(error, "inner_exception", None)  # of torch._dynamo.exc.BackendCompilerFailed
             if isinstance(reason, torch.OutOfMemoryError):
                 return None

@@ -19,7 +19,7 @@ import numpy as np
 
 from sar2eo._version import __version__
 from sar2eo.compute.dask_run import Progress, collect_telemetry, reset_telemetry
-from sar2eo.errors import OutputError, PairsError, PairsWarning, SettingsError
+from sar2eo.errors import PairsError, PairsWarning, SettingsError
 from sar2eo.geo.splits import SPLITS, assign
 from sar2eo.matching.shifts import Aligner
 from sar2eo.pairs.alignment import align
@@ -36,6 +36,7 @@ from sar2eo.pairs.index import (
 )
 from sar2eo.pairs.output_folder import UnfinishedPairs, check_target, read_record
 from sar2eo.pairs.plan import Footprints, Meeting, Scenes, find_meetings, open_scenes, survey
+from sar2eo.results.targets import check_report, write_report
 from sar2eo.scenes.gdal import display_name
 from sar2eo.scenes.sar_scene import SarScene
 from sar2eo.settings import PairsSettings, SceneSettings, replace_settings
@@ -66,12 +67,11 @@ def build(
     As `build_pairs`, with an aligner of any kind, or None where ``settings.align`` is "off".
     """
     started = time.perf_counter()
-    if report is not None and not report.absolute().parent.is_dir():
-        raise OutputError(f"--report {report}: there is no folder {report.parent}: make it first")
-    if report is not None and report.is_dir():
-        raise OutputError(f"--report {report}: is a folder: name a file in it")
+    own = [report] if report is not None and report.resolve().parent == out.resolve() else []
+    check_report(report, overwrite=overwrite, outputs=own)
     scenes = open_scenes(sar, eo, settings, scene, out)
     fingerprint = json_values(scenes.fingerprint(settings, scene, aligner))
+    check_report(report, overwrite=overwrite, identity=fingerprint)
     if check_target(out, fingerprint, overwrite=overwrite):
         UnfinishedPairs.clear(out, fingerprint)
         return _read_finished(out, report, done_before=True)
@@ -91,8 +91,7 @@ def _read_finished(out: Path, report: Path | None, *, done_before: bool) -> gpd.
     index, record = read_index(out), read_record(out) or {}
     found = {name: value for name, value in record.items() if name not in ("fingerprint", "index_crc32")}
     found["done_before"] = done_before
-    if report is not None:
-        write_json(report, found)
+    write_report(report, found)
     # Pandas copies attributes with every selection, and there may be hundreds of thousands of these.
     for pair in found.get("scene_pairs", ()):
         (pair["alignment"] or {}).pop("displacements", None)

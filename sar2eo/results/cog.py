@@ -26,8 +26,9 @@ import rasterio.shutil
 from sar2eo.errors import JournalError, OutputError, one_line
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
+from sar2eo.results.targets import SIDECARS
 from sar2eo.settings import Compression
-from sar2eo.store.atomic import refuse, sync_file, sync_folder
+from sar2eo.store.atomic import open_alone, refuse, sync_file, sync_folder
 from sar2eo.store.journal import Journal
 
 BLOCK = 512
@@ -38,7 +39,6 @@ _CACHE_BYTES = 8 * 2**20
 _OPEN_BLOCKS = 64
 _LOSSY: tuple[Compression, ...] = ("jpeg", "webp")
 _LOSSY_QUALITY = 90
-_SIDECARS = (".aux.xml", ".ovr", ".msk")
 _NO_TRANSFORM = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 _LOG = logging.getLogger("rasterio._env")
@@ -249,7 +249,7 @@ def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
                         raise
                     # Two mounts of one file system.
                     _copy_beside(source, target, copies).replace(target)
-                for suffix in _SIDECARS:
+                for suffix in SIDECARS:
                     target.with_name(target.name + suffix).unlink(missing_ok=True)
                 sync_folder(target.parent)
         except OSError as error:
@@ -259,39 +259,12 @@ def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
 def _copy_beside(source: Path, target: Path, copies: ExitStack) -> Path:
     """Copy a file beside its target; closing the stack deletes the copy."""
     copy = target.with_name(f".{target.name}.tmp")
+    handle = open_alone(copy)
     copies.callback(copy.unlink, missing_ok=True)
-    shutil.copyfile(source, copy)
+    with os.fdopen(handle, "wb") as file, source.open("rb") as original:
+        shutil.copyfileobj(original, file, 1 << 20)
     sync_file(copy)
     return copy
-
-
-def check_target(path: Path, overwrite: bool, *, raster: bool = True) -> None:
-    """Refuse a target that could not be written in the end, before any work.
-
-    Only a `raster` must be named like a GeoTIFF.
-
-    Raises
-    ------
-    OutputError
-        If the name is not valid UTF-8 or not that of a GeoTIFF, the folder is missing or not writable, or the
-        file exists and `overwrite` is False.
-    """
-    try:
-        str(path.absolute()).encode()
-    except UnicodeEncodeError as error:
-        raise OutputError(
-            f"{str(path)!r}: the name is not valid UTF-8, and GDAL takes no other: give another --out"
-        ) from error
-    if raster and path.suffix.lower() not in (".tif", ".tiff"):
-        raise OutputError(f"{path}: the result is a GeoTIFF, its name must end in .tif or .tiff")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}: make it first, or check the spelling")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: name a file in it")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists: pass overwrite=True to replace it")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: its folder is not writable")
 
 
 def estimate_bytes(grid: Grid, variables: Iterable[str], compress: Compression) -> tuple[int, int]:

@@ -28,12 +28,14 @@ from sar2eo.errors import OutputError, SettingsError
 from sar2eo.geo.footprint import trace_footprint
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
-from sar2eo.results.cog import assemble, check_target, estimate_bytes, publish
+from sar2eo.results.cog import assemble, estimate_bytes, publish
 from sar2eo.results.stac_output import COLLECTION, is_item_of_result, make_stac_item, write_stac_item
+from sar2eo.results.targets import check_file, check_raster
 from sar2eo.scenes.gdal import gdal_path, open_dataset
 from sar2eo.settings import Compression
 from sar2eo.store import s3
-from sar2eo.store.atomic import json_values, refuse, sync_folder, write_file, write_json
+from sar2eo.store.atomic import check_owner, json_values, refuse, sync_folder, write_file, write_json
+from sar2eo.store.documents import read_file
 from sar2eo.store.http import Found
 from sar2eo.store.journal import Journal
 
@@ -92,6 +94,7 @@ class Destination:
         """Create the local folder."""
         try:
             self.folder.mkdir(exist_ok=True)
+            check_owner(self.folder, self.folder.lstat())
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be made ({error.strerror}): give a --tmp") from error
 
@@ -274,7 +277,7 @@ class Outputs:
         overwrite = overwrite or (Journal.is_publishing(self.journal) and not restart)
         if overwrite and self.exists(self.item):
             name, remote = self.item.name, self.destination
-            text = self.item.read_bytes() if remote is None else remote.read_texts([name])[name]
+            text = read_file(self.item) if remote is None else remote.read_texts([name])[name]
             if not is_item_of_result(text):
                 raise OutputError(
                     f"{self.display_name(self.item)} is not the STAC item of a result and would be replaced "
@@ -283,7 +286,7 @@ class Outputs:
         rasters = self.rasters.values()
         for path in self.paths:
             if self.destination is None:
-                check_target(path, overwrite, raster=path in rasters)
+                (check_raster if path in rasters else check_file)(path, overwrite=overwrite)
             elif path in rasters and path.suffix.lower() not in (".tif", ".tiff"):
                 name = self.display_name(path)
                 raise OutputError(f"{name}: the result is a GeoTIFF, its name must end in .tif or .tiff")
@@ -364,6 +367,7 @@ class Outputs:
                 tags=tags,
                 quicklook=self.quicklook,
                 collection=settings["collection"],
+                away=self.destination is not None,
             )
             write_stac_item(item, files[-1][0])
         return files + [(made[name], path) for name, path in self.rasters.items()][::-1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -23,6 +25,7 @@ from sar2eo.geo.footprint import lonlat_bounds, to_lonlat
 from sar2eo.geo.grid import Grid
 from sar2eo.results.cog import LAYERS
 from sar2eo.store.atomic import write_file
+from sar2eo.store.documents import RECORD_BYTES, parse_json, read_file
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 _TEXTS: Mapping[str, tuple[str, list[str]]] = {
@@ -30,13 +33,17 @@ _TEXTS: Mapping[str, tuple[str, list[str]]] = {
     "confidence": ("Confidence of the generated image: 1 / variance", ["metadata", "confidence"]),
     "spread": ("Standard deviation over generated samples", ["metadata", "uncertainty"]),
 }
-_NOT_IN_ITEMS = ("TIFFTAG_", "fingerprint")
+_SAT = "https://stac-extensions.github.io/sat/v1.0.0/schema.json"
+_NOT_IN_ITEMS = ("TIFFTAG_", "fingerprint", "source", "platform", "orbit_direction")
+_PARTS = re.compile(r"(?:^|,)((?:[HV]{2}\+?)+=)?(.+?)(?=,(?:[HV]{2}\+?)+=|$)", re.I)
 COLLECTION = "collection.json"
 """The STAC collection in a folder of results."""
 
 _COLLECTION_TITLE = "Synthetic EO images"
 # A ten-millionth of a degree is a centimetre.
 _DECIMALS = 7
+# Of the longer side of a footprint: half a pixel of what it is traced from.
+_TOLERANCE = 1 / 2048
 
 
 def make_stac_item(
@@ -48,6 +55,7 @@ def make_stac_item(
     tags: Mapping[str, str],
     quicklook: Path | None = None,
     collection: str | None = None,
+    away: bool = False,
 ) -> pystac.Item:
     """Describe published COGs, for a file beside the EO image.
 
@@ -61,10 +69,13 @@ def make_stac_item(
     when : datetime or str
         Acquisition time of the SAR scene; ISO 8601 if text, UTC unless it says otherwise.
     tags : mapping
-        Provenance, as in the files; stored under ``sar2eo:``, without TIFF tags and fingerprint.
+        Provenance, as in the files; stored under ``sar2eo:``, without TIFF tags and fingerprint, or as what
+        STAC calls it. Local scenes are named by paths from the item.
     quicklook : Path, optional
     collection : str, optional
         Id of the collection beside the item (`write_stac_collection`).
+    away : bool, optional (default: False)
+        Whether the item goes where no local scene can be reached from.
 
     Raises
     ------
@@ -75,6 +86,12 @@ def make_stac_item(
     """
     home = rasters["eo"].absolute().parent
     geometry = None if footprint.is_empty else to_lonlat(footprint, grid.pyproj_crs)
+    geometry = None if geometry is None else _simplify(geometry)
+    parts = [
+        (name, _relative_href(text, home, away)) for name, text in _PARTS.findall(tags.get("source", ""))
+    ]
+    facts = {"platform": tags.get("platform"), "sat:orbit_state": tags.get("orbit_direction")}
+    facts |= {"sar2eo:source": ",".join(map("".join, parts))}
     resolution = round(sum(grid.ground_sample_distance_m()) / 2, 3)
     item = pystac.Item(
         id=rasters["eo"].stem,
@@ -89,10 +106,14 @@ def make_stac_item(
             "processing:software": {"sar2eo": __version__},
             "processing:lineage": "SAR-to-EO translation with a confidence-guided latent diffusion model",
             **{f"sar2eo:{name}": text for name, text in tags.items() if not name.startswith(_NOT_IN_ITEMS)},
+            **{name: text for name, text in facts.items() if text},
+            # Without the extension, which asks for more than is known.
+            **({"sar:polarizations": tags["polarisations"].split(",")} if "polarisations" in tags else {}),
             "sar2eo:synthetic": True,
         },
     )
-    item.stac_extensions.append(_PROCESSING)
+    item.stac_extensions += [_PROCESSING, *([_SAT] if facts["sat:orbit_state"] else [])]
+    item.add_links([pystac.Link("derived_from", href) for _, href in parts if not away or "://" in href])
     if collection is not None:
         item.collection_id = collection
         item.add_links([_make_link(rel, COLLECTION) for rel in ("collection", "parent", "root")])
@@ -146,8 +167,8 @@ def write_stac_collection(folder: Path, name: str) -> Path | None:
     """
     texts = {}
     for path in folder.glob("*.json"):
-        with suppress(OSError):  # a folder, a broken link, another user's
-            texts[path.name] = path.read_bytes()
+        with suppress(OSError):  # a folder, a pipe, a broken link, another user's, larger than any item
+            texts[path.name] = read_file(path, RECORD_BYTES)
     content = make_stac_collection(texts, {path.name for path in folder.iterdir()}, name)
     if content is None:
         return None
@@ -175,7 +196,7 @@ def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], n
     """
     title = None
     with suppress(ValueError, KeyError, TypeError):
-        title = json.loads(texts[COLLECTION])["title"]
+        title = parse_json(texts[COLLECTION])["title"]
     if COLLECTION in texts and title != _COLLECTION_TITLE:
         warnings.warn(
             f"{COLLECTION} in the folder of results was not written by sar2eo and is kept: "
@@ -189,7 +210,7 @@ def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], n
     if not items:
         return None
     times = [_to_utc(item["properties"]["datetime"]) for item in items.values()]
-    boxes = [item["bbox"] for item in items.values() if item.get("bbox")]
+    boxes = [box for item in items.values() if (box := _flat_box(item.get("bbox"))) is not None]
     collection = pystac.Collection(
         id=name,
         title=_COLLECTION_TITLE,
@@ -212,18 +233,26 @@ def make_stac_collection(texts: Mapping[str, bytes], present: Collection[str], n
 def is_item_of_result(text: bytes) -> bool:
     """Whether a text is the STAC item of a result."""
     with suppress(ValueError, KeyError, TypeError):
-        return bool(json.loads(text)["properties"]["sar2eo:synthetic"] is True)
+        return bool(parse_json(text)["properties"]["sar2eo:synthetic"] is True)
     return False
 
 
 def _parse_item(text: bytes, present: Collection[str]) -> dict[str, Any] | None:
     """Return the item of a result whose EO image is present; None for other files."""
     try:
-        item: dict[str, Any] = json.loads(text)
+        item: dict[str, Any] = parse_json(text)
         ours = item["properties"]["sar2eo:synthetic"] is True and _to_utc(item["properties"]["datetime"])
         return item if ours and item["assets"]["eo"]["href"].removeprefix("./") in present else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _flat_box(box: Any) -> list[float] | None:
+    """Return west, south, east, north of a bbox, which may have heights; None of what is none."""
+    if not isinstance(box, list) or len(box) not in (4, 6):
+        return None
+    found = [*box[:2], *box[len(box) // 2 :][:2]]
+    return found if all(isinstance(n, int | float) and math.isfinite(n) for n in found) else None
 
 
 def _join_boxes(boxes: list[list[float]]) -> list[float]:
@@ -247,6 +276,25 @@ def _to_utc(when: datetime | str) -> datetime:
     except ValueError as error:
         raise SettingsError(f"datetime={when!r}: must be ISO 8601, such as 2020-11-07T13:52:41Z") from error
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _simplify(area: Polygon | MultiPolygon) -> Polygon | MultiPolygon:
+    """Leave out vertices that an edge does not need: most rectangles stay rectangles on the globe."""
+    parts = []
+    for part in getattr(area, "geoms", [area]):
+        west, south, east, north = part.bounds
+        parts.append(part.simplify(_TOLERANCE * max(east - west, north - south)))
+    return parts[0] if len(parts) == 1 else MultiPolygon(parts)
+
+
+def _relative_href(source: str, home: Path, away: bool) -> str:
+    """Return a URL as it is, and the path of a local file from `home`; where that is no help, its name."""
+    if "://" in source:
+        return source
+    file, mark, item = source.partition("#")
+    if away or not os.path.exists(file):  # noqa: PTH110  (any text is safe)
+        return source.rpartition("/")[2]
+    return _make_relative(Path(file), home) + mark + item
 
 
 def _make_relative(path: Path, home: Path) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from xml.etree import ElementTree
 
 from sar2eo.errors import SceneError
 from sar2eo.scenes.gdal import open_dataset
 from sar2eo.scenes.metadata import Facts, is_layer, polarisation_words, read_facts
+from sar2eo.scenes.snap import read_snap_product
 from sar2eo.scenes.stac_input import SarAssets
+from sar2eo.store.documents import parse_xml, read_file
 
 _ARRAYS = (".h5", ".hdf5", ".he5", ".nc", ".nc4", ".cdf")
 
@@ -38,11 +40,18 @@ def read_container(path: Path) -> SarAssets | None:
     with open_dataset(str(path)) as dataset:
         if dataset.count > 0 and 0 not in dataset.shape:
             return None
-        # GDAL's driver of HDF5 places nothing, that of netCDF reads coordinates and grid mappings.
-        found = [re.sub(r"^HDF5:(.*?):/+", r"netcdf:\1:/", name) for name in dataset.subdatasets]
+        found = [_placed(name) for name in dataset.subdatasets]
         tags = dataset.tags()
     files = _choose(path, {re.split(r"[:/]", name)[-1]: name for name in found}, found)
     return SarAssets(files, None, False, read_facts(path.name, tags))
+
+
+def _placed(name: str) -> str:
+    """Name an array of HDF5 for GDAL's driver of netCDF, which reads coordinates, where that takes it."""
+    placed = re.sub(r"^HDF5:(.*?):/+", r"netcdf:\1:/", name)
+    with suppress(SceneError), open_dataset(placed):
+        return placed
+    return name
 
 
 def _choose(path: Path, named: Mapping[str, str], every: list[str]) -> dict[tuple[str, ...], str]:
@@ -61,29 +70,24 @@ def _choose(path: Path, named: Mapping[str, str], every: list[str]) -> dict[tupl
 
 def _read_dimap(dim: Path, only: Path | None) -> SarAssets:
     try:
-        root = ElementTree.parse(dim).getroot()  # noqa: S314 (a local file the user named)
-    except ElementTree.ParseError as error:
+        root = parse_xml(read_file(dim))
+    except (OSError, ValueError) as error:
         raise SceneError(f"{dim}: not readable XML ({error})") from error
     hrefs = {e.findtext("BAND_INDEX"): e.find("DATA_FILE_PATH") for e in root.iter("Data_File")}
+    product = read_snap_product(root)
     paths, nodata, units = {}, set(), set()
-    for band in root.iter("Spectral_Band_Info"):
-        href = hrefs.get(band.findtext("BAND_INDEX"))
-        name = band.findtext("BAND_NAME", "")
-        if href is None or not polarisation_words(name):
+    for band in product.bands:
+        href = hrefs.get(band.number)
+        if href is None or not polarisation_words(band.name):
             continue
         path = (dim.parent / href.get("href", "")).with_suffix(".img")
         if only in (None, path):
-            paths[name] = str(path)
-            units.add(
-                "db" if "db" in band.findtext("PHYSICAL_UNIT", "").lower() else band.findtext("PHYSICAL_UNIT")
-            )
-            used = band.findtext("NO_DATA_VALUE_USED", "").lower() == "true"
-            nodata.add(float(band.findtext("NO_DATA_VALUE", "nan")) if used else None)
+            paths[band.name] = str(path)
+            units.add(band.unit)
+            nodata.add(band.nodata)
     files = _choose(dim, paths, [str(path) for path in sorted(dim.with_suffix(".data").glob("*.img"))])
-    tags = {str(e.get("name")): e.text or "" for e in root.iter("MDATTR")}
-    tags |= {e.tag: e.text or "" for e in root.iter("PRODUCT_SCENE_RASTER_START_TIME")}
-    facts = read_facts(dim.name, tags, list(paths), units)
-    corrected = {"1": True, "0": False}.get(tags.get("is_terrain_corrected", ""))
+    facts = read_facts(dim.name, product.tags, list(paths), units)
+    corrected = {"1": True, "0": False}.get(product.tags.get("is_terrain_corrected", ""))
     return SarAssets(
         files,
         nodata.pop() if len(nodata) == 1 else None,

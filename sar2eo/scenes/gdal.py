@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 import threading
 import time
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +18,14 @@ from typing import Any, TypeVar
 import numpy as np
 import rasterio
 from rasterio.errors import RasterioIOError
+from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
-from sar2eo.errors import PolarisationError, SceneError
+from sar2eo.errors import PolarisationError, SceneError, hide_secrets, one_line
 from sar2eo.geo.grid import ignore_missing_georeference
 from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.store import http, s3
+from sar2eo.store.documents import read_start
 
 T = TypeVar("T")
 
@@ -39,10 +43,25 @@ REMOTE_OPTIONS = {
     "GDAL_HTTP_RETRY_DELAY": http.DELAY_SECONDS,
     "GDAL_HTTP_CONNECTTIMEOUT": http.CONNECT_SECONDS,
     "GDAL_HTTP_LOW_SPEED_TIME": http.READ_SECONDS,
-    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1000,
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
 }
+# Drivers of text that leads to other files or to the network, and what such a file is called.
+_LEADING: dict[str, tuple[str, ...]] = {
+    "VRT": (".vrt",),
+    "GTI": (".gti",),
+    "WMS": (".xml", ".wms"),
+    "WMTS": (".xml",),
+    "WCS": (".xml", ".wcs"),
+    "MRF": (".mrf",),
+    "KMLSUPEROVERLAY": (".kml", ".kmz"),
+    "STACIT": (".json",),
+    "STACTA": (".json",),
+    **dict.fromkeys(("DAAS", "EEDAI", "HTTP", "NGW", "OGCAPI", "PLMOSAIC"), ()),
+}
+# A VRT may hold Python code, which would run.
+_SAFE_OPTIONS = {"GDAL_VRT_ENABLE_PYTHON": "NO"}
 # GDAL caches what it has read of a file, even if that was cut short; not of one that is closed under this.
 _FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/", "GDAL_HTTP_MAX_RETRY": 0}
 
@@ -56,10 +75,12 @@ _SCHEMES = {
 }
 _COLOURS = ("red", "green", "blue", "cloud")
 _PAIR = re.compile(rf"(?:^|,)\s*({'|'.join((*POLARISATIONS, *_COLOURS))})=", re.I)
+_ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
 _REMOTE = re.compile(r"/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)[/?]")
 
 _idle: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
 _versions: dict[str, str] = {}
+_watched: dict[tuple[str, str], list[str]] = {}
 _lock = threading.Lock()
 
 
@@ -67,6 +88,7 @@ _lock = threading.Lock()
 # within what coordinates and windows can be counted for: more is a header that was damaged or made up.
 MAX_SIDE = 1 << 22
 MAX_PIXELS = 1 << 36
+MAX_BANDS = 2000  # more than any stack of dates or hyperspectral image, and each takes time
 # A block is decoded as one. Programs write a whole image as one strip, and then every window costs all of it.
 MAX_BLOCK_BYTES = 1 << 30
 _NUMPY_NAMES = {"complex_int16": "complex64"}  # which NumPy does not have
@@ -87,7 +109,7 @@ def is_remote(path: str) -> bool:
 
 
 def display_name(source: str) -> str:
-    """Name a scene in messages: URLs without their query, which is a secret in a signed one."""
+    """Name a scene in messages and results: URLs without passwords and signatures."""
     try:
         parsed = parse_source(source)
     except PolarisationError:
@@ -99,7 +121,7 @@ def display_name(source: str) -> str:
     for scheme, prefix in _SCHEMES.items():
         if source.startswith(prefix) and scheme != "file":
             source = f"{scheme}://{source.removeprefix(prefix)}"
-    return source.partition("?")[0] if source.startswith("http") else source
+    return hide_secrets(source)
 
 
 def parse_source(source: str | Path | Mapping[str, str | Path]) -> str | dict[str, str]:
@@ -162,15 +184,60 @@ def open_dataset(path: str, version: str | None = None) -> Iterator[Any]:
             dataset.close()
 
 
+def find_archive(path: str) -> str | None:
+    """Return the archive of a path into one, such as ``/vsizip/a.zip/b.tif``."""
+    found = _ARCHIVE.match(path)
+    return None if found is None else found[1]
+
+
+def list_files(dataset: Any) -> list[str]:
+    """List the files of an open dataset, and those that VRTs among them name."""
+    found: dict[str, None] = {}
+    waiting = list(dataset.files)
+    opened_by_caller = waiting[:1]
+    while waiting:
+        path = waiting.pop(0)
+        if path not in found:
+            found[path] = None
+            if path.endswith(".vrt") and path not in opened_by_caller:
+                with open_dataset(path) as inner:
+                    waiting += inner.files
+    return list(found)
+
+
+def stamp_files(files: Iterable[str], etag: str | None = None) -> str:
+    """Return a text that changes whenever local files are written, and holds the ETag of a remote one."""
+    sizes = []
+    for path in files:
+        if not path.endswith((".aux.xml", ".ovr")):  # any viewer may write them
+            with suppress(OSError):
+                status = Path(find_archive(path) or path).stat()
+                sizes.append(f"{status.st_size}:{status.st_mtime_ns}")
+    strong = etag if etag and not etag.startswith("W/") else ""
+    return f"|{zlib.crc32(' '.join(sizes).encode())}|{strong}"
+
+
+def _check_unchanged(path: str, stamp: str, dataset: Any) -> None:
+    """Refuse a local file that was written or replaced since it was opened."""
+    if is_remote(path):
+        return
+    files = _watched.get((path, stamp)) or _watched.setdefault((path, stamp), list_files(dataset))
+    if not stamp.endswith(stamp_files(files)):
+        raise SceneError(f"{path}: has changed since it was opened: run again when nobody writes to it")
+
+
 def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
     """Read from an open dataset that one thread holds; over a network, try again after a failure.
+
+    A `SceneError` is raised where a file has changed since it was stamped: its pixels are never mixed.
 
     Parameters
     ----------
     path : str
         As GDAL opens it.
     stamp : str
-        Names the content, so that a file replaced under the same name is opened afresh.
+        Names the content, so that a file replaced under the same name is opened afresh; ends with what
+        `stamp_files` returned before.
     read : callable
         Takes the dataset. Called again after a failure.
     """
@@ -178,7 +245,7 @@ def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
     key = (path, stamp, os.getpid())
 
     def attempt() -> T:
-        with _environment(path):
+        with _environment(path, stamp):
             with _lock:
                 dataset = _idle[key].pop() if _idle.get(key) else None
             if dataset is None:
@@ -186,7 +253,9 @@ def read_dataset(path: str, stamp: str, read: Callable[[Any], T]) -> T:
                 dataset = _open(path)
             try:
                 found = read(dataset)
+                _check_unchanged(path, stamp, dataset)
             except RasterioIOError as error:
+                _check_unchanged(path, stamp, dataset)
                 dataset.close()
                 reason = _line(error, path)
                 raise SceneError(
@@ -240,11 +309,11 @@ def _surplus() -> list[Any]:
     return taken
 
 
-def _environment(path: str) -> AbstractContextManager[Any]:
+def _environment(path: str, stamp: str = "") -> AbstractContextManager[Any]:
     # Without a session of ours, rasterio makes one of boto3's for each environment.
     if not is_remote(path):
         # Without an environment GDAL writes its warnings straight to the terminal.
-        local: AbstractContextManager[Any] = rasterio.Env(DummySession())
+        local: AbstractContextManager[Any] = rasterio.Env(DummySession(), **_SAFE_OPTIONS)
         return local
     # What the user sets for GDAL, in the environment or around the call, stays.
     known = {*os.environ, *(rasterio.env.getenv() if rasterio.env.hasenv() else ())}
@@ -256,7 +325,10 @@ def _environment(path: str) -> AbstractContextManager[Any]:
         except OSError as error:
             raise SceneError(str(error)) from error
         options |= more
-    environment: AbstractContextManager[Any] = rasterio.Env(session, **options)
+    etag = stamp.rpartition("|")[2]
+    if etag and "GDAL_HTTP_HEADERS" not in known:
+        options["GDAL_HTTP_HEADERS"] = f"If-Match: {etag}\r\n"
+    environment: AbstractContextManager[Any] = rasterio.Env(session, **options, **_SAFE_OPTIONS)
     return environment
 
 
@@ -264,17 +336,44 @@ def _open(path: str) -> Any:
     try:
         # Whether a scene needs a georeference is decided by who opens it, with a better message.
         with ignore_missing_georeference():
-            return rasterio.open(path, sharing=False)
+            return DatasetReader(path, driver=_choose_drivers(path), sharing=False)
     except RasterioIOError as error:
         reason = _line(error, path)
+        if _is_markup(path):
+            reason = "it is text that may lead elsewhere: a VRT must be called .vrt, a WMS .xml"
+        elif is_remote(path) and "412" in reason:
+            reason = "it has changed since it was opened"
         raise SceneError(f"{display_name(path)}: GDAL cannot open it as a raster ({reason})") from error
+
+
+def _choose_drivers(path: str) -> list[str]:
+    """Return the drivers that may open a path: those whose files lead elsewhere only where it says so."""
+    plain = path.partition("?")[0].lower()
+    return [
+        name
+        for name in _list_drivers()
+        if name not in _LEADING or plain.endswith(_LEADING[name]) or plain.startswith(f"{name.lower()}:")
+    ]
+
+
+@functools.cache
+def _list_drivers() -> list[str]:
+    with rasterio.Env() as environment:
+        return sorted(environment.drivers())
+
+
+def _is_markup(path: str) -> bool:
+    with suppress(OSError, ValueError):
+        if Path(path).is_file():
+            return read_start(Path(path)).lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<")
+    return False
 
 
 def _line(error: Exception, path: str) -> str:
     """Put GDAL's message, and that of its cause, on one line."""
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
-    query = path.partition("?")[2]
-    text = " ".join("; ".join(map(str, causes)).split())
+    text = one_line("; ".join(map(str, causes)))
+    query = path.partition("?")[2]  # GDAL also names a file without its server
     return text.replace(f"?{query}", "") if query else text
 
 
@@ -307,6 +406,8 @@ def check_readable(path: str) -> None:
 def check_size(dataset: Any, path: str) -> None:
     """Refuse a raster with more pixels than a scene can have, or in blocks too large for memory."""
     rows, cols = dataset.shape
+    if dataset.count > MAX_BANDS:
+        raise SceneError(f"{path}: {dataset.count} bands, and a scene has {MAX_BANDS} at most")
     if max(rows, cols) > MAX_SIDE or rows * cols > MAX_PIXELS:
         raise SceneError(
             f"{path}: its header claims {rows} x {cols} pixels, more than any SAR scene has (at most "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from sar2eo.errors import SceneError
-from sar2eo.scenes.gdal import display_name, is_remote, open_dataset
+from sar2eo.scenes.gdal import display_name, find_archive, is_remote
 from sar2eo.store import http, s3
+from sar2eo.store.documents import parse_xml, read_file
 
 _SIDECAR = ".aux.xml"
 _ARRAY = (".zarray", "zarr.json")  # of Zarr, version 2 and 3: what GDAL names of an array
@@ -28,7 +28,6 @@ _GDAL_KEYS = (
     "GDAL_HTTP_AUTH",
     "GDAL_HTTP_COOKIE",
 )
-_ARCHIVE = re.compile(r"/vsi(?:zip|tar|gzip|7z)/\{?(.+?\.(?:zip|kmz|tar|tgz|tar\.gz|gz|7z))\}?(?:/|$)", re.I)
 
 
 def identify_file(path: str) -> dict[str, Any]:
@@ -52,14 +51,14 @@ def identify_file(path: str) -> dict[str, Any]:
     SceneError
         If a remote file is not there, refused, or cannot be reached.
     """
-    archive = _ARCHIVE.match(path)
-    if archive:
-        return {**identify_file(archive[1]), "member": path.rpartition("/")[2]}
+    archive = find_archive(path)
+    if archive is not None:
+        return {**identify_file(archive), "member": path.rpartition("/")[2]}
     if path.startswith(("/vsicurl/http", "/vsis3/")):
         return _remote_identity(path)
     local = Path(path)
     if is_remote(path) or not local.is_file():
-        return {"href": path}
+        return {"href": display_name(path)}
     if local.name in _ARRAY:
         return _array_identity(local.parent)
     status = local.stat()
@@ -67,32 +66,22 @@ def identify_file(path: str) -> dict[str, Any]:
     return {"name": local.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sample}
 
 
+def is_part(path: Path, identity: Any) -> bool:
+    """Whether a local file is one of those that an identity, as JSON values, tells of."""
+    return path.is_file() and identify_file(str(path))["sha256"] in json.dumps(identity, default=str)
+
+
 def identify_files(paths: Iterable[str], known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Identify the files of a raster, each once, without overviews (they are never read).
 
-    GDAL lists the files that a VRT names, but not those that these consist of, nor the chunks of a Zarr
-    array: they are looked up here. Statistics in a local ``.aux.xml`` do not count, for any viewer may write
-    them. `known` holds identities that need not be asked for again, by path.
+    `paths` are those of `sar2eo.scenes.gdal.list_files`, and of a Zarr array all chunks are looked up.
+    Statistics in a local ``.aux.xml`` do not count, for any viewer may write them. `known` holds identities
+    that need not be asked for again, by path.
     """
-    chosen = dict.fromkeys(p for p in _all_files(paths) if not p.endswith(".ovr"))
+    chosen = dict.fromkeys(p for p in paths if not p.endswith(".ovr"))
     sidecars = {path: _sidecar_identity(path) for path in chosen if path.endswith(_SIDECAR)}
     found = (sidecars.get(path) or known.get(path) or identify_file(path) for path in chosen)
     return [identity for path, identity in zip(chosen, found, strict=True) if sidecars.get(path) != {}]
-
-
-def _all_files(paths: Iterable[str]) -> list[str]:
-    """Return files, and those that VRTs among them name."""
-    found: dict[str, None] = {}
-    waiting = list(paths)
-    opened_by_caller = waiting[:1]
-    while waiting:
-        path = waiting.pop(0)
-        if path not in found:
-            found[path] = None
-            if path.endswith(".vrt") and path not in opened_by_caller:
-                with open_dataset(path) as inner:
-                    waiting += inner.files
-    return list(found)
 
 
 def _array_identity(folder: Path) -> dict[str, Any]:
@@ -110,8 +99,8 @@ def _sidecar_identity(path: str) -> dict[str, Any] | None:
     if is_remote(path) or not local.is_file():
         return None
     try:
-        root = ElementTree.parse(local).getroot()  # noqa: S314 (GDAL has read it already)
-    except (OSError, ElementTree.ParseError):
+        root = parse_xml(read_file(local))
+    except (OSError, ValueError):
         return None
     for parent in list(root.iter()):
         for child in list(parent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from math import ceil, floor, log10
 from typing import Any
@@ -115,7 +116,9 @@ def _centre(grid: Grid, label: str) -> tuple[float, float]:
     """Return longitude and latitude of a scene's middle, which any scene on a map of the Earth has."""
     name, crs = _crs_label(str(grid.crs)), grid.pyproj_crs
     if not (crs.is_geographic or crs.is_projected):
-        raise GeoreferenceError(f"{label}: its CRS, {name}, is no map of the Earth ({crs.type_name})")
+        foreign = [f"{each}={os.environ[each]}" for each in ("PROJ_DATA", "PROJ_LIB") if each in os.environ]
+        hint = f": {foreign[0]} may be of another installation of PROJ, unset it" if foreign else ""
+        raise GeoreferenceError(f"{label}: its CRS, {name}, is no map of the Earth ({crs.type_name}){hint}")
     x, y = grid.affine @ (grid.shape[1] / 2, grid.shape[0] / 2)
     try:
         lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)

@@ -24,12 +24,15 @@ from sar2eo.scenes.identity import digest, identify_file
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, polarisation_words
 from sar2eo.scenes.raster import GroundControl, OpenedSource, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
+from sar2eo.store.documents import parse_xml, read_file, read_member
 
 Array = npt.NDArray[np.float64]
 
 CALIBRATED = {"sigma0": "sigmaNought", "beta0": "betaNought", "gamma0": "gamma"}
 """Calibrations that the annotation allows, and the names of their vectors."""
 
+# Those of products are between 100 and 3000.
+_FACTORS = (1e-2, 1e6)
 # Without what macOS leaves beside files on other disks (``._name``) and in zips (``__MACOSX/``).
 _MEASUREMENT = re.compile(r"^(?!__MACOSX/)(?:.*/)?measurement/([^/.][^/]*)\.tiff?$", re.I)
 
@@ -152,7 +155,7 @@ class _Members:
 def _folder_members(folder: Path) -> _Members:
     files = [*folder.glob("measurement/*"), *folder.glob("annotation/**/*.xml")]
     paths = {file.relative_to(folder).as_posix(): str(file) for file in sorted(files)}
-    return _Members(paths, lambda name: Path(paths[name]).read_bytes(), None)
+    return _Members(paths, lambda name: read_file(Path(paths[name])), None)
 
 
 def _archive_members(path: Path) -> _Members:
@@ -161,8 +164,7 @@ def _archive_members(path: Path) -> _Members:
     root = str(path.resolve())
 
     def read(name: str) -> bytes:
-        with _archive(path) as archive:
-            return archive.read(names[name])
+        return read_member(path, names[name])
 
     paths = {name: f"/vsizip/{{{root}}}/{name}" for name in names if not name.endswith("/")}
     return _Members(paths, read, identify_file(str(path)))
@@ -216,8 +218,8 @@ def _parse(label: str, wanted: str, members: _Members) -> ElementTree.Element:
     if name is None:
         raise SceneError(f"{label}: {wanted} is missing: is the product complete?")
     try:
-        return ElementTree.fromstring(members.read(name))  # noqa: S314 (a local file the user named)
-    except ElementTree.ParseError as error:
+        return parse_xml(members.read(name))
+    except (OSError, ValueError) as error:
         raise SceneError(f"{label}: {name} is not readable XML ({error})") from error
 
 
@@ -280,8 +282,10 @@ def _calibration_table(
         ),
         key=lambda vector: vector[0],
     )
-    broken = any(p.size == 0 or p.size != v.size or not (v > 0).all() for _, p, v in vectors)
-    if not vectors or broken:
+    finite = all(np.isfinite([line, *p, *v]).all() for line, p, v in vectors)
+    broken = any(p.size == 0 or p.size != v.size or (np.diff(p) <= 0).any() for _, p, v in vectors)
+    broken |= any(((v < _FACTORS[0]) | (v > _FACTORS[1])).any() for _, _, v in vectors)
+    if not vectors or not finite or broken or (np.diff([line for line, _, _ in vectors]) <= 0).any():
         raise SceneError(
             f"{label}: no usable {tag} vectors in the calibration annotation of {measurement.stem}"
         )

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from sar2eo.errors import SceneError
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none
+from sar2eo.store.documents import parse_xml, read_file, read_member
 
 _METADATA = re.compile(r"(?:^|/)MTD_MSIL(?:1C|2A)\.xml$")
 _BANDS = ("B04", "B03", "B02")
@@ -56,16 +57,17 @@ def open_sentinel2(path: Path) -> Sentinel2Product:
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             names = sorted(archive.namelist())
-            text = archive.read(next(name for name in names if _METADATA.search(name)))
+        metadata_name = next(name for name in names if _METADATA.search(name))
         files = {name: f"/vsizip/{{{path.resolve()}}}/{name}" for name in names}
     else:
         folder = path if path.is_dir() else path.parent
-        text = next(f for f in sorted(folder.glob("MTD_MSIL*.xml")) if _METADATA.search(f.name)).read_bytes()
+        document = next(f for f in sorted(folder.glob("MTD_MSIL*.xml")) if _METADATA.search(f.name))
         images = sorted(folder.glob("GRANULE/*/IMG_DATA/**/*.jp2"))
         files = {image.relative_to(folder).as_posix(): str(image) for image in images}
     try:
-        metadata = ElementTree.fromstring(text)  # noqa: S314 (a local file the user named)
-    except ElementTree.ParseError as error:
+        zipped = path.suffix.lower() == ".zip"
+        metadata = parse_xml(read_member(path, metadata_name) if zipped else read_file(document))
+    except (OSError, ValueError) as error:
         raise SceneError(f"{path}: its metadata are not readable XML ({error})") from error
     bands = [_file(files, rf"_{band}(?:_10m)?\.jp2$") for band in _BANDS]
     missing = [band for band, file in zip(_BANDS, bands, strict=True) if file is None]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
+import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +19,14 @@ import pystac
 import shapely
 from pyproj import CRS
 
-from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError, one_line
+from sar2eo.errors import (
+    GeoreferenceError,
+    PairsError,
+    RadiometryWarning,
+    SceneError,
+    SettingsError,
+    one_line,
+)
 from sar2eo.geo.footprint import to_lonlat
 from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.scenes.band_names import COLOURS, BandText, choose_named, find_band_file, rank_cloud_rule
@@ -25,6 +35,7 @@ from sar2eo.scenes.metadata import is_layer, iso_datetime, polarisation_words, r
 from sar2eo.scenes.sentinel1 import is_sentinel1
 from sar2eo.scenes.sentinel2 import is_sentinel2
 from sar2eo.scenes.stac_input import choose_eo_assets, is_stac, read_item, read_item_facts, read_sar_assets
+from sar2eo.store.documents import parse_json, read_file
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -32,12 +43,15 @@ if TYPE_CHECKING:
 Role = Literal["sar", "eo"]
 """What the scenes are."""
 
+_SHOWN = 5  # names in a message
 _RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 _TABLES = (".gpkg", ".parquet", ".geoparquet", ".geojson", ".json", ".fgb", ".shp")
 _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
 
 _PARQUET = (".parquet", ".geoparquet")
+# Usable data masks of Planet, and the masks of other optical products.
+_MASKS = re.compile(r"_(?:udm2?|fmask|qa_\w+|scl|cldprb|cloud_?mask)$", re.I)
 
 
 @dataclass(frozen=True)
@@ -117,28 +131,38 @@ def expand_glob(text: str) -> list[str]:
     """Return the files that a glob matches, without files that belong to others; anything else is itself."""
     if not glob.has_magic(text) or _file(text).exists() or is_remote(gdal_path(text)):
         return [text]
-    # Path.glob takes no absolute patterns.
-    found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
-    return [path for path in found if not _is_sidecar(Path(path))]
+    # The module glob follows links in circles; Path.glob does not, but it takes no absolute patterns.
+    anchor = Path(text).anchor
+    found = sorted(Path(anchor).glob(text.removeprefix(anchor)))
+    hidden = text.startswith(".") or "/." in text
+    return [str(p) for p in found if not _is_sidecar(p) and (hidden or "/." not in f"/{p}")]
 
 
-def _inside(path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
-    """List the scenes in a folder or a zip."""
-    if path.is_file():
+def _inside(
+    path: Path, role: Role, eo_bands: tuple[int, ...] | None, seen: set[Path] | None = None
+) -> list[Source]:
+    """List the scenes in a folder or an archive; `seen` are listed folders: links make circles."""
+    seen = set() if seen is None else seen
+    if path.resolve() in seen:
+        return []
+    seen.add(path.resolve())
+    if path.suffix.lower() == ".zip" and path.is_file():
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in sorted(archive.namelist()) if _is_raster(Path(name))]
-        return _join([f"/vsizip/{{{path.resolve()}}}/{name}" for name in names], role, eo_bands)
+            return _in_archive("/vsizip", path, archive.namelist(), role, eo_bands)
+    if path.is_file():
+        with tarfile.open(path) as tar:
+            return _in_archive("/vsitar", path, tar.getnames(), role, eo_bands)
     names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
     rasters, others = [], []
     for each in (path / name for name in names):
         # What lies beside measurements only belongs to them, and a zip that was unpacked lies there twice.
         belongs = "measurement" in names and each.name != "measurement" and each.is_dir()
-        if belongs or _is_sidecar(each) or (each.suffix.lower() == ".zip" and each.stem in names):
+        if belongs or _is_sidecar(each) or (each.suffix.lower() in (".zip", ".tar") and each.stem in names):
             continue
         if _is_product(each):
             others += [Source(str(each))] if is_sentinel2(each) == (role == "eo") else []
         elif holds_scenes(each):
-            others += _inside(each, role, eo_bands)
+            others += _inside(each, role, eo_bands, seen)
         elif _is_raster(each):
             rasters.append(str(each))
         elif each.suffix.lower() in (".dim", ".zarr") and role == "sar":
@@ -147,18 +171,27 @@ def _inside(path: Path, role: Role, eo_bands: tuple[int, ...] | None) -> list[So
     return sorted([*_join(rasters, role, eo_bands), *others], key=lambda s: re.sub(r"^\w+=", "", s.href))
 
 
+def _in_archive(
+    driver: str, path: Path, names: list[str], role: Role, eo_bands: tuple[int, ...] | None
+) -> list[Source]:
+    rasters = (name.removeprefix("./") for name in sorted(names) if _is_raster(Path(name)))
+    paths = [f"{driver}/{{{path.resolve()}}}/{name}" for name in rasters]
+    return _join(paths, role, eo_bands)
+
+
 def _is_raster(path: Path) -> bool:
     return path.suffix.lower() in _RASTERS and not _is_sidecar(path)
 
 
 def holds_scenes(path: Path) -> bool:
-    """Whether a path is a folder or a zip of any files, and not of one product."""
-    folder = (
-        path.is_dir()
-        and path.suffix.lower() != ".zarr"
-        and not path.parent.joinpath(f"{path.stem}.dim").is_file()
-    )
-    return (folder or (path.suffix.lower() == ".zip" and zipfile.is_zipfile(path))) and not _is_product(path)
+    """Whether a path is a folder, a zip or a tar of any files, and not of one product."""
+    if os.path.isdir(path):  # noqa: PTH112 (any text is safe)
+        single = path.suffix.lower() == ".zarr" or path.parent.joinpath(f"{path.stem}.dim").is_file()
+        return not single and not _is_product(path)
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
+        return path.is_file() and tarfile.is_tarfile(path)
+    return suffix == ".zip" and zipfile.is_zipfile(path) and not _is_product(path)
 
 
 def _join(paths: list[str], role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
@@ -178,7 +211,8 @@ def _join(paths: list[str], role: Role, eo_bands: tuple[int, ...] | None) -> lis
             source, mine = _join_bands(folder, scene, files, inside, eo_bands)
             found.append(source)
             paths = [path for path in paths if path not in mine]
-    return [*found, *map(Source, paths)]
+    # A mask that belongs to no scene found is none.
+    return [*found, *(Source(path) for path in paths if not _MASKS.search(PurePosixPath(path).stem))]
 
 
 def _join_bands(
@@ -206,13 +240,15 @@ def _join_bands(
 
 def _join_polarisations(paths: list[str]) -> list[Source]:
     stems = {path: PurePosixPath(path).stem for path in paths}
+    radar = {path.rpartition("/")[0] for path, stem in stems.items() if polarisation_words(stem)}
+    layers = {path: stem for path, stem in stems.items() if is_layer(stem, path.rpartition("/")[0] in radar)}
+    if layers:
+        shown = ", ".join(PurePosixPath(path).name for path in [*layers][:_SHOWN])
+        more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+        warnings.warn(f"left out {shown}{more}: no radar, by their names", RadiometryWarning, stacklevel=2)
     groups: dict[str, dict[str, str]] = {}
     for path, stem in stems.items():
-        folder = path.rpartition("/")[0]
-        beside = [
-            other for each, other in stems.items() if each != path and each.rpartition("/")[0] == folder
-        ]
-        if is_layer(stem, beside) or _is_derived(path):
+        if path in layers or _is_derived(path):
             continue
         names = polarisation_words(stem)
         key = without_polarisation(path) if len(names) == 1 else path
@@ -269,15 +305,16 @@ def _in_json(text: str, path: Path, role: Role, eo_bands: tuple[int, ...] | None
         yield _of_item(text, role, eo_bands)
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(read_file(path))
         kind = content["type"]
+        of_items = any("assets" in feature for feature in content.get("features", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PairsError(f"{path}: neither STAC nor GeoJSON that can be read ({one_line(error)})") from error
     if kind == "Feature":
         yield _of_item(text, role, eo_bands)
     elif kind != "FeatureCollection":
         raise PairsError(f"{path}: a {kind}: give a STAC item, an item collection, or a table of footprints")
-    elif any("assets" in feature for feature in content.get("features", ())):
+    elif of_items:
         yield from _in_collection(text, path, role, eo_bands)
     else:
         yield from _in_table(path)

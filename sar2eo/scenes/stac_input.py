@@ -26,9 +26,10 @@ from sar2eo.scenes.band_names import (
     find_cloud_rule,
     rank_cloud_rule,
 )
-from sar2eo.scenes.gdal import display_name
+from sar2eo.scenes.gdal import display_name, gdal_path
 from sar2eo.scenes.metadata import Facts, iso_datetime_or_none, platform_name, polarisation_words
 from sar2eo.store import http, s3
+from sar2eo.store.documents import read_file
 
 # What pystac raises where a field is of the wrong type.
 _WRONG_TYPES = (AttributeError, KeyError, TypeError, ValueError)
@@ -78,12 +79,12 @@ def read_item(source: str) -> pystac.Item:
 
 
 class _Io(DefaultStacIO):
-    """Reads remote files with retries, also from object stores."""
+    """Reads files of bounded size, remote ones with retries, also from object stores."""
 
     def read_text_from_href(self, href: str) -> str:
         read = s3.fetch if s3.is_object(href) else http.fetch
         if not s3.is_object(href) and not href.startswith(("http://", "https://")):
-            return super().read_text_from_href(href)
+            return read_file(Path(gdal_path(href))).decode()
         try:
             return read(href).decode()
         except OSError as error:
@@ -179,7 +180,7 @@ def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
     of_key = polarisation_words(key)
     if len(of_key) == 1:
         return tuple(of_key)
-    data = [k for k, a in item.assets.items() if "data" in (a.roles or ()) and _is_raster(a)]
+    data = [k for k, a in item.assets.items() if "data" in (a.roles or ("data",)) and _is_raster(a)]
     if len(data) > 1:  # Umbra's GEC and CSI: the one of the item's type of product
         words = {k: re.split(r"[^A-Z0-9]+", f"{k} {item.assets[k].title}".upper()) for k in data}
         data = [k for k in data if _product_type(item) in words[k]]

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import shutil
+import stat
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,7 +49,7 @@ def atomic_file(target: Path, *, size: int = 0, durable: bool = True) -> Iterato
     """
     temporary = target.with_name(f".{target.name}.tmp")
     try:
-        handle = _open_alone(temporary)
+        handle = open_alone(temporary)
         try:
             yield temporary
             if durable:
@@ -65,7 +67,7 @@ def atomic_file(target: Path, *, size: int = 0, durable: bool = True) -> Iterato
         refuse(error, target.parent, size)
 
 
-def _open_alone(path: Path) -> int:
+def open_alone(path: Path) -> int:
     """Open an empty file, locked against other writers; a crashed one may have left it."""
     while True:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -73,13 +75,35 @@ def _open_alone(path: Path) -> int:
             with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), path.stat()):
+                status = os.fstat(handle)
+                if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+                    raise OSError(errno.EEXIST, f"{path.name} is a link or no file: remove it")
+                check_owner(path, status)
+                if os.path.samestat(status, path.stat()):
                     os.ftruncate(handle, 0)
                     return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)  # the writer before has renamed it: try again
+
+
+def check_owner(path: Path, status: os.stat_result) -> None:
+    """Refuse what another user has put under a name that is to be ours, as in a shared folder.
+
+    Raises
+    ------
+    OutputError
+        If it is not owned by who owns a file that is made now.
+    """
+    if status.st_uid == os.geteuid():
+        return
+    with tempfile.TemporaryFile(dir=path.parent) as mine:  # some file systems give all files to somebody else
+        if os.fstat(mine.fileno()).st_uid != status.st_uid:
+            raise OutputError(
+                f"{path}: belongs to another user (number {status.st_uid}), who could change what is in it: "
+                "remove it, or choose another --out or --tmp"
+            )
 
 
 def write_file(target: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
@@ -242,6 +266,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(exist_ok=True)
+        check_owner(folder, folder.lstat())
     except OSError as error:
         refuse(error, folder)
     lock = lock_folder(folder)

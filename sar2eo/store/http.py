@@ -6,16 +6,23 @@ Failures are the built-in errors of files (`FileNotFoundError`, `PermissionError
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     import requests
 
-from sar2eo.errors import one_line
+from sar2eo.errors import hide_secrets, one_line
+from sar2eo.store.documents import join_pieces
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 20
@@ -23,10 +30,36 @@ RETRIES = 4
 """After dropped and stalled connections, answers 429 and 5xx."""
 DELAY_SECONDS = 0.5
 """Before the first retry; each further one waits twice as long."""
-SMALL_BYTES = 256 * 2**20
+DEADLINE_SECONDS = 60
+"""For one request as a whole, however steadily it drips."""
 
 _PASSING = (429, 500, 502, 503, 504)
 _PATIENCE = 2
+_PIECE = 2**16
+
+
+def _timely(work: Callable[P, T]) -> Callable[P, T]:
+    """Let a function of a URL raise `ConnectionError` at the deadline; what it does then ends unseen."""
+
+    @functools.wraps(work)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(work(*args, **kwargs))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=run, daemon=True, name="sar2eo-http").start()
+        try:
+            return answer.result(DEADLINE_SECONDS)
+        except TimeoutError as error:
+            raise ConnectionError(
+                f"{hide_secrets(str(args[0]))}: no whole answer in {DEADLINE_SECONDS} s: is the server well?"
+            ) from error
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,7 @@ class Found:
     modified: str | None
 
 
+@_timely
 def find(url: str) -> Found:
     """Ask for size and version of a file, by one request; `OSError` if it cannot be had.
 
@@ -50,24 +84,32 @@ def find(url: str) -> Found:
         return Found(size, headers.get("ETag"), headers.get("Last-Modified"))
 
 
+@_timely
 def fetch_start(url: str, size: int) -> bytes:
     """Return the first bytes of a file, at most `size`; `OSError` if they cannot be had."""
+    import requests
+
     with _request(url, {"Range": f"bytes=0-{size - 1}"}) as answer:
-        return bytes(answer.raw.read(size))
+        try:
+            data = bytearray()
+            for piece in answer.iter_content(_PIECE):
+                data += piece
+                if len(data) >= size:
+                    break
+            return bytes(data[:size])
+        except requests.RequestException as error:
+            raise _transfer_error(url, error) from error
 
 
+@_timely
 def fetch(url: str) -> bytes:
     """Return the content of a small file; `OSError` if it cannot be had whole, or is not small."""
     import requests
 
     for attempt in range(RETRIES + 1):
         with _request(url, {}) as answer:
-            if int(answer.headers.get("Content-Length", 0)) > SMALL_BYTES:
-                raise OSError(
-                    f"{_without_query(url)}: larger than {SMALL_BYTES >> 20} MiB: is it the right file?"
-                )
-            try:
-                return bytes(answer.content)
+            try:  # what a server claims of size and packing is no bound
+                return join_pieces(answer.iter_content(_PIECE), hide_secrets(url))
             except requests.RequestException as error:  # it was cut short
                 if attempt == RETRIES:
                     raise _transfer_error(url, error) from error
@@ -120,7 +162,7 @@ def _session() -> requests.Session:
 
 
 def _status_error(url: str, status: int, reason: str) -> OSError:
-    name = _without_query(url)
+    name = hide_secrets(url)
     if status in (404, 410):
         return FileNotFoundError(f"{name}: no such file there ({status} {reason})")
     if status in (401, 403):
@@ -134,13 +176,6 @@ def _transfer_error(url: str, error: Exception) -> OSError:
     import requests
 
     text = one_line(error)
-    query = url.partition("?")[2]
-    text = text.replace(f"?{query}", "") if query else text
     if isinstance(error, requests.ConnectionError | requests.Timeout):
-        return ConnectionError(f"{_without_query(url)}: cannot be reached ({text})")
-    return OSError(f"{_without_query(url)}: cannot be read ({text})")
-
-
-def _without_query(url: str) -> str:
-    """Leave out the query, which is a secret in a signed URL."""
-    return url.partition("?")[0]
+        return ConnectionError(f"{hide_secrets(url)}: cannot be reached ({text})")
+    return OSError(f"{hide_secrets(url)}: cannot be read ({text})")

@@ -40,6 +40,7 @@ from sar2eo.errors import JournalError
 from sar2eo.geo.windows import Window
 from sar2eo.store.atomic import (
     LOCK,
+    check_owner,
     checksum,
     json_values,
     lock_folder,
@@ -283,10 +284,13 @@ def _make(folder: Path, tmp: Path | None) -> None:
         folder.unlink()  # temporary space is cleared now and then
     if tmp is None or folder.exists():
         folder.mkdir(exist_ok=True)
+        check_owner(folder, folder.lstat())
+        check_owner(folder.resolve(), folder.stat())
         return
     here = folder.absolute()
     place = tmp.absolute() / f"{here.stem}-{hashlib.sha256(str(here).encode()).hexdigest()[:8]}{here.suffix}"
     place.mkdir(exist_ok=True)
+    check_owner(place, place.lstat())
     with suppress(FileExistsError):  # of another run: the lock decides
         folder.symlink_to(place, target_is_directory=True)
 

@@ -22,7 +22,8 @@ from typing import Any
 from rasterio.session import AWSSession
 
 from sar2eo.errors import one_line
-from sar2eo.store.http import CONNECT_SECONDS, RETRIES, SMALL_BYTES, Found
+from sar2eo.store.documents import DOCUMENT_BYTES
+from sar2eo.store.http import CONNECT_SECONDS, RETRIES, Found
 
 _SCHEME = "s3://"
 _CHUNK = 2**20
@@ -57,8 +58,8 @@ def find(url: str) -> Found:
 
 def fetch(url: str) -> bytes:
     """Return the content of a small object; `OSError` if it cannot be had, or is not small."""
-    if (find(url).bytes or 0) > SMALL_BYTES:
-        raise OSError(f"{url}: larger than {SMALL_BYTES >> 20} MiB: is it the right file?")
+    if (find(url).bytes or 0) > DOCUMENT_BYTES:
+        raise OSError(f"{url}: larger than {DOCUMENT_BYTES >> 20} MiB: is it the right file?")
     content = io.BytesIO()
     with _file_errors(url):
         _client().download_fileobj(*split_url(url), content, ExtraArgs=_payer())

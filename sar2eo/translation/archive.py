@@ -19,8 +19,9 @@ from sar2eo.model.spec import ModelSpec
 from sar2eo.results.cog import check_space
 from sar2eo.results.outputs import Destination
 from sar2eo.results.stac_output import COLLECTION, make_stac_collection, write_stac_collection
+from sar2eo.results.targets import read_report, write_report
 from sar2eo.settings import TranslateRecipe
-from sar2eo.store.atomic import hold_folder, write_file, write_json
+from sar2eo.store.atomic import hold_folder, write_file
 from sar2eo.store.journal import Journal
 from sar2eo.translation.plan import Entry, RunTarget, estimate_disk, find_target, plan
 from sar2eo.translation.region import FINGERPRINT, open_region, translate_region
@@ -80,7 +81,7 @@ def run(
             elif pipeline.collection is not None:
                 write_stac_collection(target.folder, pipeline.collection)
             if recipe.report is not None:
-                _write_report(entries, target, time.perf_counter() - started, Path(recipe.report))
+                _report(entries, target, time.perf_counter() - started, Path(recipe.report))
     return entries
 
 
@@ -154,19 +155,15 @@ def summarise(entries: Sequence[Entry], seconds: float) -> dict[str, Any]:
     }
 
 
-def _write_report(entries: Sequence[Entry], target: RunTarget, seconds: float, path: Path) -> None:
+def _report(entries: Sequence[Entry], target: RunTarget, seconds: float, path: Path) -> None:
     content = summarise(entries, seconds)
     if target.single is not None and entries:
         (entry,) = entries
         content = entry.report or content
-        if entry.status == "skipped":
-            # The report of the run that made the result says more than this run knows.
-            try:
-                if json.loads(path.read_bytes())["output"] == entry.output:
-                    return
-            except (OSError, ValueError, KeyError, TypeError):
-                pass
-    write_json(path, content)
+        # The report of the run that made the result says more than this run knows.
+        if entry.status == "skipped" and (read_report(path) or {}).get("output") == entry.output:
+            return
+    write_report(path, content)
 
 
 class _Pipeline:
@@ -244,6 +241,9 @@ class _Pipeline:
 
     def _publish(self, entry: Entry, writer: ResultWriter) -> None:
         try:
+            if self._has_changed(entry):
+                writer.discard()
+                raise SceneError(f"{entry.name}: has changed while it was read: run the same command again")
             entry.report = writer.publish()
             entry.seconds = entry.report["seconds"]["total"]
             entry.status = "done"
@@ -252,6 +252,13 @@ class _Pipeline:
         finally:
             writer.release()
         self.report(entry)
+
+    def _has_changed(self, entry: Entry) -> bool:
+        """Whether a scene with remote files has changed; of local ones, every read would have noticed."""
+        if '"href"' not in json.dumps(entry.identity, default=str):
+            return False
+        now = open_region(entry.source, self.recipe, self.spec).fingerprint["input"]
+        return bool(now != entry.identity)
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         entry.fail(error)

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from sar2eo.compute.dask_run import Progress
-from sar2eo.errors import OutputError, Sar2eoError, SceneError, SettingsError, one_line
+from sar2eo.errors import OutputError, SceneError, SettingsError, explain
 from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Lattice, Window
 from sar2eo.model.folder import BUNDLED
@@ -29,6 +29,7 @@ from sar2eo.model.spec import IDENTITY, ModelSpec
 from sar2eo.results.cog import estimate_bytes
 from sar2eo.results.outputs import Destination, Outputs, check_tmp
 from sar2eo.results.stac_output import COLLECTION
+from sar2eo.results.targets import check_report
 from sar2eo.scenes import describe_scene
 from sar2eo.scenes.gdal import display_name, gdal_path, parse_source
 from sar2eo.scenes.lazy_array import decode_attributes
@@ -64,6 +65,7 @@ class Entry:
     `outputs` are None if it failed before they had names. `region` is the opened scene, from the plan until
     its work begins, `grid` that of the result. It is skipped where results of the same scene and settings
     exist. `report` is that of `sar2eo.write_cog`, once it is done; `seconds` are those of work so far.
+    `identity` is that of the files that are read.
     """
 
     source: str
@@ -74,6 +76,7 @@ class Entry:
     error: Exception | None = None
     report: dict[str, Any] | None = None
     seconds: float = 0.0
+    identity: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -93,10 +96,7 @@ class Entry:
     @property
     def reason(self) -> str | None:
         """Why it failed, on one line."""
-        if self.error is None:
-            return None
-        text = one_line(self.error)
-        return text if isinstance(self.error, Sar2eoError) else f"{type(self.error).__name__}: {text}"
+        return None if self.error is None else explain(self.error)
 
     @property
     def inputs(self) -> list[Path]:
@@ -204,6 +204,7 @@ def _plan_entry(entry: Entry, recipe: TranslateRecipe, spec: ModelSpec, target: 
     started = time.perf_counter()
     region = open_region(entry.source, recipe, spec)
     opened_in = time.perf_counter() - started
+    entry.identity = region.fingerprint["input"]
     outputs = entry.outputs
     if outputs is None:
         outputs = entry.outputs = _name_outputs(entry.source, region.scene.attrs, recipe, target)
@@ -299,22 +300,14 @@ def _check_paths(entries: Sequence[Entry], recipe: TranslateRecipe) -> list[Entr
             f"{', '.join(f'{{{field}}}' for field in FIELDS)}, instead of {recipe.name!r}"
         )
     if recipe.report is not None:
-        report = Path(recipe.report)
-        written = {path.resolve() for _, outputs in named for path in outputs.paths}
-        if report.resolve() in written | {(Path(recipe.out) / COLLECTION).resolve()}:
-            raise SettingsError(
-                f"--report {report}: another output goes there (a STAC item, say): choose another name"
-            )
-        if report.resolve() in {path.resolve() for entry, _ in named for path in entry.inputs}:
-            raise SettingsError(f"--report {report} is the scene itself: give the report another name")
-        if recipe.region.aoi is not None and report.resolve() == Path(recipe.region.aoi).resolve():
-            raise SettingsError(f"--report {report} is the file of --aoi: give the report another name")
-        if report.is_dir():
-            raise OutputError(
-                f"--report {report}: is a folder: name a file, such as {report / 'report.json'}"
-            )
-        if not report.parent.is_dir():
-            raise OutputError(f"--report {report}: there is no folder {report.parent}")
+        area = filter(None, [recipe.region.aoi])
+        check_report(
+            Path(recipe.report),
+            overwrite=recipe.overwrite,
+            inputs=[path for entry in kept for path in entry.inputs] + list(map(Path, area)),
+            outputs=[*(path for _, outputs in named for path in outputs.paths), Path(recipe.out, COLLECTION)],
+            identity=[entry.identity for entry in kept],
+        )
     return kept
 
 

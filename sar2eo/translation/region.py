@@ -1,13 +1,15 @@
 """Regions of scenes: bounding boxes, pixel windows and areas of interest.
 
 A region is cut out of the scene before translating; the slice keeps its place in the whole. The polygons of
-an area of interest further mask the result, and blocks outside of them are never computed.
+an area of interest further mask the result, and blocks outside of them are never computed. They are
+rasterised once, so that thousands cost little.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,12 @@ import xarray as xr
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from sar2eo.errors import SettingsError
+from sar2eo.errors import SceneError, SettingsError
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
 from sar2eo.geo.windows import Window
 from sar2eo.model.spec import ModelSpec
 from sar2eo.scenes import find_reader, open_scene
+from sar2eo.scenes.gdal import check_readable
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.sources import read_vectors
 from sar2eo.settings import RegionSettings, TranslateRecipe
@@ -79,7 +82,7 @@ def fingerprint_result(
     return {
         "input": read[0].identity(),
         "scene": {name: attrs.get(name) for name in ("quantity", "calibration", "datetime")},
-        "region": [list(read[1]), None if area is None else area.wkt],
+        "region": [list(read[1]), None if area is None else hashlib.sha256(area.wkb).hexdigest()[:20]],
         "model": {name: value for name, value in spec.fingerprint().items() if name not in _FREE},
         "settings": {name: getattr(settings, name) for name in ("tile", "overlap", "scaling")},
         "compress": recipe.compress,
@@ -113,12 +116,14 @@ def cut_region(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple
     if region.aoi is not None:
         import shapely
 
-        inside = shapely.intersection(read_area(Path(region.aoi), grid), shapely.box(*grid.bounds))
-        area = _join_polygons([inside])
+        area = _crop(read_area(Path(region.aoi), grid), shapely.box(*grid.bounds))
         if not area.area:
             raise SettingsError(f"--aoi {region.aoi}: none of its polygons touches the scene")
         window = grid.window_of(area.bounds)
-        if window.height * window.width <= _SMALL_AREA and _mask_outside(area, grid.crop(window)).all():
+        if (
+            window.height * window.width <= _SMALL_AREA
+            and not _rasterise(shapely.get_parts(area), grid.crop(window)).any()
+        ):
             raise SettingsError(
                 f"--aoi {region.aoi}: no pixel has its centre in the polygons, which are smaller "
                 "than pixels or thinner"
@@ -147,21 +152,21 @@ def cut_region(scene: xr.DataArray, grid: Grid, region: RegionSettings) -> tuple
 
 
 def read_area(path: Path, grid: Grid) -> Any:
-    """Read the polygons of a file as one shapely geometry in the CRS of a grid."""
+    """Read the polygons of a file as one shapely geometry in the CRS of a grid; they may overlap."""
     import shapely
     from pyproj import Transformer
 
     try:
+        check_readable(str(path))
         table = read_vectors(path)
-    except SettingsError as error:
+    except (SceneError, SettingsError) as error:
         raise SettingsError(f"--aoi {error}") from error
-    members = shapely.get_parts(shapely.get_parts(table.geometry.dropna()))  # of collections, too
-    parts = [p for p in members if p.geom_type in ("Polygon", "MultiPolygon") and not p.is_empty]
-    if not parts:
+    area = _collect(table.geometry.dropna())
+    if area.is_empty:
         raise SettingsError(f"--aoi {path}: has no polygon")
-    area = _join_polygons([shapely.make_valid(part) for part in parts])
-    _, south, _, north = area.bounds
+    west, south, east, north = area.bounds
     nowhere = table.crs.is_geographic and not -_POLE <= south <= north <= _POLE
+    nowhere |= not np.isfinite([west, south, east, north]).all()
     if table.crs != grid.pyproj_crs:
         area = area if nowhere else _crop_around(area, table.crs, grid)
         to_grid = Transformer.from_crs(table.crs, grid.pyproj_crs, always_xy=True)
@@ -171,25 +176,41 @@ def read_area(path: Path, grid: Grid) -> Any:
             f"--aoi {path}: has no place in {grid.crs}; its CRS is {table.crs.to_string()} (GeoJSON is in "
             "degrees, longitude before latitude)"
         )
-    area = _join_polygons([shapely.make_valid(area)])
+    area = _collect(area)
     return _wrap_longitudes(area, shapely.box(*grid.bounds)) if grid.pyproj_crs.is_geographic else area
 
 
-def _join_polygons(geometries: Sequence[Any]) -> Any:
-    """Return the union of all parts with an area: intersections of polygons that only touch are lines."""
+def _collect(geometries: Any) -> Any:
+    """Return all parts with an area as one geometry, not joined: of thousands that takes minutes."""
     import shapely
 
     parts = shapely.get_parts(shapely.get_parts(geometries))
-    return shapely.union_all(parts[shapely.area(parts) > 0])
+    broken = np.isfinite(shapely.bounds(parts)).all(axis=-1) & ~shapely.is_valid(parts)
+    if broken.any():
+        mended = shapely.get_parts(shapely.get_parts(shapely.make_valid(parts[broken])))
+        parts = np.concatenate([parts[~broken], mended])
+    parts = parts[(shapely.get_dimensions(parts) == 2) & (shapely.area(parts) != 0)]
+    return parts[0] if len(parts) == 1 else shapely.multipolygons(parts)
+
+
+def _crop(area: Any, frame: Any) -> Any:
+    """Return the parts of an area inside of a rectangle; those across its edge are cut."""
+    import shapely
+
+    parts = shapely.get_parts(area)
+    parts = parts[shapely.intersects(parts, frame)]
+    across = ~shapely.covers(frame, parts)
+    parts[across] = shapely.intersection(parts[across], frame)
+    return _collect(parts)
 
 
 def _wrap_longitudes(area: Any, frame: Any) -> Any:
     """Return the part of an area in degrees inside a frame, after shifts by whole turns of longitude."""
-    import shapely
     from shapely.affinity import translate
 
-    moved = [translate(area, xoff=360.0 * turn) for turn in (-1, 0, 1)]
-    return _join_polygons(shapely.intersection(moved, frame))
+    (west, _, east, _), (left, _, right, _) = area.bounds, frame.bounds
+    turns = [turn for turn in (-360.0, 0.0, 360.0) if west + turn < right and left < east + turn]
+    return _collect([_crop(translate(area, xoff=turn) if turn else area, frame) for turn in turns])
 
 
 def _crop_around(area: Any, crs: Any, grid: Grid) -> Any:
@@ -213,8 +234,7 @@ def _crop_around(area: Any, crs: Any, grid: Grid) -> Any:
     if crs.is_geographic:
         west, east = max(west, middle - 180 + width), min(east, middle + 180 - width)
     frame = shapely.box(west - width, south - height, east + width, north + height)
-    inside = [shapely.intersection(area, frame)]
-    near = _wrap_longitudes(area, frame) if crs.is_geographic else _join_polygons(inside)
+    near = _wrap_longitudes(area, frame) if crs.is_geographic else _crop(area, frame)
     # A straight line in one CRS is a curve in another.
     return shapely.segmentize(near, max(east - west, north - south) / _PARTS)
 
@@ -226,29 +246,45 @@ def clip_to(dataset: xr.Dataset, area: Any, grid: Grid) -> xr.Dataset:
     shapely geometry in the CRS of `grid`, which is that of the Dataset.
     """
     fills = {"eo": 0, "valid": False, "confidence": np.nan, "spread": np.nan}
+    masks = _mask_blocks(area, grid, *dataset["eo"].data.chunks[-2:])
+    token = tokenize(masks)
     clipped = {
-        name: dataset[name].copy(data=_clip(dataset[name].data, area, grid, fill))
+        name: dataset[name].copy(data=_clip(dataset[name].data, masks, token, fill))
         for name, fill in fills.items()
         if name in dataset
     }
     return dataset.assign(clipped)
 
 
-def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
+def _mask_blocks(
+    area: Any, grid: Grid, rows: tuple[int, ...], cols: tuple[int, ...]
+) -> dict[tuple[int, int], bytes]:
+    """Rasterise an area once, by rows of blocks: the packed bits of the blocks that it meets."""
     import shapely
 
-    shapely.prepare(area)
-    name = f"clip-{tokenize(array.name, shapely.to_wkb(area))}"
-    rows, cols = array.chunks[-2:]
-    tops, lefts = np.cumsum((0, *rows)).tolist(), np.cumsum((0, *cols)).tolist()
+    parts = shapely.get_parts(area)
+    tree = shapely.STRtree(parts)
+    lefts, top, masks = np.cumsum((0, *cols)).tolist(), 0, {}
+    for i, height in enumerate(rows):
+        strip = grid.crop(Window(top, 0, height, grid.shape[1]))
+        inside = _rasterise(parts[np.sort(tree.query(shapely.box(*strip.bounds)))], strip)
+        for j, width in enumerate(cols):
+            block = inside[:, lefts[j] : lefts[j] + width]
+            if block.any():
+                masks[i, j] = np.packbits(block).tobytes()
+        top += height
+    return masks
+
+
+def _clip(array: da.Array, masks: Mapping[tuple[int, int], bytes], token: str, fill: Any) -> da.Array:
+    name = f"clip-{tokenize(array.name, token)}"
     leading = array.shape[:-2]
     layer: dict[Any, Any] = {}
-    for i, height in enumerate(rows):
-        for j, width in enumerate(cols):
+    for i, height in enumerate(array.chunks[-2]):
+        for j, width in enumerate(array.chunks[-1]):
             at = (0,) * len(leading) + (i, j)
-            place = grid.crop(Window(tops[i], lefts[j], height, width))
-            if shapely.intersects(area, shapely.box(*place.bounds)):
-                layer[name, *at] = (_mask_block, (array.name, *at), area, place, fill)
+            if (i, j) in masks:
+                layer[name, *at] = (_mask_block, (array.name, *at), masks[i, j], fill)
             else:
                 layer[name, *at] = (np.full, [*leading, height, width], fill, str(array.dtype))
     below: Any = [array]
@@ -256,14 +292,18 @@ def _clip(array: da.Array, area: Any, grid: Grid, fill: Any) -> da.Array:
     return da.Array(graph, name, array.chunks, dtype=array.dtype)
 
 
-def _mask_block(block: npt.NDArray[Any], area: Any, place: Grid, fill: Any) -> npt.NDArray[Any]:
-    return np.asarray(np.where(_mask_outside(area, place), block.dtype.type(fill), block))
+def _mask_block(block: npt.NDArray[Any], mask: bytes, fill: Any) -> npt.NDArray[Any]:
+    shape = block.shape[-2:]
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=shape[0] * shape[1])
+    return np.asarray(np.where(bits.reshape(shape) == 1, block, block.dtype.type(fill)))
 
 
-def _mask_outside(area: Any, place: Grid) -> npt.NDArray[np.bool_]:
-    """Return a mask of the pixels of a grid whose centre is outside of an area."""
-    from rasterio.features import geometry_mask
+def _rasterise(polygons: npt.NDArray[np.object_], place: Grid) -> npt.NDArray[np.uint8]:
+    """Return 1 for the pixels of a grid whose centre is in one of the polygons, else 0."""
+    from rasterio.features import rasterize
 
-    with ignore_missing_georeference():
-        outside: npt.NDArray[np.bool_] = geometry_mask([area], place.shape, place.affine)
-    return outside
+    inside = np.zeros(place.shape, np.uint8)
+    if len(polygons):
+        with ignore_missing_georeference():
+            rasterize(polygons, out=inside, transform=place.affine)
+    return inside

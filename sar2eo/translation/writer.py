@@ -40,7 +40,7 @@ from sar2eo.geo.grid import Grid
 from sar2eo.geo.windows import Window
 from sar2eo.results.cog import check_space
 from sar2eo.results.outputs import Outputs, check_tmp
-from sar2eo.scenes.identity import identify_file
+from sar2eo.scenes.identity import is_part
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.user_arrays import face_north
 from sar2eo.settings import Compression
@@ -252,6 +252,10 @@ class ResultWriter:
         report = build_report(self._attrs, self._grid, tiles, self._divisors, self._work, seconds)
         return {"output": self.outputs.display_name(self.outputs.eo), **report}
 
+    def discard(self) -> None:
+        """Delete unfinished work: of a scene that has changed, it may be of two."""
+        self._journal.remove()
+
     def release(self) -> None:
         """Unlock unfinished work, so that another run can go on with it; may be called twice."""
         if self._journal.begun:
@@ -322,8 +326,7 @@ def check_dataset(dataset: xr.Dataset, outputs: Outputs) -> None:
     inputs = json.dumps(decode_attributes(dataset).get("input"), default=str)
     for path in outputs.paths:
         name = outputs.display_name(path)
-        taken = path.is_file() and identify_file(str(path))["sha256"] in inputs
-        if taken or (outputs.destination is not None and json.dumps(name) in inputs):
+        if is_part(path, inputs) or (outputs.destination is not None and json.dumps(name) in inputs):
             raise OutputError(f"{name} is a file of the scene itself: give the result another name")
 
 
@@ -375,7 +378,8 @@ def fingerprint_work(
 def format_tags(attrs: Mapping[str, Any], divisors: Divisors, fingerprint: str | None) -> dict[str, str]:
     """Return the provenance in the attributes of a translated Dataset as tags for its files."""
     software, when = attrs.get("software", f"sar2eo {__version__}"), attrs.get("datetime")
-    kept = ("source", "model", "model_sha256", "polarisations", "quantity", "geolocation")
+    kept = ["source", "platform", "orbit_direction", "polarisations", "quantity", "geolocation"]
+    kept += ["model", "model_sha256"]
     values = {
         "software": software,
         "synthetic": SYNTHETIC,  # also where a Dataset was made anew, and has no attributes

@@ -435,6 +435,18 @@ def test_an_error_while_writing_is_a_line_and_the_same_command_goes_on(
     case.resume(out, "--overwrite")
 
 
+@pytest.mark.parametrize("error", ["EIO", pytest.param("ENOSPC", marks=slow)])
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=slow)])
+def test_the_nth_call_to_the_disk_may_fail_for_every_n(case: Case, error: str, step: int) -> None:
+    for at in range(0, len(case.events), step):
+        out = case.out(old=True)
+        failed = case.run(out, "--overwrite", at=at, do=error)
+        if failed.code != 0:  # what is left behind need not be deleted
+            assert_one_line(failed)
+            case.check(out, old=True)
+        case.resume(out, "--overwrite")
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Launcher, Path]]:
     """A launcher in a mount name space of its own, with a small file system that lies there."""

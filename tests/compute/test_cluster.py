@@ -3,7 +3,10 @@
 import gc
 import os
 import signal
+import socket
+import ssl
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,16 @@ def test_started_workers_listen_on_loopback_share_the_cores_and_leave_ctrl_c_to_
         assert set(client.run(signal.getsignal, signal.SIGINT).values()) == {signal.SIG_IGN}
         threads = set(client.run(os.environ.get, "OMP_NUM_THREADS").values())
         assert threads == {str(cluster.threads_per_worker(1))}
+        address = client.scheduler.address
+        anybody = ssl.create_default_context()
+        anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+        host, port = address.removeprefix("tls://").split(":")
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as plain,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+            anybody.wrap_socket(plain) as encrypted,
+        ):
+            encrypted.recv(1)  # the server asks for a certificate of the run
 
 
 def test_cores_are_shared_out() -> None:
@@ -52,10 +65,15 @@ def test_cores_are_shared_out() -> None:
 
 def test_a_joined_cluster_is_used_and_stays(joined: str, tmp_path: Path) -> None:
     for _ in range(2):
-        with cluster.connect_cluster(scheduler=joined):
+        with (
+            warnings.catch_warnings(record=True, action="always") as told,
+            cluster.connect_cluster(scheduler=joined),
+        ):
             assert get_client().submit(sum, [1, 2]).result() == 3
+        assert ["without TLS" in str(warning.message) for warning in told] == [True]
 
 
+@pytest.mark.filterwarnings("ignore:--scheduler")
 def test_a_worker_within_this_process_is_counted_once(joined: str) -> None:
     with cluster.connect_cluster(scheduler=joined):
         dask_run.reset_telemetry()
@@ -87,6 +105,7 @@ def test_an_unreachable_cluster_is_named(address: str, monkeypatch: pytest.Monke
     assert dask.config.get("scheduler", None) is None
 
 
+@pytest.mark.filterwarnings("ignore:--scheduler")
 def test_workers_that_lack_a_file_or_a_device_are_named(joined: str, tmp_path: Path) -> None:
     with cluster.connect_cluster(scheduler=joined):
         assert cluster.threads_per_worker(0, joined) == cluster.available_cores()

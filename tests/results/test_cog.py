@@ -25,6 +25,7 @@ from sar2eo.geo.windows import Window
 from sar2eo.results import cog
 from sar2eo.results.cog import LAYERS
 from sar2eo.results.outputs import read_valid_pixels, write_quicklook
+from sar2eo.results.targets import check_raster
 from sar2eo.store.journal import Journal
 
 SHARED = Path(__file__).parents[2].parent / "shared/data"
@@ -320,8 +321,8 @@ def test_targets_are_checked_before_work(tmp_path: Path) -> None:
     there = tmp_path / "eo.tif"
     there.write_text("")
     (tmp_path / "folder.tif").mkdir()
-    cog.check_target(tmp_path / "new.TIFF", overwrite=False)
-    cog.check_target(there, overwrite=True)
+    check_raster(tmp_path / "new.TIFF", overwrite=False)
+    check_raster(there, overwrite=True)
     for path, message in (
         (there, "exists: pass overwrite=True"),
         (tmp_path / "eo.png", r"must end in \.tif or \.tiff"),
@@ -331,7 +332,7 @@ def test_targets_are_checked_before_work(tmp_path: Path) -> None:
         (tmp_path / os.fsdecode(b"caf\xe9") / "eo.tif", "not valid UTF-8"),
     ):
         with pytest.raises(OutputError, match=message):
-            cog.check_target(path, overwrite=False)
+            check_raster(path, overwrite=False)
 
 
 @pytest.mark.parametrize("shape", [(2048, 1024), (1200, 512)])

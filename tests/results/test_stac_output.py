@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -82,6 +83,32 @@ def test_pystac_reads_the_extensions_back(rasters, tmp_path: Path) -> None:
     assert item.assets["eo"].get_absolute_href() == str(rasters["eo"])
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_sources_are_named_by_relative_or_public_hrefs(rasters, tmp_path: Path, away: bool) -> None:
+    for name in ("a b.tif", "items.json"):
+        (tmp_path / name).touch()
+    hrefs = {
+        "VV": (f"{tmp_path}/a b.tif", "a b.tif" if away else "./a b.tif"),
+        "VH+HV": (f"{tmp_path}/items.json#x", "items.json#x" if away else "./items.json#x"),
+        "HH": ("https://host/c,d.tif", "https://host/c,d.tif"),
+    }
+    source = ",".join(f"{name}={href}" for name, (href, _) in hrefs.items())
+    facts = {"platform": "Sentinel-1A", "orbit_direction": "ascending", "polarisations": "VV,VH"}
+    item = make_stac_item(
+        rasters, GRID, box(*GRID.bounds), "2020-11-07", tags=TAGS | facts | {"source": source}, away=away
+    )
+    content = item.to_dict(include_self_link=False, transform_hrefs=False)
+    check_core_schema(content)
+    assert str(tmp_path) not in json.dumps(content)
+    assert content["properties"]["sar2eo:source"] == ",".join(f"{n}={h}" for n, (_, h) in hrefs.items())
+    linked = [link["href"] for link in content["links"] if link["rel"] == "derived_from"]
+    assert linked == [href for _, href in hrefs.values() if not away or "://" in href]
+    assert content["properties"]["sat:orbit_state"] == "ascending"
+    assert content["properties"]["sar:polarizations"] == ["VV", "VH"]
+    assert "sar2eo:platform" not in content["properties"]
+    assert len(content["geometry"]["coordinates"][0]) == 5, "a rectangle is one"
+
+
 def test_geometry_and_bbox_lie_where_the_grid_lies(rasters) -> None:
     item = item_of(rasters)
     area = shape(item.geometry)
@@ -135,6 +162,25 @@ def test_nothing_valid_gives_no_geometry(rasters) -> None:
     check_core_schema(content)
     assert content["geometry"] is None
     assert "bbox" not in content
+
+
+@pytest.mark.parametrize("bbox", [[1, 2, 3], "text", [-180, -80, 0, 170, 80, 9], [1, None, 3, 4]])
+def test_other_files_in_the_folder_of_results_are_no_hindrance(tmp_path: Path, bbox: object) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tif").touch()
+        item = make_stac_item(
+            {"eo": tmp_path / f"{name}.tif"}, GRID, box(*GRID.bounds), "2020-11-07", tags=TAGS
+        )
+        write_stac_item(item, tmp_path / f"{name}.json")
+    content = json.loads((tmp_path / "a.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(content | {"bbox": bbox}))
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with (tmp_path / "giant.json").open("wb") as file:
+        file.truncate(2**31)
+    written = write_stac_collection(tmp_path, "archive")
+    found = json.loads(written.read_text())["extent"]["spatial"]["bbox"][0]
+    assert found == ([-180, -80, 170, 80] if len(bbox) == 6 else content["bbox"])
 
 
 def test_a_collection_holds_the_results_of_its_folder(tmp_path: Path) -> None:

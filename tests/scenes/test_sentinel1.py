@@ -159,6 +159,38 @@ def test_calibration_without_vectors(tmp_path):
         open_scene(folder, calibrate="sigma0")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<line>20</line>", "<line>nan</line>"),
+        ("<line>20</line>", "<line>-10</line>"),
+        ("<pixel>0 15 40 90</pixel>", "<pixel>0 40 15 90</pixel>"),
+        ("<pixel>0 15 40 90</pixel>", "<pixel>0 15 inf 90</pixel>"),
+        ("<sigmaNought>1", "<sigmaNought>nan 1"),
+        ("<sigmaNought>1", "<sigmaNought>99999991"),
+        ("<sigmaNought>", "<sigmaNought>-"),
+    ],
+)
+def test_absurd_calibration_vectors_are_refused(tmp_path, before, after):
+    folder, _ = write_safe(tmp_path)
+    for file in (folder / "annotation/calibration").iterdir():
+        assert before in file.read_text()
+        file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(SceneError, match="no usable sigmaNought"):
+        open_scene(folder, calibrate="sigma0")
+
+
+def test_an_annotation_that_is_deep_or_large_is_refused(tmp_path):
+    folder, _ = write_safe(tmp_path)
+    annotation = next((folder / "annotation").glob("*-vh-*.xml"))
+    annotation.write_text("<a>" * 100_000 + "</a>" * 100_000)
+    with pytest.raises(SceneError, match="not readable XML"):
+        open_scene(folder)
+    annotation.write_bytes(b" " * (65 * 2**20))
+    with pytest.raises(SceneError, match="larger than 64 MiB"):
+        open_scene(folder)
+
+
 def test_an_annotation_with_broken_numbers(tmp_path):
     folder, _ = write_safe(tmp_path)
     for file in (folder / "annotation").glob("*.xml"):

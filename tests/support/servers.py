@@ -58,6 +58,7 @@ class RangeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.requests: list[Request] = []
+        self.matches: list[str | None] = []
         self.sent = 0
         self.faults: list[Fault] = []
         self.tagged = True
@@ -71,6 +72,9 @@ class RangeServer(ThreadingHTTPServer):
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
+
+    def etag(self, name: str) -> str:
+        return f'"{zlib.crc32((self.folder / name).read_bytes()):08x}"'
 
     def forget(self) -> None:
         """Count from here."""
@@ -114,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         start = int(wanted[1]) if wanted else 0
         stop = min(int(wanted[2]) + 1 if wanted and wanted[2] else size, size)
+        self.server.matches.append(self.headers.get("If-Match"))
         fault = self.server.note(Request(self.command, self.path, start, stop))
         time.sleep(fault.stall if fault else 0.0)
         if fault and fault.drop:
@@ -123,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(fault.status, fault.headers)
         elif data is None:
             self._refuse(404, {})
+        elif self.headers.get("If-Match") not in (None, f'"{zlib.crc32(data):08x}"'):
+            self._refuse(412, {})
         elif start >= max(size, 1):
             self._refuse(416, {"Content-Range": f"bytes */{size}"})
         else:

@@ -22,7 +22,7 @@ from support.scenes import amplitude, write_scene
 from sar2eo.errors import ClusterError, OutputError, Sar2eoWarning, SettingsError
 from sar2eo.model import loading
 from sar2eo.model.spec import resolve_model
-from sar2eo.results import cog
+from sar2eo.results import cog, targets
 from sar2eo.results.outputs import Outputs
 from sar2eo.scenes.sources import expand_sources
 from sar2eo.settings import TranslateRecipe, TranslateSettings
@@ -118,7 +118,7 @@ def test_a_single_scene_that_is_skipped_is_reported(scenes: Path, tmp_path: Path
     # What another run has reported, which a second one cannot know, stays.
     assert run("translate", *asked, "--report", report).exit_code == 0
     assert report.read_bytes() == first
-    report.write_text('{"output": "another.tif"}')
+    report.write_text('{"software": "sar2eo 0.1", "output": "another.tif"}')
     assert run("translate", *asked, "--report", report).exit_code == 0
     counts = {"done": 0, "skipped": 1, "failed": 0, "pending": 0}
     assert json.loads(report.read_text())["counts"] == counts
@@ -349,9 +349,9 @@ def test_what_can_be_refused_is_refused_before_the_graph_is_built(
         with pytest.raises(OutputError, match="0 MB are free, and this takes about 0 MB"):
             archive.run(one, IDENTITY)
     with monkeypatch.context() as patch:
-        patch.setattr(cog.os, "access", lambda path, _: Path(path) != out)
+        patch.setattr(targets.os, "access", lambda path, _: Path(path) != out)
         assert error() == f"{out / 'a.tif'}: its folder is not writable"
-        patch.setattr(cog.os, "access", lambda path, _: Path(path) != tmp_path)
+        patch.setattr(targets.os, "access", lambda path, _: Path(path) != tmp_path)
         with pytest.raises(OutputError, match=f"--tmp {tmp_path}: it is not writable"):
             archive.run(one, IDENTITY)
     assert names(out) == []

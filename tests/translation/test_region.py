@@ -1,14 +1,19 @@
 """Regions: bounds, windows and polygons of a scene."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from pyproj import Transformer
+from rasterio.features import geometry_mask
+from support.command_line import run
 from support.scenes import CRS, TRANSFORM, amplitude, write_scene
 
 import sar2eo
@@ -16,7 +21,7 @@ from sar2eo.errors import SettingsError
 from sar2eo.geo.grid import Grid
 from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.settings import RegionSettings
-from sar2eo.translation.region import cut_region, read_area
+from sar2eo.translation.region import clip_to, cut_region, read_area
 
 
 @pytest.mark.parametrize("bounds", [(33.7, -118.3, 33.8, -118.2), (-1e9, -1e9, 1e9, 1e9)])
@@ -193,10 +198,38 @@ def test_a_part_of_a_warped_scene_has_the_pixels_of_the_whole(crs: str, tmp_path
     assert np.abs(own.astype(int) - whole[:, 40:100, 30:100]).max() <= 1
 
 
+def test_thousands_of_polygons_cost_little(tmp_path: Path) -> None:
+    """They mask as their union does, are rasterised once, and stand in no tag."""
+    source = write_scene(tmp_path / "scene_vv.tif", amplitude((600, 600), 3))
+    west, north = TRANSFORM.c, TRANSFORM.f
+    corners = [(west + 60 * i + 3, north - 60 * j - 3) for i in range(100) for j in range(100)]
+    parcels = [shapely.Point(x + 30, y - 30).buffer(26, quad_segs=4) for x, y in corners]
+    bow_tie = [(0, 0), (903, -911), (907, 0), (0, -901)]
+    parcels.append(shapely.Polygon([(west + x, north + y) for x, y in bow_tie]))
+    geopandas.GeoDataFrame(geometry=parcels, crs=CRS).to_file(tmp_path / "parcels.gpkg")
+    scene = sar2eo.open_scene(source)
+    grid = decode_attributes(scene)["scene_grid"]
+    dataset = sar2eo.translate(scene, "identity", tile=128, overlap=16, scaling=(200.0,), block=(128, 128))
+    started = time.process_time()
+    _, area = cut_region(scene, grid, RegionSettings(aoi=str(tmp_path / "parcels.gpkg")))
+    valid = clip_to(dataset, area, grid).valid.values
+    assert time.process_time() - started < 20, "joined, they take minutes"
+    joined = shapely.union_all(shapely.make_valid(parcels))
+    np.testing.assert_array_equal(valid, geometry_mask([joined], (600, 600), TRANSFORM, invert=True))
+    flags = ("--model", "identity", "--tile", "128", "--overlap", "16", "--scaling-from", "200")
+    done = run("translate", source, "--out", tmp_path / "eo.tif", "--aoi", tmp_path / "parcels.gpkg", *flags)
+    assert done.exit_code == 0, done.output
+    with rasterio.open(tmp_path / "eo.tif") as raster:
+        np.testing.assert_array_equal(raster.dataset_mask() > 0, valid)
+        assert max(map(len, raster.tags().values())) < 4000
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ({"type": "Polygon", "coordinates": []}, "no polygon"),
+        ({"type": "Polygon", "coordinates": [[[0, 0], [1, float("nan")], [1, 1], [0, 0]]]}, r"no place|read"),
+        ({"type": "Polygon", "coordinates": [[[0, 0], [1, float("inf")], [1, 1], [0, 0]]]}, r"no place|read"),
         ({"type": "FeatureCollection", "features": []}, "no polygon"),
         (
             {"type": "Polygon", "coordinates": [[[5e5, 4e6], [6e5, 4e6], [6e5, 5e6], [5e5, 4e6]]]},
@@ -210,3 +243,9 @@ def test_areas_that_are_none_say_why(content: object, words: str, tmp_path: Path
     path.write_text(json.dumps(content))
     with pytest.raises(SettingsError, match=words):
         read_area(path, Grid.create(CRS, TRANSFORM, (100, 100)))
+
+
+def test_an_area_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "area.geojson")
+    with pytest.raises(SettingsError, match=r"--aoi .*a pipe"):
+        read_area(tmp_path / "area.geojson", Grid.create(CRS, TRANSFORM, (100, 100)))
