@@ -21,8 +21,16 @@ from support.scene_fixtures import NORTH_UP, speckle, write_raster
 
 import sar2eo
 from sar2eo.cli import cli
+from sar2eo.coregistration import tie_points
 from sar2eo.coregistration.registration import coregister
-from sar2eo.errors import CoregistrationError, GeoreferenceError, PairsWarning, SceneError, SettingsError
+from sar2eo.errors import (
+    CoregistrationError,
+    GeoreferenceError,
+    PairsWarning,
+    Sar2eoWarning,
+    SceneError,
+    SettingsError,
+)
 from sar2eo.matching.structure import match
 from sar2eo.settings import CoregisterSettings, SceneSettings
 from sar2eo.simulation import SimulationSettings, simulate_pair, write_pair
@@ -185,11 +193,11 @@ def test_tie_points_and_picture_lie_beside(scenes, tmp_path):
     inliers = [point for point in report["points"] if point["inlier"]]
     assert len(inliers) == report["ties"]["agree"]
     assert all(point["accepted"] and point["score"] >= 0.12 for point in inliers)
-    before = {path: path.stat() for path in tmp_path.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", out, "--grid", GRID)
     assert again.exit_code == 0, again.output
     assert again.stdout == f"{out}: done before by the same settings (--overwrite makes it anew)\n"
-    assert {path: path.stat() for path in tmp_path.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     other = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", out, "--grid", 128)
     assert (other.exit_code, "exists: pass --overwrite" in other.stderr) == (1, True)
     (tmp_path / "moved.tif").unlink()
@@ -256,6 +264,34 @@ def test_little_or_no_overlap_is_refused(scenes, tmp_path):
     told = json.loads((tmp_path / "away.json").read_text())
     assert not told["accepted"]
     assert "share room for" in told["refusal"]
+
+
+def test_too_few_tie_points_are_measured_anew_at_half_the_distance(scenes, tmp_path, monkeypatch):
+    planned = coregister(scenes["eo"], scenes["sar"], tmp_path / "moved.tif", transform="shift", dry_run=True)
+    assert (planned["settings"]["grid"], planned["ties"]["templates"]) == (256, 9)
+    find = tie_points.ClassicalFinder.find
+
+    def unsure(self, sar, eo):
+        return find(self, sar, eo)._replace(sure=self.side < 300)
+
+    monkeypatch.setattr(tie_points.ClassicalFinder, "find", unsure)
+    with (
+        dask.config.set(scheduler="synchronous"),
+        pytest.warns(Sar2eoWarning, match=r"0 of 9 tie points are sure .* measured anew with 170"),
+    ):
+        found = coregister(scenes["eo"], scenes["sar"], tmp_path / "moved.tif", grid=340, transform="shift")
+    assert (found["settings"]["grid"], found["matching"]["template_px"]) == (170, 170)
+    assert found["transform"]["rows"][0] == pytest.approx(SHIFT[0], abs=0.4)
+
+
+def test_a_single_band_without_a_word_about_itself_is_taken_for_sar(scenes, tmp_path):
+    with rasterio.open(scenes["sar"]) as file:
+        place = {"transform": file.transform, "crs": file.crs}
+        plain = write_raster(tmp_path / "s.tif", file.read().astype("float32"), **place)
+    found = coregister(scenes["eo"], plain, tmp_path / "moved.tif", grid=GRID, dry_run=True)
+    assert found["moving"]["kind"] == "sar"
+    with pytest.raises(SceneError, match="neither optical"):
+        coregister(scenes["eo"], plain, tmp_path / "moved.tif", method="dcdm", dry_run=True)
 
 
 def test_scenes_of_one_kind_and_other_slips_are_refused(scenes, tmp_path):
