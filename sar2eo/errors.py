@@ -147,12 +147,12 @@ def refuse_misfit(message: str, error: type[SceneError], *, verb: str, force: bo
     message : str
     error : type of SceneError
     verb : str
-        What ``--force`` does, such as "translates".
+        What ``force=True`` does, such as "translates".
     force : bool
         Give a `FitWarning` that points three calls up: at the caller of the function whose check failed.
     """
     if not force:
-        raise error(f"{message} (--force {verb} all the same)")
+        raise error(f"{message} (force=True {verb} all the same)")
     warnings.warn(message, FitWarning, stacklevel=4)
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from picture_data import Pictures
 from PIL import Image
-from prepare import WEIGHTS, orientations
-from scipy import fft, ndimage
+
+from sar2eo.evaluation.crop_search import find_crop, is_found, measure_offsets
+from sar2eo.evaluation.crop_search import to_grey as grey
 
 TILE = 256
 OCTAVES = ((2, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 128))
@@ -31,30 +32,6 @@ SHEET = (
     ("san_antonio_west 2,4", 6), ("san_antonio_west 4,4", 5), ("ombria a04 brown fields, lagoon coast", 0),
     ("ombria a13 green rivers", 3), ("sen12 scene 114", 2), ("sen12 scene 8", 5), ("desert desert", 2),
 )  # fmt: skip
-
-
-def grey(image):
-    """Return luminance of [3, H, W]."""
-    return (image.astype(np.float32) * WEIGHTS[:, None, None]).sum(0)
-
-
-def best(template, search):
-    """Return where a [C, 128, 128] template lies best in [C, 256, 256], by cosine."""
-    f = np.conj(fft.rfft2(template, s=search.shape[1:])) * fft.rfft2(search)
-    num = fft.irfft2(f.sum(0), s=search.shape[1:])[:129, :129]
-    e = ndimage.uniform_filter((search**2).sum(0), 128, mode="constant") * 128**2
-    return np.unravel_index((num / np.sqrt(np.maximum(e[64:193, 64:193], 1e-6))).argmax(), num.shape)
-
-
-def best_grey(t, s):
-    """Return where a [128, 128] template lies best in [256, 256], by normalised correlation."""
-    t = t - t.mean()
-    num = fft.irfft2(np.conj(fft.rfft2(t, s=s.shape)) * fft.rfft2(s), s=s.shape)[:129, :129] / t.size
-    c = ndimage.correlate1d(s - s.mean(), np.ones(128) / 128, 0, mode="constant")
-    m = ndimage.correlate1d(c, np.ones(128) / 128, 1, mode="constant")[64:193, 64:193]
-    c = ndimage.correlate1d((s - s.mean()) ** 2, np.ones(128) / 128, 0, mode="constant")
-    v = ndimage.correlate1d(c, np.ones(128) / 128, 1, mode="constant")[64:193, 64:193] - m**2
-    return np.unravel_index((num / np.sqrt(np.maximum(v, 1e-6))).argmax(), num.shape)
 
 
 def spectra(image):
@@ -167,12 +144,11 @@ def cut(image):
 def tile_record(pred, second, truth):
     """Return what one tile says of a prediction."""
     p, t = grey(pred), grey(truth)
-    a = best(orientations(p)[:, 64:192, 64:192], orientations(t))
-    b = best_grey(ndimage.gaussian_filter(p[64:192, 64:192], 1.5), ndimage.gaussian_filter(t, 1.5))
+    structure, plain = find_crop(p, t)
     sp, st = spectra(p), spectra(t)
     rec = {
-        "s": (a[0] - 64, a[1] - 64) if p.std() > 1e-3 else (99, 99),
-        "g": (b[0] - 64, b[1] - 64) if p.std() > 1e-3 else (99, 99),
+        "s": structure,
+        "g": plain,
         "pt": [(x * y.conj()).real.sum() for x, y in zip(sp, st, strict=True)],
         "pp": [(abs(x) ** 2).sum() for x in sp],
         "tt": [(abs(x) ** 2).sum() for x in st],
@@ -193,8 +169,7 @@ def figures(records, offset, others=None):
     """Return the figures of pooled tiles."""
 
     def share(k):
-        near = [np.abs(np.subtract(r[k], o)).max() <= 5 for r, o in zip(records, offset, strict=True)]
-        return float(np.mean(near))
+        return float(is_found(np.array([r[k] for r in records]), np.array(offset)).mean())
 
     def total(k):
         return np.sum([r[k] for r in records], 0)
@@ -223,11 +198,7 @@ def figures(records, offset, others=None):
 def report(records, places, sources, radar, times=300):
     """Return figures by place and group with intervals."""
     rng = np.random.default_rng(0)
-    offset = {}
-    for p in set(places):
-        base = np.array([r["s"] for r, q in zip(radar, places, strict=True) if q == p])
-        near = base[np.abs(base).max(1) <= 10]
-        offset[p] = np.median(near, 0) if len(near) else np.zeros(2)
+    offset = measure_offsets(np.array([r["s"] for r in radar]), places)
     other = [None] * len(records)
     for s in set(sources):
         k = [i for i, q in enumerate(sources) if q == s]
@@ -242,7 +213,7 @@ def report(records, places, sources, radar, times=300):
     out = {}
 
     def get(k):
-        return figures([records[i] for i in k], [offset[places[i]] for i in k], [other[i] for i in k])
+        return figures([records[i] for i in k], [offset[i] for i in k], [other[i] for i in k])
 
     for g, k in groups.items():
         out[g] = get(k)

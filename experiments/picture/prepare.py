@@ -17,30 +17,15 @@ import rasterio
 from PIL import Image
 from scipy import fft, ndimage, spatial
 
+from sar2eo.evaluation.crop_search import describe_orientations, to_grey
+
 SCENES = ("la_west", "la_east", "san_antonio_west")
 RANGE = 14
-WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
-
-
-def orientations(grey, sigma=1.5, bins=8):
-    """Return unit vectors of smoothed gradient orientation, [bins, rows, columns]."""
-    g = ndimage.gaussian_filter(grey, sigma)
-    gy, gx = ndimage.sobel(g, 0), ndimage.sobel(g, 1)
-    m = np.hypot(gx, gy)
-    k = (np.arctan2(gy, gx) % np.pi) / np.pi * bins
-    lo = np.floor(k).astype(int) % bins
-    f = k - np.floor(k)
-    out = np.zeros((bins, *g.shape), np.float32)
-    np.put_along_axis(out, lo[None], (m * (1 - f))[None], 0)
-    hi = (lo + 1) % bins
-    out += np.where(np.arange(bins)[:, None, None] == hi[None], (m * f)[None], 0)
-    out = ndimage.gaussian_filter(out, (0, 2, 2))
-    return out / (np.sqrt((out**2).sum(0)) + 1e-2 * m.mean() + 1e-6)
 
 
 def surface(radar, optical):
     """Return the correlation of two grey images for shifts of the radar within RANGE, [2 RANGE + 1] twice."""
-    a, b = orientations(radar), orientations(optical)
+    a, b = describe_orientations(radar), describe_orientations(optical)
     a -= a.mean((1, 2), keepdims=True)
     b -= b.mean((1, 2), keepdims=True)
     h, w = radar.shape
@@ -127,7 +112,7 @@ def scene(folder, name, out):
             if mask[y : y + size, x : x + size].mean() < 0.999:
                 continue
             r = np.log(np.maximum(sar[y : y + size, x : x + size], 1).astype(np.float32))
-            e = (eo[:, y : y + size, x : x + size] * WEIGHTS[:, None, None]).sum(0)
+            e = to_grey(eo[:, y : y + size, x : x + size])
             centres.append((y + size / 2, x + size / 2))
             surfaces.append(surface(r, e))
     centres, surfaces = np.array(centres), np.array(surfaces, np.float32)
@@ -176,9 +161,7 @@ def chips(folder, out):
     for i, r in enumerate(rows):
         groups.setdefault((r["place"], r["role"] if r["source"] == "ombria" else ""), []).append(i)
     for key, members in groups.items():
-        total = sum(
-            surface(sar[i].astype(np.float32), (eo[i] * WEIGHTS[:, None, None]).sum(0)) for i in members
-        )
+        total = sum(surface(sar[i].astype(np.float32), to_grey(eo[i])) for i in members)
         dy, dx, z = peak(total / len(members))
         if z < 2.5 or max(abs(dy), abs(dx)) > 4:
             print("left alone:", key, round(dy, 1), round(dx, 1), round(z, 1))

@@ -89,7 +89,7 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases 
             return value
         if any(get_origin(kind) is dict for kind in self.kinds):
             return read_scaling(value)
-        names, expected = self.setting.names, describe_type(self.setting.type)
+        names = self.setting.names
         if self.is_list:
             (item,) = arms(get_args(self.kinds[0])[0])
             read, change = item if item in (int, float) else str, self.setting.flag.item or str
@@ -97,17 +97,17 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # older releases 
                 items = tuple(read(change(part.strip())) for part in value.split(","))
                 if not names or len(items) == names.count(",") + 1:
                     return items
-            expected = names or f"{expected.removeprefix('a list of ')} with commas between them"
         for kind in self.kinds:
             if kind is str or value in get_args(kind):
                 return value
             with suppress(ValueError):
                 if kind in (int, float):
                     return kind(value)
-        if self.takes_auto:
-            if value == "auto":
-                return None
-            expected += " or auto"
+        if self.takes_auto and value == "auto":
+            return None
+        expected = describe_type(self.setting.type) + (" or auto" if self.takes_auto else "")
+        if self.is_list:
+            expected = names or f"{expected.removeprefix('a list of ')} with commas between them"
         raise click.BadParameter(f"{value!r} must be {expected}", ctx=ctx, param=param)
 
     def parameter(self) -> click.Parameter:

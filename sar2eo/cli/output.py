@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,10 +16,10 @@ from sar2eo.errors import OutputError
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Print on standard output or error, with flags for Python's words; nobody reading it is no error."""
-    text = str(text).replace("overwrite=True", "--overwrite")
+    """Print on standard output or error, in the words of the command line; nobody reading it is no error."""
     with _ignore_closed(sys.stderr if err else sys.stdout):
-        click.echo(text, err=err)
+        words = re.sub(r"\b(force|overwrite|restart)=True\b", r"--\1", str(text))
+        click.echo(re.sub(r"\bresolution=(?=\d)", "--resolution ", words), err=err)
 
 
 def show(text: object) -> None:

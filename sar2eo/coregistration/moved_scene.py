@@ -87,15 +87,9 @@ def map_moved(reader: SceneReader, grid: Grid, transform: MovingTransform) -> Mo
 class MovedReader(SceneReader):
     """Reads a scene through a transform, by a Lanczos kernel of three lobes; SAR in amplitude.
 
-    Where target pixels are at least twice as large as source pixels, these are averaged (SAR in intensity)
-    as `sar2eo.scenes.warp.WarpedReader` does.
-
-    Parameters
-    ----------
-    quantity : str or None
-        Quantity of SAR values; None for an optical scene, whose values are interpolated as they are.
-    nearest : tuple of bool
-        Whether a band holds classes, of which the nearest is taken.
+    Where target pixels are at least twice as large as source pixels, these are averaged (SAR in intensity) as
+    `sar2eo.scenes.warp.WarpedReader` does. Without a `quantity` a scene is optical: its values are
+    interpolated as they are. Of bands of classes, `nearest`, the nearest value is taken.
     """
 
     source: SceneReader
@@ -183,20 +177,11 @@ def _taps() -> npt.NDArray[np.float32]:
 
 
 def lanczos_at(values: FloatArray, rows: Array, cols: Array) -> FloatArray:
-    """Interpolate at places between pixels.
+    """Interpolate values (band, row, col), NaN where there is no data, at places between pixels.
 
-    Parameters
-    ----------
-    values : ndarray of float32, shape (band, row, col)
-        NaN where there is no data.
-    rows, cols : ndarray of float64, shape (point,)
-        Numbers of pixel centres; at least 2, and at least 3 from the end.
-
-    Returns
-    -------
-    ndarray of float32, shape (band, point)
-        Within the range of the valid pixels under the kernel; NaN where one of the (up to four) pixels next
-        to the place is invalid.
+    Rows and columns number pixel centres, shape (point,); they are at least 2, and at least 3 from the end.
+    Returns shape (band, point), within the range of the valid pixels under the kernel; NaN where one of the
+    (up to four) pixels next to the place is invalid.
     """
     at_row, at_col = (np.rint(part * _PHASES).astype(np.int64) for part in (rows, cols))
     down, across = _taps()[at_row % _PHASES], _taps()[at_col % _PHASES]
@@ -244,16 +229,9 @@ _STALE = ("STATISTICS_", "AREA_OR_POINT", "OVR_RESAMPLING_ALG")
 class Layout:
     """How a file stores values, so that the moved scene's file is like the moving scene's.
 
-    Parameters
-    ----------
-    nodata : float or None
-        None: an internal mask holds which pixels are valid.
-    together : bool
-        Whether a pixel is nodata only where all bands have that value, as in pictures of bytes.
-    bands : tuple of dict
-        Description, role (colour interpretation), unit, tags, scale, offset of each band.
-    nearest : tuple of bool
-        Whether a band holds classes.
+    Without a `nodata` value an internal mask holds which pixels are valid. `together` says whether a pixel is
+    nodata only where all bands have that value, as in pictures of bytes. `bands` are description, role
+    (colour interpretation), unit, tags, scale, offset of each; those of classes are `nearest`.
     """
 
     dtype: str
@@ -432,21 +410,9 @@ def write_moved(
 ) -> Path:
     """Write a scene as a valid COG, with little of it in memory at a time; return its path in `folder`.
 
-    Parameters
-    ----------
-    reader : SceneReader
-        The moved scene on `grid`; computed on Dask's active scheduler.
-    tags : mapping
-        Tags of the file, beside those of the layout.
-    overviews : str
-        GDAL's name of how overviews are averaged.
-    progress : callable, optional
-        Called with the counters blocks_total and blocks_done.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written, or no pixel is valid.
+    `reader` is that of the moved scene on `grid`, computed on Dask's active scheduler. `tags` go beside those
+    of the layout; `overviews` is GDAL's name of how they are averaged. `progress` is called with blocks_total
+    and blocks_done. Raises `OutputError` if it cannot be written, or no pixel is valid.
     """
     plain, target = folder / "plain.tif", folder / "moved.tif"
     try:
@@ -458,7 +424,7 @@ def write_moved(
                     plain, target, COMPRESS="deflate", PREDICTOR="YES", NUM_THREADS="ALL_CPUS",
                     OVERVIEW_RESAMPLING=overviews,
                 )  # fmt: skip
-    except (rasterio.errors.RasterioError, OSError) as error:
+    except Exception as error:  # GDAL's errors have no public class, and a full disk has many faces
         raise OutputError(
             f"{folder.parent}: the COG cannot be written ({one_line(error)}): is there space?"
         ) from error

@@ -182,7 +182,8 @@ def coregister(
             lattice = np.array([(cell.row, cell.col) for cell in cells], float) + settings.grid / 2
             evidence = weigh(ties, lattice, settings, finder.radius)
             finer = _refine(settings, finder)
-            if len(evidence.at) >= LEAST[settings.transform] or finer is None:
+            more = [] if finer is None else place_templates(pair, finer.grid, finer.points)
+            if len(evidence.at) >= LEAST[settings.transform] or finer is None or len(more) <= len(cells):
                 break
             warnings.warn(
                 f"{len(evidence.at)} of {len(ties)} tie points are sure with templates of {settings.grid} "
@@ -190,8 +191,7 @@ def coregister(
                 Sar2eoWarning,
                 stacklevel=2,
             )
-            settings, finder = finer, create_finder(finer)
-            cells = place_templates(pair, settings.grid, settings.points)
+            settings, finder, cells = finer, create_finder(finer), more
         facts |= _describe_request(pair, settings, finder, len(cells))
         facts |= _describe_evidence(pair, len(cells), ties, evidence)
         if evidence.refusal is None and evidence.transform is not None:

@@ -48,14 +48,9 @@ _COARSE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class RadarView:
-    """A SAR scene, read onto any grid for matching.
+    """A SAR scene, read onto any grid for matching, by some of its `bands` in order, or all.
 
-    Parameters
-    ----------
-    divisors : tuple of float
-        Amplitude of each polarisation that counts as 1.
-    bands : tuple of int, optional
-        Which of the polarisations are read, in order; by default all.
+    `divisors` are the amplitudes of each polarisation that count as 1.
     """
 
     scene: SarScene
@@ -116,18 +111,10 @@ def open_pair(
     """Open two scenes, find out which is SAR and which optical, and where they overlap.
 
     What names polarisations is SAR; what has red, green and blue is optical; anything else is opened as SAR.
-    If nothing `learned` looks at it, a single band needs neither polarisation nor quantity.
 
-    Raises
-    ------
-    SceneError
-        If one cannot be opened, or is neither.
-    SettingsError
-        If both are SAR, or both optical: thresholds are known for SAR against optical alone.
-    GeoreferenceError
-        If the reference is not north-up.
-    CoregistrationError
-        If they share no place.
+    Raises `SceneError` if one cannot be opened, or is neither; `SettingsError` if both are SAR, or both
+    optical: thresholds are known for SAR against optical alone; `GeoreferenceError` if the reference is not
+    north-up; `CoregistrationError` if they share no place.
     """
     (first, first_outline), (second, second_outline) = (
         _open_scene(href, scene, eo_range, eo_bands, own_grid=href == reference, learned=learned)
@@ -208,12 +195,8 @@ def _exists(href: str) -> bool:
 def place_templates(pair: ScenePair, side: int, most: int) -> list[Cell]:
     """Lay a lattice of templates over the overlap: those of which about half may be valid.
 
-    Parameters
-    ----------
-    side : int
-        Side of a template, and distance of neighbours, in pixels of the reference.
-    most : int
-        Largest number of templates, spread evenly.
+    `side` is that of a template and the distance of neighbours, in pixels of the reference. At most `most`
+    are taken, spread evenly.
     """
     grid = pair.grid
     box = grid.window_of(pair.overlap.bounds)
@@ -238,11 +221,6 @@ def check_fit(pair: ScenePair, card: MatcherCard, *, force: bool) -> None:
 
     Compared are what it was trained on and the reference's pixels, which both scenes are read onto; the
     moving scene's, which may be smaller, not larger; polarisations; and for a fixed scaling, calibration.
-
-    Raises
-    ------
-    SceneError, PolarisationError, RadiometryError
-        For another ground sample distance, a missing polarisation, or another calibration.
     """
     _check_gsd(pair, card, force=force)
     sar = pair.sar

@@ -122,20 +122,12 @@ def measure_ties(
 ) -> list[Displacement]:
     """Measure tie points on Dask's active scheduler, except those that are kept from an interrupted run.
 
-    Parameters
-    ----------
-    cells : sequence of Cell
-        Templates on the reference's grid, from `sar2eo.coregistration.scene_pair.place_templates`.
-    results : TaskResults
-        Kept ones are of the same pair, cells, settings and finder.
-    progress : callable, optional
-        Called with the counters ties_total, ties_resumed and ties_done.
+    `cells` are templates on the reference's grid, from `sar2eo.coregistration.scene_pair.place_templates`;
+    kept results are of the same pair, cells, settings and finder. `progress` is called with ties_total,
+    ties_resumed and ties_done.
 
-    Returns
-    -------
-    list of Displacement
-        Of all templates with data in both scenes: what the reference shows at (row, col) of its grid is
-        found `rows` and `cols` farther in the moving scene. NaN where nothing was found.
+    Returned are all templates with data in both scenes: what the reference shows at (row, col) of its grid is
+    found `rows` and `cols` farther in the moving scene. NaN where nothing was found.
     """
     shared = {"radar": _open_radar(pair.sar, settings), "optical": pair.eo, "finder": finder}
     where = settings.grid, pair.grid, isinstance(pair.moving, SarScene)
@@ -263,14 +255,9 @@ def encode_geojson(rows: Sequence[dict[str, Any]], grid: Grid) -> bytes:
 
 
 def draw_ties(rows: Sequence[dict[str, Any]], grid: Grid, spacing: int, path: Path) -> None:
-    """Draw a PNG of the shifts of tie points, and of their residuals, as arrows over the reference's grid.
+    """Draw a PNG of the shifts of tie points (`list_ties`), and of their residuals, as arrows over a grid.
 
-    Parameters
-    ----------
-    rows : sequence of dict
-        From `list_ties`.
-    spacing : int
-        Distance of tie points, in pixels.
+    `spacing` is the distance of tie points in pixels of that grid, the reference's.
     """
     from matplotlib.figure import Figure
 

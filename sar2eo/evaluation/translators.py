@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,9 +21,10 @@ from sar2eo._version import __version__
 from sar2eo.datasets import Batch, PairsDataset, collate, open_dataset
 from sar2eo.errors import EvaluationWarning, PairsError, Sar2eoError, SettingsError
 from sar2eo.evaluation import scores
+from sar2eo.evaluation.crop_search import measure_offsets
 from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe
-from sar2eo.evaluation.perceptual import open_inception, open_lpips
-from sar2eo.evaluation.report import REPORT, EvaluationPictures, PictureCase, write_report
+from sar2eo.evaluation.perceptual import open_efficientnet, open_inception, open_lpips
+from sar2eo.evaluation.report import REPORT, EvaluationPictures, InsideCase, PictureCase, write_report
 from sar2eo.evaluation.scores import (
     BASELINES,
     MEAN_COLOUR,
@@ -47,6 +48,12 @@ SWEPT_PAIRS = 50
 """Most pairs of the comparison of steps, as in C-DiffSET, Fig. 9; spread evenly."""
 
 _PACKAGES = ("torch", "diffusers", "torchmetrics", "scikit-image", "numpy")
+
+SHOWN_PAIRS = 12
+"""Most pairs of the contact sheet, the same for every model; spread evenly over places."""
+
+INSIDE_EVERY = 4
+"""Of how many shown pairs one has its confidence and denoising shown, too."""
 
 SHUFFLED_PAIRS = 128
 """Most pairs of the shuffle control, which are held in memory; spread evenly."""
@@ -97,9 +104,10 @@ def evaluate(
         Content of ``metrics.json``; None if a figure cannot be measured or is infinite. "methods": figures
         of the model, of those it is compared with (``against``) and of its bound: means over images (psnr,
         ssim, scc, lpips, ciede2000), the PSNR of errors pooled over all pixels, the same after averaging
-        blocks of 8 pixels (``_8px``), and per octave of wavelength power ratio to and correlation with the
-        truth. Also "calibration", "shuffle", "sweep", "pairs" and metrics that were left out ("left_out"),
-        with settings and fingerprints.
+        blocks of 8 pixels (``_8px``), shares of crops found in the truth (structure, grey), correlation and
+        gain of blocks, with "intervals", all of that by place ("scenes"), and per octave of wavelength power
+        ratio to and correlation with the truth, and with another draw. Also "calibration", "shuffle",
+        "sweep", "pairs" and metrics that were left out ("left_out"), with settings and fingerprints.
 
     Raises
     ------
@@ -214,7 +222,7 @@ def plan_evaluation(
         seen=seen,
         chosen=spread_evenly(len(dataset), settings.limit),
         training=training,
-        measures=_open_measures(settings, left_out),
+        measures=_open_measures(settings, dataset, left_out),
         left_out=left_out,
     )
     for why in left_out.values():
@@ -272,7 +280,26 @@ def _resolve_models(model: str, settings: EvaluateSettings) -> dict[str, ModelSp
     return specs
 
 
-def _open_measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Measures:
+def spread_over_places(places: Sequence[str], count: int) -> list[int]:
+    """Return at most `count` positions: as many of each place as can be, spread evenly over it."""
+    numbers = np.unique(np.asarray(places), return_inverse=True)[1]
+    members = [np.flatnonzero(numbers == place) for place in spread_evenly(numbers.max() + 1, count)]
+    turns = sorted((turn, place) for place, own in enumerate(members) for turn in range(len(own)))
+    quotas = np.bincount([place for _, place in turns[:count]]).tolist()
+    found = (own[spread_evenly(len(own), quota)] for own, quota in zip(members, quotas, strict=True))
+    return sorted(int(position) for own in found for position in own)
+
+
+def _name_places(dataset: PairsDataset) -> list[str | None]:
+    """Return the SAR scene of each pair, or else its place; None where each pair is its own."""
+    known = len(set(dataset.places)) < len(dataset)
+    return [
+        dataset.facts(index).get("sar_href", place if known else None)
+        for index, place in enumerate(dataset.places)
+    ]
+
+
+def _open_measures(settings: EvaluateSettings, dataset: PairsDataset, left_out: dict[str, str]) -> Measures:
     networks: dict[str, Any] = {}
     for name, make, weights in (
         ("lpips", open_lpips, settings.lpips_weights),
@@ -285,7 +312,11 @@ def _open_measures(settings: EvaluateSettings, left_out: dict[str, str]) -> Meas
                 if weights is not None:
                     raise
                 left_out[name] = str(error)
-    return Measures(settings.metrics, settings.protocol, networks.get("lpips"), networks.get("fid"))
+    lpips = networks.pop("lpips", None)
+    if "features" in settings.metrics:
+        networks["feature-distance"] = open_efficientnet()
+    places, offsets = _name_places(dataset), np.zeros((len(dataset), 2))
+    return Measures(settings.metrics, settings.protocol, places, offsets, lpips, networks)
 
 
 def collect_model_facts(spec: ModelSpec) -> dict[str, Any]:
@@ -306,6 +337,10 @@ class _Evaluation:
     def __init__(self, plan: EvaluationPlan, kept: DrawnImages, progress: Progress) -> None:
         self.plan, self.kept, self.progress = plan, kept, progress
         self.settings, self.dataset, self.chosen = plan.settings, plan.dataset, plan.chosen
+        self.places = [plan.measures.places[index] or "" for index in self.chosen]
+        self.measures = dataclasses.replace(plan.measures, offsets=self._radar_offsets())
+        shown = self.chosen[spread_over_places(self.places, SHOWN_PAIRS)].tolist()
+        self.shown: dict[int, Tensor] = dict.fromkeys(shown, torch.empty(0))
 
     def results(self) -> tuple[dict[str, Any], EvaluationPictures]:
         """Measure everything."""
@@ -331,7 +366,18 @@ class _Evaluation:
             "left_out": self.plan.left_out,
             "pairs": by_pair,
         }
-        return results, self._pictures(main, probe, by_pair)
+        return results, self._pictures(main, probe)
+
+    def _radar_offsets(self) -> npt.NDArray[np.float64]:
+        """Return where the radar's crops are found in the truth, in the middle; by the pairs' index."""
+        shifts = [
+            scores.search_crop(*images)[0]
+            for batch in self._batches("radar", self.chosen)
+            for images in zip(scores.predict_sar_grey(batch), batch["eo"], batch["valid"], strict=True)
+        ]
+        offsets = self.plan.measures.offsets.copy()
+        offsets[self.chosen] = measure_offsets(np.array(shifts), self.places)
+        return offsets
 
     def _predictions(self, probe: Probe | None) -> dict[str, Predict]:
         """Return baselines and bound, by name."""
@@ -350,7 +396,7 @@ class _Evaluation:
     def _judge_model(self, name: str, images: ModelImages) -> tuple[dict[str, ScoreKeeper], ShuffleControl]:
         """Score a model's single draws, and their mean if there are several."""
         samples = self.settings.samples
-        single, averaged = ScoreKeeper(self.plan.measures), ScoreKeeper(self.plan.measures)
+        single, averaged = ScoreKeeper(self.measures), ScoreKeeper(self.measures)
         shuffle = ShuffleControl(self.settings.seed, self.plan.seen[name].apart)
         held = set(self.chosen[spread_evenly(len(self.chosen), SHUFFLED_PAIRS)].tolist())
         kind = f"model-{list(self.plan.specs).index(name)}"
@@ -361,7 +407,10 @@ class _Evaluation:
             if samples > 1:
                 mean = torch.stack([draw.eo for draw in drawn]).mean(0)
                 averaged.add(mean, batch, sum(draw.seconds for draw in drawn))
+                single.compare_draws(drawn[0].eo, drawn[1].eo, batch["valid"])
             for i, index in enumerate(batch["index"]):
+                if name == MODEL and index in self.shown:
+                    self.shown[index] = drawn[0].eo[i]
                 if index in held:
                     shuffle.add(drawn[0].eo[i], batch["eo"][i], batch["valid"][i], index)
         judges = {name: single}
@@ -374,7 +423,7 @@ class _Evaluation:
         return self.kept.draw(name, lambda: images.draw(batch, number))
 
     def _judge_others(self, predictions: dict[str, Predict]) -> dict[str, ScoreKeeper]:
-        judges = {name: ScoreKeeper(self.plan.measures) for name in predictions}
+        judges = {name: ScoreKeeper(self.measures) for name in predictions}
         for batch in self._batches("baselines", self.chosen) if predictions else ():
             for name, predict in predictions.items():
                 judges[name].add(predict(batch), batch)
@@ -400,7 +449,7 @@ class _Evaluation:
         some = self.chosen[spread_evenly(len(self.chosen), SWEPT_PAIRS)]
         found = []
         for steps in self.settings.sweep_steps:
-            judge, images = ScoreKeeper(self.plan.measures), main.with_steps(steps)
+            judge, images = ScoreKeeper(self.measures), main.with_steps(steps)
             for batch in self._batches(f"{steps} steps", some):
                 drawn = self._drawn(f"steps-{steps}", images, batch)
                 judge.add(drawn.eo, batch, drawn.seconds)
@@ -408,40 +457,17 @@ class _Evaluation:
             found.append({"steps": steps, "temperature": temperature, **judge.summarise()})
         return found
 
-    def _pictures(
-        self, main: ModelImages, probe: Probe | None, by_pair: list[dict[str, Any]]
-    ) -> EvaluationPictures:
-        """Draw the images of the best, median and worst pairs again."""
-        index_of = {self.dataset.ids[int(index)]: int(index) for index in self.chosen}
-        ranked = sorted(
-            (row for row in by_pair if not np.isnan(row["psnr_pooled"])), key=lambda row: -row["psnr_pooled"]
-        )
-        cases = []
-        for kind, rows in pick_best_median_worst(ranked).items():
-            for row in rows:
-                batch = collate([self.dataset[index_of[row["id"]]]])
-                drawn = main.draw(batch)
-                forced = None if probe is None else probe.predict_from_truth(batch)
-                cases.append(
-                    PictureCase(
-                        kind=kind,
-                        name=row["id"],
-                        psnr=row["psnr_pooled"],
-                        sar=batch["sar"][0],
-                        prediction=drawn.eo[0],
-                        truth=batch["eo"][0],
-                        valid=batch["valid"][0, 0] > 0,
-                        variance=None if drawn.variance is None else drawn.variance[0],
-                        forced_variance=None if forced is None else forced.variance[0],
-                    )
-                )
-        denoising = []
-        if probe is not None:
-            firsts = {case.kind: case for case in reversed(cases)}
-            for case in reversed(firsts.values()):
-                sample = self.dataset[index_of[case.name]]
-                denoising.append((case, *probe.trace_denoising(sample["sar"], sample["index"])))
-        return EvaluationPictures(cases=cases, denoising=denoising, factor=main.spec.factor)
+    def _pictures(self, main: ModelImages, probe: Probe | None) -> EvaluationPictures:
+        """Show fixed pairs, and the inside of some of them."""
+        cases, inside = [], []
+        for number, (index, prediction) in enumerate(self.shown.items()):
+            batch = collate([self.dataset[index]])
+            sar, truth = batch["sar"][0], batch["eo"][0]
+            cases.append(PictureCase(batch["id"][0], sar, prediction, truth, batch["valid"][0, 0] > 0))
+            if probe is not None and number % INSIDE_EVERY == 0:
+                variance = probe.predict_from_truth(batch).variance[0]
+                inside.append(InsideCase(cases[-1], variance, *probe.trace_denoising(sar, index)))
+        return EvaluationPictures(cases, inside, main.spec.factor)
 
     def _batches(
         self, stage: str, indices: npt.NDArray[np.intp], dataset: PairsDataset | None = None
@@ -452,18 +478,6 @@ class _Evaluation:
             self.progress(stage, first, len(indices))
             yield collate([seen[int(index)] for index in indices[first : first + size]])
         self.progress(stage, len(indices), len(indices))
-
-
-def pick_best_median_worst(ranked: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Take up to three rows from the start, the middle and the end of a ranking, none twice."""
-    each = min(3, max(1, len(ranked) // 3))
-    middle = max(each, (len(ranked) - each) // 2)
-    parts = {
-        "best": ranked[:each],
-        "median": ranked[middle : middle + each],
-        "worst": ranked[max(middle + each, len(ranked) - each) :],
-    }
-    return {kind: rows for kind, rows in parts.items() if rows}
 
 
 @contextmanager

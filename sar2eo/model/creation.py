@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderDC, UNet2DConditionModel
+from diffusers.utils import logging
 from torch import Tensor
 
 from sar2eo.errors import CheckpointError, SettingsError, one_line
@@ -379,6 +380,7 @@ def load_release_unet(path: Path, base: Path) -> UNet2DConditionModel:
 def _load(model_class: Any, folder: Path) -> Any:
     create_empty(model_class, read_json(folder / CONFIG))  # a clear error where diffusers' is not
     variant = _variant(folder, WEIGHTS)
+    logging.disable_progress_bar()
     try:
         module, info = model_class.from_pretrained(
             folder,
@@ -390,6 +392,8 @@ def _load(model_class: Any, folder: Path) -> Any:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {one_line(error, 200)}") from error
+    finally:
+        logging.enable_progress_bar()
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise CheckpointError(f"{folder}: weights do not fit {CONFIG}: {len(wrong)} keys, such as {wrong[0]}")
@@ -397,11 +401,19 @@ def _load(model_class: Any, folder: Path) -> Any:
 
 
 def _variant(folder: Path, weights: str) -> str | None:
-    """Return which file names a folder has: None for plain, "fp16"; and check that the file is sound."""
+    """Return which files a folder has, None for plain, "fp16" or "bf16"; and check that they are sound."""
     stem, _, suffix = weights.rpartition(".")
-    for variant, name in {None: weights, "fp16": f"{stem}.fp16.{suffix}"}.items():
-        if (folder / name).is_file():
-            read_headers(folder / name)
+    for variant, dot in ((None, ""), ("fp16", ".fp16"), ("bf16", ".bf16")):
+        whole, index = folder / f"{stem}{dot}.{suffix}", folder / f"{weights}.index{dot}.json"
+        # What says which of the shards holds which weights; diffusers prefers it to a file of all.
+        shards = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else []
+        absent = [name for name in shards if not (folder / name).is_file()]
+        if absent:
+            also = f": remove this index of other files, {whole.name} holds all" if whole.is_file() else ""
+            raise CheckpointError(f"{index} names {absent[0]}, which is missing{also}")
+        if shards or whole.is_file():
+            for name in shards or [whole.name]:
+                read_headers(folder / name)
             return variant
     for path in sorted(folder.glob("*")):
         refuse_pickle(path)

@@ -186,7 +186,9 @@ def find_folder(
     if path.is_dir():
         return path.resolve()
     if path.exists():
-        raise CheckpointError(f"{source} is a file: give the folder that holds it")
+        single = path.suffix in {".safetensors", *_PICKLE_SUFFIXES}
+        hint = ", or of one file of all networks the folder that diffusers converts it to" if single else ""
+        raise CheckpointError(f"{source} is a file: give the folder that holds it{hint}")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"{source}: no such folder, and not a hub id (owner/name)")
     from huggingface_hub import snapshot_download

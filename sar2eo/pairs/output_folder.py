@@ -150,7 +150,7 @@ def check_target(out: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) 
         return False
     differ = differences(record.get("fingerprint", {}), fingerprint)
     if differ and not overwrite:
-        raise OutputError(f"{out} holds pairs that differ in {differ}: pass --overwrite to replace them")
+        raise OutputError(f"{out} holds pairs that differ in {differ}: pass overwrite=True to replace them")
     return not differ and _is_whole(out, record)
 
 

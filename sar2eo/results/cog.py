@@ -188,7 +188,7 @@ def _collect_signals(record: logging.LogRecord) -> bool:
 
 
 def validate(path: Path) -> None:
-    """Refuse a file that is not a valid COG."""
+    """Refuse a file that is not a valid COG, or was cut short."""
     from rio_cogeo.cogeo import cog_validate
 
     with ignore_missing_georeference():  # if the user allows scenes without a CRS
@@ -198,6 +198,23 @@ def validate(path: Path) -> None:
     errors = [e for e in errors if not e.startswith("Invalid Decimation 1 ") and not e.endswith("not tiled")]
     if not valid and (errors or remarks):
         raise OutputError(f"{path} is not a valid COG: {'; '.join([*errors, *remarks])}")
+    try:
+        _read_last_block(path)
+    except rasterio.errors.RasterioError as error:
+        raise OutputError(f"{path} lacks its end ({one_line(error)}): is there space?") from error
+
+
+def _read_last_block(path: Path) -> None:
+    """Read what lies last in a file: GDAL is silent where a full disk takes no more when it is closed."""
+    with ignore_missing_georeference(), rasterio.open(path) as raster:
+        places = {
+            int(offset): window
+            for (row, col), window in raster.block_windows(1)
+            if (offset := raster.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=1))
+        }
+        if places:
+            raster.read(window=places[max(places)])
+            raster.dataset_mask(window=places[max(places)])
 
 
 def publish(pairs: Sequence[tuple[Path, Path]]) -> None:

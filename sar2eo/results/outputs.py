@@ -291,7 +291,7 @@ class Outputs:
                 name = self.display_name(path)
                 raise OutputError(f"{name}: the result is a GeoTIFF, its name must end in .tif or .tiff")
             elif self.exists(path) and not overwrite:
-                raise OutputError(f"{self.display_name(path)} exists: pass --overwrite to replace it")
+                raise OutputError(f"{self.display_name(path)} exists: pass overwrite=True to replace it")
 
     def publish(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from sar2eo.errors import SceneError
 from sar2eo.scenes.gdal import open_dataset
 from sar2eo.scenes.metadata import Facts, is_layer, polarisation_words, read_facts
+from sar2eo.scenes.snap import read_snap_product
 from sar2eo.scenes.stac_input import SarAssets
 from sar2eo.store.documents import parse_xml, read_file
 
@@ -65,25 +66,20 @@ def _read_dimap(dim: Path, only: Path | None) -> SarAssets:
     except (OSError, ValueError) as error:
         raise SceneError(f"{dim}: not readable XML ({error})") from error
     hrefs = {e.findtext("BAND_INDEX"): e.find("DATA_FILE_PATH") for e in root.iter("Data_File")}
+    product = read_snap_product(root)
     paths, nodata, units = {}, set(), set()
-    for band in root.iter("Spectral_Band_Info"):
-        href = hrefs.get(band.findtext("BAND_INDEX"))
-        name = band.findtext("BAND_NAME", "")
-        if href is None or not polarisation_words(name):
+    for band in product.bands:
+        href = hrefs.get(band.number)
+        if href is None or not polarisation_words(band.name):
             continue
         path = (dim.parent / href.get("href", "")).with_suffix(".img")
         if only in (None, path):
-            paths[name] = str(path)
-            units.add(
-                "db" if "db" in band.findtext("PHYSICAL_UNIT", "").lower() else band.findtext("PHYSICAL_UNIT")
-            )
-            used = band.findtext("NO_DATA_VALUE_USED", "").lower() == "true"
-            nodata.add(float(band.findtext("NO_DATA_VALUE", "nan")) if used else None)
+            paths[band.name] = str(path)
+            units.add(band.unit)
+            nodata.add(band.nodata)
     files = _choose(dim, paths, [str(path) for path in sorted(dim.with_suffix(".data").glob("*.img"))])
-    tags = {str(e.get("name")): e.text or "" for e in root.iter("MDATTR")}
-    tags |= {e.tag: e.text or "" for e in root.iter("PRODUCT_SCENE_RASTER_START_TIME")}
-    facts = read_facts(dim.name, tags, list(paths), units)
-    corrected = {"1": True, "0": False}.get(tags.get("is_terrain_corrected", ""))
+    facts = read_facts(dim.name, product.tags, list(paths), units)
+    corrected = {"1": True, "0": False}.get(product.tags.get("is_terrain_corrected", ""))
     return SarAssets(
         files,
         nodata.pop() if len(nodata) == 1 else None,

@@ -202,7 +202,10 @@ _CALIBRATION_WORDS = {
 # Tags by the ends of their names, in lower case and with "_" between words, the best first: Capella's
 # ``collect_state_direction``, SNAP's ``PASS``, OPERA's ``..._BACKSCATTER_EXPRESSION_CONVENTION``.
 _QUANTITY_TAGS = ("quantity", "units?", "(expression|measurement|backscatter)_convention")
-_CALIBRATION_TAGS = ("calibration", "radiometry", "(measurement|product)_type", "normali[sz]ation_convention")
+_CALIBRATION_TAGS = (
+    *("calibration", "radiometry", "(measurement|product)_type", "specification"),
+    *("backscatter_measurement", "normali[sz]ation_convention"),
+)
 _POLARISATION_TAGS = ("(?<!transmit_)(?<!receive_)polari[sz]ations?(_list)?", "polarimetric_interp")
 _PLATFORM_TAGS = (
     *("platform(_name)?", "mission(_id)?", "satellite(_(id|identifier|name))?", "sensor"),
@@ -233,7 +236,7 @@ _CLOCK = re.compile(r"(\d\d):?(\d\d):?(\d\d)")
 # something else, as its last.
 _LAYERS = {"incidence", "lia", "layover", "coherence", "anf"}
 _LAST_LAYERS = {"dem", "dsm", "dtm", "elevation", "angle", "ratio", "coh", "ls", "inc"}
-_PERHAPS_LAYERS = {"area", "mask", "map", "rgb", "height", "slope", "looks", "noise", "quality", "lat", "lon"}
+_PERHAPS_LAYERS = {"area", "mask", "rgb", "height", "slope", "looks", "noise", "quality", "lat", "lon"}
 # Compact polarimetry: transmitted circularly (right, left, or either hand), received linearly.
 _COMPACT = {"RH", "RV", "CH", "CV", "LH", "LV"}
 
@@ -312,18 +315,18 @@ def compact_polarisations(texts: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def is_layer(name: str | None, beside: Iterable[str] = ()) -> bool:
+def is_layer(name: str | None, beside: bool = False) -> bool:
     """Whether a band or file is named as what stands beside radar: DEM, angle, area, mask, ratio, coherence.
 
     Of a file, `name` has no suffix. Words that may mean something else (``study_area``) count after a
-    polarisation, or where one of `beside`, the names of other files of its folder, has one.
+    polarisation, or `beside` files whose names have one.
     """
     words = _words(name or "")
     at = [number for number, word in enumerate(words) if word.upper() in POLARISATIONS]
     last = words[at[-1] + 1 if at else 0 :][-2:]
     if _LAYERS & set(words) or _LAST_LAYERS & set(last):
         return True
-    return bool(_PERHAPS_LAYERS & set(last[-1:])) and (bool(at) or any(map(polarisation_words, beside)))
+    return bool(_PERHAPS_LAYERS & set(last[-1:])) and (bool(at) or beside)
 
 
 def read_facts(
@@ -349,7 +352,7 @@ def read_facts(
     quantity = quantity or ("db" if _DECIBEL & set(words) else _first(words, _QUANTITY_WORDS))
     said = Facts(
         quantity=quantity,
-        calibration="rtc" if "rtc" in referred else _first(referred + words, _CALIBRATION_WORDS),
+        calibration="rtc" if {"rtc", "nrb"} & {*referred} else _first(referred + words, _CALIBRATION_WORDS),
         datetime=_read_time(file_name, tags),
         platform=platform_name(_find(tags, _PLATFORM_TAGS) or None),
         orbit_direction=_first(_words(_find(tags, _ORBIT_TAGS, most=9)), _ORBITS),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ from sar2eo.scenes.metadata import (
     zero_is_nodata,
 )
 from sar2eo.scenes.reader import BoolArray, FloatArray, SceneReader, decimated_shape
+from sar2eo.scenes.snap import read_snap_tag
 
 CACHE_BYTES = 128 * 2**20
 """Most that a process keeps: a row of blocks of a wide scene in two polarisations."""
@@ -241,44 +242,35 @@ def open_raster(
         before = stamp_files(listed, known.get(path, {}).get("etag"))
         files = tuple(identify_files(listed, known))
         file_name = PurePosixPath(path.partition("?")[0] if is_remote(path) else path).name
-        indexes = _choose_indexes(dataset, names, date) if chosen is None else list(chosen)
+        texts = _read_texts(dataset, path)
+        indexes = list(dict.fromkeys(chosen)) if chosen else _choose_indexes(dataset, texts, names, date)
         if absent := [index for index in indexes if index not in dataset.indexes]:
             raise SettingsError(
                 f"{display_name(path)}: has no band {absent[0]}, it has {dataset.count}, counted from 1"
             )
-        found, by_band = polarisation_names(
-            [dataset.descriptions[i - 1] for i in indexes],
-            [dataset.tags(i) for i in indexes],
-            dataset.tags(),
-            file_name,
-        )
+        described = [texts.descriptions[i - 1] for i in indexes]
+        band_tags = [dataset.tags(i) for i in indexes]
+        found, by_band = polarisation_names(described, band_tags, texts.tags, file_name)
         stamp = digest(files) + before
         bands = tuple(_band(dataset, path, stamp, i, indexes, nodata) for i in indexes)
         kind = _kind([dataset.dtypes[b.index - 1] for b in bands], bands)
-        if kind in ("bytes", "unsigned") and zero_is_nodata(file_name, dataset.tags()):
+        if kind in ("bytes", "unsigned") and zero_is_nodata(file_name, texts.tags):
             bands = with_nodata(bands, 0.0)
+        elif texts.nodata is not None:
+            bands = with_nodata(bands, texts.nodata)
         grid, control = _georeference(dataset)
         roles = {role.name for role in dataset.colorinterp}
-        facts = read_facts(
-            file_name,
-            {**dataset.tags(ns="ENVI"), **dataset.tags()},
-            [dataset.descriptions[i - 1] for i in indexes],
-            [dataset.units[i - 1] for i in indexes],
-        )
+        facts = read_facts(file_name, texts.tags, described, [texts.units[i - 1] for i in indexes])
         times = [_time_of_band(dataset, i) for i in indexes]
         facts = Facts(datetime=times[0]).over(facts) if len(set(times)) == 1 else facts
-        left_out = [i for i in dataset.indexes if (chosen, date) == (None, None) and i not in indexes]
+        left_out = [i for i in dataset.indexes if not (chosen or date) and i not in indexes]
         return Raster(
             path=path,
             bands=bands,
             names=found,
             named_by_band=by_band,
-            texts=tuple(
-                text or ""
-                for i in (0, *indexes)
-                for text in (polarisation_tag(dataset.tags(i)), dataset.descriptions[i - 1] if i else "")
-            ),
-            layers=tuple(dataset.descriptions[i - 1] for i in left_out if not _is_alpha(dataset, i)),
+            texts=(*described, *map(polarisation_tag, [texts.tags, *band_tags])),
+            layers=tuple(texts.descriptions[i - 1] for i in left_out if not _is_alpha(dataset, i)),
             unapplied=_unapplied_scale(dataset, bands),
             kind=kind,
             grid=grid,
@@ -291,7 +283,33 @@ def open_raster(
         )
 
 
-def _choose_indexes(dataset: Any, given: int, date: str | None) -> list[int]:
+class _Texts(NamedTuple):
+    """What a file says in words; lists are by band."""
+
+    descriptions: list[str]
+    units: list[str]
+    tags: dict[str, str]
+    nodata: float | None = None  # where only words say it
+
+
+def _read_texts(dataset: Any, path: str) -> _Texts:
+    """Read what GDAL finds; of a local GeoTIFF that does not describe its bands, also what SNAP wrote."""
+    said = _Texts([text or "" for text in dataset.descriptions], list(dataset.units), dataset.tags())
+    if dataset.driver != "GTiff" or any(said.descriptions) or path.startswith("/vsi"):
+        return said
+    snap = read_snap_tag(Path(path))
+    if snap is None or len(snap.bands) != dataset.count:
+        return said
+    nodata = {band.nodata for band in snap.bands}
+    return _Texts(
+        [band.name for band in snap.bands],
+        [band.unit for band in snap.bands],
+        {**snap.tags, **said.tags},
+        nodata.pop() if len(nodata) == 1 else None,
+    )
+
+
+def _choose_indexes(dataset: Any, texts: _Texts, given: int, date: str | None) -> list[int]:
     """Return the bands that hold pixels of the scene: no alpha, no layers beside polarisations; of a date."""
     everything = list(dataset.indexes)
     days = {i: (_time_of_band(dataset, i) or "")[:10] for i in everything}
@@ -301,10 +319,10 @@ def _choose_indexes(dataset: Any, given: int, date: str | None) -> list[int]:
             known = list_dates(sorted(set(days.values()) - {""}))
             raise SceneError(f"{dataset.name}: no band of {date}, but {known or 'none that names a date'}")
     opaque = [i for i in everything if not _is_alpha(dataset, i)] or everything
-    said = {i: band_polarisations(dataset.descriptions[i - 1], dataset.tags(i)) for i in everything}
-    single = [i for i in everything if len(said[i]) == 1 and not is_layer(dataset.descriptions[i - 1])]
+    said = {i: band_polarisations(texts.descriptions[i - 1], dataset.tags(i)) for i in everything}
+    single = [i for i in everything if len(said[i]) == 1 and not is_layer(texts.descriptions[i - 1])]
     distinct = len({said[i][0] for i in single}) == len(single)
-    if single and distinct and all(said[i] or dataset.descriptions[i - 1] for i in opaque):
+    if single and distinct and all(said[i] or texts.descriptions[i - 1] for i in opaque):
         return single
     return everything if given == len(everything) else opaque
 

@@ -21,6 +21,7 @@ from sar2eo.errors import (
     Sar2eoWarning,
     SceneError,
     SettingsError,
+    refuse_misfit,
 )
 from sar2eo.geo.radiometry import CALIBRATIONS, POLARISATIONS, QUANTITIES
 from sar2eo.scenes.containers import read_container
@@ -137,18 +138,20 @@ def open_scene(
             f"calibrate={calibrate}: makes {calibrate} amplitude, leave out quantity and calibration"
         )
     parsed = parse_source(source)
-    declared = None if nodata == "none" else nodata
+    if isinstance(nodata, str) and nodata != "none":
+        raise SettingsError(f"nodata={nodata!r}: must be a number or 'none'")
+    declared = None if isinstance(nodata, str) else nodata
     if isinstance(parsed, str) and holds_scenes(Path(parsed)):
         parsed = parse_source(_find_inside(parsed))
     if isinstance(parsed, str):
-        opened = _open_path(_absolute(parsed), names, declared, calibrate, bands, asset, date)
+        opened = _open_path(_absolute(parsed), names, declared, calibrate, bands, asset, date, force)
     elif not parsed.keys() <= set(POLARISATIONS):
         raise SceneError(f"{source}: the files of an optical scene, where a SAR scene is due")
     else:
         _refuse_calibrate(calibrate)
         _refuse_bands(bands)
         files: dict[tuple[str, ...], str] = {(name,): _absolute(file) for name, file in parsed.items()}
-        opened = _open_files(files, names, declared, date)
+        opened = _open_files(files, names, declared, date, force)
     given = Facts(quantity=quantity, calibration=calibration, datetime=time)
     opened = look_at_values(opened, given, keep=nodata is not None, force=force)
     facts = opened.facts
@@ -182,6 +185,7 @@ def _open_path(
     chosen: Sequence[int] | None,
     asset: str | None,
     date: str | None,
+    force: bool,
 ) -> OpenedSource:
     if not source:
         raise SceneError("the name of the scene is empty")
@@ -203,10 +207,10 @@ def _open_path(
     if container is not None or is_stac(source):
         _refuse_bands(chosen)
         item = container or read_sar_assets(source, asset, names)
-        found = _open_files(select_assets(item.files, names, source), names, nodata, date, item)
+        found = _open_files(select_assets(item.files, names, source), names, nodata, date, force, item)
         return replace(found, facts=item.facts.over(found.facts), label=label, unnamed=False)
     raster = open_raster(path, names=len(names or ()), nodata=nodata, chosen=chosen, date=date)
-    return _join_rasters([(raster, *_choose_bands(raster, names))], label)
+    return _join_rasters([(raster, *_choose_bands(raster, names, force))], label)
 
 
 def _open_files(
@@ -214,6 +218,7 @@ def _open_files(
     wanted: tuple[str, ...] | None,
     nodata: float | None,
     date: str | None,
+    force: bool,
     item: SarAssets | None = None,
 ) -> OpenedSource:
     """Open files that are known to hold certain polarisations, as one scene."""
@@ -224,7 +229,7 @@ def _open_files(
             raster = replace(raster, bands=with_nodata(raster.bands, item.nodata))
         elif item is not None and item.grd and raster.kind in ("bytes", "unsigned"):
             raster = replace(raster, bands=with_nodata(raster.bands, 0.0))
-        bands, chosen = _choose_bands(raster, names)
+        bands, chosen = _choose_bands(raster, names, force)
         kept = [i for i, name in enumerate(chosen) if wanted is None or name in wanted]
         parts.append((raster, tuple(bands[i] for i in kept), tuple(chosen[i] for i in kept)))
     known = [name for _, _, names in parts for name in names]
@@ -339,7 +344,9 @@ def _check_companions(first: Raster, other: Raster) -> None:
             )
 
 
-def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple[Band, ...], tuple[str, ...]]:
+def _choose_bands(
+    raster: Raster, wanted: tuple[str, ...] | None, force: bool
+) -> tuple[tuple[Band, ...], tuple[str, ...]]:
     """Pair bands with polarisations; both tuples are of equal length.
 
     `wanted` are those to take of the names that the file says; where it says none, the names of all bands in
@@ -347,7 +354,7 @@ def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple
     """
     bands, names, count = raster.bands, raster.names, len(raster.bands)
     label = display_name(raster.path)
-    _refuse_no_radar(raster, label)
+    _refuse_no_radar(raster, label, force)
     if len(raster.dates) > 1:
         raise SceneError(f"{label}: a stack of dates ({list_dates(raster.dates)}): choose one with --date")
     if count > len(POLARISATIONS):
@@ -400,12 +407,15 @@ def _choose_bands(raster: Raster, wanted: tuple[str, ...] | None) -> tuple[tuple
     raise PolarisationError(f"{label}: {question}")
 
 
-def _refuse_no_radar(raster: Raster, label: str) -> None:
-    """Refuse what is named as no linear polarisation: layers beside radar, parts of samples, compact ones."""
+def _refuse_no_radar(raster: Raster, label: str, force: bool) -> None:
+    """Refuse what is no linear polarisation: layers beside radar by name, parts of samples, compact ones."""
     stem = Path(raster.path.partition("?")[0]).stem
     if len(raster.bands) == 1 and is_layer(stem):
-        raise SceneError(
-            f"{label}: named as what stands beside radar (DEM, angle, mask, ratio, coherence), not as radar"
+        refuse_misfit(
+            f"{label}: named as what stands beside radar (DEM, angle, mask, ratio, coherence), not as radar",
+            SceneError,
+            verb="reads it",
+            force=force,
         )
     compact = compact_polarisations([stem, *raster.texts])
     if compact and raster.names is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,14 @@ import pystac
 import shapely
 from pyproj import CRS
 
-from sar2eo.errors import GeoreferenceError, PairsError, SceneError, SettingsError, one_line
+from sar2eo.errors import (
+    GeoreferenceError,
+    PairsError,
+    RadiometryWarning,
+    SceneError,
+    SettingsError,
+    one_line,
+)
 from sar2eo.geo.footprint import to_lonlat
 from sar2eo.geo.radiometry import POLARISATIONS
 from sar2eo.scenes.band_names import COLOURS, BandText, choose_named, find_band_file, rank_cloud_rule
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 Role = Literal["sar", "eo"]
 """What the scenes are."""
 
+_SHOWN = 5  # names in a message
 _RASTERS = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 _TABLES = (".gpkg", ".parquet", ".geoparquet", ".geojson", ".json", ".fgb", ".shp")
 _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
@@ -215,13 +224,15 @@ def _join_bands(
 
 def _join_polarisations(paths: list[str]) -> list[Source]:
     stems = {path: PurePosixPath(path).stem for path in paths}
+    radar = {path.rpartition("/")[0] for path, stem in stems.items() if polarisation_words(stem)}
+    layers = {path: stem for path, stem in stems.items() if is_layer(stem, path.rpartition("/")[0] in radar)}
+    if layers:
+        shown = ", ".join(PurePosixPath(path).name for path in [*layers][:_SHOWN])
+        more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+        warnings.warn(f"left out {shown}{more}: no radar, by their names", RadiometryWarning, stacklevel=2)
     groups: dict[str, dict[str, str]] = {}
     for path, stem in stems.items():
-        folder = path.rpartition("/")[0]
-        beside = [
-            other for each, other in stems.items() if each != path and each.rpartition("/")[0] == folder
-        ]
-        if is_layer(stem, beside) or _is_derived(path):
+        if path in layers or _is_derived(path):
             continue
         names = polarisation_words(stem)
         key = without_polarisation(path) if len(names) == 1 else path

@@ -339,11 +339,11 @@ def _contradict(quantity: str, values: FloatArray, kind: str) -> str | None:
                 return f"if {extreme:g} means nodata, give --nodata {extreme:g}"
         return "most are negative, and dB of radar lie within -100 to 100"
     if kind in _UNSIGNED:
-        return "they are unsigned integers without GDAL scale and offset, they look like dn"
+        return "they are unsigned integers without GDAL scale and offset: --quantity dn"
     if not in_range:
-        return "dB of radar lie within -100 to 100, they look like dn, amplitude or intensity"
+        return "dB of radar lie within -100 to 100: --quantity dn|amplitude|intensity"
     if low >= 0 and middle < 5:
-        return "none is negative, they look like intensity or amplitude: --quantity intensity|amplitude"
+        return "none is negative, as intensity or amplitude: --quantity intensity|amplitude"
     return None
 
 

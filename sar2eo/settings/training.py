@@ -242,7 +242,7 @@ class EvaluateSettings(Settings):
     group = "Evaluation"
 
     split: Annotated[Split, "Split that is judged.", INPUT] = "test"
-    metrics: Annotated[Metrics, "Some of psnr, ssim, scc, lpips, fid."] = ("psnr", "ssim", "scc")
+    metrics: Annotated[Metrics, "Some of psnr, ssim, scc, lpips, fid, features."] = ("psnr", "ssim", "scc")
     protocol: Annotated[Protocol, "How images become 0..1: the usual way, or the release's."] = "usual"
     steps: CardSteps = None
     sampler: CardSampler = None
@@ -261,7 +261,7 @@ class EvaluateSettings(Settings):
 
     def _check(self) -> None:
         if not self.metrics:
-            self.refuse("{metrics:}: must name at least one of psnr, ssim, scc, lpips, fid")
+            self.refuse("{metrics:}: must name at least one of psnr, ssim, scc, lpips, fid, features")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,8 +42,8 @@ Dataset = Literal["qxs", "sar2opt", "spacenet6"]
 Loss = Literal["c-diff", "c-diff-timestep", "l2"]
 """Likelihood of the variance channel, the same with the release's timestep weight, or squared error."""
 
-Metric = Literal["psnr", "ssim", "scc", "lpips", "fid"]
-"""Those of C-DiffSET, section 4.2."""
+Metric = Literal["psnr", "ssim", "scc", "lpips", "fid", "features"]
+"""Those of C-DiffSET, section 4.2, and the distance of efficientnet-lite0's features."""
 
 Protocol = Literal["usual", "release"]
 """How [-1, 1] becomes [0, 1]: ``(x + 1) / 2``, or as in the authors' release ``x + 0.5``, clipped."""

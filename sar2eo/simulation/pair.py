@@ -13,6 +13,7 @@ import numpy.typing as npt
 import rasterio
 from affine import Affine
 from rasterio.enums import ColorInterp
+from rasterio.io import MemoryFile
 
 from sar2eo.errors import OutputError
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
@@ -20,7 +21,7 @@ from sar2eo.simulation.fields import GSD_M, MARGIN, FloatArray, SimulationSettin
 from sar2eo.simulation.landscape import LandCover, make_landscape
 from sar2eo.simulation.objects import ObjectKind, ObjectState, PlantedObject, plant_objects
 from sar2eo.simulation.sensors import expected_power, render_eo, speckled_amplitude
-from sar2eo.store.atomic import atomic_file
+from sar2eo.store.atomic import write_unseen
 
 CRS = "EPSG:32611"
 """UTM zone 11 north."""
@@ -146,13 +147,13 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
         "SCALING": "amplitude / 99th percentile of the scene, clipped to 0..1, x 255",
     }
     digital = np.stack([_digital_numbers(band) for band in pair.sar])
-    _write(paths["sar"], pair, digital, names, tags | common, nodata=0)
+    files = {"sar": _encode(pair, digital, names, tags | common, nodata=0)}
     tags = {
         "TIFFTAG_DATETIME": EO_TIME,
         "PRODUCT": f"SIM_MSIL1C_20210612T183541_{seed}",
         "SCALING": "like reflectance / 99th percentile, clipped to 0..1, x 255",
     }
-    _write(paths["eo"], pair, pair.eo, ("red", "green", "blue"), tags | common, mask=pair.eo_valid)
+    files["eo"] = _encode(pair, pair.eo, ("red", "green", "blue"), tags | common, mask=pair.eo_valid)
     kind = np.array([0, *(found.kind for found in pair.objects)], dtype=np.uint16)
     state = np.array([0, *(found.state for found in pair.objects)], dtype=np.uint16)
     truth = np.stack([pair.land_cover.astype(np.uint16), kind[pair.label], state[pair.label], pair.label])
@@ -163,7 +164,9 @@ def write_pair(pair: SimulatedPair, folder: Path) -> dict[str, Path]:
     rows, cols = pair.settings.shift
     tags["SHIFT"] = f"{rows:g} rows, {cols:g} columns: the SAR against the EO and this truth"
     names = ("land cover", "object kind", "object state", "object number")
-    _write(paths["truth"], pair, truth, names, tags)
+    files["truth"] = _encode(pair, truth, names, tags)
+    for name, data in files.items():
+        write_unseen(paths[name], data)
     return paths
 
 
@@ -204,8 +207,7 @@ def _digital_numbers(amplitude: FloatArray) -> npt.NDArray[np.uint8]:
     return np.where(valid, scaled, 0).astype(np.uint8)
 
 
-def _write(
-    path: Path,
+def _encode(
     pair: SimulatedPair,
     bands: npt.NDArray[Any],
     names: tuple[str, ...],
@@ -213,7 +215,8 @@ def _write(
     *,
     nodata: int | None = None,
     mask: BoolArray | None = None,
-) -> None:
+) -> bytes:
+    """Return the bytes of a GeoTIFF."""
     profile = {
         "driver": "GTiff", "dtype": bands.dtype, "count": len(bands), "nodata": nodata,
         "height": pair.grid.shape[0], "width": pair.grid.shape[1],
@@ -221,17 +224,12 @@ def _write(
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate", "predictor": 2,
         "photometric": "minisblack" if mask is None else "RGB",
     }  # fmt: skip
-    try:
-        with (
-            atomic_file(path) as temporary,
-            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-            rasterio.open(temporary, "w", **profile) as dataset,
-        ):
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile(ext=".tif") as file:
+        with file.open(**profile) as dataset:
             dataset.descriptions = names
             dataset.update_tags(**tags, **{SETTINGS_TAG: _settings_text(pair.settings)})
             dataset.write(bands)
             if mask is not None:
                 dataset.write_mask(mask)
                 dataset.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-    except rasterio.errors.RasterioError as error:
-        raise OutputError(f"{path}: cannot be written: {error}") from error
+        return bytes(file.getbuffer())

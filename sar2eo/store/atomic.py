@@ -112,6 +112,27 @@ def write_file(target: Path, data: bytes | memoryview, *, durable: bool = True) 
         temporary.write_bytes(data)
 
 
+def write_unseen(target: Path, data: bytes) -> None:
+    """Write a file as `write_file` does, without a name until it is whole: a kill leaves nothing."""
+    try:
+        handle = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError:  # not every file system has files without a name
+        return write_file(target, data)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+            temporary.unlink(missing_ok=True)
+            # A link cannot replace a file. With a folder it follows the name of the handle to the file.
+            os.link(f"/proc/self/fd/{handle}", temporary, src_dir_fd=handle)
+            temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        refuse(error, target.parent, len(data))
+
+
 def write_json(target: Path, values: Any) -> None:
     """Write JSON as `atomic_file` does; see `json_values` for what becomes of other values."""
     write_file(target, (json.dumps(json_values(values), indent=2, allow_nan=False) + "\n").encode())

@@ -81,7 +81,7 @@ class Journal:
         fingerprint: Mapping[str, Any],
         *,
         restart: bool = False,
-        discards: str = "--restart",
+        discards: str = "restart=True",
         tmp: Path | None = None,
         result: str | None = None,
     ) -> Journal:
@@ -95,8 +95,8 @@ class Journal:
             Everything that the result depends on; nested mappings of JSON values.
         restart : bool, optional (default: False)
             Discard unfinished work.
-        discards : str, optional (default: "--restart")
-            The flag that does so, for messages.
+        discards : str, optional (default: "restart=True")
+            The setting that does so, for messages.
         tmp : Path, optional
             Folder to keep a new journal in, with a link in its own place.
         result : str, optional
@@ -132,7 +132,7 @@ class Journal:
     def resume(cls, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool) -> Journal:
         """Begin, or go on, for a command with ``--overwrite``, which discards work of another fingerprint."""
         restart = overwrite and _differs(folder, fingerprint)
-        return cls.open(folder, fingerprint, restart=restart, discards="--overwrite")
+        return cls.open(folder, fingerprint, restart=restart, discards="overwrite=True")
 
     def __enter__(self) -> Self:
         return self

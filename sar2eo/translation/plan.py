@@ -36,6 +36,7 @@ from sar2eo.scenes.lazy_array import decode_attributes
 from sar2eo.scenes.sources import expand_glob, expand_sources, scene_key, without_polarisation
 from sar2eo.scenes.stac_input import is_stac, read_item
 from sar2eo.settings import TranslateRecipe
+from sar2eo.store.atomic import refuse
 from sar2eo.store.journal import Journal, differences
 from sar2eo.store.s3 import is_object
 from sar2eo.translation.dataset import count_tiles
@@ -133,10 +134,15 @@ def find_target(recipe: TranslateRecipe) -> RunTarget:
     if is_object(recipe.out):
         destination = Destination.from_url(recipe.out, tmp)
         return RunTarget(destination.folder, None, destination)
+    if recipe.out.endswith("/"):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            refuse(error, out)
     if not recipe.out or (out.suffix and not out.is_dir()):
         raise SettingsError(f"--out {recipe.out!r}: must end in .tif, or be a folder")
     if not out.is_dir():
-        raise OutputError(f"--out {out}: there is no such folder; make it first, or name a .tif")
+        raise OutputError(f"--out {out}: there is no such folder: {out}/ makes it, or name a .tif")
     return RunTarget(out)
 
 
@@ -246,7 +252,7 @@ def _is_done(outputs: Outputs, fingerprint: Mapping[str, Any], item: list[Path],
         differing = _find_differences(outputs, path, fingerprint) if outputs.exists(path) else ""
         if differing and not overwrite:
             raise OutputError(
-                f"{outputs.display_name(path)} exists, and {differing}: pass --overwrite to "
+                f"{outputs.display_name(path)} exists, and {differing}: pass overwrite=True to "
                 "replace it, or give another --out or --name"
             )
         if differing:

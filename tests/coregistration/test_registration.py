@@ -185,6 +185,14 @@ def test_tie_points_and_picture_lie_beside(scenes, tmp_path):
     inliers = [point for point in report["points"] if point["inlier"]]
     assert len(inliers) == report["ties"]["agree"]
     assert all(point["accepted"] and point["score"] >= 0.12 for point in inliers)
+    before = {path: path.stat() for path in tmp_path.iterdir()}
+    again = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", out, "--grid", GRID)
+    assert again.exit_code == 0, again.output
+    assert again.stdout == f"{out}: done before by the same settings (--overwrite makes it anew)\n"
+    assert {path: path.stat() for path in tmp_path.iterdir()} == before
+    other = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", out, "--grid", 128)
+    assert (other.exit_code, "exists: pass --overwrite" in other.stderr) == (1, True)
+    (tmp_path / "moved.tif").unlink()
     for path in ("moved.tif", "moved_ties.png"):
         (tmp_path / "moved.tif").touch()
         again = run("--reference", scenes["eo"], "--moving", scenes["sar"], "--out", out, "--grid", GRID)

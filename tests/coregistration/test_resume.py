@@ -70,7 +70,7 @@ def test_a_matcher_is_not_used_on_what_its_card_does_not_fit(scenes, tmp_path, c
     if error is None:
         assert coregister(*wanted, settings=settings, dry_run=True)["ties"]["templates"] > 10
         return
-    with pytest.raises(error, match=f"{words}.*--force matches all the same"):
+    with pytest.raises(error, match=f"{words}.*force=True matches all the same"):
         coregister(*wanted, settings=settings, dry_run=True)
     with pytest.warns(FitWarning, match=words):
         coregister(*wanted, settings=settings, dry_run=True, force=True)
@@ -109,7 +109,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_tie_point(scenes, tmp_path
     monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(needed - 1))
     with monkeypatch.context() as patched:
         patched.setattr(registration, "measure_ties", None)
-        words = r"[0-9] MB are free, .* choose another --out, or pass --force"
+        words = r"[0-9] MB are free, .* choose another --out, or pass force=True"
         with pytest.raises(OutputError, match=words):
             coregister(*wanted, grid=GRID, transform="shift")
         assert not list(tmp_path.iterdir())
@@ -167,7 +167,7 @@ def test_the_same_call_goes_on_where_one_was_stopped(scenes, tmp_path, monkeypat
     with pytest.raises(_PowerCutError):
         go(stopped)
     assert {path.name for path in stopped.iterdir()} == {"moved.tif.partial"}
-    with pytest.raises(JournalError, match=r"settings.grid 150 -> 128.*--overwrite"):
+    with pytest.raises(JournalError, match=r"settings.grid 150 -> 128.*overwrite=True"):
         go(stopped, grid=128)
 
     def cut(*_: object, **__: object) -> None:
@@ -202,8 +202,11 @@ def test_the_same_call_goes_on_where_one_was_stopped(scenes, tmp_path, monkeypat
     assert told[0] == told[1]
     for name in ("moved.tif", "moved_ties.geojson"):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
+    again = json.loads(json.dumps(go(stopped)))
+    assert again.pop("done_before")
+    assert again == json.loads(json.dumps({name: found[name] for name in again}))
     with pytest.raises(OutputError, match="exists: pass overwrite=True"):
-        go(stopped)
+        go(stopped, transform="affine")
 
 
 def test_unfinished_work_of_other_settings_goes_when_it_is_overwritten(scenes, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
-"""LPIPS and FID with networks of random weights, against torchmetrics and closed forms."""
+"""LPIPS, FID and the distance of features, against torchmetrics and closed forms."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sar2eo.errors import SettingsError
-from sar2eo.evaluation.perceptual import Fid, Lpips, create_alexnet, open_inception, open_lpips
+from sar2eo.evaluation.perceptual import (
+    Frechet,
+    Lpips,
+    create_alexnet,
+    open_efficientnet,
+    open_inception,
+    open_lpips,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +70,13 @@ class MeanColour(nn.Module):
 
 def test_fid_is_the_frechet_distance_of_features() -> None:
     truth = torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(4)) * 0.5
-    distance, same = Fid(MeanColour()), Fid(MeanColour())
+    distance, same = Frechet(MeanColour()), Frechet(MeanColour())
     distance.add(truth + 0.25, truth, torch.ones(40, 1, 4, 4))
     # Features of equal covariance: the squared distance of their means.
     assert distance.value() == pytest.approx(3 * (0.25 * 255) ** 2, rel=0.01)
     same.add(truth + 0.25, truth, torch.zeros(40, 1, 4, 4))
     assert same.value() == pytest.approx(0, abs=0.1)
-    alone = Fid(MeanColour())
+    alone = Frechet(MeanColour())
     alone.add(truth[:1], truth[:1], torch.ones(1, 1, 4, 4))
     assert np.isnan(alone.value())
 
@@ -82,6 +90,22 @@ def test_without_weights_the_message_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(SettingsError, match="pip install torch-fidelity"):
         open_inception(str(tmp_path / "some.safetensors"))
+
+
+def test_features_of_the_deepest_block_tell_noise_from_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(
+        SettingsError, match=r"^metrics=features: needs .*: pip install 'sar2eo\[features\]'$"
+    ):
+        open_efficientnet()
+    monkeypatch.undo()
+    pytest.importorskip("efficientnet_lite_pytorch")
+    truth = torch.cat([images(seed) for seed in range(4)]).cumsum(3) / 80
+    distance, same = Frechet(open_efficientnet()), Frechet(open_efficientnet())
+    valid = torch.ones(8, 1, 64, 80)
+    distance.add(torch.rand_like(truth), truth, valid)
+    same.add(truth, truth, valid)
+    assert distance.value() > 1 + abs(same.value())
 
 
 @pytest.mark.parametrize("open_network", [open_lpips, open_inception])

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from sar2eo.errors import PairsError
 from sar2eo.evaluation.model_probe import ModelImages, pad_to_multiple
 from sar2eo.evaluation.scores import (
+    Measures,
+    ScoreKeeper,
     ShuffleControl,
     compute_calibration,
     compute_mean_colour,
     predict_constant,
     predict_sar_grey,
 )
-from sar2eo.evaluation.translators import pick_best_median_worst, spread_evenly
+from sar2eo.evaluation.translators import spread_evenly, spread_over_places
 from sar2eo.model.spec import resolve_model
 
 
@@ -134,16 +136,46 @@ def test_positions_spread_evenly(count: int, limit: int | None) -> None:
     assert np.ptp(np.diff(found)) <= 1 if len(found) > 2 else True
 
 
-@given(count=st.integers(1, 40))
-def test_best_median_and_worst_share_no_pair(count: int) -> None:
-    ranked = [{"id": number} for number in range(count)]
-    parts = pick_best_median_worst(ranked)
-    shown = [row["id"] for rows in parts.values() for row in rows]
-    assert shown == sorted(set(shown))
-    assert shown[0] == 0
-    if count >= 3:
-        assert shown[-1] == count - 1
-        assert list(parts) == ["best", "median", "worst"]
+def test_pairs_spread_over_places() -> None:
+    places = ["b"] * 2 + ["a"] * 9 + ["c"]
+    assert spread_over_places(places, 12) == list(range(12))
+    assert spread_over_places(places, 6) == [0, 1, 2, 6, 10, 11]
+    assert spread_over_places(places, 2) == [2, 11]
+    assert spread_over_places([str(n) for n in range(100)], 12)[-1] == 99
+
+
+def test_figures_of_the_picture_are_those_of_all_blocks() -> None:
+    truth, valid = images(3, 8), torch.ones(3, 1, 16, 16)
+    prediction = (0.5 * truth + 0.1 * images(3, 9)).clamp(-1, 1)
+    batch = {"eo": truth, "valid": valid, "id": ["a", "b", "c"], "index": [2, 0, 1]}
+    measures = Measures(("psnr",), "usual", ["x", "x", "y"], np.zeros((3, 2)))
+    judge = ScoreKeeper(measures)
+    judge.add(prediction, batch)
+    found = judge.summarise()
+    coarse = [((image + 1) / 2).unfold(2, 8, 8).unfold(3, 8, 8).mean((4, 5)) for image in (prediction, truth)]
+    p, t = (image.double().numpy() for image in coarse)
+    error, spread = ((p - t) ** 2).mean(), ((t - t.mean((0, 2, 3), keepdims=True)) ** 2).mean()
+    assert found["gain_8px"] == pytest.approx(10 * np.log10(spread / error), rel=1e-4)
+    grey = [np.tensordot([0.299, 0.587, 0.114], image, (0, 1)).ravel() for image in (p, t)]
+    assert found["correlation_8px"] == pytest.approx(np.corrcoef(*grey)[0, 1], rel=1e-4)
+    low, high = found["intervals"]["gain_8px"]
+    assert low <= found["gain_8px"] <= high
+    # Too small for crops.
+    assert np.isnan([found["structure"], *found["intervals"]["grey"]]).all()
+    assert {place: part["images"] for place, part in found["scenes"].items()} == {"x": 2, "y": 1}
+
+
+def test_draws_that_share_nothing_do_not_agree() -> None:
+    truth, valid = (
+        torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5)),
+        torch.ones(2, 1, 64, 64),
+    )
+    batch = {"eo": truth, "valid": valid, "id": ["a", "b"], "index": [0, 1]}
+    for second, agreement in ((truth, 1), (truth.flip(3), 0)):
+        judge = ScoreKeeper(Measures(("psnr",), "usual", [None, None], np.zeros((2, 2))))
+        judge.add(truth, batch)
+        judge.compare_draws(truth, second, valid)
+        assert judge.summarise()["octaves"][0]["agreement"] == pytest.approx(agreement, abs=0.05)
 
 
 @given(rows=st.integers(1, 20), cols=st.integers(1, 20), factor=st.sampled_from([1, 4, 8]))

@@ -75,6 +75,24 @@ def test_the_controls_tell_that_the_radar_is_looked_at_and_the_variance_means_so
     assert errors[-1] > 2 * errors[0]
 
 
+def test_the_picture_shows_what_the_radar_shows(report: Path) -> None:
+    found = read(report)
+    methods = found["methods"]
+    for name in ("structure", "grey", "correlation_8px", "gain_8px"):
+        assert methods["vae-upper-bound"][name] >= methods["model"][name]
+        low, high = methods["model"]["intervals"][name]
+        assert low <= methods["model"][name] <= high
+    assert methods["model"]["structure"] > 0.5
+    assert methods["mean-colour"]["structure"] == methods["mean-colour"]["grey"] == 0
+    assert methods["mean-colour"]["correlation_8px"] is None
+    assert methods["mean-colour"]["gain_8px"] < 0.1 < methods["model"]["gain_8px"]
+    assert methods["model"]["octaves"][-1]["agreement"] > 0.8
+    assert "agreement" not in methods["vae-upper-bound"]["octaves"][0]
+    # Where there is a hole nothing is searched.
+    holes = [row["structure"] is None for row in found["pairs"]]
+    assert 0 < sum(holes) < len(holes)
+
+
 def test_figures_of_a_pair_are_those_of_scikit_image(checkpoint: Path, pairs: Path, report: Path) -> None:
     dataset = open_dataset(DataSettings(pairs=str(pairs)), "test")
     images = ModelImages(resolve_model(checkpoint, device="cpu", **QUICK))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 from click.testing import CliRunner
 from PIL import Image
@@ -144,6 +145,18 @@ def test_dcdm_answers_in_the_same_way_and_shows_what_it_saw(folder: Path, tmp_pa
     )
     assert code == 1
     assert "has VV, the matcher was trained on VH" in told
+
+
+@pytest.mark.parametrize("method", ["structure", "phase", "ncc"])
+def test_methods_that_are_not_learned_ask_for_no_polarisation_and_no_quantity(
+    folder: Path, tmp_path: Path, method: str
+) -> None:
+    expected = match_files(folder / "sar.tif", folder / "eo.tif", method=method, **SAR)
+    with rasterio.open(folder / "sar.tif") as file:
+        write_tif(tmp_path / "s.tif", file.read().astype(np.float32), transform=file.transform)
+    found = match_files(tmp_path / "s.tif", folder / "eo.tif", method=method)
+    told = ("matched", "shift", "score")
+    assert [found[name] for name in told] == [expected[name] for name in told]
 
 
 def test_what_does_not_go_together_is_refused(folder: Path, tmp_path: Path) -> None:

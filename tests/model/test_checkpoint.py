@@ -527,6 +527,24 @@ def test_a_base_of_pickles_or_without_a_text_encoder_is_refused(base: Path, tmp_
         init_checkpoint(tmp_path / "out", base=folder)
 
 
+def test_a_base_in_shards_is_read_and_what_only_resembles_one_is_named(base: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    whole = UNet2DConditionModel.from_pretrained(folder / "unet")
+    (folder / "unet" / WEIGHTS).unlink()
+    whole.save_pretrained(folder / "unet", max_shard_size="50KB")
+    made = load_checkpoint(init_checkpoint(tmp_path / "out", base=folder))
+    assert torch.equal(made.unet.conv_in.weight[:, :4] * 2, whole.conv_in.weight)
+    for shard in folder.glob("unet/*-of-*"):
+        shard.unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json names .*00001-of-.* is missing$"):
+        init_checkpoint(tmp_path / "two", base=folder)
+    shutil.copy(base / "unet" / WEIGHTS, folder / "unet")
+    with pytest.raises(CheckpointError, match="remove this index of other files"):
+        init_checkpoint(tmp_path / "two", base=folder)
+    with pytest.raises(CheckpointError, match="folder that diffusers converts it to"):
+        init_checkpoint(tmp_path / "two", base=folder / "unet" / WEIGHTS)
+
+
 def test_a_base_whose_weights_do_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(base, tmp_path / "base"))
     tensors = read(folder / "unet" / WEIGHTS)

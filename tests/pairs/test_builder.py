@@ -138,7 +138,7 @@ def test_other_settings_are_refused_unless_told_to_overwrite(tmp_path):
     scenes = write_scenes(tmp_path / "scenes")
     build(scenes, tmp_path / "pairs")
     before = state(tmp_path / "pairs")
-    with pytest.raises(OutputError, match=r"settings\.seed 2025 -> 1: pass --overwrite"):
+    with pytest.raises(OutputError, match=r"settings\.seed 2025 -> 1: pass overwrite=True"):
         build(scenes, tmp_path / "pairs", seed=1)
     assert state(tmp_path / "pairs") == before
     replaced = build(scenes, tmp_path / "pairs", seed=1, size=48, stride=48, overwrite=True)
@@ -319,7 +319,7 @@ def test_unfinished_work_of_other_settings_is_refused(scenes, tmp_path, monkeypa
         patch.setattr(builder, "write_index", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build(scenes, tmp_path / "pairs")
-    with pytest.raises(JournalError, match=r"settings\.size 32 -> 48.*--overwrite"):
+    with pytest.raises(JournalError, match=r"settings\.size 32 -> 48.*overwrite=True"):
         build(scenes, tmp_path / "pairs", size=48)
     index = build(scenes, tmp_path / "pairs", size=48, stride=48, overwrite=True, val=0.0, test=0.0)
     assert set(index.width) == {48}

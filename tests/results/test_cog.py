@@ -354,7 +354,7 @@ def test_space_is_estimated_and_checked(tmp_path: Path, monkeypatch) -> None:
     assert sum(cog.estimate_bytes(grid, ["eo", "confidence"], "deflate")) == pytest.approx(2 * eo)
     assert cog.estimate_bytes(grid, ["eo"], "deflate") == (4_000_000, eo - 4_000_000)
     cog.check_space([(tmp_path, eo)])
-    message = r"MB are free, and this takes about 1000000000 MB: .*--tmp.*--force"
+    message = r"MB are free, and this takes about 1000000000 MB: .*--tmp.*force=True"
     with pytest.raises(OutputError, match=message):
         cog.check_space([(tmp_path, 10**15 // 2)] * 2)
 
@@ -478,3 +478,23 @@ def test_errors_that_gdal_only_signals_are_not_passed_over(
     with pytest.raises(OutputError, match=r"Write error.*Finished work is kept"):
         cog.assemble(journal, "eo", grid, partition(grid), tags={})
     assert not caplog.records
+
+
+def test_a_cog_whose_end_is_missing_is_not_valid(tmp_path: Path) -> None:
+    path = tmp_path / "short.tif"
+    values = np.random.default_rng(1).integers(0, 255, (1, 1100, 1100), np.uint8)
+    profile = {
+        "driver": "COG",
+        "dtype": "uint8",
+        "count": 1,
+        "height": 1100,
+        "width": 1100,
+        "compress": "deflate",
+    }
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(values)
+    cog.validate(path)
+    with path.open("rb+") as file:
+        file.truncate(path.stat().st_size - 3000)
+    with pytest.raises(OutputError, match="lacks its end"):
+        cog.validate(path)

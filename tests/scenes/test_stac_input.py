@@ -55,6 +55,28 @@ def test_assets_by_polarisations(files):
     np.testing.assert_array_equal(only.values, speckle((2, 20, 30))[1:])
 
 
+def test_among_data_assets_that_name_no_polarisation_one_is_chosen(files):
+    pictures = {
+        f"{name}.tif": {"href": f"data/{file}.tif", "type": TIFF, "roles": ["data"]}
+        for name, file in (("2023_UMBRA-04_GEC", "a"), ("2023_UMBRA-04_CSI", "b"))
+    }
+    known = {"sar:polarizations": ["VV"], "sar:product_type": "GEC"}
+    scene = open_scene(write_item(files, pictures, **known))
+    np.testing.assert_array_equal(scene.values[0], speckle((20, 30), 0))
+    other = open_scene(files / "item.json", asset="2023_UMBRA-04_CSI.tif")
+    np.testing.assert_array_equal(other.values[0], speckle((20, 30), 1))
+    with pytest.raises(SceneError, match="no asset GEC, the item has 2023_UMBRA-04_GEC"):
+        open_scene(files / "item.json", asset="GEC")
+    item = write_item(files, pictures)
+    with pytest.raises(SceneError, match="choose one with --asset"):
+        open_scene(item)
+    with pytest.raises(PolarisationError, match="give --pol"):
+        open_scene(item, asset="2023_UMBRA-04_CSI.tif")
+    assert open_scene(item, asset="2023_UMBRA-04_CSI.tif", polarisations="HH").attrs["polarisations"] == (
+        "HH",
+    )
+
+
 def test_the_only_data_asset_has_the_polarisations_of_the_item(files):
     one = {"image": {"href": "data/both.tif", "type": TIFF, "roles": ["data"]}}
     scene = open_scene(write_item(files, one, **{"sar:polarizations": ["HH", "HV"]}))

@@ -133,8 +133,8 @@ def test_a_value_that_may_be_fill_or_measured_is_asked_about(tmp_path):
         ("vv.tif", np.rint(decibels() * 100).astype("int16"), None, r"dB times 100: .*-a_scale 0\.01 "),
         ("vv_db.tif", np.rint(decibels() * 100).astype("float32"), None, r"dB times 100: .*-a_scale 0\.01 "),
         ("vv.tif", np.rint(decibels() * 100).astype("int16"), "amplitude", r"dB times 100"),
-        ("vv.tif", speckle(SHAPE), "db", "unsigned integers .* like dn"),
-        ("vv.tif", speckle(SHAPE, dtype="float32"), "db", "like dn, amplitude or intensity"),
+        ("vv.tif", speckle(SHAPE), "db", "unsigned integers .*--quantity dn"),
+        ("vv.tif", speckle(SHAPE, dtype="float32"), "db", r"--quantity dn\|amplitude\|intensity"),
     ],
 )
 def test_a_quantity_that_values_contradict_is_refused_with_the_likely_truth(
@@ -154,6 +154,14 @@ def test_a_hint_leads_to_no_other_error(tmp_path, stated):
     with pytest.raises(RadiometryError, match=r"--quantity dn\|amplitude\|intensity$"):
         open_scene(path)
     assert open_scene(path, quantity=stated).attrs["quantity"] == stated
+
+
+def test_fill_of_scaled_numbers(tmp_path):
+    stored = np.where(wedge(), np.rint(decibels() * 100), -32768).astype("int16")
+    with pytest.warns(RadiometryWarning, match="-32768 fills it"):
+        scene = open_scene(write_raster(tmp_path / "vv.tif", stored, scale=0.01))
+    assert scene.attrs["quantity"] == "db"
+    np.testing.assert_allclose(scene.values[0][wedge()], decibels()[wedge()], atol=0.006)
 
 
 def test_db_of_digital_numbers_are_db(tmp_path):
@@ -190,8 +198,11 @@ def test_what_has_no_speckle_is_not_named_radar(tmp_path, values):
     "name", ["a_dem.tif", "a_inc_map.tif", "VV_incidence_angle.tif", "a_VV_coherence.tif", "a_vv_mask.tif"]
 )
 def test_what_is_named_as_a_layer_is_no_radar(tmp_path, name):
+    path = write_raster(tmp_path / name, speckle(SHAPE))
     with pytest.raises(SceneError, match="stands beside radar"):
-        open_scene(write_raster(tmp_path / name, speckle(SHAPE)), polarisations="VV")
+        open_scene(path, polarisations="VV")
+    with pytest.warns(FitWarning):
+        assert open_scene(path, polarisations="VV", force=True).attrs["polarisations"] == ("VV",)
 
 
 @pytest.mark.parametrize("name", ["study_area_vv.tif", "vv_masked.tif", "power_mask.tif", "incident_vv.tif"])

@@ -445,3 +445,21 @@ def test_a_large_scene_stays_within_its_memory():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert int(run.stdout) < 1_500_000  # kB
+
+
+def test_a_kill_leaves_nothing_half_written(tmp_path, monkeypatch):
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_):
+        raise KilledError
+
+    pair = simulate_pair(SimulationSettings(size=64))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", kill)
+        with pytest.raises(KilledError):
+            write_pair(pair, tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".eo.tif.tmp").touch()  # of a kill between the two names of a file
+    paths = write_pair(pair, tmp_path)
+    assert set(tmp_path.iterdir()) == set(paths.values())

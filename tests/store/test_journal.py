@@ -174,7 +174,7 @@ def test_a_damaged_manifest_is_an_error_that_offers_restart(folder: Path, damage
     journal.release()
     manifest = folder / "manifest.json"
     manifest.unlink() if damage is None else manifest.write_text(damage)
-    with pytest.raises(JournalError, match=r"damaged.*--restart"):
+    with pytest.raises(JournalError, match=r"damaged.*restart=True"):
         Journal.open(folder, FINGERPRINT)
     assert Journal.open(folder, FINGERPRINT, restart=True).finished("eo", [WINDOW]) == set()
 

@@ -323,7 +323,7 @@ def test_a_run_that_cannot_fit_is_refused_with_numbers_before_work(
 ) -> None:
     # Three results of 2/3 of 4 bytes for 21,000 pixels each, and blocks of two scenes in full.
     monkeypatch.setattr(cog.shutil, "disk_usage", lambda _: SimpleNamespace(free=0.3e6))
-    with pytest.raises(OutputError, match=r"0 MB are free, and this takes about 0 MB.*--force"):
+    with pytest.raises(OutputError, match=r"0 MB are free, and this takes about 0 MB.*force=True"):
         archive.run(recipe(scenes, out=out), IDENTITY)
     assert names(out) == []
     monkeypatch.setattr(cog.shutil, "disk_usage", lambda _: SimpleNamespace(free=0.4e6))

@@ -15,7 +15,14 @@ from support.command_line import SMALL, run
 from support.scenes import amplitude, scene_array, write_scene
 
 import sar2eo
-from sar2eo.errors import FitWarning, PolarisationError, RadiometryError, SceneError, SettingsError
+from sar2eo.errors import (
+    FitWarning,
+    PolarisationError,
+    RadiometryError,
+    Sar2eoError,
+    SceneError,
+    SettingsError,
+)
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.spec import resolve_model
 from sar2eo.scenes.lazy_array import decode_attributes
@@ -225,3 +232,12 @@ def test_spread_is_written_on_request(scene_file: Path, tmp_path: Path) -> None:
 def test_a_manifest_is_named_after_its_product() -> None:
     product = "S1A_IW_GRDH_1SDV_20201107T135241"
     assert read_name_fields(f"scenes/{product}.SAFE/manifest.safe", {})["id"] == product
+
+
+def test_a_folder_that_is_missing_is_made_where_its_name_ends_with_a_slash(tmp_path: Path) -> None:
+    for name in ("new/inner", "results.v2"):
+        missing = TranslateRecipe(scenes=("scene.tif",), out=str(tmp_path / name))
+        with pytest.raises(Sar2eoError, match=r"no such folder|must end in"):
+            find_target(missing)
+        assert find_target(dataclasses.replace(missing, out=f"{tmp_path / name}/")).folder == tmp_path / name
+        assert (tmp_path / name).is_dir()
