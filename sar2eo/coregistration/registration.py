@@ -261,7 +261,7 @@ def _fingerprint(
         "software": f"sar2eo {__version__}",
         "reference": sar if pair.reference is pair.sar else eo,
         "moving": sar if pair.moving is pair.sar else eo,
-        "scene": dataclasses.asdict(scene),
+        "scene": dataclasses.asdict(dataclasses.replace(scene, force=False)),
         "settings": named,
         "matching": {"template_px": finder.side, "radius_px": finder.radius, **finder.facts()},
     }

@@ -68,11 +68,14 @@ def find_crop(prediction: FloatArray, truth: FloatArray) -> npt.NDArray[np.float
     inside = np.s_[..., top : top + height, left : left + width]
     if prediction[inside].std() < _FLAT:
         return np.full((2, 2), np.inf)
-    places = (
-        _find_structure(describe_orientations(prediction)[inside], describe_orientations(truth)),
-        _find_grey(*(ndimage.gaussian_filter(each, _SMOOTHING_PX) for each in (prediction[inside], truth))),
-    )
-    return np.subtract(places, (top, left)).astype(np.float64)
+    window = (height, width)
+    crop, whole = (describe_orientations(image) for image in (prediction, truth))
+    structure = _find_peak(crop[inside], whole, _sum_windows((whole**2).sum(0), window))
+    crop, whole = (ndimage.gaussian_filter(image, _SMOOTHING_PX) for image in (prediction[inside], truth))
+    crop, whole = crop - crop.mean(), whole - whole.mean()
+    mean, square = (_sum_windows(whole**power, window) / crop.size for power in (1, 2))
+    grey = _find_peak(crop[None] / crop.size, whole[None], square - mean**2)
+    return np.subtract((structure, grey), (top, left)).astype(np.float64)
 
 
 def measure_offsets(shifts: FloatArray, places: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -97,35 +100,17 @@ def is_found(shifts: FloatArray, offset: FloatArray) -> npt.NDArray[np.float64]:
     return np.where(np.isnan(found), np.nan, found <= FOUND_PX)
 
 
-def _find_structure(crop: FloatArray, whole: FloatArray) -> tuple[int, int]:
-    """Return the place of the highest cosine of two stacks of channels."""
-    power = _sum_windows((whole**2).sum(0), crop.shape[-2:])
-    return _find_peak(_correlate(crop, whole), power)
-
-
-def _find_grey(crop: FloatArray, whole: FloatArray) -> tuple[int, int]:
-    """Return the place of the highest normalised cross-correlation."""
-    crop, whole = crop - crop.mean(), whole - whole.mean()
-    mean, square = (_sum_windows(whole**power, crop.shape) / crop.size for power in (1, 2))
-    return _find_peak(_correlate(crop[None], whole[None]) / crop.size, square - mean**2)
-
-
-def _correlate(crop: FloatArray, whole: FloatArray) -> FloatArray:
-    """Correlate a crop with every place of a whole; products of channels add up."""
+def _find_peak(crop: FloatArray, whole: FloatArray, power: FloatArray) -> tuple[np.intp, ...]:
+    """Return the place of a stack of channels where its product with the crop is highest for its power."""
     shape = whole.shape[-2:]
     product = np.conj(fft.rfft2(crop, s=shape)) * fft.rfft2(whole)
-    rows, cols = (side - own + 1 for side, own in zip(shape, crop.shape[-2:], strict=True))
-    return np.asarray(fft.irfft2(product.sum(0), s=shape)[:rows, :cols])
+    rows, cols = power.shape
+    score = fft.irfft2(product.sum(0), s=shape)[:rows, :cols] / np.sqrt(np.maximum(power, 1e-6))
+    return np.unravel_index(score.argmax(), score.shape)
 
 
-def _sum_windows(image: FloatArray, window: tuple[int, ...]) -> npt.NDArray[np.float64]:
+def _sum_windows(image: FloatArray, window: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Sum an image over a window at every place."""
     sums = np.pad(image.cumsum(0, dtype=np.float64).cumsum(1), ((1, 0), (1, 0)))
     rows = sums[window[0] :] - sums[: -window[0]]
     return np.asarray(rows[:, window[1] :] - rows[:, : -window[1]])
-
-
-def _find_peak(product: FloatArray, power: FloatArray) -> tuple[int, int]:
-    score = product / np.sqrt(np.maximum(power, 1e-6))
-    row, col = np.unravel_index(score.argmax(), score.shape)
-    return int(row), int(col)

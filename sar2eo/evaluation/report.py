@@ -114,20 +114,11 @@ _READING = f"""\
 """
 
 
-def write_report(
-    out: Path, results: dict[str, Any], pictures: EvaluationPictures, *, overwrite: bool
-) -> dict[str, Any]:
-    """Write the report with its pictures; returns and raises as `ReportKind.write`."""
-
-    def describe(folder: Path, _: dict[str, Any]) -> str:
-        return format_report(results, draw_pictures(folder, results, pictures))
-
-    return REPORT.write(out, results, describe, overwrite=overwrite)
-
-
-def format_report(results: dict[str, Any], drawn: dict[str, str]) -> str:
-    """Return the report in Markdown, from ``metrics.json``; `drawn` says what each picture shows."""
+def format_report(folder: Path, results: dict[str, Any], pictures: EvaluationPictures) -> str:
+    """Draw the pictures into a folder, and return the report in Markdown; `results` are ``metrics.json``."""
+    drawn = draw_pictures(folder, results, pictures)
     data, settings, model = results["data"], results["settings"], results["models"]["model"]
+    left_out = "\n".join(f"* {text}" for text in results["left_out"].values())
     parts = [
         f"# Evaluation of {model['name'] or 'identity'}",
         f"{data['description']}: {data['pairs']} of {data['of']} pairs, split {data['split']}. "
@@ -139,11 +130,7 @@ def format_report(results: dict[str, Any], drawn: dict[str, str]) -> str:
         _octaves(results["methods"]),
         *_controls(results),
         *_sweep(results["sweep"]),
-        *(
-            ["## Left out", "\n".join(f"* {text}" for text in results["left_out"].values())]
-            if results["left_out"]
-            else []
-        ),
+        *(["## Left out", left_out] if left_out else []),
         "## How to read this",
         _READING.rstrip(),
         *(f"![{text}]({name})\n\n{text}" for name, text in drawn.items()),
@@ -165,40 +152,31 @@ def _places(methods: dict[str, Any]) -> list[str]:
     places = methods["model"].get("scenes", {})
     if len(places) < 2:
         return []
-    radar = methods.get("sar-grey", {}).get("scenes", {})
-    shown = {"radar: ": radar, "": places} if radar else {"": places}
-    head = [f"{who}{title}" for title, _, _ in _PICTURE.values() for who in shown]
+    shown = {name: methods[name]["scenes"] for name in ("sar-grey", "model") if name in methods}
+    columns = {f"{name}: {title}": (name, key) for key, (title, _, _) in _PICTURE.items() for name in shown}
     rows = [
         [
             f"{Path(place).name} ({figures['images']})",
-            *(
-                _cell(found[place], key, digits)
-                for key, (_, _, digits) in _PICTURE.items()
-                for found in shown.values()
-            ),
+            *(_cell(shown[name][place], key, 2) for name, key in columns.values()),
         ]
         for place, figures in places.items()
     ]
-    return ["## Places", format_table(["Place (images)", *head], rows)]
+    return ["## Places", format_table(["Place (images)", *columns], rows)]
 
 
 def _octaves(methods: dict[str, Any]) -> str:
-    names = list(methods)
-    columns = {"power_ratio": "power ratio", "correlation": "correlation", "agreement": "agreement"}
-    head = ["Wavelength (px)"]
-    for name in names:
-        shown = [text for key, text in columns.items() if key in methods[name]["octaves"][0]]
-        head.append(f"{name}: {', '.join(shown)}")
-    rows = []
-    for octave, first in enumerate(methods[names[0]]["octaves"]):
-        cells = [methods[name]["octaves"][octave] for name in names]
-        rows.append(
-            [
-                first["wavelength_px"],
-                *(", ".join(_number(cell[key], 2) for key in columns if key in cell) for cell in cells),
-            ]
-        )
-    return format_table(head, rows)
+    names = ("power_ratio", "correlation", "agreement")
+    columns = {
+        f"{method}: {name.replace('_', ' ')}": [octave[name] for octave in figures["octaves"]]
+        for method, figures in methods.items()
+        for name in names
+        if name in figures["octaves"][0]
+    }
+    rows = [
+        [octave["wavelength_px"], *(_number(column[number], 2) for column in columns.values())]
+        for number, octave in enumerate(methods["model"]["octaves"])
+    ]
+    return format_table(["Wavelength (px)", *columns], rows)
 
 
 def _controls(results: dict[str, Any]) -> list[str]:
@@ -292,18 +270,13 @@ def draw_pictures(folder: Path, results: dict[str, Any], pictures: EvaluationPic
 def _draw_contact_sheet(folder: Path, cases: list[PictureCase]) -> str:
     """Draw radar, translation and truth of each pair, pixel by pixel, two pairs in a row."""
     edge = ((_EDGE_PX, _EDGE_PX), (_EDGE_PX, _EDGE_PX), (0, 0))
-    pairs = [
-        np.hstack(
-            [
-                np.pad(_rgb(image, case.valid), edge, constant_values=1)
-                for image in (case.sar, case.prediction, case.truth)
-            ]
-        )
+    images = [
+        np.pad(_rgb(image, case.valid), edge, constant_values=1)
         for case in cases
+        for image in (case.sar, case.prediction, case.truth)
     ]
-    if len(pairs) % 2:
-        pairs.append(np.ones_like(pairs[0]))
-    rows = [np.hstack(pairs[first : first + 2]) for first in range(0, len(pairs), 2)]
+    images += [np.ones_like(images[0])] * (-len(images) % 6)
+    rows = [np.hstack(images[first : first + 6]) for first in range(0, len(images), 6)]
     imsave(folder / "contact_sheet.png", np.vstack(rows))
     names = ", ".join(case.name for case in cases)
     return f"SAR, translation and truth at full size, of the same pairs for every model: {names}"

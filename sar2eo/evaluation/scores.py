@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import ne
+from functools import reduce
+from itertools import starmap
+from operator import add, ne
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from sar2eo.errors import PairsError
 from sar2eo.evaluation.crop_search import find_crop, is_found, to_grey
 from sar2eo.evaluation.metrics import (
     BLOCK_PX,
+    FloatArray,
     OctavePowers,
     average_blocks,
     colour_difference,
@@ -45,7 +48,7 @@ class Measures:
     metrics: tuple[Metric, ...]
     protocol: str
     places: Sequence[str | None]
-    offsets: npt.NDArray[np.float64]
+    offsets: FloatArray
     lpips: Lpips | None = None
     frechet: Mapping[str, nn.Module] = field(default_factory=dict)
 
@@ -57,8 +60,8 @@ class ScoreKeeper:
         self.measures = measures
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
-        self._powers: OctavePowers | None = None
-        self._shared: OctavePowers | None = None
+        self._powers: list[OctavePowers] = []
+        self._shared: list[OctavePowers] = []
         self._distances = {name: Frechet(network) for name, network in measures.frechet.items()}
 
     def add(self, prediction: Tensor, batch: Batch, seconds: float = 0.0) -> None:
@@ -68,28 +71,24 @@ class ScoreKeeper:
         columns = self._columns(predicted, truth, valid)
         if self.measures.lpips is not None:
             columns["lpips"] = self.measures.lpips(predicted, truth, valid)
-        coarse, kept = average_blocks(predicted, valid)
-        for name, column in self._columns(coarse, average_blocks(truth, valid)[0], kept).items():
+        (coarse, kept), (coarse_truth, _) = (average_blocks(images, valid) for images in (predicted, truth))
+        for name, column in self._columns(coarse, coarse_truth, kept).items():
             columns[f"{name}_{BLOCK_PX}px"] = column
-        blocks = _tally_blocks(*(average_blocks(to_unit(im), valid) for im in (prediction, batch["eo"])))
+        blocks = _tally_blocks(coarse.numpy(), coarse_truth.numpy(), kept.numpy())
         for i, (key, index) in enumerate(zip(batch["id"], batch["index"], strict=True)):
-            row = {name: float(column[i]) for name, column in columns.items()}
-            found = is_found(
-                search_crop(prediction[i], batch["eo"][i], valid[i]), self.measures.offsets[index]
-            )
-            tally = np.array([*np.nan_to_num(found), not np.isnan(found).any(), *blocks[i]])
-            self.rows.append({"id": key, "scene": self.measures.places[index], **row, "tally": tally})
-            powers = sum_octave_powers(predicted[i].numpy(), truth[i].numpy(), valid[i, 0].numpy())
-            self._powers = powers if self._powers is None else self._powers + powers
+            row: dict[str, Any] = {name: float(column[i]) for name, column in columns.items()}
+            shifts = search_crop(prediction[i], batch["eo"][i], valid[i])
+            found = is_found(shifts, self.measures.offsets[index])
+            row["tally"] = np.array([*np.nan_to_num(found), not np.isnan(found).any(), *blocks[i]])
+            self.rows.append({"id": key, "scene": self.measures.places[index], **row})
+        self._powers += _sum_powers(predicted, truth, valid)
         for distance in self._distances.values():
             distance.add(predicted, truth, valid)
         self.seconds += seconds
 
     def compare_draws(self, first: Tensor, second: Tensor, valid: Tensor) -> None:
         """Hold two draws of a batch against each other, by octave; parameters as in `add`."""
-        for images in zip(first, second, valid[:, 0], strict=True):
-            powers = sum_octave_powers(*(image.numpy() for image in images))
-            self._shared = powers if self._shared is None else self._shared + powers
+        self._shared += _sum_powers(first, second, valid)
 
     def _columns(self, predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Any]:
         error, values = sum_squared_errors(predicted, truth, valid)
@@ -112,20 +111,15 @@ class ScoreKeeper:
                 scene: _summarise_rows([row for row in self.rows if row["scene"] == scene])
                 for scene in scenes
             }
-        if self._powers is not None:
-            found["octaves"] = [
-                {
-                    "wavelength_px": format_wavelengths(octave),
-                    "power_ratio": float(ratio),
-                    "correlation": float(c),
-                }
-                for octave, (ratio, c) in enumerate(
-                    zip(self._powers.ratios, self._powers.coherence, strict=True)
-                )
-            ]
-        if self._shared is not None:
-            for octave, c in zip(found["octaves"], self._shared.coherence, strict=True):
-                octave["agreement"] = float(c)
+        powers = reduce(add, self._powers)
+        columns = {"power_ratio": powers.ratios, "correlation": powers.coherence}
+        if self._shared:
+            columns["agreement"] = reduce(add, self._shared).coherence
+        found["octaves"] = [
+            {"wavelength_px": f"{2 ** (octave + 1)} to {2 ** (octave + 2)}" if octave else "below 4"}
+            | {name: float(column[octave]) for name, column in columns.items()}
+            for octave in range(len(powers.truth))
+        ]
         return found
 
     def summarise_pairs(self) -> list[dict[str, Any]]:
@@ -134,11 +128,6 @@ class ScoreKeeper:
         for row in self.rows:
             groups.setdefault(row["id"], []).append(row)
         return [{"id": key, "scene": rows[0]["scene"], **average_rows(rows)} for key, rows in groups.items()]
-
-
-def format_wavelengths(octave: int) -> str:
-    """Name the wavelengths of an octave in pixels."""
-    return "below 4" if octave == 0 else f"{2 ** (octave + 1)} to {2 ** (octave + 2)}"
 
 
 def average_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -158,24 +147,28 @@ def average_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found | {name: float(value) for name, value in pictured.items()}
 
 
-def search_crop(prediction: Tensor, truth: Tensor, valid: Tensor) -> npt.NDArray[np.float64]:
+def search_crop(prediction: Tensor, truth: Tensor, valid: Tensor) -> FloatArray:
     """Look for the middle of an image, shape (3, H, W), as `find_crop`; NaN if a pixel is invalid."""
     if not valid.all():
         return np.full((2, 2), np.nan)
     return find_crop(*(to_grey((image.numpy() + 1) * 127.5) for image in (prediction, truth)))
 
 
-def _tally_blocks(prediction: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> npt.NDArray[np.float64]:
+def _sum_powers(images: Tensor, others: Tensor, valid: Tensor) -> list[OctavePowers]:
+    each = zip(images.numpy(), others.numpy(), valid[:, 0].numpy(), strict=True)
+    return list(starmap(sum_octave_powers, each))
+
+
+def _tally_blocks(prediction: FloatArray, truth: FloatArray, kept: FloatArray) -> FloatArray:
     """Sum what correlation and gain hang on, over the blocks of each image, shape (B, 11)."""
-    kept = truth[1].numpy()
-    p, t = ((images.numpy() - 0.5) * kept for images, _ in (prediction, truth))
+    p, t = ((images - 0.5) * kept for images in (prediction, truth))
     pg, tg = to_grey(p), to_grey(t)
     colours = (t[:, band] for band in range(3))
     values = (kept[:, 0], *colours, (t**2).sum(1), ((p - t) ** 2).sum(1), pg, tg, pg**2, tg**2, pg * tg)
     return np.stack([value.sum((1, 2), dtype=np.float64) for value in values], axis=1)
 
 
-def compute_picture_figures(tally: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]:
+def compute_picture_figures(tally: FloatArray) -> dict[str, FloatArray]:
     """Compute the shares of crops found, and correlation and gain of blocks, of sums of tallies."""
     by_structure, by_grey, searched, count, red, green, blue, square, error, *grey = np.moveaxis(tally, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):

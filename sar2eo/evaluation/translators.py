@@ -24,7 +24,7 @@ from sar2eo.evaluation import scores
 from sar2eo.evaluation.crop_search import measure_offsets
 from sar2eo.evaluation.model_probe import Drawn, ModelImages, Probe
 from sar2eo.evaluation.perceptual import open_efficientnet, open_inception, open_lpips
-from sar2eo.evaluation.report import REPORT, EvaluationPictures, InsideCase, PictureCase, write_report
+from sar2eo.evaluation.report import REPORT, EvaluationPictures, InsideCase, PictureCase, format_report
 from sar2eo.evaluation.scores import (
     BASELINES,
     MEAN_COLOUR,
@@ -51,9 +51,6 @@ _PACKAGES = ("torch", "diffusers", "torchmetrics", "scikit-image", "numpy")
 
 SHOWN_PAIRS = 12
 """Most pairs of the contact sheet, the same for every model; spread evenly over places."""
-
-INSIDE_EVERY = 4
-"""Of how many shown pairs one has its confidence and denoising shown, too."""
 
 SHUFFLED_PAIRS = 128
 """Most pairs of the shuffle control, which are held in memory; spread evenly."""
@@ -130,7 +127,10 @@ def evaluate(
     ):
         evaluation = _Evaluation(plan, kept, progress or (lambda stage, done, total: None))
         results, pictures = evaluation.results()
-        return write_report(Path(out), {**facts, **results}, pictures, overwrite=overwrite)
+        whole = {**facts, **results}
+        return REPORT.write(
+            Path(out), whole, lambda folder, _: format_report(folder, whole, pictures), overwrite=overwrite
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -458,13 +458,13 @@ class _Evaluation:
         return found
 
     def _pictures(self, main: ModelImages, probe: Probe | None) -> EvaluationPictures:
-        """Show fixed pairs, and the inside of some of them."""
+        """Show fixed pairs, and of every fourth also the inside of the model."""
         cases, inside = [], []
         for number, (index, prediction) in enumerate(self.shown.items()):
             batch = collate([self.dataset[index]])
             sar, truth = batch["sar"][0], batch["eo"][0]
             cases.append(PictureCase(batch["id"][0], sar, prediction, truth, batch["valid"][0, 0] > 0))
-            if probe is not None and number % INSIDE_EVERY == 0:
+            if probe is not None and number % 4 == 0:
                 variance = probe.predict_from_truth(batch).variance[0]
                 inside.append(InsideCase(cases[-1], variance, *probe.trace_denoising(sar, index)))
         return EvaluationPictures(cases, inside, main.spec.factor)

@@ -65,7 +65,7 @@ class Scenes:
         return {
             "format": FORMAT,
             "settings": dataclasses.asdict(settings),
-            "scene": dataclasses.asdict(scene),
+            "scene": dataclasses.asdict(dataclasses.replace(scene, force=False)),
             "aligner": None if aligner is None else {"kind": type(aligner).__name__, **how},
             "sar": [each.reader.identity() for each in self.sar],
             "eo": [each.identity() for each in self.eo],

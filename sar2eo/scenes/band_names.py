@@ -41,9 +41,9 @@ class _Sensor:
 _BGRN: dict[int, Rgb] = {4: (3, 2, 1)}
 _SENSORS = (
     # https://www.usgs.gov/faqs/what-are-band-designations-landsat-satellites; MSS has no blue.
-    _Sensor(r"\bMSS\b|landsat-[123]"),
-    _Sensor(r"landsat-[4567]", (3, 2, 1), {6: (3, 2, 1), 7: (3, 2, 1)}),
-    _Sensor(r"landsat-[89]", (4, 3, 2), {7: (4, 3, 2), 11: (4, 3, 2)}),
+    _Sensor(r"\bMSS\b|landsat[-_ ]?[123]"),
+    _Sensor(r"landsat[-_ ]?[4567]", (3, 2, 1), {6: (3, 2, 1), 7: (3, 2, 1)}),
+    _Sensor(r"landsat[-_ ]?[89]", (4, 3, 2), {7: (4, 3, 2), 11: (4, 3, 2)}),
     _Sensor(r"HLS", (4, 3, 2)),  # https://lpdaac.usgs.gov/documents/1698/HLS_User_Guide_V2.pdf
     _Sensor(r"sentinel-?2", (4, 3, 2), {12: (4, 3, 2), 13: (4, 3, 2)}),
     _Sensor(r"sentinel-?3", (8, 6, 4)),  # OLCI
@@ -133,7 +133,9 @@ _RULES = {
 
 
 def find_colour(text: str) -> str | None:
-    """Return "red", "green" or "blue" where a band's name says so: ``red``, ``Red (665 nm)``, ``B4 red``."""
+    """Return "red", "green" or "blue" where a band's name says so: ``red``, ``R``, ``B4 Red (665 nm)``."""
+    if text.lower() in ("r", "g", "b"):
+        return {"r": "red", "g": "green", "b": "blue"}[text.lower()]
     words = set(re.split(r"[^a-z0-9]+", text.lower()))
     found = [colour for colour in COLOURS if colour in words]
     return found[0] if len(found) == 1 and not words & _OTHER_BANDS else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sar2eo.errors import SceneError
@@ -39,11 +40,18 @@ def read_container(path: Path) -> SarAssets | None:
     with open_dataset(str(path)) as dataset:
         if dataset.count > 0 and 0 not in dataset.shape:
             return None
-        # GDAL's driver of HDF5 places nothing, that of netCDF reads coordinates and grid mappings.
-        found = [re.sub(r"^HDF5:(.*?):/+", r"netcdf:\1:/", name) for name in dataset.subdatasets]
+        found = [_placed(name) for name in dataset.subdatasets]
         tags = dataset.tags()
     files = _choose(path, {re.split(r"[:/]", name)[-1]: name for name in found}, found)
     return SarAssets(files, None, False, read_facts(path.name, tags))
+
+
+def _placed(name: str) -> str:
+    """Name an array of HDF5 for GDAL's driver of netCDF, which reads coordinates, where that takes it."""
+    placed = re.sub(r"^HDF5:(.*?):/+", r"netcdf:\1:/", name)
+    with suppress(SceneError), open_dataset(placed):
+        return placed
+    return name
 
 
 def _choose(path: Path, named: Mapping[str, str], every: list[str]) -> dict[tuple[str, ...], str]:

@@ -78,9 +78,8 @@ NAME_RULES = (
         quantities={"p": "intensity", "a": "amplitude", "d": "db"},
     ),
     # Normalised radar backscatter, ``s1a-iw-nrb-...-vv-g-lin.tif``: https://s1ard.readthedocs.io
-    NameRule(
-        r"-nrb-.*-g-(?P<quantity>lin|log)\b", calibration="rtc", quantities={"lin": "intensity", "log": "db"}
-    ),
+    NameRule(r"-(?:nrb|orb)-.*-[gs]-(?P<quantity>lin|log)\b", quantities={"lin": "intensity", "log": "db"}),
+    NameRule(r"-nrb-.*-g-", calibration="rtc"),
     # ``iw-vv.rtc.tiff``, linear power: https://planetarycomputer.microsoft.com/dataset/sentinel-1-rtc
     NameRule(
         r"^(?:IW|EW|S\d)-[VH]{2}\.(?P<quantity>rtc)\.tiff?$",

@@ -25,7 +25,7 @@ from sar2eo.scenes.band_names import (
     choose_rgb,
     find_band_file,
 )
-from sar2eo.scenes.gdal import gdal_path, open_dataset, parse_source
+from sar2eo.scenes.gdal import check_readable, gdal_path, open_dataset, parse_source
 from sar2eo.scenes.metadata import Facts, read_optical_facts, settle_time, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
@@ -36,7 +36,7 @@ from sar2eo.scenes.sentinel2 import (
     read_coding_of_item,
     read_coding_of_tags,
 )
-from sar2eo.scenes.sources import Source, expand_sources
+from sar2eo.scenes.sources import Source, expand_sources, holds_scenes
 from sar2eo.scenes.stac_input import (
     BandAsset,
     CloudAsset,
@@ -196,11 +196,12 @@ def open_eo_scene(
     """
     given = source if isinstance(source, Source) else Source(str(source))
     path = given.href
-    if Path(path).is_dir() and not is_sentinel2(Path(path)):
+    if holds_scenes(Path(path)):
         inside = expand_sources([path], "eo", eo_bands)
         if len(inside) > 1:
             names = ", ".join(Path(each.href).name for each in inside[:3])
-            raise SceneError(f"{path}: a folder of {len(inside)} scenes ({names} ...): name one")
+            what = "a folder" if Path(path).is_dir() else "an archive"
+            raise SceneError(f"{path}: {what} of {len(inside)} scenes, name one: {names}")
         given, path = inside[0], inside[0].href
     parts = _choose_parts(path, eo_bands)
     kind: Kind = "rgb" if parts.dtype == "uint8" else "reflectance"
@@ -281,6 +282,7 @@ def _choose_parts(href: str, numbers: tuple[int, ...] | None) -> _EoParts:
         return _choose_from_item(href, numbers)
     if isinstance(files := parse_source(href), dict):
         return _choose_from_files(href, files)
+    check_readable(gdal_path(href))
     product = is_sentinel2(Path(href))
     return _choose_from_product(href) if product else _choose_from_raster(href, None, numbers)
 

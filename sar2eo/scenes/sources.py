@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -48,6 +50,8 @@ _HREF, _TIMES = "href", ("datetime", "acquisition_datetime", "start_datetime")
 
 
 _PARQUET = (".parquet", ".geoparquet")
+# Usable data masks of Planet, and the masks of other optical products.
+_MASKS = re.compile(r"_(?:udm2?|fmask|qa_\w+|scl|cldprb|cloud_?mask)$", re.I)
 
 
 @dataclass(frozen=True)
@@ -137,21 +141,23 @@ def expand_glob(text: str) -> list[str]:
 def _inside(
     path: Path, role: Role, eo_bands: tuple[int, ...] | None, seen: set[Path] | None = None
 ) -> list[Source]:
-    """List the scenes in a folder or a zip; `seen` are folders that were listed: links may make circles."""
+    """List the scenes in a folder or an archive; `seen` are listed folders: links make circles."""
     seen = set() if seen is None else seen
     if path.resolve() in seen:
         return []
     seen.add(path.resolve())
-    if path.is_file():
+    if path.suffix.lower() == ".zip" and path.is_file():
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in sorted(archive.namelist()) if _is_raster(Path(name))]
-        return _join([f"/vsizip/{{{path.resolve()}}}/{name}" for name in names], role, eo_bands)
+            return _in_archive("/vsizip", path, archive.namelist(), role, eo_bands)
+    if path.is_file():
+        with tarfile.open(path) as tar:
+            return _in_archive("/vsitar", path, tar.getnames(), role, eo_bands)
     names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
     rasters, others = [], []
     for each in (path / name for name in names):
         # What lies beside measurements only belongs to them, and a zip that was unpacked lies there twice.
         belongs = "measurement" in names and each.name != "measurement" and each.is_dir()
-        if belongs or _is_sidecar(each) or (each.suffix.lower() == ".zip" and each.stem in names):
+        if belongs or _is_sidecar(each) or (each.suffix.lower() in (".zip", ".tar") and each.stem in names):
             continue
         if _is_product(each):
             others += [Source(str(each))] if is_sentinel2(each) == (role == "eo") else []
@@ -165,18 +171,27 @@ def _inside(
     return sorted([*_join(rasters, role, eo_bands), *others], key=lambda s: re.sub(r"^\w+=", "", s.href))
 
 
+def _in_archive(
+    driver: str, path: Path, names: list[str], role: Role, eo_bands: tuple[int, ...] | None
+) -> list[Source]:
+    rasters = (name.removeprefix("./") for name in sorted(names) if _is_raster(Path(name)))
+    paths = [f"{driver}/{{{path.resolve()}}}/{name}" for name in rasters]
+    return _join(paths, role, eo_bands)
+
+
 def _is_raster(path: Path) -> bool:
     return path.suffix.lower() in _RASTERS and not _is_sidecar(path)
 
 
 def holds_scenes(path: Path) -> bool:
-    """Whether a path is a folder or a zip of any files, and not of one product."""
-    folder = (
-        path.is_dir()
-        and path.suffix.lower() != ".zarr"
-        and not path.parent.joinpath(f"{path.stem}.dim").is_file()
-    )
-    return (folder or (path.suffix.lower() == ".zip" and zipfile.is_zipfile(path))) and not _is_product(path)
+    """Whether a path is a folder, a zip or a tar of any files, and not of one product."""
+    if os.path.isdir(path):  # noqa: PTH112 (any text is safe)
+        single = path.suffix.lower() == ".zarr" or path.parent.joinpath(f"{path.stem}.dim").is_file()
+        return not single and not _is_product(path)
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
+        return path.is_file() and tarfile.is_tarfile(path)
+    return suffix == ".zip" and zipfile.is_zipfile(path) and not _is_product(path)
 
 
 def _join(paths: list[str], role: Role, eo_bands: tuple[int, ...] | None) -> list[Source]:
@@ -196,7 +211,8 @@ def _join(paths: list[str], role: Role, eo_bands: tuple[int, ...] | None) -> lis
             source, mine = _join_bands(folder, scene, files, inside, eo_bands)
             found.append(source)
             paths = [path for path in paths if path not in mine]
-    return [*found, *map(Source, paths)]
+    # A mask that belongs to no scene found is none.
+    return [*found, *(Source(path) for path in paths if not _MASKS.search(PurePosixPath(path).stem))]
 
 
 def _join_bands(

@@ -180,7 +180,7 @@ def _names(key: str, asset: pystac.Asset, item: pystac.Item) -> tuple[str, ...]:
     of_key = polarisation_words(key)
     if len(of_key) == 1:
         return tuple(of_key)
-    data = [k for k, a in item.assets.items() if "data" in (a.roles or ()) and _is_raster(a)]
+    data = [k for k, a in item.assets.items() if "data" in (a.roles or ("data",)) and _is_raster(a)]
     if len(data) > 1:  # Umbra's GEC and CSI: the one of the item's type of product
         words = {k: re.split(r"[^A-Z0-9]+", f"{k} {item.assets[k].title}".upper()) for k in data}
         data = [k for k in data if _product_type(item) in words[k]]

@@ -178,7 +178,7 @@ def _check_fit(scene: xr.DataArray, grid: Grid, card: TranslatorCard | None, *, 
         if not card.fits_gsd(*ground):
             _misfit(
                 f"the scene's pixels are {ground[0]:.3g} x {ground[1]:.3g} m on the ground, the model was "
-                f"trained at {card.gsd_m:g} m: open it with resolution={card.gsd_m:g}, or use a model for "
+                f"trained at {card.gsd_m:g} m: open it with resolution={card.gsd_m:.3g}, or use a model for "
                 "such pixels",
                 SceneError,
                 force=force,

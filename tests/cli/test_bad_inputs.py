@@ -256,6 +256,7 @@ def test_what_is_no_file_is_no_recipe(name: str, folder: Path) -> None:
     judge(run("run", name), Refused("not a recipe|not a readable TOML recipe", 2))
 
 
+@pytest.mark.filterwarnings("ignore::sar2eo.errors.RadiometryWarning")
 def test_the_directory_of_a_tiff_may_be_flipped_anywhere(folder: Path) -> None:
     """Header bits, one after the other: an answer or a line, and never a crash of the process."""
     path = write_raster(folder / "vv.tif", pixels(40, 50))

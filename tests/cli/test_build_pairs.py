@@ -78,7 +78,7 @@ def test_a_dry_run_of_scenes_without_times_says_so(tmp_path):
     scenes = write_scenes(tmp_path / "scenes")
     for path in scenes.rglob("*.tif"):
         with rasterio.open(path, "r+") as raster:
-            raster.update_tags(TIFFTAG_DATETIME="")
+            raster.update_tags(ACQUISITION_DATETIME="")
     given = ("--sar", scenes / "sar", "--eo", scenes / "eo", "--out", tmp_path / "pairs", *FLAGS)
     done = run(*given, "--max-days", "inf", "--dry-run")
     assert done.exit_code == 0, done.output

@@ -482,17 +482,10 @@ def test_errors_that_gdal_only_signals_are_not_passed_over(
 
 def test_a_cog_whose_end_is_missing_is_not_valid(tmp_path: Path) -> None:
     path = tmp_path / "short.tif"
-    values = np.random.default_rng(1).integers(0, 255, (1, 1100, 1100), np.uint8)
-    profile = {
-        "driver": "COG",
-        "dtype": "uint8",
-        "count": 1,
-        "height": 1100,
-        "width": 1100,
-        "compress": "deflate",
-    }
-    with rasterio.open(path, "w", **profile) as raster:
-        raster.write(values)
+    profile = {"driver": "COG", "dtype": "uint8", "count": 1, "height": 1100, "width": 1100}
+    place = {"crs": "EPSG:32611", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 4e6)}
+    with rasterio.open(path, "w", **profile, **place, compress="deflate") as raster:
+        raster.write(np.random.default_rng(1).integers(0, 255, (1, 1100, 1100), np.uint8))
     cog.validate(path)
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size - 3000)

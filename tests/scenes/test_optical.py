@@ -1,5 +1,6 @@
 import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +368,9 @@ def test_files_of_one_band_each_are_read_by_their_product_or_the_numbers_given(t
     assert found.labels == ("unknown_SR_B4", "unknown_SR_B3", "unknown_SR_B2")
     with pytest.raises(PairsError, match=r"begin at 8200.*white: give --eo-range"):
         open_eo_scene(tmp_path / "unknown", eo_range=RANGE, eo_bands=(4, 3, 2))
+    with tarfile.open(tmp_path / "bands.tar", "w") as tar:
+        tar.add(tmp_path / LANDSAT, arcname=".")
+    near(open_eo_scene(tmp_path / "bands.tar", eo_range=RANGE).read_onto(TARGET).rgb[:, 0, 0], [59, 43, 22])
     with pytest.raises(PairsError, match="one file of several"):
         open_eo_scene(tmp_path / "unknown/unknown_SR_B4.TIF", eo_range=RANGE)
 

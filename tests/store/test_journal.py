@@ -106,7 +106,7 @@ def test_another_fingerprint_is_refused_and_says_what_differs(folder: Path) -> N
     assert "seed (nothing) -> 7" in message
     assert '"bbb' in message
     assert "grid" not in message
-    assert "--restart" in message
+    assert "restart=True" in message
     assert "\n" not in message
 
     again = Journal.open(folder, FINGERPRINT)

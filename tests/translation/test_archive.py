@@ -160,7 +160,7 @@ def test_results_of_other_settings_are_an_error_unless_they_may_be_replaced(
     entries = archive.run(recipe(scenes, out=out, settings=other), IDENTITY)
     assert statuses(entries) == ["failed"] * 3
     assert word in entries[0].reason
-    assert "--overwrite" in entries[0].reason
+    assert "overwrite=True" in entries[0].reason
     np.testing.assert_array_equal(read(out / "a_eo.tif"), before)
     for expected in ("done", "skipped"):
         entries = archive.run(recipe(scenes, out=out, settings=other, overwrite=True), IDENTITY)

@@ -190,7 +190,7 @@ def test_names_of_edited_datasets_are_the_same_in_another_process(scene_file: Pa
 @pytest.mark.parametrize(
     ("card", "error", "words"),
     [
-        ({"gsd_m": 4.0}, SceneError, ["10 x 10 m", "4 m", "--resolution"]),
+        ({"gsd_m": 4.0}, SceneError, ["10 x 10 m", "4 m", "resolution=4"]),
         ({"polarisations": ("HH",)}, PolarisationError, ["has VV", "HH"]),
         ({"scaling": 0.5, "calibration": "sigma0"}, RadiometryError, ["none", "sigma0"]),
     ],
@@ -204,7 +204,7 @@ def test_a_scene_that_does_not_fit_the_card_is_refused_or_forced_with_a_warning(
     )
     with pytest.raises(error) as caught:
         sar2eo.translate(scene, spec)
-    assert all(word in str(caught.value) for word in [*words, "--force"])
+    assert all(word in str(caught.value) for word in [*words, "force=True"])
     with pytest.warns(FitWarning, match=words[0]):
         sar2eo.translate(scene, spec, force=True)
 
