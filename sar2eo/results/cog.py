@@ -259,10 +259,9 @@ def publish(pairs: Sequence[tuple[Path, Path]]) -> None:
 def _copy_beside(source: Path, target: Path, copies: ExitStack) -> Path:
     """Copy a file beside its target; closing the stack deletes the copy."""
     copy = target.with_name(f".{target.name}.tmp")
-    handle = open_alone(copy)
+    copies.callback(os.close, open_alone(copy))
     copies.callback(copy.unlink, missing_ok=True)
-    with os.fdopen(handle, "wb") as file, source.open("rb") as original:
-        shutil.copyfileobj(original, file, 1 << 20)
+    shutil.copyfile(source, copy)
     sync_file(copy)
     return copy
 
