@@ -387,6 +387,9 @@ def from_table(kind: type[Record], table: Any, where: str, flags: Mapping[str, s
         by_flag = all(f"{where}.{name}" in flags for name in missing)
         raise SettingsError(f"missing {named}" if by_flag else f"[{where}]: missing {named}")
     tables = {name: each.table for name, each in fields.items() if each.table and name in {*table, *required}}
+    for name in tables:  # before what one of them holds is checked
+        if not isinstance(table.get(name, {}), dict):
+            raise SettingsError(f"[{where}.{name}]: must be a table, not {table[name]!r}")
     inner = {n: from_table(of, table.get(n, {}), f"{where}.{n}", flags) for n, of in tables.items()}
     try:
         return kind(**{**table, **inner})
