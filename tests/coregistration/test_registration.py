@@ -286,7 +286,7 @@ def test_too_few_tie_points_are_measured_anew_at_half_the_distance(scenes, tmp_p
 
 def test_a_single_band_without_a_word_about_itself_is_taken_for_sar(scenes, tmp_path):
     with rasterio.open(scenes["sar"]) as file:
-        place = {"transform": file.transform, "crs": file.crs}
+        place = {"transform": file.transform, "crs": file.crs, "nodata": 0}
         plain = write_raster(tmp_path / "s.tif", file.read().astype("float32"), **place)
     found = coregister(scenes["eo"], plain, tmp_path / "moved.tif", grid=GRID, dry_run=True)
     assert found["moving"]["kind"] == "sar"
