@@ -161,7 +161,7 @@ def _places(methods: dict[str, Any]) -> list[str]:
         ]
         for place, figures in places.items()
     ]
-    return ["## Places", format_table(["Place (images)", *columns], rows)]
+    return ["## Places", format_table(["Place (images judged)", *columns], rows)]
 
 
 def _octaves(methods: dict[str, Any]) -> str:
