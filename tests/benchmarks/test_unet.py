@@ -2,7 +2,6 @@
 
 import gc
 import shutil
-from functools import partial
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sar2eo.model.card import TranslatorCard
 from sar2eo.model.checkpoint import Checkpoint, save_checkpoint
 from sar2eo.model.diffusion import create_scheduler, read_schedule, sample
-from sar2eo.model.network import create_vae
+from sar2eo.model.network import SarCondition, create_vae
 from sar2eo.model.spec import resolve_model
 from sar2eo.model.translator import DiffusionTranslator
 
@@ -74,7 +73,7 @@ def our_step(folder, **options):
 
     @torch.inference_mode()
     def step():
-        return sample(partial(translator._networks.predict, sar), noise, scheduler, 1, 500)
+        return sample(translator._networks.predict, SarCondition(sar), noise, scheduler, 1, 500)
 
     return step
 

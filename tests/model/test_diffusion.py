@@ -16,14 +16,20 @@ from sar2eo.model.diffusion import (
     create_scheduler,
     l2_loss,
     read_schedule,
-    sample,
     set_timesteps,
 )
-from sar2eo.model.network import split_prediction
+from sar2eo.model.diffusion import sample as sample_latents
+from sar2eo.model.network import SarCondition, split_prediction
 
 CONFIG = read_schedule({}, set_alpha_to_one=True)
 RELEASE = read_schedule({}, set_alpha_to_one=False)
 ZERO_SNR = read_schedule({"rescale_betas_zero_snr": True}, set_alpha_to_one=True)
+
+
+def sample(predict, noise, *settings):  # type: ignore[no-untyped-def]
+    """Sample with a network that needs no radar."""
+    nothing = SarCondition(torch.empty(len(noise), 0, *noise.shape[2:]))
+    return sample_latents(lambda _, *given: predict(*given), nothing, noise, *settings)
 
 
 def timesteps(sampler: str, spacing: str, steps: int) -> list[int]:
