@@ -42,7 +42,7 @@ def translate(recipe: TranslateRecipe, *, workers: int, scheduler: str | None, d
     from sar2eo.translation import archive, plan
     from sar2eo.translation.dataset import resolve_spec
 
-    target = plan.find_target(recipe)
+    target = plan.find_target(recipe, dry_run=dry_run)
     single = target.single is not None
     with cluster.connect_cluster(workers=workers, scheduler=scheduler):
         if recipe.settings.threads is None:

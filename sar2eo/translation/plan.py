@@ -120,8 +120,11 @@ def _further_outputs(recipe: TranslateRecipe) -> dict[str, str]:
     return {name: value for name in names if (value := getattr(recipe, name)) is not None}
 
 
-def find_target(recipe: TranslateRecipe) -> RunTarget:
-    """Find out whether a recipe writes one file or fills a folder, and where."""
+def find_target(recipe: TranslateRecipe, *, dry_run: bool = False) -> RunTarget:
+    """Find out whether a recipe writes one file or fills a folder, and where.
+
+    A folder that ends with a slash is made, unless it is a dry run.
+    """
     if not recipe.scenes:
         raise SettingsError("no scene is given")
     out, tmp = Path(recipe.out), None if recipe.tmp is None else Path(recipe.tmp)
@@ -134,14 +137,14 @@ def find_target(recipe: TranslateRecipe) -> RunTarget:
     if is_object(recipe.out):
         destination = Destination.from_url(recipe.out, tmp)
         return RunTarget(destination.folder, None, destination)
-    if recipe.out.endswith("/"):
+    if recipe.out.endswith("/") and not dry_run:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             refuse(error, out)
     if not recipe.out or (out.suffix and not out.is_dir()):
         raise SettingsError(f"--out {recipe.out!r}: must end in .tif, or be a folder")
-    if not out.is_dir():
+    if not out.is_dir() and not recipe.out.endswith("/"):
         raise OutputError(f"--out {out}: there is no such folder: {out}/ makes it, or name a .tif")
     return RunTarget(out)
 
