@@ -94,8 +94,10 @@ class _Measurement:
 def is_sentinel1(path: Path) -> bool:
     """Whether a path is a .SAFE folder, its manifest, or a zip that holds a product."""
     if path.is_dir():
-        # Others keep measurements, too; level 1 has an annotation in XML for each.
-        level_1 = (path / "measurement").is_dir() and any(path.glob("annotation/**/*.xml"))
+        # Others keep measurements, too; level 1 has an annotation in XML for each, or has lost them all.
+        annotated = any(path.glob("annotation/**/*.xml"))
+        lost = path.suffix.upper() == ".SAFE" and not (path / "annotation").is_dir()
+        level_1 = (path / "measurement").is_dir() and (annotated or lost)
         return level_1 or (path / "manifest.safe").is_file()
     if path.name.lower() == "manifest.safe":
         return True

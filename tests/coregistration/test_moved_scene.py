@@ -82,7 +82,8 @@ def sar_file(path: Path, *, nodata: float = 0, dtype: str = "uint16", **more: ob
     values[:, :5] = nodata
     return write_raster(
         path, values.astype(dtype), nodata=nodata, names=("VV", "VH"),
-        tags={"TIFFTAG_DATETIME": "2024:05:06 07:08:09", "STATISTICS_MEAN": "3"}, **more,
+        tags={"TIFFTAG_DATETIME": "2024:05:06 07:08:09", "ACQUISITION_DATETIME": "2024:05:06 07:08:09",
+              "STATISTICS_MEAN": "3"}, **more,
     )  # fmt: skip
 
 

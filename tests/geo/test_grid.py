@@ -12,7 +12,7 @@ import shapely
 from rasterio.errors import NotGeoreferencedWarning
 
 from sar2eo.geo.grid import Grid, ignore_missing_georeference
-from sar2eo.translation.region import _mask_block
+from sar2eo.translation.region import _rasterise
 
 
 @pytest.fixture
@@ -58,19 +58,19 @@ def test_areas_are_masked_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatc
     grid = Grid.create("EPSG:32611", rasterio.Affine(10, 0, 500000, 0, -10, 4000000), (8, 8))
     inside: list[int] = []
     most: list[int] = []
-    original = rasterio.features.geometry_mask
+    original = rasterio.features.rasterize
 
-    def watched(*arguments: object) -> object:
+    def watched(*arguments: object, **options: object) -> object:
         inside.append(1)
         most.append(len(inside))
         threading.Event().wait(0.01)
-        found = original(*arguments)
+        found = original(*arguments, **options)
         inside.pop()
         return found
 
-    monkeypatch.setattr("rasterio.features.geometry_mask", watched)
-    area, block = shapely.box(*grid.bounds), np.ones((8, 8), np.uint8)
-    threads = [threading.Thread(target=_mask_block, args=(block, area, grid, 0)) for _ in range(4)]
+    monkeypatch.setattr("rasterio.features.rasterize", watched)
+    areas = np.array([shapely.box(*grid.bounds)])
+    threads = [threading.Thread(target=_rasterise, args=(areas, grid)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -594,7 +594,7 @@ SCENES: list[Scene] = [
     refused("a dangling link", linked("missing.tif"), "no such file"),
     refused("a link to itself", linked("vv.tif"), "cannot be looked up"),
     refused("a link to a folder", linked("folder"), "a folder"),
-    refused("a folder", folder_of_files("vv.tif", "scene.tif"), "a folder"),
+    refused("a folder", folder_of_files("vv.tif", "scene.tif"), r"vv\.tif/scene\.tif: " + RASTER),
     refused("a pipe", fifo, "neither a file nor a folder", apart=True),
     refused("a socket", unix_socket, "neither a file nor a folder"),
     refused("endless zeros", nowhere("/dev/zero"), "neither a file nor a folder", apart=True),

@@ -1,7 +1,7 @@
 """The lazy result: identity through the whole path, regions, slices, and what is refused."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -136,11 +136,12 @@ def add_noise(self: IdentityTranslator, sar: np.ndarray, origins: list[tuple[int
 identity = IdentityTranslator.translate
 
 
+Chunked = tuple[Callable[..., object], xr.DataArray, xr.Dataset]
+
+
 @pytest.fixture(scope="module", params=[identity, add_noise])
-def chunked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[xr.DataArray, xr.Dataset]]:
-    """A scene in chunks of 64 pixels, bright in a corner, and the whole of its translation."""
+def chunked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Chunked:
+    """How tiles are translated, a scene in chunks of 64 pixels, bright in a corner, and all of its result."""
     values, valid = amplitude((200, 270), 6), np.ones((200, 270), bool)
     values[:, 130:, 200:] = np.minimum(255, 3 * values[:, 130:, 200:])
     valid[:70, 90:140] = False
@@ -149,9 +150,13 @@ def chunked(
         patch.setattr(lazy_array, "_CHUNK", 64)
         scene = sar2eo.open_scene(path)
     assert scene.chunks == ((1,), (64, 64, 64, 8), (64, 64, 64, 64, 14))
+    return request.param, scene, translate_by(request.param, scene)
+
+
+def translate_by(method: Callable[..., object], scene: xr.DataArray) -> xr.Dataset:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(IdentityTranslator, "translate", request.param)
-        yield scene, sar2eo.translate(scene, "identity", **CHUNKED).compute(scheduler="sync")
+        patch.setattr(IdentityTranslator, "translate", method)
+        return sar2eo.translate(scene, "identity", **CHUNKED).compute(scheduler="sync")
 
 
 def slices(chunks: tuple[int, ...]) -> st.SearchStrategy[slice]:
@@ -161,23 +166,20 @@ def slices(chunks: tuple[int, ...]) -> st.SearchStrategy[slice]:
     return st.lists(place, min_size=2, max_size=2, unique=True).map(lambda ends: slice(*sorted(ends)))
 
 
-def check_slices(chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject) -> None:
-    part, whole = chunked
+def check_slices(chunked: Chunked, data: st.DataObject) -> None:
+    method, part, whole = chunked
     for _ in range(data.draw(st.integers(1, 4), "steps")):
         if data.draw(st.booleans(), "slice"):
             where = {name: data.draw(slices(part.chunksizes[name]), name) for name in ("y", "x")}
             part, whole = part.isel(where), whole.isel(where)
         else:
             part = part.chunk({name: data.draw(st.integers(20, 130), name) for name in ("y", "x")})
-    found = sar2eo.translate(part, "identity", **CHUNKED).compute(scheduler="sync")
-    xr.testing.assert_equal(found, whole)
+    xr.testing.assert_equal(translate_by(method, part), whole)
 
 
 @given(data=st.data())
 @settings(max_examples=30)
-def test_slices_in_any_chunks_are_that_part_of_the_whole(
-    chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject
-) -> None:
+def test_slices_in_any_chunks_are_that_part_of_the_whole(chunked: Chunked, data: st.DataObject) -> None:
     check_slices(chunked, data)
 
 
@@ -185,7 +187,7 @@ def test_slices_in_any_chunks_are_that_part_of_the_whole(
 @given(data=st.data())
 @settings(max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 def test_very_many_slices_in_any_chunks_are_that_part_of_the_whole(
-    chunked: tuple[xr.DataArray, xr.Dataset], data: st.DataObject
+    chunked: Chunked, data: st.DataObject
 ) -> None:
     check_slices(chunked, data)
 
