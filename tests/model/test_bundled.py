@@ -54,10 +54,10 @@ def test_its_card_says_what_it_is_and_it_is_small() -> None:
     spec = resolve_model(BUNDLED, device="cpu", dtype="float32")
     card = spec.card
     assert card is not None
-    assert (card.polarisations, card.quantity, card.scaling) == (("VH",), "dn", "p99")
-    assert card.gsd_m == pytest.approx(8.3, abs=0.1)
+    assert (card.polarisations, card.scaling, card.encoder) == (("VV", "VH"), "db", True)
+    assert card.gsd_m == 10
     assert card.steps <= 8
-    assert "contains modified Copernicus Sentinel data 2020" in card.training_data
+    assert "contains modified Copernicus Sentinel data 2016-2021" in card.training_data
     assert card.licence != "unknown"
     assert card.metrics
     assert sum(path.stat().st_size for path in spec.folder.rglob("*")) < 40e6
@@ -96,9 +96,8 @@ def scene_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("pixel_m", "polarisation", "words"),
     [
-        (0.5, "VH", r"0\.5 x 0\.5 m on the ground, the model was trained at 8\.3"),
-        (10.0, "HH", r"the scene has HH, the model was trained on VH"),
-        (60.0, "VH", r"open it with resolution=8\.3"),
+        (0.5, "VH", r"0\.5 x 0\.5 m on the ground, the model was trained at 10 m"),
+        (60.0, "VH", r"open it with resolution=10"),
     ],
 )
 def test_what_its_card_cannot_serve_is_refused_in_words_that_help(
