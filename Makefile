@@ -32,7 +32,7 @@ demo: .stamp-package  ## Translate a simulated scene
 	$(BIN)/python examples/demo.py demo
 
 test: .stamp-test  ## Run the suite
-	$(PYTEST) -m "not slow" --benchmark-skip
+	$(PYTEST) -m "not slow" --benchmark-skip -n 2 --dist loadfile
 
 test-all: .stamp-test  ## Run the suite with slow and full-size tests
 	$(PYTEST) --benchmark-skip

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from scipy.ndimage import gaussian_filter
 
 from sar2eo.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -62,7 +63,11 @@ def training_crops(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def trained_checkpoint(folder: Path) -> Path:
     """Return the trained checkpoint kept under a folder, training it if it is not there yet."""
-    out = folder / "trained-tiny"
+    with FileLock(folder / "trained-tiny.lock"):
+        return _trained_checkpoint(folder / "trained-tiny")
+
+
+def _trained_checkpoint(out: Path) -> Path:
     if out.exists():
         return out
     card = {"name": "trained-tiny", "prediction_type": "v_prediction", "spacing": "trailing", "steps": 10}
