@@ -12,11 +12,6 @@ settings.register_profile("default", deadline=None, max_examples=50)
 settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    import torch
-
-    torch.set_num_threads(1)  # two workers of two threads each wait for each other
-
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

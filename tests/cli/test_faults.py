@@ -57,8 +57,12 @@ def content(path: Path) -> Any:
 
 
 def state(folder: Path) -> State:
-    """What every output in a folder says."""
-    return {name: content(folder / name) for name in OUTPUTS if (folder / name).exists()}
+    """What every output in a folder says, but for the way to the scene, which differs between disks."""
+    found = {name: content(folder / name) for name in OUTPUTS if (folder / name).exists()}
+    if isinstance(item := found.get("eo.json"), dict):
+        item["properties"].pop("sar2eo:source", None)
+        item["links"] = [link for link in item["links"] if link["rel"] != "derived_from"]
+    return found
 
 
 def assert_one_line(failed: Run) -> None:

@@ -455,7 +455,7 @@ def test_every_setting_that_changes_pixels_changes_the_names_of_the_result() -> 
         "tile": 256,
         "overlap": 128,
         "steps": 3,
-        "sampler": "ddim",
+        "sampler": "dpm++",
         "seed": 1,
         "samples": 2,
         "scaling": (100.0,),

@@ -22,7 +22,7 @@ ODD = [
     ("s1_iw_grdh_annotation_vv.xml", (), 1, (".SAFE",), None),
     ("s1_vv_db_nodata_minus99_utm31n.tif", (), 0, None, "VV"),
     ("s1_vv_vh_db_float32_utm.tif", (), 0, None, "VV,VH"),
-    ("s1_vv_vh_db_float32_utm.tif", ("--pol", "HH,HV,VV"), 1, ("HH,HV,VV",), None),
+    ("s1_vv_vh_db_float32_utm.tif", ("--pol", "HH,HV,VV"), 1, ("no HH, HV", "VV, VH"), None),
     ("s1rtc_vv_vh_db_float64_282D_485L_3_3.tif", (), 0, None, "VV,VH"),
     ("s1rtc_vv_vh_db_float64_38D_378R_2_3.tif", (), 0, None, "VV,VH"),
     ("s1rtc_vv_vh_db_float64_637U_59R_1_3.tif", (), 0, None, "VV,VH"),
