@@ -88,13 +88,13 @@ class SarEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             EO latents as far as radar decides them.
         """
         recorded = sar[:, :2].amax(dim=(2, 3)) > -1  # [B, 2]
+        recorded |= ~recorded.any(dim=1, keepdim=True)  # a tile without any power is still one
         total: Tensor | float = 0.0
         for crossed in (0, 1):
             there = recorded[:, crossed, None, None, None]
             if there.any():  # always the whole batch: values may hang on its size in their last bits
                 total = total + there * self._encode(sar[:, crossed, None] * RANGE_DB, crossed)
-        count = recorded.sum(dim=1).clamp(min=1)[:, None, None, None]
-        mean = cast(Tensor, total) / count
+        mean = cast(Tensor, total) / recorded.sum(dim=1)[:, None, None, None]
         sar_latents, guess = mean.split([self.config.sar_channels, self.config.latent_channels], dim=1)
         return sar_latents, guess
 

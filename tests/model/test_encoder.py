@@ -47,6 +47,17 @@ def test_both_polarisations_give_the_mean_of_what_each_gives(checkpoint: Path) -
     assert not asked[:, -1].any()
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_tile_without_power_is_encoded_as_well(checkpoint: Path, others: int) -> None:
+    model, none = load_checkpoint(checkpoint), torch.full((1, 3, 64, 64), -1.0)
+    seen = torch.cat([none[:, :1], tile(1), tile(1)], 1)
+    assert model.encoder is not None
+    with torch.no_grad():
+        latents, guess = model.encoder(torch.cat([none, seen][: 1 + others]))
+    assert latents.shape == (1 + others, 4, 8, 8)
+    assert bool(latents.isfinite().all() and guess.isfinite().all())
+
+
 def test_sampling_starts_from_the_guess_under_the_noise_of_its_timestep(checkpoint: Path) -> None:
     model = load_checkpoint(checkpoint)
     scheduler = create_scheduler("ddim", "trailing", "v_prediction", model.schedule)
