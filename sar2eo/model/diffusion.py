@@ -128,21 +128,17 @@ def set_timesteps(scheduler: Any, steps: int, start: int = TRAIN_TIMESTEPS) -> N
     With trailing spacing diffusers counts down from 1000 in floating point. For 62 numbers of steps (61, 103,
     121, ...) this adds a timestep of -1, which would mean pure noise.
     """
-    if start < TRAIN_TIMESTEPS:
-        chosen = sorted({round(start * (steps - step) / steps) - 1 for step in range(steps)}, reverse=True)
-        scheduler.set_timesteps(len(chosen))
-        if isinstance(scheduler, DDIMScheduler):
-            scheduler.timesteps = torch.tensor(chosen)
-        else:
-            scheduler.set_timesteps(timesteps=chosen)
-        return
     scheduler.set_timesteps(steps)
-    if len(scheduler.timesteps) == steps:
+    wanted = scheduler.timesteps[:steps]
+    if start < TRAIN_TIMESTEPS:
+        places = {round(start * (steps - step) / steps) - 1 for step in range(steps)}
+        wanted = torch.tensor(sorted(places, reverse=True))
+    if torch.equal(wanted, scheduler.timesteps):
         return
     if isinstance(scheduler, DDIMScheduler):
-        scheduler.timesteps = scheduler.timesteps[:steps]
+        scheduler.timesteps = wanted
     else:
-        scheduler.set_timesteps(timesteps=scheduler.timesteps[:steps].tolist())
+        scheduler.set_timesteps(timesteps=wanted.tolist())
 
 
 def sample(

@@ -84,6 +84,11 @@ class ModelSpec:
         return card.temperature if card is not None and own else 1.0
 
     @property
+    def decibels(self) -> bool:
+        """Whether the model takes dB about a usual level, not amplitude."""
+        return self.card is not None and self.card.scaling == "db"
+
+    @property
     def confidence(self) -> bool:
         """Whether the model predicts a variance."""
         return self.card is not None

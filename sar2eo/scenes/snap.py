@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from sar2eo.store.documents import parse_xml
+
 _TAG = 65000
 _LARGEST = 1 << 25  # bytes
 
@@ -53,6 +55,6 @@ def read_snap_tag(path: Path) -> SnapProduct | None:
     with suppress(Exception), tifffile.TiffFile(path) as file:
         tag = file.pages.first.tags.get(_TAG)
         if tag is not None and tag.count < _LARGEST:
-            text = tag.value if isinstance(tag.value, str) else bytes(tag.value).decode()
-            return read_snap_product(ElementTree.fromstring(text))  # noqa: S314 (a file the user named)
+            text = tag.value.encode() if isinstance(tag.value, str) else bytes(tag.value)
+            return read_snap_product(parse_xml(text))
     return None

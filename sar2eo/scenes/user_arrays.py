@@ -68,6 +68,8 @@ def normalise_array(scene: xr.DataArray | xr.Dataset) -> xr.DataArray:
         raise SceneError(
             f"the scene's attrs['datetime']={acquired!r}: must be ISO 8601 text, as 2020-11-07T13:52:41Z"
         )
+    if scene.dtype == np.uint8:  # which nodata, masked, would hide
+        scene = scene.assign_attrs(stored_as="bytes")
     scene = scene if find_reader(scene) is not None else _values(scene, str(quantity))
     return scene if scene.chunks is None or len(scene.chunks[0]) == 1 else scene.chunk(band=-1)
 

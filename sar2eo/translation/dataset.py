@@ -204,10 +204,9 @@ def _make_context(
     stored = found if read is None else read[0].polarisations
     rows, cols = ((n,) for n in scene.shape[1:]) if scene.chunks is None else scene.chunks[1:]
     lattice = Lattice(whole.shape, settings.tile, settings.overlap, spec.factor)
-    decibels = spec.card is not None and spec.card.scaling == "db"
     return TaskContext(
         lattice=lattice,
-        anchor=_find_anchor(whole, spec.factor) if decibels else (0, 0),
+        anchor=_find_anchor(whole, spec.factor) if spec.decibels else (0, 0),
         region=region,
         reader=None if read is None else read[0],
         row_edges=tuple(np.cumsum((region.row, *rows)).tolist()),
@@ -217,7 +216,7 @@ def _make_context(
         channels=channels,
         quantity=str(scene.attrs["quantity"]),
         calibration=scene.attrs.get("calibration"),
-        stored_as=scene.attrs.get("stored_as", "bytes" if scene.dtype == np.uint8 else None),
+        stored_as=scene.attrs.get("stored_as"),
         spec=spec,
         run=-(-len(lattice.touching(region)) // (spec.batch * _MOST_TASKS)),
     )

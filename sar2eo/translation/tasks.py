@@ -79,14 +79,9 @@ class TaskContext:
     anchor: tuple[int, int] = (0, 0)
     run: int = 1
 
-    @property
-    def decibels(self) -> bool:
-        """Whether the model takes dB."""
-        return self.spec.card is not None and self.spec.card.scaling == "db"
-
     def to_divisors(self, percentiles: Sequence[float]) -> FloatArray:
         """Return what amplitude is divided by, given the scene's 99th percentiles, shape (polarisation,)."""
-        if self.decibels:
+        if self.spec.decibels:
             percentiles = reference_amplitudes(
                 percentiles,
                 self.polarisations,
@@ -246,7 +241,7 @@ def _read_tile(
         [float(d) for d in divisors],
         context.polarisations,
         context.channels,
-        decibels=context.decibels,
+        decibels=context.spec.decibels,
     )
     return sar, None if whole else valid
 

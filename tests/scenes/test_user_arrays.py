@@ -13,6 +13,7 @@ from support.scenes import amplitude, write_scene
 
 import sar2eo
 from sar2eo.errors import GeoreferenceError, PolarisationError, RadiometryError, Sar2eoWarning, SceneError
+from sar2eo.scenes.user_arrays import normalise_array
 
 SMALL = {"tile": 64, "overlap": 16}
 
@@ -98,6 +99,12 @@ def test_declared_scale_and_offset_are_applied(tmp_path: Path) -> None:
     for attrs, words in (({"scale_factor": "much"}, "no number"), ({"scales": (1.0, 2.0)}, "mask_and_scale")):
         with pytest.raises(SceneError, match=words):
             sar2eo.translate(scene.assign_attrs(attrs), "identity", **SMALL)
+
+
+def test_bytes_are_known_as_such_whether_or_not_nodata_is_masked(scene: xr.DataArray) -> None:
+    bytes_ = scene.fillna(0).astype("uint8").assign_attrs(quantity="dn")
+    for array in (bytes_, bytes_.rio.write_nodata(0)):
+        assert normalise_array(array).attrs["stored_as"] == "bytes"
 
 
 def test_nodata_that_no_value_can_have_is_none(scene: xr.DataArray) -> None:
