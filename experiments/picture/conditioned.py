@@ -14,9 +14,11 @@ import itertools
 
 import torch
 from diffusers import UNet2DConditionModel
-from direct_network import Block, ChannelNorm, Direct
+from direct_network import Direct
 from torch import nn
 from torch.nn import functional as F
+
+from sar2eo.model.encoder import Block, ChannelNorm
 
 STEPS = 1000
 LATENT = 6

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from conditioned import LATENT, Conditioned, load_direct, sample
-from direct_network import SOURCES, features
+from direct_network import SOURCES
 from safetensors.torch import load_file
 
 from sar2eo.model.checkpoint import load_checkpoint
+from sar2eo.model.encoder import describe_backscatter
 from sar2eo.model.network import decode_latents
 from sar2eo.model.noise import draw_scene_noise
 
@@ -40,7 +41,7 @@ class Diffusion:
         step = min(512, db.shape[0])
         for i in range(0, db.shape[0], step):
             for j in range(0, db.shape[1], step):
-                x = features(
+                x = describe_backscatter(
                     torch.from_numpy(db[None, None, i : i + step, j : j + step]), torch.tensor([flag])
                 )
                 rows, columns = (range(k // 8, (k + step) // 8) for k in (i, j))

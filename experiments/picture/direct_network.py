@@ -4,73 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-REFERENCE = {"VV": -10.0, "VH": -16.0}
+from sar2eo.model.encoder import Block, ChannelNorm
+
 WIDTHS = (64, 128, 192, 256)
 SOURCES = ("scenes", "ombria", "sen12", "desert")
-
-
-def box(x, k):
-    """Return means over k x k pixels, with the border replicated."""
-    x = F.pad(x, (k // 2,) * 4, mode="replicate")
-    x = F.avg_pool2d(x, (k, 1), 1)
-    return F.avg_pool2d(x, (1, k), 1)
-
-
-def features(db, flag):
-    """Return the network's input of backscatter.
-
-    Parameters
-    ----------
-    db : torch.Tensor
-        [N, 1, H, W], dB above the polarisation's reference level.
-    flag : torch.Tensor
-        [N], 0 for VV, 1 for VH.
-
-    Returns
-    -------
-    torch.Tensor
-        [N, 66, H / 4, W / 4].
-    """
-    power = torch.exp(db * (2.302585 / 10))
-    parts = [db / 8, power.sqrt().clamp(max=6) - 1]
-    parts += [torch.log(box(power, k) + 1e-4) * (10 / 2.302585 / 8) for k in (5, 17)]
-    x = F.pixel_unshuffle(torch.cat(parts, 1), 4)
-    f = flag.to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
-    return torch.cat([x, f, 1 - f], 1)
-
-
-class ChannelNorm(nn.Module):
-    """Normalise each pixel over its channels: nothing hangs on the extent of the tile."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x):
-        """Apply."""
-        y = F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), self.weight, self.bias)
-        return y.permute(0, 3, 1, 2)
-
-
-class Block(nn.Module):
-    """Two convolutions beside an identity."""
-
-    def __init__(self, i, o):
-        super().__init__()
-        self.norm1 = ChannelNorm(i)
-        self.conv1 = nn.Conv2d(i, o, 3, padding=1)
-        self.norm2 = ChannelNorm(o)
-        self.conv2 = nn.Conv2d(o, o, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
-        self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
-
-    def forward(self, x):
-        """Apply."""
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
-        return self.skip(x) + y
 
 
 class Direct(nn.Module):

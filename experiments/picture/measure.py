@@ -110,10 +110,12 @@ class Network:
 
     def __call__(self, db, raw, source, flag, seed):
         """Return [3, H, W] bytes, in the stretch of the source."""
-        from direct_network import SOURCES, features
+        from direct_network import SOURCES
+
+        from sar2eo.model.encoder import describe_backscatter
 
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            x = features(torch.from_numpy(db)[None, None], torch.tensor([flag]))
+            x = describe_backscatter(torch.from_numpy(db)[None, None], torch.tensor([flag]))
             y = self.net(x.contiguous(memory_format=torch.channels_last))
         with torch.no_grad():
             y = self.net.restretch(y.float(), torch.tensor([SOURCES.index(source)]))

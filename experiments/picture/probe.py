@@ -61,9 +61,9 @@ class Places:
             mid = torch.nn.functional.interpolate(self.seen["mid"], size=(32, 32), mode="bilinear")
             out[f"U-Net middle, {name}"] = mid[0].numpy()
         if self.net is not None:
-            from direct_network import features
+            from sar2eo.model.encoder import describe_backscatter
 
-            f = features(torch.from_numpy(db)[None, None], torch.tensor([1]))
+            f = describe_backscatter(torch.from_numpy(db)[None, None], torch.tensor([1]))
             trunk = self.net.trunk(f.contiguous(memory_format=torch.channels_last))
             out["direct network's trunk"] = torch.nn.functional.avg_pool2d(trunk, 2)[0].numpy()
         return out

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from conditioned import LATENT, Conditioned, load_direct, sample
-from direct_network import features
 from measure import figures, tile_record
 from picture_data import Pictures
 from safetensors.torch import load_file
 
 from sar2eo.model.checkpoint import load_checkpoint
+from sar2eo.model.encoder import describe_backscatter
 from sar2eo.model.network import decode_latents
 
 
@@ -41,7 +41,7 @@ def main():
         start, steps, *more = (float(w) for w in words.split(","))
         records = {}
         for place, _, db, eo, flag in tiles:
-            x = features(torch.from_numpy(db)[None, None], torch.tensor([flag]))
+            x = describe_backscatter(torch.from_numpy(db)[None, None], torch.tensor([flag]))
             made = []
             with torch.autocast("cpu", torch.bfloat16):
                 trunk = net.trunk(x.contiguous(memory_format=torch.channels_last))

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from conditioned import LATENT, Conditioned, alphas_bar, c_diff_loss, load_direct, sample
-from direct_network import features
 from losses import gaussian, grey, octaves
 from muon import Both
 from picture_data import Crops, Pictures
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sar2eo.model.checkpoint import load_checkpoint
+from sar2eo.model.encoder import describe_backscatter
 from sar2eo.model.network import decode_latents, encode_images
 
 
@@ -69,7 +69,9 @@ class Ring:
 def encode(net, vae, crops, n):
     """Return (trunk, direct latents, EO latents, EO latents without texture) of new crops."""
     db, eo, flag, source = crops.batch(n)
-    x = features(torch.from_numpy(db)[:, None], torch.from_numpy(flag)).to(memory_format=torch.channels_last)
+    x = describe_backscatter(torch.from_numpy(db)[:, None], torch.from_numpy(flag)).to(
+        memory_format=torch.channels_last
+    )
     with torch.autocast("cpu", torch.bfloat16):
         trunk = net.trunk(x)
         image = F.pixel_shuffle(net.head(F.silu(net.norm(trunk))), 4).float()
@@ -91,7 +93,9 @@ def validate(model, net, vae, tiles):
     for group, members in tiles.items():
         acc = np.zeros((6, 5))
         for db, eo, flag in members:
-            x = features(db[None, None], torch.tensor([flag])).to(memory_format=torch.channels_last)
+            x = describe_backscatter(db[None, None], torch.tensor([flag])).to(
+                memory_format=torch.channels_last
+            )
             with torch.autocast("cpu", torch.bfloat16):
                 trunk = net.trunk(x)
             made = []

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from adversary import Adversary
-from direct_network import SOURCES, Direct, box, features
+from direct_network import SOURCES, Direct
 from losses import grey, octaves, picture_loss
 from muon import Both
 from picture_data import Crops, Pictures
 from safetensors.torch import save_file
+
+from sar2eo.model.encoder import average_squares, describe_backscatter
 
 SEEN = 128
 """Side of what the adversary sees of a crop."""
@@ -43,7 +45,7 @@ def validate(net, tiles):
             flag = torch.tensor([m[2] for m in part])
             source = torch.tensor([m[3] for m in part])
             with torch.autocast("cpu", torch.bfloat16):
-                p = net(features(db, flag).to(memory_format=torch.channels_last))
+                p = net(describe_backscatter(db, flag).to(memory_format=torch.channels_last))
             p = net.restretch(p.float(), source).clamp(0, 1)
             t = truth[i : i + 8]
             for k, (a, b) in enumerate(zip(octaves(grey(p))[0], octaves(grey(t))[0], strict=True)):
@@ -115,7 +117,7 @@ def main():
             rate *= max(0.0, 1 - (now - begun) / 60 / o.cool)
         optimiser.rate(rate)
         db, eo, flag, source = crops.batch(o.batch)
-        x = features(torch.from_numpy(db)[:, None], torch.from_numpy(flag)).to(
+        x = describe_backscatter(torch.from_numpy(db)[:, None], torch.from_numpy(flag)).to(
             memory_format=torch.channels_last
         )
         truth = torch.from_numpy(eo).float() / 255
@@ -141,7 +143,7 @@ def main():
             part = drawn.detach()[cut].clone().requires_grad_(True)
             level = torch.from_numpy(db)[:, None][cut] / 8
             flags = torch.from_numpy(flag).float().view(-1, 1, 1, 1).expand_as(level)
-            radar = torch.cat([level, box(level, 9), flags], 1)
+            radar = torch.cat([level, average_squares(level, 9), flags], 1)
             adversarial, distance, judged = adversary.judge(part, same[cut], radar)
             (told,) = torch.autograd.grad(adversarial + 2.0 * distance, part)
             size = grad[cut].norm() / (told.norm() + 1e-12) * o.adversary * min(1, (step - begin) / 200)

@@ -55,15 +55,15 @@ class SarEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for level, width in enumerate(widths):
             if level:
                 self.down.append(nn.Conv2d(widths[level - 1], width, 2, stride=2))
-            self.enc.append(nn.Sequential(_Block(width, width), _Block(width, width)))
+            self.enc.append(nn.Sequential(Block(width, width), Block(width, width)))
         self.up, self.dec = nn.ModuleList(), nn.ModuleList()
         for coarse, fine in zip(widths[:0:-1], widths[-2::-1], strict=True):
             self.up.append(nn.Conv2d(coarse, fine, 1))
-            self.dec.append(_Block(2 * fine, fine))
-        self.last = _Block(widths[0], widths[0])
+            self.dec.append(Block(2 * fine, fine))
+        self.last = Block(widths[0], widths[0])
         self.shrink = nn.Conv2d(widths[0], inner, 4, stride=2, padding=1)
-        self.blocks = nn.Sequential(_Block(inner, inner), _Block(inner, inner))
-        self.norm = _ChannelNorm(inner)
+        self.blocks = nn.Sequential(Block(inner, inner), Block(inner, inner))
+        self.norm = ChannelNorm(inner)
         self.out = nn.Conv2d(inner, sar_channels + latent_channels, 3, padding=1)
 
     @property
@@ -100,7 +100,8 @@ class SarEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _encode(self, decibels: Tensor, crossed: int) -> Tensor:
         """Encode dB above the polarisation's reference, shape (B, 1, H, W); crossed is 1 for VH and HV."""
-        x = self.stem(_features(decibels, crossed).contiguous(memory_format=torch.channels_last))
+        kind = torch.full_like(decibels[:, 0, 0, 0], crossed)
+        x = self.stem(describe_backscatter(decibels, kind).contiguous(memory_format=torch.channels_last))
         kept = []
         for level, enc in enumerate(self.enc):
             x = enc(self.down[level - 1](x) if level else x)
@@ -111,23 +112,37 @@ class SarEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return cast(Tensor, y.float())
 
 
-def _features(decibels: Tensor, crossed: int) -> Tensor:
-    """Return dB, amplitude, the log of mean intensities, the kind of polarisation: (B, 66, H / 4, W / 4)."""
+def describe_backscatter(decibels: Tensor, crossed: Tensor) -> Tensor:
+    """Return dB, amplitude, logarithm of mean intensities and kind of polarisation, of 4 x 4 pixels at once.
+
+    Parameters
+    ----------
+    decibels : Tensor of float32, shape (B, 1, H, W)
+        dB above the polarisation's reference.
+    crossed : Tensor, shape (B,)
+        1 for VH and HV, 0 for VV and HH.
+
+    Returns
+    -------
+    Tensor of float32, shape (B, 66, H / 4, W / 4)
+    """
     power = torch.exp(decibels * _PER_DECIBEL)
     parts = [decibels / _SPREAD_DB, power.sqrt().clamp(max=_BRIGHTEST) - 1]
-    parts += [torch.log(_mean(power, side) + 1e-4) / (_PER_DECIBEL * _SPREAD_DB) for side in _LOOKS_PX]
+    parts += [
+        torch.log(average_squares(power, side) + 1e-4) / (_PER_DECIBEL * _SPREAD_DB) for side in _LOOKS_PX
+    ]
     x = functional.pixel_unshuffle(torch.cat(parts, dim=1), _STRIDE)
-    flag = torch.full_like(x[:, :1], crossed)
+    flag = crossed.to(x.dtype).view(-1, 1, 1, 1).expand_as(x[:, :1])
     return torch.cat([x, flag, 1 - flag], dim=1)
 
 
-def _mean(x: Tensor, side: int) -> Tensor:
-    """Return means over squares; beyond the border its values are repeated."""
+def average_squares(x: Tensor, side: int) -> Tensor:
+    """Average the square of `side` pixels around every pixel; beyond the border its values are repeated."""
     x = functional.pad(x, (side // 2,) * 4, mode="replicate")
     return functional.avg_pool2d(functional.avg_pool2d(x, (side, 1), 1), (1, side), 1)
 
 
-class _ChannelNorm(nn.Module):
+class ChannelNorm(nn.Module):
     """Normalises every pixel over its channels."""
 
     def __init__(self, width: int) -> None:
@@ -135,17 +150,19 @@ class _ChannelNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise features of shape (B, width, H, W)."""
         y = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
         return y.permute(0, 3, 1, 2)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Two convolutions beside an identity, which they start as."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = _ChannelNorm(channels_in), _ChannelNorm(channels_out)
+        self.norm1 = ChannelNorm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = ChannelNorm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(cast(Tensor, self.conv2.bias))
@@ -153,6 +170,7 @@ class _Block(nn.Module):
         self.skip: nn.Module = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map features of shape (B, channels_in, H, W) to (B, channels_out, H, W)."""
         y = self.conv1(functional.silu(self.norm1(x)))
         y = self.conv2(functional.silu(self.norm2(y)))
         return cast(Tensor, self.skip(x) + y)
