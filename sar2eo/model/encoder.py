@@ -1,8 +1,9 @@
 """The SAR encoder: backscatter in, SAR latents and a guess of the EO latents out, in one pass.
 
-A VAE that was made for pictures loses a third of what radar tells. This network is trained on radar alone, to
-predict the optical image directly, and its features become the latents that are concatenated to the noisy EO
-latents (C-DiffSET, section 3.2). Its guess of the EO latents stands beside them: there sampling starts.
+A VAE made for optical images loses much of what a radar image holds (experiments/picture). This network
+learns to predict the optical image from backscatter directly. Its features become the latents that are
+concatenated to the noisy EO latents (C-DiffSET, section 3.2). Beside them stands its guess of the EO latents,
+where sampling starts.
 """
 
 from __future__ import annotations

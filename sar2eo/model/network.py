@@ -37,7 +37,7 @@ _VARIANCE_SHIFT = math.log(math.expm1(1 - VARIANCE_MIN))  # inverse softplus: a 
 
 
 class SarCondition(NamedTuple):
-    """What the U-Net is told of the radar.
+    """What the U-Net receives of the radar image.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ def identify_file(path: str) -> dict[str, Any]:
 
 
 def is_part(path: Path, identity: Any) -> bool:
-    """Whether a local file is one of those that an identity, as JSON values, tells of."""
+    """Whether a local file is one of those that an identity, as JSON values, describes."""
     return path.is_file() and identify_file(str(path))["sha256"] in json.dumps(identity, default=str)
 
 

@@ -379,7 +379,7 @@ def read_optical_facts(file_name: str, tags: Mapping[str, str]) -> Facts:
     return _read_acquisition([*tags.values(), file_name], said, optical=True).over(said)
 
 
-def settle_time(facts: Facts, label: str) -> Facts:
+def fall_back_on_written(facts: Facts, label: str) -> Facts:
     """Take the time at which a file was written where nothing says when it was acquired, with a warning."""
     if facts.datetime is None and facts.written is not None:
         warnings.warn(

@@ -26,7 +26,7 @@ from sar2eo.scenes.band_names import (
     find_band_file,
 )
 from sar2eo.scenes.gdal import check_readable, gdal_path, open_dataset, parse_source
-from sar2eo.scenes.metadata import Facts, read_optical_facts, settle_time, zero_is_nodata
+from sar2eo.scenes.metadata import Facts, fall_back_on_written, read_optical_facts, zero_is_nodata
 from sar2eo.scenes.raster import Band, Raster, RasterReader, open_raster
 from sar2eo.scenes.reader import BoolArray, FloatArray, WrappingReader
 from sar2eo.scenes.sentinel2 import (
@@ -211,7 +211,9 @@ def open_eo_scene(
         bands = tuple(replace(band, scale=1.0, offset=0.0) for band in parts.bands)
     raster = parts.first
     reader = RasterReader(bands, COLOURS, raster.grid, raster.block_shape, raster.files)
-    facts = settle_time(Facts(datetime=given.datetime, platform=given.platform).over(parts.facts), path)
+    facts = fall_back_on_written(
+        Facts(datetime=given.datetime, platform=given.platform).over(parts.facts), path
+    )
     scene = EoScene(
         href=path,
         reader=PictureReader(reader, kind),

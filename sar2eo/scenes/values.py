@@ -20,7 +20,7 @@ from scipy import ndimage
 from sar2eo.errors import RadiometryError, RadiometryWarning, SceneError, refuse_misfit
 from sar2eo.geo.radiometry import QUANTITIES, sample_windows
 from sar2eo.geo.windows import Window
-from sar2eo.scenes.metadata import Facts, settle_time
+from sar2eo.scenes.metadata import Facts, fall_back_on_written
 from sar2eo.scenes.raster import OpenedSource, Raster, RasterReader, decode
 from sar2eo.scenes.reader import BoolArray, FloatArray
 
@@ -84,7 +84,7 @@ def look_at_values(opened: OpenedSource, given: Facts, *, keep: bool, force: boo
         If bands named by the caller alone are no radar.
     """
     reader, label, kind, said = opened.reader, opened.label, opened.kind, opened.facts.quantity
-    facts = settle_time(given.over(opened.facts), label)
+    facts = fall_back_on_written(given.over(opened.facts), label)
     if kind == "complex" and given.quantity not in (None, "amplitude"):
         raise RadiometryError(f"{label}: complex samples are read as amplitude, not {given.quantity}")
     if opened.plain:
